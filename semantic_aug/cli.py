@@ -1,0 +1,258 @@
+"""What the commands share: their flags, each declared once, and how they speak and end."""
+
+import argparse
+import contextlib
+import functools
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.experiment import Trial, experiment_dir
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags with underscores, accepted with hyphens too; one-line errors; no abbreviations."""
+
+    def __init__(self, doc: str, **kwargs):
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(description=doc, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else [str(arg) for arg in args]
+        return super().parse_args([_underscored(arg) for arg in args], namespace)
+
+    def error(self, message):
+        print(f"{self.prog}: error: {message} (--help lists the flags)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's lines, and names defaults."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        if action.default not in (None, False, argparse.SUPPRESS) and "default" not in text:
+            default = action.default
+            if isinstance(default, list):
+                default = " ".join(map(str, default))
+            text += f" (default {str(default).replace('%', '%%')})"
+        return text
+
+
+def _underscored(arg: str) -> str:
+    match = re.match(r"--[a-zA-Z][\w-]*", arg)
+    return "--" + match[0][2:].replace("-", "_") + arg[match.end() :] if match else arg
+
+
+def command(main):
+    """Turn UserError into one line on stderr and exit status 2; make notices appear on stderr."""
+
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        with _notices(), contextlib.suppress(BrokenPipeError):
+            try:
+                return main(argv)
+            except UserError as error:
+                line = " ".join(str(error).split())
+            except KeyboardInterrupt:
+                print("interrupted; the same command goes on from here", file=sys.stderr)
+                raise SystemExit(130) from None
+            except OSError as error:
+                if error.errno != 28:  # no space left on device
+                    raise
+                line = f"disk full ({error.filename or 'output'}); make room and run again"
+            name = Path(sys.modules[main.__module__].__file__).name
+            print(f"{name}: error: {line}", file=sys.stderr)
+            raise SystemExit(2)
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def _notices():
+    """Messages of this package go to stderr, each once; libraries speak up only for errors."""
+    _quiet_libraries()
+    logger = logging.getLogger("semantic_aug")
+    handler, said = logging.StreamHandler(sys.stderr), set()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def is_new(record):
+        message = record.getMessage()
+        return not (message in said or said.add(message))
+
+    handler.addFilter(is_new)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _quiet_libraries():
+    # Read when the libraries are imported, which happens later and only where they are needed.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+# --- flags -----------------------------------------------------------------------------------
+
+
+def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
+    """--experiment_name, --output_dir, the trials, --overwrite."""
+    group = parser.add_argument_group("experiment and trials")
+    group.add_argument(
+        "--experiment_name", required=True, help="folder under output/ that all four stages share"
+    )
+    group.add_argument("--output_dir", default="output", help="where experiments lie")
+    group.add_argument("--seed", type=int, default=0, help="first seed")
+    group.add_argument(
+        "--num_trials", type=positive_int, default=1, help="seeds: seed ... seed + num_trials - 1"
+    )
+    group.add_argument(
+        "--examples_per_class",
+        type=positive_int,
+        nargs="+",
+        default=[1],
+        help="labelled photos per class, one or several numbers",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="make results again that were made with other settings",
+    )
+
+
+def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
+    """--dataset, --data_dir, --dataset_args, --crop_to_object."""
+    group = parser.add_argument_group("dataset")
+    group.add_argument(
+        "--dataset", required=True, help="coco, mvip, folder, or package.module:ClassName"
+    )
+    group.add_argument(
+        "--data_dir",
+        help="root of the data (default: the dataset's environment variable, then its own default)",
+    )
+    group.add_argument(
+        "--dataset_args",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="the dataset's own options, such as super_class=CarComponent",
+    )
+    group.add_argument(
+        "--crop_to_object",
+        action="store_true",
+        help="cut every photo to a square around its mask, grown by 16 pixels",
+    )
+
+
+def add_classes_flag(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """--classes, a selection that never renumbers labels."""
+    parser.add_argument(
+        "--classes", *aliases, nargs="+", metavar="NAME", help="only these classes (default all)"
+    )
+
+
+def add_model_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """The model, under the names its command has been published with, and how to load it."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        *names,
+        dest="model",
+        default="CompVis/stable-diffusion-v1-4",
+        help="hub id or folder of a Stable Diffusion",
+    )
+    group.add_argument(
+        "--revision", help="git revision of the hub model; fp16 means half-precision weights"
+    )
+    group.add_argument("--variant", help="weight files to load, such as fp16")
+    group.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    group.add_argument("--resolution", type=positive_int, help="pixels; default the model's own")
+
+
+def add_shard_flags(parser: argparse.ArgumentParser) -> None:
+    """--shard_index and --num_shards."""
+    group = parser.add_argument_group("sharing the work among processes")
+    group.add_argument("--shard_index", type=int, help="this process's share, counted from 0")
+    group.add_argument(
+        "--num_shards",
+        type=positive_int,
+        help="how many shares (default: from a SLURM array, accelerate launch, or 1)",
+    )
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: 1, 2, 3 ..."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """An argparse type: 0, 1, 2 ..."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text}")
+    return value
+
+
+# --- what the flags mean ---------------------------------------------------------------------
+
+
+def experiment_of(args: argparse.Namespace) -> Path:
+    """The experiment's folder, which need not exist."""
+    return experiment_dir(args.output_dir, args.experiment_name)
+
+
+def trials_of(args: argparse.Namespace) -> list[Trial]:
+    """Every seed with every number of examples per class."""
+    return [
+        Trial(seed, examples)
+        for seed in range(args.seed, args.seed + args.num_trials)
+        for examples in dict.fromkeys(args.examples_per_class)
+    ]
+
+
+def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
+    """This process's (index, count): from the flags, else from SLURM and accelerate together.
+
+    A SLURM array may have any offset and step; processes of one `accelerate launch` divide the
+    share of their array task among themselves.
+    """
+    if (args.shard_index is None) != (args.num_shards is None):
+        raise UserError("--shard_index and --num_shards go together")
+    if args.num_shards is not None:
+        if not 0 <= args.shard_index < args.num_shards:
+            raise UserError(
+                f"--shard_index: got {args.shard_index}, expected 0 to {args.num_shards - 1}"
+            )
+        return args.shard_index, args.num_shards
+    index, count = 0, 1
+    if "SLURM_ARRAY_TASK_ID" in environ:
+        first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
+        step = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
+        last = int(environ.get("SLURM_ARRAY_TASK_MAX", environ["SLURM_ARRAY_TASK_ID"]))
+        count = int(environ.get("SLURM_ARRAY_TASK_COUNT", (last - first) // step + 1))
+        index = (int(environ["SLURM_ARRAY_TASK_ID"]) - first) // step
+    processes = int(environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        index, count = index * processes + int(environ.get("RANK", 0)), count * processes
+    return index, count

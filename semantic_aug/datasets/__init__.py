@@ -1,0 +1,106 @@
+"""The datasets, by name. Importing this touches no disk and no dataset's code."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.few_shot_dataset import FewShotDataset
+
+DATASETS = {
+    "coco": "semantic_aug.datasets.coco:COCODataset",
+    "mvip": "semantic_aug.datasets.mvip:MVIPDataset",
+    "folder": "semantic_aug.datasets.folder:FolderDataset",
+}
+
+# What every command decides by flags of its own; the rest of a constructor are its options.
+_COMMON = set(inspect.signature(FewShotDataset.__init__).parameters) | {"use_randaugment"}
+
+
+def dataset_class(name: str) -> type[FewShotDataset]:
+    """The class behind a registered name or `package.module:ClassName`.
+
+    Raises:
+        UserError: there is no such name, module or class, or it is no FewShotDataset.
+    """
+    path = DATASETS.get(name, name)
+    module_name, colon, class_name = path.partition(":")
+    if not colon or not module_name or not class_name:
+        known = ", ".join(DATASETS)
+        raise UserError(f"--dataset: got {name!r}, expected {known}, or package.module:ClassName")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a user's module lies where the command is typed
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"--dataset: cannot import {module_name!r}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, FewShotDataset)):
+        raise UserError(f"--dataset: {path} is not a FewShotDataset")
+    return found
+
+
+def build_dataset(
+    name: str, split: str, *, dataset_args: Sequence[str] = (), **common
+) -> FewShotDataset:
+    """One split of a dataset.
+
+    Args:
+        name: as `dataset_class` takes it.
+        split: `train`, `val` or `test`.
+        dataset_args: the dataset's own options as `key=value`.
+        common: keyword arguments of FewShotDataset. A subclass in the predecessors' style gets
+            those that its constructor takes.
+
+    Raises:
+        UserError: bad options, a bad data root, or no data.
+    """
+    cls = dataset_class(name)
+    parameters = inspect.signature(cls.__init__).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    options = parse_dataset_args(cls, dataset_args)
+    common = {key: value for key, value in common.items() if takes_all or key in parameters}
+    dataset = cls(split=split, **common, **options)
+    if not dataset.class_names:
+        raise UserError(f"--dataset: {name} has no class_names")
+    return dataset
+
+
+def parse_dataset_args(cls: type[FewShotDataset], pairs: Sequence[str]) -> dict:
+    """`key=value` texts as keyword arguments, in the types that the constructor declares."""
+    known = {
+        key: parameter
+        for key, parameter in inspect.signature(cls.__init__).parameters.items()
+        if key not in _COMMON and parameter.kind is not parameter.VAR_KEYWORD
+        if parameter.kind is not parameter.VAR_POSITIONAL
+    }
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--dataset_args: got {pair!r}, expected key=value")
+        if key not in known:
+            listed = ", ".join(known) or "none"
+            raise UserError(f"--dataset_args: unknown key {key!r}; {cls.__name__} has: {listed}")
+        options[key] = _typed(key, value, known[key])
+    return options
+
+
+def _typed(key: str, text: str, parameter: inspect.Parameter):
+    """`text` in the type of the parameter's default, or of its annotation if that says more."""
+    default = parameter.default
+    kind = parameter.annotation if isinstance(parameter.annotation, type) else type(default)
+    if kind is bool:
+        values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in values:
+            raise UserError(f"--dataset_args: {key}={text!r}, expected true or false")
+        return values[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"--dataset_args: {key}={text!r}, expected {what}") from None
+    return text

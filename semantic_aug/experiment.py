@@ -1,0 +1,283 @@
+"""Names of every file and folder under output/, config.json, and writes that are whole or absent.
+
+output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors
+output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
+output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
+output/EXP/results/METHOD/results_{S}_{N}.csv, summary.csv
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from semantic_aug import UserError
+
+FINE_TUNED = "fine-tuned"
+MERGED = "fine-tuned-merged"
+RESULTS = "results"
+RESERVED_NAMES = (FINE_TUNED, MERGED, RESULTS, "report", "cache")
+EMBEDDINGS_FILE = "learned_embeds.safetensors"
+CONFIG_FILE = "config.json"
+METADATA_FILE = "metadata.jsonl"
+
+_VERSIONED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
+
+
+@dataclass(frozen=True, order=True)
+class Trial:
+    """A fixed few-shot subset: one seed and a number of examples per class."""
+
+    seed: int
+    examples_per_class: int
+
+    @property
+    def name(self) -> str:
+        return f"seed={self.seed}_ex={self.examples_per_class}"
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+def experiment_dir(output_dir: str | Path, name: str) -> Path:
+    """`output_dir/name`.
+
+    Raises:
+        UserError: the name is empty or leads out of `output_dir`.
+    """
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or name.strip() in ("", "."):
+        raise UserError(
+            f"--experiment_name: got {name!r}, expected a folder name inside {output_dir}/, "
+            "such as my-experiment"
+        )
+    return Path(output_dir) / name
+
+
+def aug_dir(experiment: Path, aug_name: str, trial: Trial) -> Path:
+    """Folder of the synthetic images of one trial."""
+    return experiment / check_component("--aug_name", aug_name, RESERVED_NAMES) / trial.name
+
+
+def fine_tuned_dir(experiment: Path, trial: Trial) -> Path:
+    """Folder that holds one folder per class with the learned words of a trial."""
+    return experiment / FINE_TUNED / trial.name
+
+
+def merged_file(experiment: Path, trial: Trial) -> Path:
+    """The file with all learned words of a trial."""
+    return experiment / MERGED / f"{trial.name}.safetensors"
+
+
+def check_component(flag: str, name: str, reserved: tuple[str, ...] = ()) -> str:
+    """`name`, if it is one folder name that this project does not use for something else."""
+    if name in reserved:
+        raise UserError(f"{flag}: {name!r} is the name of another stage's folder; choose another")
+    if not name.strip() or name in (".", "..") or re.search(r'[/\\\x00-\x1f:*?"<>|]', name):
+        raise UserError(f"{flag}: got {name!r}, expected one folder name, such as aug-0.5")
+    return name
+
+
+def folder_names(class_names: Iterable[str]) -> dict[str, str]:
+    """A folder name for every class: one path component, legal on every file system, unique.
+
+    Names that would meet (also where letter case is ignored) get a suffix, in the order given.
+    """
+    return unique_names(class_names, _folder_name, "-", key=str.casefold)
+
+
+def _folder_name(class_name: str) -> str:
+    name = unicodedata.normalize("NFC", class_name)
+    name = re.sub(r'[/\\:*?"<>|\s\x00-\x1f\x7f]', "_", name).strip(".") or "_"
+    if len(name.encode("utf-8", "replace")) > 120:  # file systems end at 255 bytes
+        digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
+        name = name.encode("utf-8", "replace")[:100].decode("utf-8", "ignore") + "-" + digest
+    return name
+
+
+def unique_names(names: Iterable[str], make, separator: str, key=lambda text: text) -> dict:
+    """`{name: make(name)}`, with `separator` and a number behind what would stand twice."""
+    taken, unique = set(), {}
+    for name in names:
+        if name in unique:
+            continue
+        candidate, number = make(name), 1
+        while key(candidate) in taken:
+            number += 1
+            candidate = f"{make(name)}{separator}{number}"
+        taken.add(key(candidate))
+        unique[name] = candidate
+    return unique
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to `path` when the block ends without an error.
+
+    So a file is whole or absent, whenever the process is killed. The temporary name carries host
+    and process, because files that any process can write again may be written by two at once.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text through `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left directly in `folder`.
+
+    A file of this host goes when its process is gone. Whether a process of another host lives
+    cannot be known from here; its file goes after a day.
+    """
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.endswith(".tmp")]
+    for name in names:
+        match = re.fullmatch(r"\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp", name)
+        if match is None:
+            continue
+        path = folder / name
+        with contextlib.suppress(OSError):
+            if match["host"] == _host():
+                dead = int(match["pid"]) == os.getpid() or not _alive(int(match["pid"]))
+            else:
+                dead = path.stat().st_mtime < _now(folder) - 86400
+            if dead:
+                path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _now(folder: Path) -> float:
+    """The clock of the file system, which may differ from this node's."""
+    os.utime(folder)
+    return folder.stat().st_mtime
+
+
+# --- config.json -----------------------------------------------------------------------------
+
+
+def config_id(settings: Mapping) -> str:
+    """Twelve hex digits that name a set of result-changing settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_config(folder: Path) -> dict | None:
+    """The `config.json` of a folder; None where there is none or it is unreadable."""
+    try:
+        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def check_config(folder: Path, settings: Mapping, has_results: bool, overwrite: bool) -> None:
+    """Refuse to mix results: `folder` holds some that were made with other settings.
+
+    Args:
+        settings: whatever changes a result, JSON types only. Batch size, shards, selected
+            classes, counts, device and paths do not belong here.
+        has_results: whether the folder holds results already.
+        overwrite: go on all the same; the caller then makes the old results anew.
+
+    Raises:
+        UserError: with the differing keys and both values.
+    """
+    old = read_config(folder)
+    if old is None or overwrite or not has_results:
+        return
+    before, now = old.get("settings", {}), json.loads(json.dumps(settings))
+    differing = [
+        f"{key} (there {json.dumps(before.get(key))}, now {json.dumps(now.get(key))})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds results made with other settings: {', '.join(differing)}; "
+            "choose another name (--experiment_name, --aug_name, --method) or pass --overwrite "
+            "to make them again"
+        )
+
+
+def write_config(folder: Path, settings: Mapping, arguments: Mapping) -> str:
+    """Write `config.json`, unless it holds these settings already. Returns the `config_id`."""
+    identity = config_id(settings)
+    old = read_config(folder)
+    if old is None or old.get("id") != identity:
+        config = {
+            "id": identity,
+            "settings": settings,
+            "arguments": arguments,
+            "versions": versions(),
+            "git_revision": git_revision(),
+        }
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, default=str) + "\n")
+    return identity
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what comes out."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def git_revision() -> str | None:
+    """The commit this code stands at, with `-dirty` behind it where files were changed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

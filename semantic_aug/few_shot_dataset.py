@@ -1,0 +1,466 @@
+"""FewShotDataset: records in, a few-shot trial with images, labels and masks out.
+
+A dataset is a subclass with one method, `list_records(split)`. Everything else is here.
+"""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+
+from semantic_aug import UserError, stable_hash
+from semantic_aug.generative_augmentation import GenerativeAugmentation
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+CROP_MARGIN = 16  # pixels around the object, for crop_to_object
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled photo.
+
+    Attributes:
+        path: the image file.
+        class_name: one of the dataset's `class_names`.
+        source: stable identity of the photo, its path relative to the data root.
+        mask: an image file, or a function that returns an H x W array; nonzero means object.
+            It is read only when somebody asks for the mask.
+        description: text for prompts, where the dataset has one.
+    """
+
+    path: Path
+    class_name: str
+    source: str
+    mask: Path | Callable[[], np.ndarray] | None = None
+    description: str = ""
+
+
+class FewShotDataset(Dataset):
+    """Labelled photos of one split, for `train` reduced to a few per class.
+
+    A subclass implements `list_records(split)` and sets `class_names`, or lets them be the sorted
+    names of all records. Options of its own are keyword arguments of its constructor, set as
+    attributes before `super().__init__(**kwargs)`:
+
+        class Signs(FewShotDataset):
+            env, default_dir = "SIGNS_DIR", "data/signs"
+
+            def list_records(self, split):
+                for path in self.images_in(self.data_dir / split):
+                    yield self.record(path, class_name=path.stem.split("_")[0])
+
+    A subclass may instead override `__len__`, `get_image_by_idx`, `get_label_by_idx` and
+    `get_metadata_by_idx`, and do everything itself.
+
+    Args:
+        split: `train`, `val` or `test`.
+        seed: which few-shot subset; with one seed, smaller subsets lie within larger ones.
+        examples_per_class: photos per class of the `train` split; None for all. The other
+            splits are always whole.
+        data_dir: root of the data; default the environment variable `env`, then `default_dir`.
+        image_size: side in pixels (or height and width) of the tensors that `ds[i]` returns.
+        crop_to_object: cut a square around the mask before anything else.
+        generative_aug: what `generate_augmentations` uses.
+        synthetic_probability: how often `ds[i]` is a synthetic variant of photo i, in [0, 1].
+        synthetic_dir: folder of synthetic images that `generate_augmentations` wrote, or where
+            it shall write them.
+
+    Raises:
+        UserError: the data root is missing or empty, or no photo of a class can be read.
+    """
+
+    class_names: list[str] | None = None
+    num_classes: int | None = None
+    env: str | None = None
+    default_dir: str | None = None
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        seed: int = 0,
+        examples_per_class: int | None = None,
+        data_dir: str | Path | None = None,
+        image_size: int | tuple[int, int] = 256,
+        crop_to_object: bool = False,
+        generative_aug: GenerativeAugmentation | None = None,
+        synthetic_probability: float = 0.5,
+        synthetic_dir: str | Path | None = None,
+    ):
+        self.split, self.seed, self.examples_per_class = split, seed, examples_per_class
+        self.image_size = image_size
+        self.crop_to_object = crop_to_object
+        self.generative_aug = generative_aug
+        self.synthetic_probability = synthetic_probability
+        self.synthetic_dir = None if synthetic_dir is None else Path(synthetic_dir)
+        self.synthetic_examples: dict[int, list[tuple[Path | Image.Image, int]]] | None = None
+        self.unreadable: list[str] = []
+        if type(self).list_records is FewShotDataset.list_records:
+            return  # the subclass brings its own __len__ and get_*_by_idx
+        if split not in SPLITS:
+            raise UserError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
+        self.data_dir = self._find_data_dir(data_dir)
+        if self.class_names is None:
+            names = {r.class_name for each in SPLITS for r in self.list_records(each)}
+            self.class_names = sorted(names)
+        self.num_classes = len(self.class_names)
+        self.records = self._select(list(self.list_records(split)))
+
+    # --- what a subclass implements, and helpers for it --------------------------------------
+
+    def list_records(self, split: str) -> Iterable[Record]:
+        """All labelled photos of a split, in any order."""
+        raise NotImplementedError(f"{type(self).__name__} has no list_records")
+
+    def record(self, path: Path, class_name: str, mask=None, description: str = "") -> Record:
+        """A `Record` whose source is the path relative to the data root."""
+        source = path.relative_to(self.data_dir).as_posix()
+        return Record(path, class_name, source, mask, description)
+
+    @staticmethod
+    def images_in(folder: Path) -> list[Path]:
+        """The image files directly in `folder`, sorted by name, hidden ones left out."""
+        if not folder.is_dir():
+            return []
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        )
+
+    # --- records -> trial --------------------------------------------------------------------
+
+    def _find_data_dir(self, data_dir: str | Path | None) -> Path:
+        from_env = os.environ.get(self.env) if self.env else None
+        found = data_dir or from_env or self.default_dir
+        how = f"pass --data_dir{f' or set {self.env}' if self.env else ''}"
+        if not found:
+            raise UserError(f"no data root for {type(self).__name__}: {how}")
+        if not Path(found).is_dir():
+            raise UserError(f"data root {found} is not a folder: {how}")
+        return Path(found)
+
+    def _select(self, records: list[Record]) -> list[Record]:
+        """Sort by class and, in `train`, keep the first few of a seeded order per class.
+
+        The order within a class comes from a hash of (seed, class, source), so that it depends
+        neither on the file system nor on the other photos, and subsets are nested.
+        """
+        label_of = {name: label for label, name in enumerate(self.class_names)}
+        by_class = defaultdict(list)
+        for record in records:
+            if record.class_name not in label_of:
+                raise UserError(
+                    f"{record.source}: class {record.class_name!r} is not one of the "
+                    f"{self.num_classes} classes of {type(self).__name__}"
+                )
+            by_class[record.class_name].append(record)
+        if not by_class:
+            raise UserError(
+                f"no photo of split {self.split!r} in {self.data_dir}: "
+                f"is this the root that {type(self).__name__} expects?"
+            )
+        few_shot = self.split == "train" and self.examples_per_class is not None
+        selected = []
+        for class_name in self.class_names:
+            group = sorted(by_class[class_name], key=lambda record: record.source)
+            if few_shot and group:
+                group.sort(key=lambda r: stable_hash("subset", self.seed, class_name, r.source))
+                group = self._first_readable(class_name, group)
+            selected += group
+        return selected
+
+    def _first_readable(self, class_name: str, group: list[Record]) -> list[Record]:
+        readable = []
+        for record in group:
+            if len(readable) == self.examples_per_class:
+                break
+            try:
+                check_image(record.path)
+            except UserError as error:
+                self.unreadable.append(record.source)
+                log.warning("%s; skipped", error)
+            else:
+                readable.append(record)
+        if not readable:
+            raise UserError(f"none of the {len(group)} photos of class {class_name!r} is readable")
+        if len(readable) < self.examples_per_class:
+            log.warning(
+                "class %r has %d readable photos of the %d asked for: all are used",
+                class_name,
+                len(readable),
+                self.examples_per_class,
+            )
+        return readable
+
+    # --- photos ------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def get_image_by_idx(self, idx: int) -> Image.Image:
+        """Photo `idx`, upright, RGB, cut to the object where that was asked for."""
+        image = read_image(self.records[idx].path)
+        if self.crop_to_object:
+            image = image.crop(object_box(self._whole_mask(idx, image.size)))
+        return image
+
+    def get_label_by_idx(self, idx: int) -> int:
+        """Index into `class_names`."""
+        return self.class_names.index(self.records[idx].class_name)
+
+    def get_metadata_by_idx(self, idx: int) -> dict:
+        """`name` (the class) and `source` of photo `idx`, and its `description` if it has one."""
+        record = self.records[idx]
+        metadata = {"name": record.class_name, "source": record.source}
+        if record.description:
+            metadata["description"] = record.description
+        return metadata
+
+    def get_mask_by_idx(self, idx: int) -> np.ndarray:
+        """Mask of photo `idx`: [H, W] uint8, 255 on the object and 0 elsewhere.
+
+        Raises:
+            UserError: the photo has no mask, or it does not fit the photo.
+        """
+        if not hasattr(self, "records"):
+            mask = self.get_metadata_by_idx(idx).get("mask")
+            if mask is None:
+                raise UserError(f"photo {idx} of {type(self).__name__} has no mask")
+            return binary_mask(np.asarray(mask))
+        size = read_size(self.records[idx].path)
+        mask = self._whole_mask(idx, size)
+        if self.crop_to_object:
+            left, top, right, bottom = object_box(mask)
+            mask = mask[top:bottom, left:right]
+        return mask
+
+    def _whole_mask(self, idx: int, size: tuple[int, int]) -> np.ndarray:
+        record = self.records[idx]
+        if record.mask is None:
+            raise UserError(f"photo {record.source} has no mask")
+        if callable(record.mask):
+            mask = binary_mask(record.mask())
+        else:
+            mask = read_mask(record.mask)
+        if mask.shape != (size[1], size[0]):
+            raise UserError(
+                f"mask of {record.source} is {mask.shape[1]}x{mask.shape[0]} pixels, "
+                f"the photo is {size[0]}x{size[1]}"
+            )
+        return mask
+
+    def indices(self, classes: Iterable[str] | None = None) -> list[int]:
+        """Indices of the photos of these classes (default all), which keep their labels.
+
+        Raises:
+            UserError: a class that this dataset does not have.
+        """
+        if classes is None:
+            return list(range(len(self)))
+        unknown = [name for name in classes if name not in self.class_names]
+        if unknown:
+            known = ", ".join(self.class_names)
+            raise UserError(f"--classes: unknown {', '.join(map(repr, unknown))}; known: {known}")
+        wanted = {self.class_names.index(name) for name in classes}
+        return [idx for idx in range(len(self)) if self.get_label_by_idx(idx) in wanted]
+
+    def sources(self) -> list[str]:
+        """The stable id of every photo; the index serves where a subclass has none."""
+        sources = [self.get_metadata_by_idx(idx).get("source") for idx in range(len(self))]
+        if None in sources:
+            log.warning(
+                "%s gives no `source` in its metadata: photos are identified by their index, "
+                "which changes when photos are added or removed",
+                type(self).__name__,
+            )
+            return [str(idx) for idx in range(len(self))]
+        return sources
+
+    def empty_classes(self) -> list[str]:
+        """Classes without a photo in this split."""
+        present = {self.get_label_by_idx(idx) for idx in range(len(self))}
+        return [name for label, name in enumerate(self.class_names) if label not in present]
+
+    # --- training examples -------------------------------------------------------------------
+
+    def __getitem__(self, idx: int) -> tuple[torch.Tensor, int]:
+        """A float tensor [3, H, W] in [-1, 1] and its label.
+
+        With `synthetic_probability` it is one of the synthetic variants of photo `idx`, drawn
+        from torch's random state, which a DataLoader seeds for every worker.
+        """
+        if self.synthetic_examples is None:
+            if self.synthetic_dir is not None and (self.synthetic_dir / "records").is_dir():
+                self.load_synthetic(self.synthetic_dir)
+            else:
+                self.synthetic_examples = {}
+        variants = self.synthetic_examples.get(idx, [])
+        if variants and float(torch.rand(())) < self.synthetic_probability:
+            image, label = variants[int(torch.randint(len(variants), ()))]
+            if not isinstance(image, Image.Image):
+                image = read_image(image)
+        else:
+            image, label = self.get_image_by_idx(idx), self.get_label_by_idx(idx)
+        transform = getattr(self, "transform", None)
+        if transform is not None:  # a subclass's own
+            return transform(image), label
+        return image_to_tensor(image, self.image_size), label
+
+    def load_synthetic(self, folder: str | Path, num_synthetic: int | None = None) -> None:
+        """Use the synthetic images in `folder`, at most `num_synthetic` per photo.
+
+        Raises:
+            UserError: the folder has none, some are missing, or they belong to other photos.
+        """
+        from semantic_aug.generation import read_variants
+
+        self.synthetic_examples = read_variants(Path(folder), self, num_synthetic)
+
+    def generate_augmentations(self, num_repeats: int) -> None:
+        """Make `num_repeats` synthetic variants of every photo with `generative_aug`.
+
+        They are kept in memory or, where `synthetic_dir` is set, written there with their
+        records, as `generate_augmentations.py` does; what is there already is not made again.
+        """
+        from semantic_aug.generation import augment_dataset
+
+        if self.generative_aug is None:
+            raise UserError("generate_augmentations needs a generative_aug")
+        self.synthetic_examples = augment_dataset(
+            self, self.generative_aug, num_repeats, self.synthetic_dir
+        )
+
+
+# --- reading images --------------------------------------------------------------------------
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file of any mode, upright and in RGB; transparent parts become white.
+
+    Raises:
+        UserError: the file is missing, empty, truncated, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            return to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read image {path}: {_reason(path, error)}") from error
+
+
+def check_image(path: str | Path) -> None:
+    """Raise UserError unless `read_image` would succeed; cheaper for large JPEG files."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (image.width // 8, image.height // 8))
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read image {path}: {_reason(path, error)}") from error
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file, upright, without decoding it."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read image {path}: {_reason(path, error)}") from error
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if not Path(path).exists():
+        return "no such file"
+    if Path(path).stat().st_size == 0:
+        return "the file is empty"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of an image of any mode. 16-bit grey is scaled to 8 bits, not clipped."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64)
+        if image.mode == "F" and values.max(initial=0) <= 1:
+            values = values * 255
+        elif image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values = values / 257
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """A mask file as [H, W] uint8: 255 where any colour channel (or palette index) is nonzero."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read mask {path}: {_reason(path, error)}") from error
+    if image.mode in ("LA", "RGBA", "CMYK", "YCbCr", "PA"):
+        image = image.convert("RGB")
+    return binary_mask(np.asarray(image))
+
+
+def binary_mask(mask: np.ndarray) -> np.ndarray:
+    """[H, W] uint8, 255 where `mask` ([H, W] or [H, W, C]) is nonzero. The one threshold."""
+    mask = np.asarray(mask) != 0
+    if mask.ndim == 3:
+        mask = mask.any(axis=-1)
+    return mask.astype(np.uint8) * 255
+
+
+def object_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The square around an object, as left, top, right, bottom in pixels.
+
+    The mask's bounding box is grown by 16 px on each side, made a square about its middle and
+    shifted to lie inside the photo; its side is at most the photo's shorter one. An empty mask
+    gives the largest square in the middle.
+
+    Args:
+        mask: [H, W], nonzero on the object.
+    """
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        top, bottom, left, right = 0, height, 0, width
+    else:
+        top, bottom = int(rows[0]) - CROP_MARGIN, int(rows[-1]) + 1 + CROP_MARGIN
+        left, right = int(columns[0]) - CROP_MARGIN, int(columns[-1]) + 1 + CROP_MARGIN
+    side = min(max(bottom - top, right - left), height, width)
+    x = min(max((left + right - side) // 2, 0), width - side)
+    y = min(max((top + bottom - side) // 2, 0), height - side)
+    return x, y, x + side, y + side
+
+
+def image_to_tensor(image: Image.Image, size: int | tuple[int, int]) -> torch.Tensor:
+    """A PIL RGB image, resized to `size` (side, or height and width), [3, H, W] in [-1, 1]."""
+    return pixels_to_tensor(resized_pixels(image, size))
+
+
+def resized_pixels(image: Image.Image, size: int | tuple[int, int]) -> np.ndarray:
+    """A PIL RGB image resized to `size` (side, or height and width): uint8 [H, W, 3]."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def pixels_to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(pixels).movedim(-1, -3).float() / 127.5 - 1

@@ -1,0 +1,69 @@
+"""GenerativeAugmentation: what an augmentation is, for those who call one and who write one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit that was applied to an image; what its record says about it."""
+
+    aug: str
+    prompt: str
+    strength: float
+    guidance_scale: float
+    mask: bool
+    inverted: bool
+
+
+class GenerativeAugmentation:
+    """Maps labelled photos to synthetic photos of the same classes and sizes.
+
+    A subclass implements `augment`. One that has only `forward(image, label, metadata)`, as the
+    predecessors' have, works too, one image at a time and without a record of its edits.
+    """
+
+    needs_mask = False  # whether metadata must hold "mask", [H, W] uint8, 255 on the object
+
+    def augment(
+        self,
+        images: Sequence[Image.Image],
+        labels: Sequence[int],
+        metadata: Sequence[Mapping],
+        generators: Sequence[torch.Generator],
+    ) -> tuple[list[Image.Image], list[list[Edit]]]:
+        """Augment a batch.
+
+        Args:
+            images: PIL RGB, of any sizes.
+            labels: class indices.
+            metadata: one mapping per image with `name`, perhaps `description`, and `mask` where
+                `needs_mask`.
+            generators: one CPU generator per image; whatever is random about image i is drawn
+                from generator i and from nothing else.
+
+        Returns:
+            Images of the same sizes, and for each the edits applied, in their order.
+        """
+        forward = getattr(self, "forward", None)
+        if forward is None:
+            raise NotImplementedError(f"{type(self).__name__} implements no augment")
+        results = []
+        for image, label, meta, generator in zip(images, labels, metadata, generators):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(generator.initial_seed())
+                results.append(forward(image, label, meta)[0])
+        return results, [[] for _ in results]
+
+    def __call__(
+        self, image: Image.Image, label: int, metadata: Mapping, generator=None
+    ) -> tuple[Image.Image, int]:
+        """Augment one image. Without a generator, torch's random state gives the seed."""
+        if generator is None:
+            seed = int(torch.randint(2**62, ()))
+            generator = torch.Generator().manual_seed(seed)
+        images, _ = self.augment([image], [label], [metadata], [generator])
+        return images[0], label
