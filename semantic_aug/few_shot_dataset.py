@@ -3,16 +3,17 @@
 A dataset is a subclass with one method, `list_records(split)`. Everything else is here.
 """
 
+import contextlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 
 from semantic_aug import UserError, stable_hash
@@ -48,9 +49,9 @@ class Record:
 class FewShotDataset(Dataset):
     """Labelled photos of one split, for `train` reduced to a few per class.
 
-    A subclass implements `list_records(split)` and sets `class_names`, or lets them be the sorted
-    names of all records. Options of its own are keyword arguments of its constructor, set as
-    attributes before `super().__init__(**kwargs)`:
+    A subclass implements `list_records(split)` and sets `class_names`, or implements
+    `list_class_names()`, or lets them be the sorted names of all records. Options of its own are
+    keyword arguments of its constructor, set as attributes before `super().__init__(**kwargs)`:
 
         class Signs(FewShotDataset):
             env, default_dir = "SIGNS_DIR", "data/signs"
@@ -76,7 +77,8 @@ class FewShotDataset(Dataset):
             it shall write them.
 
     Raises:
-        UserError: the data root is missing or empty, or no photo of a class can be read.
+        UserError: the data root is missing or empty, no photo of a class can be read, or two
+            records claim one source for different classes.
     """
 
     class_names: list[str] | None = None
@@ -97,30 +99,45 @@ class FewShotDataset(Dataset):
         synthetic_probability: float = 0.5,
         synthetic_dir: str | Path | None = None,
     ):
-        self.split, self.seed, self.examples_per_class = split, seed, examples_per_class
-        self.image_size = image_size
+        for name, value in (("split", split), ("seed", seed), ("image_size", image_size)):
+            # A subclass may have set these itself, before it came here without passing them up.
+            vars(self).setdefault(name, value)
+        self.examples_per_class = examples_per_class
         self.crop_to_object = crop_to_object
         self.generative_aug = generative_aug
         self.synthetic_probability = synthetic_probability
         self.synthetic_dir = None if synthetic_dir is None else Path(synthetic_dir)
         self.synthetic_examples: dict[int, list[tuple[Path | Image.Image, int]]] | None = None
         self.unreadable: list[str] = []
-        if type(self).list_records is FewShotDataset.list_records:
-            return  # the subclass brings its own __len__ and get_*_by_idx
+        if not self._has_records:  # the subclass brings its own __len__ and get_*_by_idx
+            if crop_to_object:
+                raise UserError(f"crop_to_object: {type(self).__name__} makes its images itself")
+            return
+        split = self.split
         if split not in SPLITS:
             raise UserError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
+        if examples_per_class is not None and examples_per_class < 1:
+            raise UserError(f"examples_per_class: got {examples_per_class}, expected 1 or more")
         self.data_dir = self._find_data_dir(data_dir)
         if self.class_names is None:
-            names = {r.class_name for each in SPLITS for r in self.list_records(each)}
-            self.class_names = sorted(names)
+            self.class_names = self.list_class_names()
         self.num_classes = len(self.class_names)
         self.records = self._select(list(self.list_records(split)))
+        if crop_to_object and all(record.mask is None for record in self.records):
+            raise UserError(f"crop_to_object: no photo of split {split!r} has a mask")
 
     # --- what a subclass implements, and helpers for it --------------------------------------
 
     def list_records(self, split: str) -> Iterable[Record]:
         """All labelled photos of a split, in any order."""
         raise NotImplementedError(f"{type(self).__name__} has no list_records")
+
+    def list_class_names(self) -> list[str]:
+        """The names of all classes, in the order of their labels, the same for every split.
+
+        It is asked once `data_dir` is known, unless `class_names` is set already.
+        """
+        return sorted({r.class_name for split in SPLITS for r in self.list_records(split)})
 
     def record(self, path: Path, class_name: str, mask=None, description: str = "") -> Record:
         """A `Record` whose source is the path relative to the data root."""
@@ -132,11 +149,30 @@ class FewShotDataset(Dataset):
         """The image files directly in `folder`, sorted by name, hidden ones left out."""
         if not folder.is_dir():
             return []
-        return sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        )
+        with os.scandir(folder) as entries:
+            return sorted(
+                folder / entry.name
+                for entry in entries
+                if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+                and not entry.name.startswith(".")
+                and not entry.is_dir()
+            )
+
+    @staticmethod
+    def folders_in(folder: Path) -> list[Path]:
+        """The folders directly in `folder`, sorted by name, hidden ones left out."""
+        if not folder.is_dir():
+            return []
+        with os.scandir(folder) as entries:
+            return sorted(
+                folder / entry.name
+                for entry in entries
+                if entry.is_dir() and not entry.name.startswith(".")
+            )
+
+    @property
+    def _has_records(self) -> bool:
+        return type(self).list_records is not FewShotDataset.list_records
 
     # --- records -> trial --------------------------------------------------------------------
 
@@ -146,9 +182,10 @@ class FewShotDataset(Dataset):
         how = f"pass --data_dir{f' or set {self.env}' if self.env else ''}"
         if not found:
             raise UserError(f"no data root for {type(self).__name__}: {how}")
-        if not Path(found).is_dir():
-            raise UserError(f"data root {found} is not a folder: {how}")
-        return Path(found)
+        root = Path(found).expanduser()  # a shell leaves the ~ of --data_dir=~/photos alone
+        if not root.is_dir():
+            raise UserError(f"data root {root} is not a folder: {how}")
+        return root
 
     def _select(self, records: list[Record]) -> list[Record]:
         """Sort by class and, in `train`, keep the first few of a seeded order per class.
@@ -158,13 +195,21 @@ class FewShotDataset(Dataset):
         """
         label_of = {name: label for label, name in enumerate(self.class_names)}
         by_class = defaultdict(list)
+        class_of = {}
         for record in records:
             if record.class_name not in label_of:
                 raise UserError(
                     f"{record.source}: class {record.class_name!r} is not one of the "
                     f"{self.num_classes} classes of {type(self).__name__}"
                 )
-            by_class[record.class_name].append(record)
+            if record.source not in class_of:
+                class_of[record.source] = record.class_name
+                by_class[record.class_name].append(record)
+            elif class_of[record.source] != record.class_name:
+                raise UserError(
+                    f"{record.source} is listed as {class_of[record.source]!r} and as "
+                    f"{record.class_name!r}: a source names one photo of one class"
+                )
         if not by_class:
             raise UserError(
                 f"no photo of split {self.split!r} in {self.data_dir}: "
@@ -233,11 +278,11 @@ class FewShotDataset(Dataset):
         Raises:
             UserError: the photo has no mask, or it does not fit the photo.
         """
-        if not hasattr(self, "records"):
+        if not self._has_records:
             mask = self.get_metadata_by_idx(idx).get("mask")
             if mask is None:
                 raise UserError(f"photo {idx} of {type(self).__name__} has no mask")
-            return binary_mask(np.asarray(mask))
+            return read_mask(mask) if isinstance(mask, str | Path) else binary_mask(mask)
         size = read_size(self.records[idx].path)
         mask = self._whole_mask(idx, size)
         if self.crop_to_object:
@@ -317,15 +362,20 @@ class FewShotDataset(Dataset):
             return transform(image), label
         return image_to_tensor(image, self.image_size), label
 
-    def load_synthetic(self, folder: str | Path, num_synthetic: int | None = None) -> None:
-        """Use the synthetic images in `folder`, at most `num_synthetic` per photo.
+    def load_synthetic(
+        self,
+        folder: str | Path,
+        num_synthetic: int | None = None,
+        classes: Iterable[str] | None = None,
+    ) -> None:
+        """Use the synthetic images in `folder`, at most `num_synthetic` per photo of `classes`.
 
         Raises:
             UserError: the folder has none, some are missing, or they belong to other photos.
         """
         from semantic_aug.generation import read_variants
 
-        self.synthetic_examples = read_variants(Path(folder), self, num_synthetic)
+        self.synthetic_examples = read_variants(Path(folder), self, num_synthetic, classes)
 
     def generate_augmentations(self, num_repeats: int) -> None:
         """Make `num_repeats` synthetic variants of every photo with `generative_aug`.
@@ -351,33 +401,60 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         UserError: the file is missing, empty, truncated, or no image.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            return to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image {path}: {_reason(path, error)}") from error
+    with _opened(path) as image:
+        image.load()
+        return to_rgb(_upright(image))
 
 
 def check_image(path: str | Path) -> None:
     """Raise UserError unless `read_image` would succeed; cheaper for large JPEG files."""
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (image.width // 8, image.height // 8))
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image {path}: {_reason(path, error)}") from error
+    with _opened(path) as image:
+        # An eighth is the most that the JPEG decoder can leave out.
+        image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
+        image.load()
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file, upright, without decoding it."""
+    with _opened(path) as image:
+        # Pillow gives the upright size of a TIFF, and the stored size of all others.
+        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
+    """An image file; whatever goes wrong with it inside the block becomes a UserError."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image {path}: {_reason(path, error)}") from error
+            yield image
+    except Exception as error:  # on broken files, decoders raise all that Python has
+        raise UserError(f"cannot read {what} {path}: {_reason(path, error)}") from error
+
+
+# EXIF orientation -> what makes the stored pixels upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose, which fails where it cannot write the rest of the EXIF again.
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _reason(path: str | Path, error: Exception) -> str:
@@ -393,7 +470,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.float64)
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
         if image.mode == "F" and values.max(initial=0) <= 1:
             values = values * 255
         elif image.mode.startswith("I;16") or values.max(initial=0) > 255:
@@ -408,19 +485,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def read_mask(path: str | Path) -> np.ndarray:
     """A mask file as [H, W] uint8: 255 where any colour channel (or palette index) is nonzero."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"cannot read mask {path}: {_reason(path, error)}") from error
-    if image.mode in ("LA", "RGBA", "CMYK", "YCbCr", "PA"):
-        image = image.convert("RGB")
-    return binary_mask(np.asarray(image))
+    with _opened(path, "mask") as image:
+        image.load()
+        return binary_mask(_upright(image))
 
 
-def binary_mask(mask: np.ndarray) -> np.ndarray:
-    """[H, W] uint8, 255 where `mask` ([H, W] or [H, W, C]) is nonzero. The one threshold."""
+def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:
+    """[H, W] uint8, 255 where `mask` ([H, W] or [H, W, C]) is nonzero. The one threshold.
+
+    Of a PIL image, colours and palette indices count, transparency does not.
+    """
+    if isinstance(mask, Image.Image) and mask.mode in ("LA", "RGBA", "CMYK", "YCbCr", "PA"):
+        mask = mask.convert("RGB")
     mask = np.asarray(mask) != 0
     if mask.ndim == 3:
         mask = mask.any(axis=-1)

@@ -1,0 +1,103 @@
+"""Merge the learned words of each trial into one file.
+
+    python aggregate_embeddings.py --experiment_name=demo --examples_per_class 4
+
+Reads output/EXP/fine-tuned/seed=S_ex=N/*/learned_embeds.safetensors and writes
+output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors. Next: generate_augmentations.py.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.cli import Parser, add_experiment_flags, command, experiment_of, trials_of
+from semantic_aug.embeddings import merge_embeddings, read_header
+from semantic_aug.experiment import (
+    EMBEDDINGS_FILE,
+    Trial,
+    fine_tuned_dir,
+    merged_file,
+    read_config,
+)
+
+log = logging.getLogger("semantic_aug.aggregate_embeddings")
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add_experiment_flags(parser)
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    args = parse_args(argv)
+    experiment = experiment_of(args)
+    if not experiment.is_dir():
+        raise UserError(f"there is no experiment {experiment}; run fine_tune.py first")
+    found = {trial: files_of(experiment, trial) for trial in trials_of(args)}
+    for trial, files in found.items():
+        if not files:
+            raise UserError(
+                f"no {EMBEDDINGS_FILE} in {fine_tuned_dir(experiment, trial)}/*/; trained trials: "
+                f"{', '.join(trained_trials(experiment)) or 'none'}; run fine_tune.py with the "
+                "same --seed and --examples_per_class"
+            )
+        check_same_settings(files)
+    for trial, files in found.items():
+        path = merged_file(experiment, trial)
+        config = read_config(fine_tuned_dir(experiment, trial)) or {}
+        header = {
+            "seed": trial.seed,
+            "examples_per_class": trial.examples_per_class,
+            "config": json.dumps(config, ensure_ascii=False),
+        }
+        for key in ("model", "dataset"):
+            header[key] = read_header(files[0]).get(key, "")
+        tokens = merge_embeddings(files, path, header)
+        print(f"{path}: {len(tokens)} words: {' '.join(tokens)}")
+        missing = missing_classes(config, files)
+        if missing:
+            log.warning("%s: no word yet for: %s", trial.name, ", ".join(missing))
+
+
+def files_of(experiment: Path, trial: Trial) -> list[Path]:
+    """The embedding files of a trial's classes, in the order of their folders' names."""
+    folder = fine_tuned_dir(experiment, trial)
+    files = list(folder.glob(f"*/{EMBEDDINGS_FILE}"))
+    with_file = {file.parent for file in files}
+    # The predecessors' files, where a class has no newer one.
+    files += [f for f in folder.glob("*/learned_embeds.bin") if f.parent not in with_file]
+    return sorted(files)
+
+
+def trained_trials(experiment: Path) -> list[str]:
+    """Names of the trials that fine_tune.py has begun."""
+    return sorted(path.name for path in experiment.glob("fine-tuned/seed=*_ex=*"))
+
+
+def check_same_settings(files: list[Path]) -> None:
+    """Raise UserError where some classes were trained with other settings than others."""
+    by_settings: dict[str, list[str]] = {}
+    for file in files:
+        header = read_header(file)
+        if "config_id" in header:
+            by_settings.setdefault(header["config_id"], []).append(file.parent.name)
+    if len(by_settings) > 1:
+        groups = "; ".join(", ".join(names) for names in by_settings.values())
+        raise UserError(
+            f"classes in {files[0].parent.parent} were trained with different settings ({groups}); "
+            "train the older ones again with fine_tune.py --overwrite"
+        )
+
+
+def missing_classes(config: dict, files: list[Path]) -> list[str]:
+    """Classes of the trial without a file, as far as its config.json names them."""
+    present = {read_header(file).get("class") for file in files}
+    expected = config.get("arguments", {}).get("class_names", [])
+    return [name for name in expected if name not in present]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""Turn each labelled photo into varied photos of its class, by image-to-image edits.
+
+    python generate_augmentations.py --dataset=folder --data_dir=photos --experiment_name=demo \\
+        --examples_per_class 4 --num_synthetic 10 --strength 0.5
+
+Writes output/EXP/AUG/seed=S_ex=N/ with images, records/ and metadata.jsonl. Words that were
+learned by fine_tune.py and merged by aggregate_embeddings.py are used where they are, else the
+class names (--aug says which). What is there already is not made again, so that the same command
+goes on after an interruption. Next: train_classifier.py.
+"""
+
+import logging
+from collections import defaultdict
+from pathlib import Path
+
+from semantic_aug import UserError, stable_hash
+from semantic_aug.augmentations import augmentation_class
+from semantic_aug.augmentations.compose import ComposeParallel, ComposeSequential, check_probs
+from semantic_aug.augmentations.sdedit import DEFAULT_PROMPT, check_prompt, check_strength
+from semantic_aug.augmentations.textual_inversion import check_width
+from semantic_aug.cli import (
+    Parser,
+    add_classes_flag,
+    add_dataset_flags,
+    add_experiment_flags,
+    add_model_flags,
+    add_shard_flags,
+    command,
+    experiment_of,
+    positive_int,
+    shard_of,
+    trials_of,
+)
+from semantic_aug.datasets import build_dataset
+from semantic_aug.diffusion import (
+    check_resolution,
+    inspect_model,
+    load_pipeline,
+    pick_device,
+    pick_dtype,
+)
+from semantic_aug.embeddings import class_tokens, read_embeddings, read_header, token_for
+from semantic_aug.experiment import (
+    FINE_TUNED,
+    MERGED,
+    Trial,
+    aug_dir,
+    check_config,
+    merged_file,
+    sha256_file,
+    write_config,
+)
+from semantic_aug.generation import discard_other_records, generate, has_records, read_records
+
+log = logging.getLogger("semantic_aug.generate_augmentations")
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add_experiment_flags(parser)
+    parser.add_argument("--aug_name", default="aug", help="folder of these images")
+    add_dataset_flags(parser)
+    add_classes_flag(parser, "--class_name")
+    add_model_flags(parser, "--model_path", "--pretrained_model_name_or_path")
+    parser.add_argument(
+        "--mixed_precision",
+        choices=("no", "fp16", "bf16"),
+        help="precision of the model (default: fp16 on a GPU, else no)",
+    )
+    add_shard_flags(parser)
+
+    edits = parser.add_argument_group(
+        "edits", "one value counts for all augmentations, else there is one value for each"
+    )
+    edits.add_argument(
+        "--num_synthetic", type=positive_int, default=10, help="variants of each photo"
+    )
+    edits.add_argument(
+        "--aug",
+        nargs="+",
+        help="real-guidance, textual-inversion, or package.module:ClassName "
+        "(default: textual-inversion where the experiment has learned words, else real-guidance)",
+    )
+    edits.add_argument(
+        "--prompt",
+        nargs="+",
+        default=[DEFAULT_PROMPT],
+        help="{name} is the class name or its learned word; of several, one is drawn per image",
+    )
+    edits.add_argument(
+        "--strength",
+        type=float,
+        nargs="+",
+        default=[0.5],
+        help="how much of a photo is replaced, in (0, 1]",
+    )
+    edits.add_argument(
+        "--guidance_scale", type=float, nargs="+", default=[7.5], help="weight of the prompt"
+    )
+    edits.add_argument(
+        "--mask", type=int, choices=(0, 1), nargs="+", default=[0], help="1: edit the object alone"
+    )
+    edits.add_argument(
+        "--inverted",
+        type=int,
+        choices=(0, 1),
+        nargs="+",
+        default=[0],
+        help="1, with --mask 1: edit all but the object",
+    )
+    edits.add_argument(
+        "--compose",
+        choices=("parallel", "sequential"),
+        default="parallel",
+        help="of several augmentations, one per image, or one after the other",
+    )
+    edits.add_argument(
+        "--probs",
+        type=float,
+        nargs="+",
+        help="parallel: how often each is drawn, of sum 1 (default equal); sequential: how often "
+        "each is applied, in [0, 1] (default 1)",
+    )
+    edits.add_argument(
+        "--num_inference_steps",
+        type=positive_int,
+        default=50,
+        help="steps of a full denoising, of which an edit runs strength times as many",
+    )
+    edits.add_argument("--batch_size", type=positive_int, default=4, help="images at once")
+    edits.add_argument(
+        "--embed_path",
+        help="file of learned words, may hold {seed} and {examples_per_class} "
+        "(default: the merged file of the trial)",
+    )
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    args = parse_args(argv)
+    experiment, trials, shard = experiment_of(args), trials_of(args), shard_of(args)
+
+    # Whatever can be wrong is found before the model is loaded.
+    folders = {trial: aug_dir(experiment, args.aug_name, trial) for trial in trials}
+    check_prompts(args.prompt)
+    embed_paths = {trial: find_embeddings(args, experiment, trial) for trial in trials}
+    if args.aug is None:
+        found = all(embed_paths.values())
+        args.aug = ["textual-inversion" if found else "real-guidance"]
+    edits = list_edits(args)
+    uses_words = "textual-inversion" in args.aug
+    report_words(args, experiment, embed_paths, uses_words)
+    info = inspect_model(args.model, args.revision, args.variant)
+    resolution = check_resolution(info, args.resolution)
+    device = pick_device(args.device)
+    work = {}
+    for trial, folder in folders.items():
+        embed_path = embed_paths[trial] if uses_words else None
+        dataset = build_dataset(
+            args.dataset,
+            "train",
+            seed=trial.seed,
+            examples_per_class=trial.examples_per_class,
+            data_dir=args.data_dir,
+            crop_to_object=args.crop_to_object,
+            dataset_args=args.dataset_args,
+        )
+        indices = dataset.indices(args.classes)
+        check_photos(dataset, indices, embed_path, info, any(e["mask"] for e in edits))
+        settings = {
+            "dataset": args.dataset,
+            "dataset_args": sorted(args.dataset_args),
+            "crop_to_object": args.crop_to_object,
+            "photos": f"{stable_hash(*dataset.sources()):x}",
+            "model": info.identity,
+            "resolution": resolution,
+            "num_inference_steps": args.num_inference_steps,
+            "prompt": args.prompt,
+            "edits": edits,
+            "compose": args.compose if len(edits) > 1 else None,
+            "probs": check_probs(args.probs, len(edits), args.compose),
+            "embeddings": embed_path and sha256_file(embed_path),
+        }
+        check_config(folder, settings, has_records(folder), args.overwrite)
+        work[trial] = (dataset, indices, embed_path, settings)
+
+    pipeline = None
+    for trial, (dataset, indices, embed_path, settings) in work.items():
+        folder = folders[trial]
+        config_id = write_config(folder, settings, vars(args))
+        discard_other_records(folder, config_id)
+        if is_complete(dataset, indices, folder, config_id, args.num_synthetic):
+            log.info("%s: finished already, skipped", folder)
+            continue
+        if pipeline is None:
+            precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
+            pipeline = load_pipeline(info, device, pick_dtype(device, precision))
+        made = generate(
+            dataset,
+            build_augmentation(args, edits, pipeline, resolution, embed_path),
+            folder,
+            config_id,
+            num_synthetic=args.num_synthetic,
+            batch_size=args.batch_size,
+            seed=trial.seed,
+            indices=indices,
+            shard=shard,
+            constants={
+                "seed": trial.seed,
+                "examples_per_class": trial.examples_per_class,
+                "num_inference_steps": args.num_inference_steps,
+                "resolution": resolution,
+                "model": args.model,
+                "embeddings": settings["embeddings"],
+            },
+        )
+        print(f"{folder}: {made} images made, {len(read_records(folder, config_id))} there in all")
+
+
+def check_prompts(prompts: list[str]) -> None:
+    """Raise UserError for a prompt that cannot be filled in; say where one names no class."""
+    for prompt in prompts:
+        check_prompt(prompt)
+        if "{name}" not in prompt:
+            log.warning("--prompt %r has no {name}: it says nothing about the class", prompt)
+
+
+def list_edits(args) -> list[dict]:
+    """One mapping per augmentation from the lists of flags; a list of one counts for all.
+
+    Raises:
+        UserError: lists of different lengths, or values that no edit can have.
+    """
+    lists = {key: getattr(args, key) for key in EDIT_FLAGS}
+    count = max(map(len, lists.values()))
+    for key, values in lists.items():
+        if len(values) not in (1, count):
+            longest = next(k for k, v in lists.items() if len(v) == count)
+            raise UserError(
+                f"--{key} has {len(values)} values, --{longest} has {count}: give one value for "
+                "all augmentations or one for each"
+            )
+    rows = [
+        {key: values[number % len(values)] for key, values in lists.items()}
+        for number in range(count)
+    ]
+    for row in rows:
+        augmentation_class(row["aug"])
+        check_strength(row["strength"], args.num_inference_steps)
+        if row["inverted"] and not row["mask"]:
+            raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
+    check_probs(args.probs, count, args.compose)
+    return rows
+
+
+EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
+
+
+def find_embeddings(args, experiment: Path, trial: Trial) -> Path | None:
+    """The file of learned words for a trial; None where there is none.
+
+    Raises:
+        UserError: `--embed_path` names no file.
+    """
+    if args.embed_path:
+        values = {"seed": trial.seed, "examples_per_class": trial.examples_per_class}
+        path = args.embed_path
+        for key, value in values.items():
+            path = path.replace(f"{{{key}}}", str(value))
+        if not Path(path).is_file():
+            raise UserError(
+                f"--embed_path: {path} does not exist; aggregate_embeddings.py makes it"
+            )
+        return Path(path)
+    own = merged_file(experiment, trial)
+    if own.is_file():
+        return own
+    others = sorted(
+        (path for path in (experiment / MERGED).glob("seed=*_ex=*.safetensors")
+         if not path.stem.endswith("_2")),
+        key=lambda path: distance(read_header(path), trial),
+    )  # fmt: skip
+    return others[0] if others else None
+
+
+def distance(header: dict, trial: Trial) -> tuple:
+    """Sorts other trials' words: first those from no more photos, then those of the same seed."""
+    examples = int(header.get("examples_per_class", 0))
+    seed = int(header.get("seed", 0))
+    more = examples > trial.examples_per_class
+    return more, abs(examples - trial.examples_per_class), seed != trial.seed, seed
+
+
+def report_words(args, experiment: Path, embed_paths: dict, uses_words: bool) -> None:
+    """Say what guides the edits, and whatever about it could surprise."""
+    log.info("augmentation: %s", ", ".join(dict.fromkeys(args.aug)))
+    missing = [trial.name for trial, path in embed_paths.items() if path is None]
+    if uses_words and missing:
+        raise UserError(
+            f"no learned words for {', '.join(missing)} in {experiment / MERGED}; run fine_tune.py "
+            "and aggregate_embeddings.py, or use --aug real-guidance"
+        )
+    if not uses_words and len(missing) < len(embed_paths):
+        log.warning("the experiment has learned words, and they are not used")
+    elif not uses_words and any((experiment / FINE_TUNED).glob("seed=*/*/learned_embeds.*")):
+        log.warning(
+            "the experiment has learned words, and they are not used: "
+            "aggregate_embeddings.py has not merged them"
+        )
+    for trial, path in embed_paths.items():
+        if uses_words and not args.embed_path and path != merged_file(experiment, trial):
+            log.warning(
+                "%s has no learned words of its own: those in %s are used; words learned from "
+                "other or more photos than the trial has make its result optimistic",
+                trial.name,
+                path,
+            )
+
+
+def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bool) -> None:
+    """Raise UserError where a photo lacks what its edits need: a learned word, a mask."""
+    present = {dataset.get_label_by_idx(idx) for idx in indices}
+    names = [dataset.class_names[label] for label in sorted(present)]
+    if not names:
+        raise UserError("none of the classes chosen has a photo")
+    if dataset.empty_classes():
+        empty = ", ".join(dataset.empty_classes())
+        log.warning("classes without a training photo, left out: %s", empty)
+    if embed_path is not None:
+        embeddings = read_embeddings(embed_path)
+        check_width(embed_path, embeddings, info.embedding_dim)
+        known = class_tokens(read_header(embed_path), embeddings)
+        without = [name for name in names if token_for(name, known, embeddings) is None]
+        if without:
+            raise UserError(
+                f"{embed_path} has no word for: {', '.join(without)}; run fine_tune.py and "
+                "aggregate_embeddings.py for them, or leave them out with --classes"
+            )
+    if needs_mask:
+        for idx in indices:
+            dataset.get_mask_by_idx(idx)
+
+
+def is_complete(dataset, indices, folder: Path, config_id: str, num_synthetic: int) -> bool:
+    """Whether every image of these photos is there."""
+    made = defaultdict(set)
+    for record in read_records(folder, config_id):
+        made[record["index"]].add(record["repeat"])
+    return all(made[idx] >= set(range(num_synthetic)) for idx in indices)
+
+
+def build_augmentation(args, edits: list[dict], pipeline, resolution: int, embed_path):
+    """The augmentation that the flags describe, on a loaded pipeline."""
+    augs = []
+    for edit in edits:
+        options = {key: value for key, value in edit.items() if key != "aug"}
+        options |= {
+            "prompt": args.prompt,
+            "num_inference_steps": args.num_inference_steps,
+            "resolution": resolution,
+        }
+        if edit["aug"] == "textual-inversion":
+            options["embed_path"] = embed_path
+        augs.append(augmentation_class(edit["aug"])(pipeline=pipeline, **options))
+    if len(augs) == 1 and args.probs in (None, [1.0]):
+        return augs[0]
+    compose = ComposeParallel if args.compose == "parallel" else ComposeSequential
+    return compose(augs, args.probs)
+
+
+if __name__ == "__main__":
+    main()

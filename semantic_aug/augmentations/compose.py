@@ -1,0 +1,90 @@
+"""Several augmentations as one: one of them per image, or one after the other."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from semantic_aug import UserError
+from semantic_aug.generative_augmentation import GenerativeAugmentation
+
+
+def check_probs(probs: Sequence[float] | None, count: int, compose: str) -> list[float]:
+    """Probabilities of `count` augmentations; None gives the default.
+
+    Raises:
+        UserError: another number of them; `parallel`: negative or not of sum 1 (default: equal);
+            `sequential`: outside [0, 1] (default: 1).
+    """
+    if probs is None:
+        return [1 / count] * count if compose == "parallel" else [1.0] * count
+    if len(probs) != count:
+        raise UserError(f"--probs: got {len(probs)} for {count} augmentations")
+    if any(not 0 <= p <= 1 for p in probs):
+        raise UserError(f"--probs: got {_listed(probs)}, expected numbers in [0, 1]")
+    if compose == "parallel" and not math.isclose(sum(probs), 1, abs_tol=1e-6):
+        raise UserError(f"--probs: {_listed(probs)} sum to {sum(probs):g}; parallel needs sum 1")
+    return list(probs)
+
+
+def _listed(probs: Sequence[float]) -> str:
+    return " ".join(f"{p:g}" for p in probs)
+
+
+class ComposeParallel(GenerativeAugmentation):
+    """Applies one of several augmentations to each image.
+
+    The published stacking draws one of several strengths per image (arXiv 2302.07944, section 5).
+
+    Args:
+        augs: the augmentations.
+        probs: how often each is drawn; they sum to 1. Default: equally often.
+    """
+
+    def __init__(self, augs: Sequence[GenerativeAugmentation], probs=None):
+        self.augs = list(augs)
+        self.probs = check_probs(probs, len(self.augs), "parallel")
+        self.needs_mask = any(aug.needs_mask for aug in self.augs)
+
+    def augment(self, images, labels, metadata, generators):
+        weights = torch.tensor(self.probs, dtype=torch.float64)
+        choices = [int(torch.multinomial(weights, 1, generator=g)) for g in generators]
+        results, edits = list(images), [[] for _ in images]
+        for number, aug in enumerate(self.augs):
+            chosen = [i for i, choice in enumerate(choices) if choice == number]
+            _apply(aug, chosen, results, edits, labels, metadata, generators)
+        return results, edits
+
+
+class ComposeSequential(GenerativeAugmentation):
+    """Applies several augmentations one after the other.
+
+    Args:
+        augs: the augmentations, in order.
+        probs: how often each is applied, in [0, 1]. Default: always.
+    """
+
+    def __init__(self, augs: Sequence[GenerativeAugmentation], probs=None):
+        self.augs = list(augs)
+        self.probs = check_probs(probs, len(self.augs), "sequential")
+        self.needs_mask = any(aug.needs_mask for aug in self.augs)
+
+    def augment(self, images, labels, metadata, generators):
+        results, edits = list(images), [[] for _ in images]
+        for aug, prob in zip(self.augs, self.probs):
+            draws = [float(torch.rand((), generator=g, dtype=torch.float64)) for g in generators]
+            chosen = [i for i, draw in enumerate(draws) if draw < prob]
+            _apply(aug, chosen, results, edits, labels, metadata, generators)
+        return results, edits
+
+
+def _apply(aug, chosen, results, edits, labels, metadata, generators) -> None:
+    """Augment the chosen images of a batch in place, and note their edits."""
+    if not chosen:
+        return
+    images, applied = aug.augment(
+        *([items[i] for i in chosen] for items in (results, labels, metadata, generators))
+    )
+    for i, image, steps in zip(chosen, images, applied):
+        results[i] = image
+        edits[i] = edits[i] + steps

@@ -1,0 +1,177 @@
+"""Image-to-image edits in the manner of SDEdit (arXiv 2108.01073), and the prompts they follow.
+
+Both diffusion augmentations are thin classes over these functions: they differ in the words that
+stand for the class.
+"""
+
+import string
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from semantic_aug import UserError
+from semantic_aug.generative_augmentation import Edit
+
+DEFAULT_PROMPT = "a photo of a {name}"
+PROMPT_FIELDS = ("name",)
+
+
+def check_prompt(prompt: str) -> str:
+    """`prompt`, if its only fields are those of PROMPT_FIELDS, plainly written.
+
+    Raises:
+        UserError: unbalanced braces, another field, or attributes, indices and formats.
+    """
+    known = ", ".join(f"{{{field}}}" for field in PROMPT_FIELDS)
+    try:
+        parts = list(string.Formatter().parse(prompt))
+    except ValueError as error:
+        raise UserError(f"--prompt: {prompt!r}: {error}; {{{{ is a brace as such") from error
+    for _, field, spec, conversion in parts:
+        if field is not None and (field not in PROMPT_FIELDS or spec or conversion):
+            raise UserError(f"--prompt: {prompt!r} has the field {{{field}}}; known: {known}")
+    return prompt
+
+
+def denoising_steps(strength: float, num_inference_steps: int) -> int:
+    """How many of the steps SDEdit runs at this strength (equation 4 with t0 = strength)."""
+    return min(int(num_inference_steps * strength), num_inference_steps)
+
+
+def check_strength(strength: float, num_inference_steps: int) -> float:
+    """`strength`, if it lies in (0, 1] and leaves at least one denoising step."""
+    if not 0 < strength <= 1:
+        raise UserError(f"--strength: got {strength:g}, expected a number in (0, 1]")
+    if denoising_steps(strength, num_inference_steps) < 1:
+        least = -(-1 // strength)
+        raise UserError(
+            f"--strength: {strength:g} of {num_inference_steps} steps is no step at all; "
+            f"use --num_inference_steps {least:.0f} or more"
+        )
+    return strength
+
+
+class SDEditor:
+    """A pipeline with everything about an edit that is the same for all images.
+
+    Args:
+        pipeline: a loaded diffusers pipeline of Stable Diffusion, which is left as it is.
+        aug: the name that records give this edit.
+        components: parts that take the place of the pipeline's, by name.
+        prompts: one is drawn for each image.
+        strength: how much of the photo is replaced, in (0, 1].
+        guidance_scale: weight of classifier-free guidance; 1 or less turns it off.
+        mask: edit only the object.
+        inverted: with `mask`, edit only what is not the object.
+        num_inference_steps: steps of a full denoising; strength times that many are run.
+        resolution: side in pixels at which the model works; default its own.
+    """
+
+    def __init__(
+        self,
+        pipeline,
+        *,
+        aug: str,
+        components: Mapping | None = None,
+        prompt: str | Sequence[str] = DEFAULT_PROMPT,
+        strength: float = 0.5,
+        guidance_scale: float = 7.5,
+        mask: bool = False,
+        inverted: bool = False,
+        num_inference_steps: int = 50,
+        resolution: int | None = None,
+    ):
+        from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+        if inverted and not mask:
+            raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
+        task = AutoPipelineForInpainting if mask else AutoPipelineForImage2Image
+        self.pipeline = task.from_pipe(pipeline, **(components or {}))
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        for each in self.prompts:
+            check_prompt(each)
+        self.aug, self.mask, self.inverted = aug, bool(mask), bool(inverted)
+        self.strength = check_strength(float(strength), num_inference_steps)
+        self.guidance_scale = float(guidance_scale)
+        self.num_inference_steps = num_inference_steps
+        own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        self.resolution = resolution or own
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        words: Sequence[str],
+        masks: Sequence[np.ndarray] | None,
+        generators: Sequence[torch.Generator],
+    ) -> tuple[list[Image.Image], list[list[Edit]]]:
+        """Edit a batch; `words[i]` stands for the class of image i in its prompt.
+
+        With masks ([H, W], nonzero on the object) pixels outside the edited region are the
+        source's own.
+        """
+        prompts = [
+            _draw(self.prompts, generator).format(name=word)
+            for word, generator in zip(words, generators)
+        ]
+        size = (self.resolution, self.resolution)
+        arguments = {
+            "prompt": prompts,
+            "image": [image.resize(size, Image.Resampling.BICUBIC) for image in images],
+            "strength": self.strength,
+            "guidance_scale": self.guidance_scale,
+            "num_inference_steps": self.num_inference_steps,
+            "generator": list(generators),
+        }
+        if self.mask:
+            regions = [Image.fromarray(np.where(m, 255, 0).astype(np.uint8)) for m in masks]
+            if self.inverted:
+                regions = [region.point(lambda value: 255 - value) for region in regions]
+            nearest = Image.Resampling.NEAREST
+            arguments["mask_image"] = [region.resize(size, nearest) for region in regions]
+            arguments["height"], arguments["width"] = size
+        edited = [
+            image.resize(source.size, Image.Resampling.BICUBIC)
+            for image, source in zip(self.pipeline(**arguments).images, images)
+        ]
+        if self.mask:
+            edited = [Image.composite(e, s, r) for e, s, r in zip(edited, images, regions)]
+        edits = [
+            [Edit(self.aug, p, self.strength, self.guidance_scale, self.mask, self.inverted)]
+            for p in prompts
+        ]
+        return edited, edits
+
+
+def _draw(prompts: Sequence[str], generator: torch.Generator) -> str:
+    if len(prompts) == 1:
+        return prompts[0]
+    return prompts[int(torch.randint(len(prompts), (), generator=generator))]
+
+
+def masks_of(metadata: Sequence[Mapping]) -> list[np.ndarray]:
+    """The masks in a batch's metadata.
+
+    Raises:
+        UserError: one is missing.
+    """
+    without = [str(meta.get("source", meta["name"])) for meta in metadata if "mask" not in meta]
+    if without:
+        raise UserError(f"no mask for {', '.join(without)}, and --mask 1 needs one")
+    return [np.asarray(meta["mask"]) for meta in metadata]
+
+
+def pipeline_or_load(pipeline, model_path: str | None):
+    """The pipeline given, or one loaded from `model_path` on the best device there is."""
+    if pipeline is not None:
+        return pipeline
+    if model_path is None:
+        raise UserError("an augmentation needs a pipeline or a model_path")
+    from semantic_aug.diffusion import inspect_model, load_pipeline, pick_device, pick_dtype
+
+    device = pick_device()
+    dtype = pick_dtype(device, "fp16" if device.type == "cuda" else "no")
+    return load_pipeline(inspect_model(model_path), device, dtype)

@@ -1,0 +1,250 @@
+"""Loading a diffusion pipeline: model, device, dtype, variant. Nothing else loads one."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from semantic_aug import UserError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model's configuration files tell, before any weights are read.
+
+    Attributes:
+        name: hub id or folder, as given.
+        identity: hub id with its revision, or a fingerprint of a folder's content, so that a
+            folder may move.
+        resolution: side in pixels of the images it was made for.
+        multiple: what a resolution must be a multiple of, in pixels.
+        embedding_dim: width of the rows of its first text encoder.
+        is_xl: whether it has a second text encoder.
+    """
+
+    name: str
+    identity: str
+    revision: str | None
+    variant: str | None
+    resolution: int
+    multiple: int
+    embedding_dim: int
+    is_xl: bool
+
+
+def inspect_model(name: str, revision: str | None = None, variant: str | None = None) -> ModelInfo:
+    """Read the configuration of a model.
+
+    `revision="fp16"` means what it meant when half-precision weights lay in a branch of that
+    name: today's `variant="fp16"`.
+
+    Raises:
+        UserError: the folder is no Stable Diffusion pipeline, or the hub model is neither
+            reachable nor in the local cache.
+    """
+    if revision == "fp16":
+        revision, variant = None, variant or "fp16"
+    index = _read_json(name, "model_index.json", revision)
+    missing = [key for key in ("unet", "vae", "text_encoder", "tokenizer") if key not in index]
+    if missing:
+        raise UserError(f"{name} is no Stable Diffusion pipeline: it has no {', '.join(missing)}")
+    unet = _read_json(name, "unet/config.json", revision)
+    vae = _read_json(name, "vae/config.json", revision)
+    encoder = _read_json(name, "text_encoder/config.json", revision)
+    try:
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        depth = 2 ** (len(unet["block_out_channels"]) - 1)
+        sample_size = unet["sample_size"]
+        side = sample_size if isinstance(sample_size, int) else sample_size[0]
+        dim = encoder["hidden_size"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{name}: its configuration files lack {error}") from error
+    folder = Path(name).is_dir()
+    return ModelInfo(
+        name=name,
+        identity=_fingerprint(Path(name)) if folder else f"{name}@{revision or 'main'}",
+        revision=revision,
+        variant=variant,
+        resolution=side * factor,
+        multiple=factor * depth,
+        embedding_dim=dim,
+        is_xl="text_encoder_2" in index,
+    )
+
+
+def check_resolution(info: ModelInfo, resolution: int | None) -> int:
+    """The resolution to work at, in pixels: the one given, or the model's own."""
+    if resolution is None:
+        return info.resolution
+    if resolution % info.multiple:
+        near = max(info.multiple, round(resolution / info.multiple) * info.multiple)
+        raise UserError(
+            f"--resolution: got {resolution}, this model needs a multiple of {info.multiple}, "
+            f"such as {near}"
+        )
+    return resolution
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device that was asked for, else CUDA, else MPS, else the CPU."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device: {name!r} is not there: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def pick_dtype(device: torch.device, mixed_precision: str) -> torch.dtype:
+    """float16 or bfloat16 where asked for and a GPU is there; float32 on the CPU."""
+    dtype = DTYPES[mixed_precision]
+    if device.type == "cpu" and dtype != torch.float32:
+        log.warning("no GPU: float32 is used in place of --mixed_precision=%s", mixed_precision)
+        return torch.float32
+    return dtype
+
+
+def load_tokenizer(info: ModelInfo):
+    """The model's first tokenizer, which is small, without the model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            info.name, subfolder="tokenizer", revision=info.revision
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(info, error) from error
+
+
+def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
+    """The model's own text-to-image pipeline, frozen, in one dtype, without a safety checker.
+
+    A text encoder or VAE kept in half precision is brought to `dtype` too: mixed parts crash.
+
+    Raises:
+        UserError: weights are missing, broken, or not to be had offline.
+    """
+    from diffusers import DiffusionPipeline
+
+    index = _read_json(info.name, "model_index.json", info.revision)
+    options = {}
+    if "safety_checker" in index:
+        options["safety_checker"] = None
+    if "requires_safety_checker" in index or "safety_checker" in index:
+        options["requires_safety_checker"] = False
+    variant = info.variant
+    # A folder without the variant is loaded without a word; so that is looked up here.
+    if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(f"*/*.{variant}*")):
+        variant = _no_variant(info)
+    try:
+        pipeline = _from_pretrained(DiffusionPipeline, info, dtype, variant, options)
+    except ValueError as error:
+        if variant is None or "variant" not in str(error):
+            raise _cannot_load(info, error) from error
+        variant = _no_variant(info)
+        pipeline = _from_pretrained(DiffusionPipeline, info, dtype, variant, options)
+    pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.requires_grad_(False).eval()
+    return pipeline.to(device)
+
+
+def _from_pretrained(cls, info: ModelInfo, dtype: torch.dtype, variant: str | None, options: dict):
+    try:
+        with _no_loading_bars():
+            return cls.from_pretrained(
+                info.name, dtype=dtype, variant=variant, revision=info.revision, **options
+            )
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise _cannot_load(info, error) from error
+
+
+@contextlib.contextmanager
+def _no_loading_bars():
+    """Reading weights shows several bars of a second each; downloads keep theirs."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    for each in loggers:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.enable_progress_bar()
+
+
+def _no_variant(info: ModelInfo) -> None:
+    log.warning("%s has no %s weights: its ordinary ones are used", info.name, info.variant)
+
+
+def _cannot_load(info: ModelInfo, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"cannot load {info.name}: {reason}")
+
+
+def _read_json(name: str, file: str, revision: str | None) -> dict:
+    path = model_file(name, file, revision)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: cannot read {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: {file} is no configuration")
+    return content
+
+
+def model_file(name: str, file: str, revision: str | None = None) -> Path:
+    """A file of a model, in its folder or from the hub (its local cache, without a network)."""
+    if Path(name).exists():
+        path = Path(name) / file
+        if not path.is_file():
+            raise UserError(f"{name} is no diffusers pipeline: it has no {file}")
+        return path
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise UserError(f"model folder {name} does not exist")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{name} asks for a login: accept its terms on its hub page, then run hf auth login"
+        ) from error
+    except (OSError, ValueError, HFValidationError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise UserError(
+            f"cannot get {name}{at}: there is no such folder, and the hub has no such model or "
+            "cannot be reached, and no copy lies in the local cache; give a folder, or run once "
+            "with a network"
+        ) from error
+
+
+def _fingerprint(folder: Path) -> str:
+    """Names, sizes and both ends of every file of a model: seconds less than a full hash."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.parts[-2:]):
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(1 << 20))
+                if size > 1 << 21:
+                    file.seek(-(1 << 20), 2)
+                    digest.update(file.read())
+    return f"sha256:{digest.hexdigest()[:16]}"

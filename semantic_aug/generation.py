@@ -1,0 +1,346 @@
+"""The job list of a trial -> blocks -> images and records; resumable, shared among processes.
+
+A job is (source photo, repeat). Jobs are grouped into blocks of `batch_size`; a block with any
+image missing is computed whole, so that an image's bytes do not depend on interruptions.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from semantic_aug import UserError, stable_hash
+from semantic_aug.experiment import (
+    METADATA_FILE,
+    atomic_path,
+    read_config,
+    remove_leftovers,
+    write_config,
+    write_text,
+)
+from semantic_aug.generative_augmentation import GenerativeAugmentation
+
+RECORDS_DIR = "records"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One synthetic image to be made: photo `index` of the trial, variant `repeat`."""
+
+    index: int
+    repeat: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.index:06d}-{self.repeat:03d}.png"
+
+
+def job_generator(seed: int, source: str, repeat: int) -> torch.Generator:
+    """The random stream of a job, which depends on nothing else."""
+    return torch.Generator().manual_seed(stable_hash("job", seed, source, repeat))
+
+
+def make_jobs(indices: Sequence[int], num_synthetic: int) -> list[Job]:
+    """All jobs of a trial, photo by photo."""
+    return [Job(index, repeat) for index in indices for repeat in range(num_synthetic)]
+
+
+def shard_blocks(num_blocks: int, shard_index: int, num_shards: int) -> list[int]:
+    """The blocks of one shard: each num_shards-th of a fixed shuffled order."""
+    order = sorted(range(num_blocks), key=lambda number: stable_hash("block", number))
+    return order[shard_index::num_shards]
+
+
+def generate(
+    dataset,
+    augmentation: GenerativeAugmentation,
+    folder: Path,
+    config_id: str,
+    *,
+    num_synthetic: int,
+    batch_size: int,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    constants: Mapping | None = None,
+) -> int:
+    """Make what is missing of a trial's synthetic images.
+
+    Args:
+        dataset: a FewShotDataset, the trial's training photos.
+        folder: where images, `records/` and `metadata.jsonl` go; holds its config.json.
+        config_id: that of config.json; records of other configurations do not count.
+        num_synthetic: variants per photo.
+        batch_size: images per block.
+        seed: of the trial.
+        indices: which photos; default all.
+        shard: this process's (index, count).
+        constants: what all records share.
+
+    Returns:
+        How many images were made.
+    """
+    indices = range(len(dataset)) if indices is None else indices
+    sources = dataset.sources()
+    jobs = make_jobs(indices, num_synthetic)
+    remove_leftovers(folder)
+    remove_leftovers(folder / RECORDS_DIR)
+    finished = {record["file_name"]: record["source"] for record in read_records(folder, config_id)}
+    moved = [job for job in jobs if finished.get(job.file_name, "") not in ("", sources[job.index])]
+    if moved:
+        first = moved[0]
+        raise UserError(
+            f"{folder / first.file_name} was made from {finished[first.file_name]}, but photo "
+            f"{first.index} is now {sources[first.index]}: the data have changed; choose another "
+            "--aug_name or remove the folder"
+        )
+    blocks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    mine = [blocks[number] for number in shard_blocks(len(blocks), *shard)]
+    todo = [block for block in mine if any(job.file_name not in finished for job in block)]
+    kept = sum(job.file_name in finished for block in mine for job in block)
+    made = 0
+    progress = tqdm(
+        total=sum(map(len, mine)), initial=kept, desc=f"generate {folder.name}", unit="image"
+    )
+    with progress, _RecordWriter(folder / RECORDS_DIR, config_id, shard) as writer:
+        for block in todo:
+            for job, image, edits in _compute(dataset, augmentation, block, sources, seed):
+                if job.file_name in finished:
+                    continue
+                with atomic_path(folder / job.file_name) as temporary:
+                    image.save(temporary, format="PNG")
+                writer.write(_record(dataset, job, sources, edits, constants or {}))
+                made += 1
+                progress.update()
+    write_metadata(folder, config_id)
+    return made
+
+
+def _compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Iterator[tuple]:
+    """(job, image, edits) of a block."""
+    images, labels, metadata = [], [], []
+    for job in block:
+        meta = dict(dataset.get_metadata_by_idx(job.index))
+        if augmentation.needs_mask:
+            meta["mask"] = dataset.get_mask_by_idx(job.index)
+        images.append(dataset.get_image_by_idx(job.index))
+        labels.append(dataset.get_label_by_idx(job.index))
+        metadata.append(meta)
+    generators = [job_generator(seed, sources[job.index], job.repeat) for job in block]
+    results, edits = augmentation.augment(images, labels, metadata, generators)
+    return zip(block, results, edits)
+
+
+def _record(dataset, job: Job, sources, edits, constants: Mapping) -> dict:
+    label = dataset.get_label_by_idx(job.index)
+    return {
+        "file_name": job.file_name,
+        "label": label,
+        "class_name": dataset.class_names[label],
+        "source": sources[job.index],
+        "index": job.index,
+        "repeat": job.repeat,
+        **{key: constants[key] for key in ("seed", "examples_per_class") if key in constants},
+        # One text, also where edits of a sequence have different prompts: a column of one type.
+        "prompt": " | ".join(dict.fromkeys(edit.prompt for edit in edits)),
+        "aug": [edit.aug for edit in edits],
+        "strength": [edit.strength for edit in edits],
+        "guidance_scale": [edit.guidance_scale for edit in edits],
+        "mask": [edit.mask for edit in edits],
+        "inverted": [edit.inverted for edit in edits],
+        **constants,
+    }
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+class _RecordWriter:
+    """Appends records to a file of this process's own, made with the first of them.
+
+    The name starts with the id of the configuration, so that records of another one, left by
+    `--overwrite`, never count.
+    """
+
+    def __init__(self, folder: Path, config_id: str, shard: tuple[int, int]):
+        started = time.time_ns()
+        name = f"{config_id}.shard{shard[0]}of{shard[1]}.{started}-{os.getpid()}.jsonl"
+        self.path, self.file = folder / name, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.file is not None:
+            self.file.close()
+
+    def write(self, record: Mapping) -> None:
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+
+def read_records(folder: Path, config_id: str | None = None) -> list[dict]:
+    """The records of the images that `folder` holds, in job order.
+
+    Args:
+        config_id: only records of this configuration; default that of the folder's config.json.
+
+    A torn last line, whose process was killed, is dropped; so is the record of an image that is
+    no longer there. An image that was recorded twice has one record.
+    """
+    if config_id is None:
+        config_id = (read_config(folder) or {}).get("id", "*")
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        present = {entry.name for entry in entries}
+    found = {}
+    for path in sorted((folder / RECORDS_DIR).glob(f"{config_id}.*.jsonl")):
+        for record in _lines(path):
+            if record.get("file_name") in present and "label" in record:
+                found[record["file_name"]] = record
+    return sorted(found.values(), key=lambda record: (record["index"], record["repeat"]))
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.endswith("\n"):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    log.warning("%s: a line that is no record is left out", path)
+
+
+def write_metadata(folder: Path, config_id: str) -> None:
+    """Derive `metadata.jsonl` from all records; once more if some were added meanwhile."""
+    for _ in range(3):
+        before = _sizes(folder)
+        lines = [json.dumps(r, ensure_ascii=False) for r in read_records(folder, config_id)]
+        write_text(folder / METADATA_FILE, "".join(line + "\n" for line in lines))
+        if _sizes(folder) == before:
+            return
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_size for p in (folder / RECORDS_DIR).glob("*.jsonl")}
+
+
+def has_records(folder: Path) -> bool:
+    """Whether `folder` holds a record of any configuration."""
+    return any((folder / RECORDS_DIR).glob("*.jsonl"))
+
+
+def discard_other_records(folder: Path, config_id: str) -> None:
+    """Remove what other configurations left, after config.json was written for `config_id`.
+
+    Images newer than config.json are this configuration's, perhaps another process's.
+    """
+    config_written = (folder / "config.json").stat().st_mtime_ns
+    for path in (folder / RECORDS_DIR).glob("*.jsonl"):
+        if path.name.startswith(f"{config_id}."):
+            continue
+        for record in _lines(path):
+            image = folder / str(record.get("file_name"))
+            try:
+                if image.parent == folder and image.stat().st_mtime_ns < config_written:
+                    image.unlink()
+            except FileNotFoundError:
+                pass
+        path.unlink(missing_ok=True)
+
+
+def read_variants(
+    folder: Path, dataset, num_synthetic: int | None = None, classes: Sequence[str] | None = None
+) -> dict[int, list[tuple[Path, int]]]:
+    """The synthetic images of a trial's photos: `{index: [(path, label), ...]}`.
+
+    Labels come from records, never from file names.
+
+    Args:
+        dataset: the trial's training photos.
+        num_synthetic: at most that many per photo; default all that were made.
+        classes: only photos of these need variants; default all.
+
+    Raises:
+        UserError: images are missing, or records do not fit the dataset.
+    """
+    records = read_records(folder)
+    if not records:
+        raise UserError(f"no synthetic images in {folder}")
+    position = {source: idx for idx, source in enumerate(dataset.sources())}
+    by_photo: dict[int, dict[int, tuple[Path, int]]] = {}
+    for record in records:
+        name, label = record["class_name"], record["label"]
+        names = dataset.class_names
+        if not 0 <= label < len(names) or names[label] != name:
+            raise UserError(
+                f"{folder} was made with other classes: label {label} is {name!r} there and "
+                f"{names[label] if 0 <= label < len(names) else 'nothing'!r} here"
+            )
+        if record["source"] not in position:
+            raise UserError(
+                f"{folder / record['file_name']} was made from {record['source']}, which is not "
+                "among the training photos of this trial"
+            )
+        idx = position[record["source"]]
+        if dataset.get_label_by_idx(idx) != label:
+            raise UserError(
+                f"{folder / record['file_name']} is labelled {name!r}, its photo "
+                f"{record['source']} is {names[dataset.get_label_by_idx(idx)]!r}"
+            )
+        by_photo.setdefault(idx, {})[record["repeat"]] = (folder / record["file_name"], label)
+    wanted = dataset.indices(classes)
+    if num_synthetic is None:
+        num_synthetic = 1 + max(record["repeat"] for record in records)
+    missing = [
+        idx for idx in wanted for n in range(num_synthetic) if n not in by_photo.get(idx, {})
+    ]
+    if missing:
+        source = dataset.sources()[missing[0]]
+        raise UserError(
+            f"{len(missing)} of {len(wanted) * num_synthetic} synthetic images are missing in "
+            f"{folder}, the first of photo {source}"
+        )
+    return {idx: [by_photo[idx][n] for n in range(num_synthetic)] for idx in wanted}
+
+
+def augment_dataset(
+    dataset, augmentation: GenerativeAugmentation, num_repeats: int, folder: Path | None
+) -> dict[int, list[tuple]]:
+    """Variants of every photo, kept in memory or, with a folder, written there with records."""
+    if folder is not None:
+        settings = {
+            "dataset": type(dataset).__qualname__,
+            "aug": type(augmentation).__qualname__,
+        }
+        identity = write_config(folder, settings, {"num_synthetic": num_repeats})
+        constants = {"seed": dataset.seed}
+        generate(
+            dataset,
+            augmentation,
+            folder,
+            identity,
+            num_synthetic=num_repeats,
+            batch_size=1,
+            seed=dataset.seed,
+            constants=constants,
+        )
+        return read_variants(folder, dataset, num_repeats)
+    sources, variants = dataset.sources(), {}
+    for job in tqdm(make_jobs(range(len(dataset)), num_repeats), desc="generate", unit="image"):
+        for _, image, _ in _compute(dataset, augmentation, [job], sources, dataset.seed):
+            label = dataset.get_label_by_idx(job.index)
+            variants.setdefault(job.index, []).append((image, label))
+    return variants

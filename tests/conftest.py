@@ -1,0 +1,164 @@
+"""What the tests share: one small Stable Diffusion per run, small photo folders, real photos."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)  # several threads slow such small models down
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPTIONS = [
+    "a photo of a motor", "a photo of the small motor on a table", "a photo of a cat and a dog",
+    "a rendering of a red car", "a toy train", "the big blue bird", "an object in a photo",
+    "a photo of a stop sign", "a close-up photo of the nice gear", "one person and a horse",
+]  # fmt: skip
+
+
+def build_tokenizer():
+    """A CLIP tokenizer with a small byte-pair vocabulary of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trained.train_from_iterator(CAPTIONS, trainer)
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = letters + [letter + "</w>" for letter in letters] + ["".join(m) for m in merges]
+    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def build_pipeline(seed: int = 0, hidden_size: int = 32, prediction_type: str = "epsilon"):
+    """A complete Stable Diffusion with random weights, 32 px, a few hundred thousand parameters."""
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = build_tokenizer()
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=hidden_size,
+                intermediate_size=2 * hidden_size,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=77,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=hidden_size,
+            attention_head_dim=8,
+            norm_num_groups=8,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            sample_size=32,
+        )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> str:
+    """Folder of a small Stable Diffusion, as `from_pretrained` takes it."""
+    folder = tmp_path_factory.mktemp("model") / "small-sd"
+    build_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real photos; the test is skipped where there is none."""
+    folder = Path(os.environ.get("FEW_SHOT_REAL_DATA", ROOT / ".." / "shared" / "real"))
+    if not folder.is_dir():
+        pytest.skip(f"no real photos: {folder} is absent (set FEW_SHOT_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch) -> Path:
+    """An empty working directory, without data roots in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("COCO_DIR", "MVIP_DIR", "FOLDER_DIR", "SLURM_ARRAY_TASK_ID", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+def draw_photo(path: Path, colour, seed: int, size=(48, 40)) -> None:
+    """A photo of a coloured disc on a noisy ground, and its mask in the parallel tree `masks`."""
+    random = np.random.default_rng(seed)
+    ground = random.integers(60, 120, (size[1], size[0], 3), dtype=np.uint8)
+    image, mask = Image.fromarray(ground), Image.new("L", size, 0)
+    x, y = random.integers(4, 14, 2)
+    box = (int(x), int(y), int(x) + 20, int(y) + 20)
+    ImageDraw.Draw(image).ellipse(box, fill=colour)
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    root = next(p for p in path.parents if p.name == "photos")
+    mask_path = root.parent / "masks" / path.relative_to(root)
+    mask_path.parent.mkdir(parents=True, exist_ok=True)
+    mask.save(mask_path)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """`photos/{train,val,test}/CLASS/*.png` of three classes, masks beside it in `masks`."""
+    colours = {"cat": (220, 40, 40), "stop sign": (40, 200, 40), "toy train": (50, 60, 230)}
+    for split, count in (("train", 3), ("val", 2), ("test", 2)):
+        for label, (name, colour) in enumerate(colours.items()):
+            for number in range(count):
+                seed = 100 * label + 10 * number + len(split)
+                draw_photo(tmp_path / "photos" / split / name / f"{number}.png", colour, seed)
+    return tmp_path / "photos"
