@@ -18,6 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc: str, **kwargs):
         kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("usage", "%(prog)s --flag value ...")
         super().__init__(description=doc, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):

@@ -1,0 +1,341 @@
+"""Jobs, blocks, shards, records and resumption of the generation stage."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, draw_photo
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageChops
+
+import generate_augmentations
+from semantic_aug import UserError
+from semantic_aug.datasets import build_dataset
+from semantic_aug.experiment import write_config
+from semantic_aug.generation import (
+    generate,
+    job_generator,
+    make_jobs,
+    read_records,
+    read_variants,
+    shard_blocks,
+    write_metadata,
+)
+from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+
+RECORD_KEYS = {
+    "file_name", "label", "class_name", "source", "index", "repeat", "seed", "examples_per_class",
+    "prompt", "aug", "strength", "guidance_scale", "mask", "inverted", "num_inference_steps",
+    "resolution", "model", "embeddings",
+}  # fmt: skip
+
+
+class Stub(GenerativeAugmentation):
+    """Adds to each photo noise from its own generator; counts batches."""
+
+    def __init__(self):
+        self.batches = []
+
+    def augment(self, images, labels, metadata, generators):
+        self.batches.append([meta["source"] for meta in metadata])
+        results = []
+        for image, generator in zip(images, generators):
+            noise = torch.randint(256, (*image.size[::-1], 3), generator=generator)
+            results.append(Image.fromarray(noise.numpy().astype(np.uint8)))
+        edits = [[Edit("stub", "a photo", 0.5, 7.5, False, False)] for _ in images]
+        return results, edits
+
+
+def trial(photos, examples_per_class=2, **options):
+    return build_dataset(
+        "folder", "train", data_dir=photos, examples_per_class=examples_per_class, **options
+    )
+
+
+def run(dataset, folder, **options):
+    identity = write_config(folder, {"a": 1}, {})
+    options = {"num_synthetic": 3, "batch_size": 4} | options
+    constants = {"seed": 0, "examples_per_class": 2}
+    return generate(dataset, options.pop("aug", Stub()), folder, identity,
+                    constants=constants, **options)  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digest of every image and of metadata.jsonl."""
+    names = [p for p in folder.iterdir() if p.suffix == ".png" or p.name == "metadata.jsonl"]
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
+
+
+def metadata(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+
+
+@given(st.integers(0, 200), st.integers(1, 12))
+def test_shards_divide_the_blocks(blocks, shards):
+    shares = [shard_blocks(blocks, index, shards) for index in range(shards)]
+    assert sorted(sum(shares, [])) == list(range(blocks))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_blocks_lie_in_a_fixed_shuffled_order():
+    assert shard_blocks(8, 0, 1) == shard_blocks(8, 0, 1) != list(range(8))
+
+
+def test_random_stream_depends_on_seed_source_and_repeat_alone():
+    def draw(*job):
+        return torch.randn(4, generator=job_generator(*job)).tolist()
+
+    assert draw(0, "a.jpg", 1) == draw(0, "a.jpg", 1)
+    others = [draw(1, "a.jpg", 1), draw(0, "b.jpg", 1), draw(0, "a.jpg", 2)]
+    assert all(other != draw(0, "a.jpg", 1) for other in others)
+
+
+def test_every_photo_gets_its_variants_with_true_records(photos, tmp_path):
+    dataset, folder = trial(photos), tmp_path / "out"
+    assert run(dataset, folder) == 18
+    records = metadata(folder)
+    assert [r["file_name"] for r in records] == [j.file_name for j in make_jobs(range(6), 3)]
+    for record in records:
+        idx = record["index"]
+        assert record["label"] == dataset.get_label_by_idx(idx)
+        assert record["class_name"] == dataset.class_names[record["label"]]
+        assert record["source"] == dataset.sources()[idx]
+        assert record["class_name"] in record["source"]
+        with Image.open(folder / record["file_name"]) as image:
+            assert image.size == dataset.get_image_by_idx(idx).size
+            assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_shards_and_batch_sizes_give_the_same_images(photos, tmp_path, shards, batch_size):
+    dataset = trial(photos)
+    run(dataset, tmp_path / "whole")
+    for index in reversed(range(shards)):
+        run(dataset, tmp_path / "shared", shard=(index, shards), batch_size=batch_size)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
+    assert len(list((tmp_path / "shared" / "records").iterdir())) <= shards
+
+
+def test_classes_made_separately_are_those_made_together(photos, tmp_path):
+    dataset = trial(photos)
+    run(dataset, tmp_path / "together")
+    for name in reversed(dataset.class_names):
+        run(dataset, tmp_path / "apart", indices=dataset.indices([name]))
+    assert contents(tmp_path / "apart") == contents(tmp_path / "together")
+
+
+def test_a_block_with_a_gap_is_computed_whole_and_the_gap_alone_written(photos, tmp_path):
+    dataset, folder = trial(photos), tmp_path / "out"
+    run(dataset, folder)
+    before, kept = contents(folder), folder / "000000-000.png"
+    stamp = kept.stat().st_mtime_ns
+    (folder / "000000-001.png").unlink()
+    stub = Stub()
+    assert run(dataset, folder, aug=stub) == 1
+    assert [len(batch) for batch in stub.batches] == [4]
+    assert contents(folder) == before
+    assert kept.stat().st_mtime_ns == stamp
+    assert run(dataset, folder, aug=(idle := Stub())) == 0
+    assert idle.batches == []
+
+
+def test_an_image_without_its_record_does_not_count(photos, tmp_path):
+    dataset, folder = trial(photos), tmp_path / "out"
+    run(dataset, folder)
+    before = contents(folder)
+    (path,) = (folder / "records").iterdir()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-2]) + lines[-2][:25])  # the process died within a line
+    assert len(read_records(folder)) == 16
+    assert run(dataset, folder) == 2
+    assert contents(folder) == before
+    assert len(read_records(folder)) == 18
+
+
+def test_more_variants_are_added_to_those_there(photos, tmp_path):
+    dataset, folder = trial(photos), tmp_path / "out"
+    run(dataset, folder, num_synthetic=1)
+    first = contents(folder)
+    assert run(dataset, folder, num_synthetic=3) == 12
+    run(dataset, tmp_path / "fresh", num_synthetic=3)
+    assert contents(folder) == contents(tmp_path / "fresh")
+    assert {k: v for k, v in contents(folder).items() if k in first and k[0] == "0"} == {
+        k: v for k, v in first.items() if k[0] == "0"
+    }
+
+
+def test_metadata_is_derived_again_from_all_records(photos, tmp_path):
+    dataset, folder = trial(photos), tmp_path / "out"
+    identity = write_config(folder, {"a": 1}, {})
+    run(dataset, folder)
+    before = contents(folder)
+    (folder / "metadata.jsonl").unlink()
+    write_metadata(folder, identity)
+    assert contents(folder) == before
+
+
+def test_records_are_read_not_file_names(photos, tmp_path):
+    dataset, folder = trial(photos), tmp_path / "out"
+    run(dataset, folder)
+    variants = read_variants(folder, dataset)
+    assert sorted(variants) == list(range(6))
+    assert all(label == dataset.get_label_by_idx(i) for i in variants for _, label in variants[i])
+    (path,) = (folder / "records").iterdir()
+    text = path.read_text()
+    path.write_text(text.replace('"label": 0', '"label": 1'))
+    with pytest.raises(UserError, match="other classes"):
+        read_variants(folder, dataset)
+    path.write_text(text.replace("train/cat/", "val/cat/"))
+    with pytest.raises(UserError, match="not among the training photos"):
+        read_variants(folder, dataset)
+    path.write_text(text)
+    (folder / "000003-002.png").unlink()
+    with pytest.raises(UserError, match="1 of 18 synthetic images are missing"):
+        read_variants(folder, dataset)
+    assert len(read_variants(folder, dataset, num_synthetic=2)[3]) == 2
+    with pytest.raises(UserError, match="no synthetic images"):
+        read_variants(tmp_path / "nowhere", dataset)
+
+
+def test_changed_photos_are_noticed(photos, tmp_path):
+    run(trial(photos), tmp_path / "out")
+    for path in (photos / "train" / "cat").iterdir():
+        path.rename(path.with_name("new" + path.name))
+    with pytest.raises(UserError, match="the data have changed"):
+        run(trial(photos), tmp_path / "out")
+
+
+def test_dataset_generates_and_then_serves_variants(photos, tmp_path):
+    dataset = trial(photos, generative_aug=Stub(), synthetic_dir=tmp_path / "kept")
+    dataset.synthetic_probability = 1.0
+    real = dataset.get_image_by_idx(0)
+    dataset.generate_augmentations(2)
+    assert len(read_records(tmp_path / "kept")) == 12
+    tensor, label = dataset[0]
+    assert tensor.shape == (3, 256, 256)
+    assert label == dataset.get_label_by_idx(0)
+    in_memory = trial(photos, generative_aug=Stub())
+    in_memory.generate_augmentations(2)
+    for (path, _), (image, _) in zip(
+        dataset.synthetic_examples[0], in_memory.synthetic_examples[0]
+    ):
+        assert ImageChops.difference(Image.open(path), image).getbbox() is None
+        assert ImageChops.difference(real, image).getbbox() is not None
+    again = trial(photos, synthetic_dir=tmp_path / "kept", synthetic_probability=0.0)
+    assert torch.equal(again[0][0], trial(photos)[0][0])
+
+
+def arguments(photos, model, *extra, steps=4):
+    return [
+        "--dataset=folder", f"--data_dir={photos}", "--experiment_name=exp",
+        f"--model_path={model}", "--examples_per_class=1", f"--num_inference_steps={steps}", *extra,
+    ]  # fmt: skip
+
+
+def test_command_writes_images_records_and_config(photos, small_model, workdir, capsys):
+    generate_augmentations.main(arguments(photos, small_model, "--num_synthetic", "2"))
+    folder = workdir / "output/exp/aug/seed=0_ex=1"
+    records = metadata(folder)
+    assert len(records) == 6
+    assert all(set(record) == RECORD_KEYS for record in records)
+    assert [r["prompt"] for r in records[2:4]] == ["a photo of a stop sign"] * 2
+    assert records[0]["aug"] == ["real-guidance"]
+    assert records[0]["strength"] == [0.5]
+    assert records[0]["mask"] == [False]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["num_inference_steps"] == 4
+    assert config["versions"]["torch"] == torch.__version__
+    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".png") == [
+        "config.json", "metadata.jsonl", "records",
+    ]  # fmt: skip
+    assert "real-guidance" in capsys.readouterr().err
+
+
+def test_batches_and_classes_of_the_real_pipeline_agree(photos, small_model, workdir):
+    def images(name, *extra):
+        main = generate_augmentations.main
+        main(arguments(photos, small_model, f"--aug_name={name}", "--num_synthetic=2", *extra))
+        folder = workdir / f"output/exp/{name}/seed=0_ex=1"
+        return {p.name: np.asarray(Image.open(p)).astype(int) for p in folder.glob("*.png")}
+
+    whole = images("a", "--batch_size=16")
+    for name, extra in {"b": ["--batch_size=1"], "c": ["--batch_size=4"]}.items():
+        other = images(name, *extra)
+        assert other.keys() == whole.keys()
+        assert max(abs(other[key] - whole[key]).max() for key in whole) <= 2
+    for class_name in ("toy train", "cat", "stop sign"):
+        apart = images("d", "--class_name", class_name)
+    assert apart.keys() == whole.keys()
+    assert max(abs(apart[key] - whole[key]).max() for key in whole) <= 2
+    assert len({image.tobytes() for image in whole.values()}) == 6
+
+
+def test_other_settings_are_refused_and_overwritten_on_demand(photos, small_model, workdir, capsys):
+    main, folder = generate_augmentations.main, workdir / "output/exp/aug/seed=0_ex=1"
+    main(arguments(photos, small_model, "--num_synthetic=2"))
+    before = contents(folder)
+    main(arguments(photos, small_model, "--num_synthetic=2", "--batch_size=3"))  # no result key
+    assert contents(folder) == before
+    with pytest.raises(SystemExit) as ending:
+        main(arguments(photos, small_model, "--num_synthetic=1", "--guidance_scale=3"))
+    assert ending.value.code == 2
+    assert "edits" in capsys.readouterr().err
+    assert contents(folder) == before
+    main(arguments(photos, small_model, "--num_synthetic=1", "--guidance_scale=3", "--overwrite"))
+    assert {record["guidance_scale"][0] for record in metadata(folder)} == {3.0}
+    assert len(list(folder.glob("*.png"))) == len(metadata(folder)) == 3
+    assert not {contents(folder)[n] for n in contents(folder)} & set(before.values())
+
+
+def test_kill_at_any_moment_and_run_again(photos, small_model, workdir):
+    command = [sys.executable, str(ROOT / "generate_augmentations.py")]
+    extra = ["--num_synthetic=6", "--batch_size=3", "--guidance_scale=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    whole = arguments(photos, small_model, *extra, "--aug_name=whole")
+    generate_augmentations.main(whole)
+    cut = arguments(photos, small_model, *extra, "--aug_name=cut")
+    folder = workdir / "output/exp/cut/seed=0_ex=1"
+    kills = 0
+    for wanted in (1, 4, 9, 14):
+        process = subprocess.Popen(
+            command + cut, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and len(list(folder.glob("*.png"))) < wanted:
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 2
+    generate_augmentations.main(cut)
+    assert contents(folder) == contents(workdir / "output/exp/whole/seed=0_ex=1")
+    assert not list(workdir.rglob("*.tmp"))
+    assert len(metadata(folder)) == 18
+
+
+def test_hugging_face_reads_the_folder(small_model, workdir):
+    from datasets import load_dataset
+
+    for label, name in enumerate(("train", "test", "toy train")):
+        for number in range(2):
+            draw_photo(workdir / "photos" / name / f"{number}.png", (90 * label, 9, 9), number)
+    generate_augmentations.main(arguments(workdir / "photos", small_model, "--num_synthetic=2"))
+    folder = workdir / "output/exp/aug/seed=0_ex=1"
+    data = load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(workdir / "cache"))
+    rows = list(data["train"])
+    assert list(data) == ["train"]
+    assert len(rows) == 6
+    expected = {record["class_name"]: record["label"] for record in metadata(folder)}
+    assert expected == {"test": 0, "toy train": 1, "train": 2}
+    assert {row["class_name"]: row["label"] for row in rows} == expected
+    assert all(row["image"].size == (48, 40) for row in rows)
