@@ -162,3 +162,22 @@ def photos(tmp_path) -> Path:
                 seed = 100 * label + 10 * number + len(split)
                 draw_photo(tmp_path / "photos" / split / name / f"{number}.png", colour, seed)
     return tmp_path / "photos"
+
+
+def build_backbone(folder: Path) -> Path:
+    """A small image classifier of transformers with random weights, for 32 px, in `folder`."""
+    from transformers import ResNetConfig, ResNetModel
+
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_channels=3
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ResNetModel(config).save_pretrained(folder)
+    processor = {
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "size": {"shortest_edge": 32},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder

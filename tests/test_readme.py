@@ -1,0 +1,181 @@
+"""Every command and every piece of Python in README.md runs, with a small model in its place."""
+
+import csv
+import importlib
+import json
+import re
+import shlex
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, build_backbone, draw_photo
+from PIL import Image
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COCO_CLASSES = {1: "person", 17: "cat", 18: "dog"}
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, also those that stand in a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", README, re.MULTILINE | re.DOTALL)
+    return ["\n".join(line.removeprefix(indent) for line in text.splitlines())
+            for indent, text in found]  # fmt: skip
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if re.match(r"python \w+\.py", line)]
+
+
+def write_coco(root):
+    """COCO 2017's layout with a few drawn photos."""
+    for split, count in (("train", 24), ("val", 16)):
+        images, annotations = [], []
+        for number in range(count):
+            category = list(COCO_CLASSES)[number % 3]
+            path = root / f"{split}2017" / f"{number:012d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colour = {1: (200, 30, 30), 17: (30, 200, 30), 18: (30, 30, 200)}[category]
+            Image.new("RGB", (40, 30), colour).save(path)
+            images.append({"id": number, "file_name": path.name, "width": 40, "height": 30})
+            annotations.append({
+                "id": number, "image_id": number, "category_id": category, "area": 100,
+                "bbox": [5, 5, 10, 10], "iscrowd": 0,
+                "segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]],
+            })  # fmt: skip
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": key, "name": name} for key, name in COCO_CLASSES.items()],
+        }
+        path = root / "annotations" / f"instances_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+
+def write_mvip(root):
+    """MVIP's layout with two classes."""
+    for label, name in enumerate(("starter", "alternator")):
+        (root / name).mkdir(parents=True)
+        meta = {"super_class": ["CarComponent"], "description": f"an old {name}"}
+        (root / name / "meta.json").write_text(json.dumps(meta))
+        for split, folder in (("train_data", "0/1/cam0"), ("valid_data", "0/cam0"),
+                              ("test_data", "0/cam0")):  # fmt: skip
+            for number in range(2):
+                path = root / name / split / folder / f"{number}_rgb.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 30), (200 * label, 60, 40 * number)).save(path)
+                mask = np.zeros((30, 40), np.uint8)
+                mask[5:20, 8:25] = 255
+                Image.fromarray(mask).save(path.with_name(f"{number}_rgb_mask_gen.png"))
+
+
+def write_welds(root):
+    """What the example of a dataset of one's own reads."""
+    root.mkdir(parents=True)
+    rows = [("file", "label", "split", "camera")]
+    for number in range(12):
+        label = ("good", "crack", "pore")[number % 3]
+        Image.new("RGB", (40, 30), (20 * number, 90, 60)).save(root / f"{number}.png")
+        rows.append((f"{number}.png", label, "train", "right" if number >= 9 else "left"))
+    with open(root / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture
+def world(photos, workdir, small_model, monkeypatch):
+    """A folder with the data that README speaks of."""
+    for number in range(3, 6):
+        for name, colour in (("cat", (220, 40, 40)), ("toy train", (50, 60, 230))):
+            draw_photo(photos / "train" / name / f"{number}.png", colour, number)
+    write_coco(workdir / "data/coco2017")
+    write_mvip(workdir / "data/mvip")
+    write_welds(workdir / "data/welds")
+    example = next(block for block in blocks("python") if "class WeldDataset" in block)
+    (workdir / "welds.py").write_text(example)
+    monkeypatch.syspath_prepend(str(workdir))
+    monkeypatch.delitem(sys.modules, "welds", raising=False)
+    build_backbone(workdir / "backbone")
+    return workdir
+
+
+def small(command: list[str], model: str) -> list[str]:
+    """A command's arguments with small models and few steps."""
+    script = command[1]
+    replaced = {
+        "fine_tune": [f"--pretrained_model_name_or_path={model}", "--max_train_steps=2",
+                      "--resolution=32", "--initializer_token=motor"],
+        "generate_augmentations": [f"--model_path={model}", "--num_inference_steps=4",
+                                   "--resolution=32"],
+        "train_classifier": ["--classifier_backbone=backbone", "--num_epochs=1",
+                             "--iterations_per_epoch=2", "--image_size=32"],
+    }  # fmt: skip
+    key = script.removesuffix(".py").removesuffix("_upstream")
+    return [*command[2:], *replaced.get(key, [])]
+
+
+def test_every_command_runs_in_order(world, small_model, monkeypatch):
+    for command in commands():
+        script = importlib.import_module(command[1].removesuffix(".py"))
+        script.main(small(command, small_model))
+    output = world / "output"
+    results = {p.relative_to(output).as_posix() for p in output.rglob("results_*.csv")}
+    assert results == {
+        "demo/results/aug/results_0_4.csv",
+        "demo/results/real/results_0_4.csv",
+        "demo/results/real-guidance/results_0_4.csv",
+        "mvip-test/results/aug/results_0_1.csv",
+        *(f"coco/results/aug/results_{seed}_{k}.csv" for seed in (0, 1) for k in (1, 2, 4, 8)),
+    }
+    welds = (output / "welds/aug/seed=0_ex=2/metadata.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in welds]
+    assert len(records) == 3 * 2 * 4
+    left = {f"{number}.png" for number in range(9)}
+    assert {record["source"] for record in records} <= left
+
+
+def test_the_layout_of_output_is_what_readme_says(world, small_model):
+    for command in commands()[:4]:
+        importlib.import_module(command[1].removesuffix(".py")).main(small(command, small_model))
+    found = {p.relative_to(world / "output/demo").parts[0] for p in world.rglob("output/demo/*")}
+    assert found == {"fine-tuned", "fine-tuned-merged", "aug", "results", "logs"}
+    assert (world / "output/demo/fine-tuned/seed=0_ex=4/cat/learned_embeds.safetensors").is_file()
+    assert (world / "output/demo/aug/seed=0_ex=4/000000-000.png").is_file()
+    assert (world / "output/demo/results/aug/summary.csv").is_file()
+
+
+def test_python_example_runs(world, small_model):
+    example = next(block for block in blocks("python") if "augment = RealGuidance" in block)
+    names = {}
+    exec(example.replace("CompVis/stable-diffusion-v1-4", small_model), names)
+    assert names["image"].size == (48, 40)
+    assert names["label"] == 0
+
+
+def test_own_dataset_says_what_is_missing(world, small_model, capsys):
+    import generate_augmentations
+
+    (world / "data/welds/labels.csv").unlink()
+    command = next(c for c in commands() if "welds:WeldDataset" in c)
+    with pytest.raises(SystemExit) as ending:
+        generate_augmentations.main(small(command, small_model))
+    assert ending.value.code == 2
+    assert "labels.csv is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        generate_augmentations.main([*small(command, small_model), "--dataset_args", "kamera=left"])
+    assert "unknown key 'kamera'; WeldDataset has: camera" in capsys.readouterr().err
+
+
+def test_readme_names_every_script_and_no_flag_that_does_not_exist():
+    scripts = {command[1] for command in commands()}
+    assert scripts == {
+        "fine_tune.py", "fine_tune_upstream.py", "aggregate_embeddings.py",
+        "generate_augmentations.py", "train_classifier.py",
+    }  # fmt: skip
+    known = set()
+    for path in ROOT.glob("*.py"):
+        known |= set(re.findall(r'"(--\w+)"', path.read_text()))
+    known |= set(re.findall(r'"(--\w+)"', (ROOT / "semantic_aug/cli.py").read_text()))
+    used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--logdir"}
+    assert used <= known
