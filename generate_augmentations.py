@@ -9,8 +9,8 @@ class names (--aug says which). What is there already is not made again, so that
 goes on after an interruption. Next: train_classifier.py.
 """
 
+import functools
 import logging
-from collections import defaultdict
 from pathlib import Path
 
 from semantic_aug import UserError, stable_hash
@@ -46,11 +46,11 @@ from semantic_aug.experiment import (
     Trial,
     aug_dir,
     check_config,
+    config_id,
     merged_file,
     sha256_file,
-    write_config,
 )
-from semantic_aug.generation import discard_other_records, generate, has_records, read_records
+from semantic_aug.generation import generate, has_records, read_records
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
 
@@ -185,22 +185,17 @@ def main(argv=None):
         check_config(folder, settings, has_records(folder), args.overwrite)
         work[trial] = (dataset, indices, embed_path, settings)
 
-    pipeline = None
+    precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
+    pipeline = functools.cache(
+        lambda: load_pipeline(info, device, pick_dtype(device, precision))
+    )  # once for all trials, and only if an image is missing
     for trial, (dataset, indices, embed_path, settings) in work.items():
         folder = folders[trial]
-        config_id = write_config(folder, settings, vars(args))
-        discard_other_records(folder, config_id)
-        if is_complete(dataset, indices, folder, config_id, args.num_synthetic):
-            log.info("%s: finished already, skipped", folder)
-            continue
-        if pipeline is None:
-            precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
-            pipeline = load_pipeline(info, device, pick_dtype(device, precision))
         made = generate(
             dataset,
-            build_augmentation(args, edits, pipeline, resolution, embed_path),
+            functools.partial(build_augmentation, args, edits, pipeline, resolution, embed_path),
             folder,
-            config_id,
+            settings,
             num_synthetic=args.num_synthetic,
             batch_size=args.batch_size,
             seed=trial.seed,
@@ -214,8 +209,11 @@ def main(argv=None):
                 "model": args.model,
                 "embeddings": settings["embeddings"],
             },
+            arguments=vars(args),
         )
-        print(f"{folder}: {made} images made, {len(read_records(folder, config_id))} there in all")
+        total = len(indices) * args.num_synthetic
+        there = len(read_records(folder, config_id(settings)))
+        print(f"{folder}: {made} images made now; {there} there, {total} wanted")
 
 
 def check_prompts(prompts: list[str]) -> None:
@@ -342,16 +340,8 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
             dataset.get_mask_by_idx(idx)
 
 
-def is_complete(dataset, indices, folder: Path, config_id: str, num_synthetic: int) -> bool:
-    """Whether every image of these photos is there."""
-    made = defaultdict(set)
-    for record in read_records(folder, config_id):
-        made[record["index"]].add(record["repeat"])
-    return all(made[idx] >= set(range(num_synthetic)) for idx in indices)
-
-
 def build_augmentation(args, edits: list[dict], pipeline, resolution: int, embed_path):
-    """The augmentation that the flags describe, on a loaded pipeline."""
+    """The augmentation that the flags describe; `pipeline()` loads the model."""
     augs = []
     for edit in edits:
         options = {key: value for key, value in edit.items() if key != "aug"}
@@ -362,7 +352,7 @@ def build_augmentation(args, edits: list[dict], pipeline, resolution: int, embed
         }
         if edit["aug"] == "textual-inversion":
             options["embed_path"] = embed_path
-        augs.append(augmentation_class(edit["aug"])(pipeline=pipeline, **options))
+        augs.append(augmentation_class(edit["aug"])(pipeline=pipeline(), **options))
     if len(augs) == 1 and args.probs in (None, [1.0]):
         return augs[0]
     compose = ComposeParallel if args.compose == "parallel" else ComposeSequential

@@ -8,17 +8,19 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from semantic_aug import UserError, stable_hash
+from semantic_aug.cli import progress_bar
 from semantic_aug.experiment import (
+    CONFIG_FILE,
     METADATA_FILE,
     atomic_path,
+    config_id,
     read_config,
     remove_leftovers,
     write_config,
@@ -61,9 +63,9 @@ def shard_blocks(num_blocks: int, shard_index: int, num_shards: int) -> list[int
 
 def generate(
     dataset,
-    augmentation: GenerativeAugmentation,
+    make_augmentation: Callable[[], GenerativeAugmentation],
     folder: Path,
-    config_id: str,
+    settings: Mapping,
     *,
     num_synthetic: int,
     batch_size: int,
@@ -71,19 +73,23 @@ def generate(
     indices: Sequence[int] | None = None,
     shard: tuple[int, int] = (0, 1),
     constants: Mapping | None = None,
+    arguments: Mapping | None = None,
 ) -> int:
     """Make what is missing of a trial's synthetic images.
 
     Args:
         dataset: a FewShotDataset, the trial's training photos.
-        folder: where images, `records/` and `metadata.jsonl` go; holds its config.json.
-        config_id: that of config.json; records of other configurations do not count.
+        make_augmentation: called once, and only if an image is missing: it may load a model.
+        folder: where images, `records/`, `metadata.jsonl` and `config.json` go.
+        settings: whatever changes an image, for config.json. Records of other settings do not
+            count, and what they left is removed in the end.
         num_synthetic: variants per photo.
         batch_size: images per block.
         seed: of the trial.
         indices: which photos; default all.
         shard: this process's (index, count).
         constants: what all records share.
+        arguments: for config.json.
 
     Returns:
         How many images were made.
@@ -92,8 +98,8 @@ def generate(
     sources = dataset.sources()
     jobs = make_jobs(indices, num_synthetic)
     remove_leftovers(folder)
-    remove_leftovers(folder / RECORDS_DIR)
-    finished = {record["file_name"]: record["source"] for record in read_records(folder, config_id)}
+    identity = config_id(settings)
+    finished = {record["file_name"]: record["source"] for record in read_records(folder, identity)}
     moved = [job for job in jobs if finished.get(job.file_name, "") not in ("", sources[job.index])]
     if moved:
         first = moved[0]
@@ -106,21 +112,30 @@ def generate(
     mine = [blocks[number] for number in shard_blocks(len(blocks), *shard)]
     todo = [block for block in mine if any(job.file_name not in finished for job in block)]
     kept = sum(job.file_name in finished for block in mine for job in block)
-    made = 0
-    progress = tqdm(
+    if not todo:
+        if finished:  # a process may have been killed just before it did this
+            write_metadata(folder, identity)
+        return 0
+    augmentation, made = make_augmentation(), 0
+    # From here on the folder changes: not before the model has been loaded.
+    write_config(folder, settings, arguments or {})
+    progress = progress_bar(
         total=sum(map(len, mine)), initial=kept, desc=f"generate {folder.name}", unit="image"
     )
-    with progress, _RecordWriter(folder / RECORDS_DIR, config_id, shard) as writer:
-        for block in todo:
-            for job, image, edits in _compute(dataset, augmentation, block, sources, seed):
-                if job.file_name in finished:
-                    continue
-                with atomic_path(folder / job.file_name) as temporary:
-                    image.save(temporary, format="PNG")
-                writer.write(_record(dataset, job, sources, edits, constants or {}))
-                made += 1
-                progress.update()
-    write_metadata(folder, config_id)
+    try:
+        with progress, _RecordWriter(folder / RECORDS_DIR, identity, shard) as writer:
+            for block in todo:
+                for job, image, edits in _compute(dataset, augmentation, block, sources, seed):
+                    if job.file_name in finished:
+                        continue
+                    with atomic_path(folder / job.file_name) as temporary:
+                        image.save(temporary, format="PNG")
+                    writer.write(_record(dataset, job, sources, edits, constants or {}))
+                    made += 1
+                    progress.update()
+    finally:
+        write_metadata(folder, identity)
+    discard_other_records(folder, identity)
     return made
 
 
@@ -170,9 +185,9 @@ class _RecordWriter:
     `--overwrite`, never count.
     """
 
-    def __init__(self, folder: Path, config_id: str, shard: tuple[int, int]):
+    def __init__(self, folder: Path, identity: str, shard: tuple[int, int]):
         started = time.time_ns()
-        name = f"{config_id}.shard{shard[0]}of{shard[1]}.{started}-{os.getpid()}.jsonl"
+        name = f"{identity}.shard{shard[0]}of{shard[1]}.{started}-{os.getpid()}.jsonl"
         self.path, self.file = folder / name, None
 
     def __enter__(self):
@@ -190,23 +205,23 @@ class _RecordWriter:
         self.file.flush()
 
 
-def read_records(folder: Path, config_id: str | None = None) -> list[dict]:
+def read_records(folder: Path, identity: str | None = None) -> list[dict]:
     """The records of the images that `folder` holds, in job order.
 
     Args:
-        config_id: only records of this configuration; default that of the folder's config.json.
+        identity: only records of this `config_id`; default that of the folder's config.json.
 
     A torn last line, whose process was killed, is dropped; so is the record of an image that is
     no longer there. An image that was recorded twice has one record.
     """
-    if config_id is None:
-        config_id = (read_config(folder) or {}).get("id", "*")
+    if identity is None:
+        identity = (read_config(folder) or {}).get("id", "*")
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
         present = {entry.name for entry in entries}
     found = {}
-    for path in sorted((folder / RECORDS_DIR).glob(f"{config_id}.*.jsonl")):
+    for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
         for record in _lines(path):
             if record.get("file_name") in present and "label" in record:
                 found[record["file_name"]] = record
@@ -223,11 +238,11 @@ def _lines(path: Path) -> Iterator[dict]:
                     log.warning("%s: a line that is no record is left out", path)
 
 
-def write_metadata(folder: Path, config_id: str) -> None:
+def write_metadata(folder: Path, identity: str) -> None:
     """Derive `metadata.jsonl` from all records; once more if some were added meanwhile."""
     for _ in range(3):
         before = _sizes(folder)
-        lines = [json.dumps(r, ensure_ascii=False) for r in read_records(folder, config_id)]
+        lines = [json.dumps(r, ensure_ascii=False) for r in read_records(folder, identity)]
         write_text(folder / METADATA_FILE, "".join(line + "\n" for line in lines))
         if _sizes(folder) == before:
             return
@@ -242,14 +257,14 @@ def has_records(folder: Path) -> bool:
     return any((folder / RECORDS_DIR).glob("*.jsonl"))
 
 
-def discard_other_records(folder: Path, config_id: str) -> None:
-    """Remove what other configurations left, after config.json was written for `config_id`.
+def discard_other_records(folder: Path, identity: str) -> None:
+    """Remove what other configurations left, after config.json was written for this one.
 
     Images newer than config.json are this configuration's, perhaps another process's.
     """
-    config_written = (folder / "config.json").stat().st_mtime_ns
+    config_written = (folder / CONFIG_FILE).stat().st_mtime_ns
     for path in (folder / RECORDS_DIR).glob("*.jsonl"):
-        if path.name.startswith(f"{config_id}."):
+        if path.name.startswith(f"{identity}."):
             continue
         for record in _lines(path):
             image = folder / str(record.get("file_name"))
@@ -325,21 +340,22 @@ def augment_dataset(
             "dataset": type(dataset).__qualname__,
             "aug": type(augmentation).__qualname__,
         }
-        identity = write_config(folder, settings, {"num_synthetic": num_repeats})
         constants = {"seed": dataset.seed}
         generate(
             dataset,
-            augmentation,
+            lambda: augmentation,
             folder,
-            identity,
+            settings,
             num_synthetic=num_repeats,
             batch_size=1,
             seed=dataset.seed,
             constants=constants,
+            arguments={"num_synthetic": num_repeats},
         )
         return read_variants(folder, dataset, num_repeats)
     sources, variants = dataset.sources(), {}
-    for job in tqdm(make_jobs(range(len(dataset)), num_repeats), desc="generate", unit="image"):
+    jobs = make_jobs(range(len(dataset)), num_repeats)
+    for job in progress_bar(iterable=jobs, desc="generate", unit="image"):
         for _, image, _ in _compute(dataset, augmentation, [job], sources, dataset.seed):
             label = dataset.get_label_by_idx(job.index)
             variants.setdefault(job.index, []).append((image, label))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image, ImageChops
 import generate_augmentations
 from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset
-from semantic_aug.experiment import write_config
+from semantic_aug.experiment import config_id
 from semantic_aug.generation import (
     generate,
     job_generator,
@@ -62,10 +63,10 @@ def trial(photos, examples_per_class=2, **options):
 
 
 def run(dataset, folder, **options):
-    identity = write_config(folder, {"a": 1}, {})
     options = {"num_synthetic": 3, "batch_size": 4} | options
     constants = {"seed": 0, "examples_per_class": 2}
-    return generate(dataset, options.pop("aug", Stub()), folder, identity,
+    stub = options.pop("aug", Stub())
+    return generate(dataset, lambda: stub, folder, {"a": 1},
                     constants=constants, **options)  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def metadata(folder: Path) -> list[dict]:
 @given(st.integers(0, 200), st.integers(1, 12))
 def test_shards_divide_the_blocks(blocks, shards):
     shares = [shard_blocks(blocks, index, shards) for index in range(shards)]
-    assert sorted(sum(shares, [])) == list(range(blocks))
+    assert sorted(chain.from_iterable(shares)) == list(range(blocks))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -176,11 +177,10 @@ def test_more_variants_are_added_to_those_there(photos, tmp_path):
 
 def test_metadata_is_derived_again_from_all_records(photos, tmp_path):
     dataset, folder = trial(photos), tmp_path / "out"
-    identity = write_config(folder, {"a": 1}, {})
     run(dataset, folder)
     before = contents(folder)
     (folder / "metadata.jsonl").unlink()
-    write_metadata(folder, identity)
+    write_metadata(folder, config_id({"a": 1}))
     assert contents(folder) == before
 
 
@@ -280,7 +280,9 @@ def test_batches_and_classes_of_the_real_pipeline_agree(photos, small_model, wor
     assert len({image.tobytes() for image in whole.values()}) == 6
 
 
-def test_other_settings_are_refused_and_overwritten_on_demand(photos, small_model, workdir, capsys):
+def test_other_settings_are_refused_and_overwritten_on_demand(
+    photos, small_model, workdir, capsys, monkeypatch
+):
     main, folder = generate_augmentations.main, workdir / "output/exp/aug/seed=0_ex=1"
     main(arguments(photos, small_model, "--num_synthetic=2"))
     before = contents(folder)
@@ -291,7 +293,18 @@ def test_other_settings_are_refused_and_overwritten_on_demand(photos, small_mode
     assert ending.value.code == 2
     assert "edits" in capsys.readouterr().err
     assert contents(folder) == before
-    main(arguments(photos, small_model, "--num_synthetic=1", "--guidance_scale=3", "--overwrite"))
+    other = arguments(photos, small_model, "--num_synthetic=1", "--guidance_scale=3", "--overwrite")
+
+    def broken(*_):
+        raise UserError("no such weights")
+
+    with monkeypatch.context() as patch:  # --overwrite costs nothing before the model is there
+        patch.setattr(generate_augmentations, "load_pipeline", broken)
+        with pytest.raises(SystemExit):
+            main(other)
+    assert contents(folder) == before
+    assert len(read_records(folder)) == 6
+    main(other)
     assert {record["guidance_scale"][0] for record in metadata(folder)} == {3.0}
     assert len(list(folder.glob("*.png"))) == len(metadata(folder)) == 3
     assert not {contents(folder)[n] for n in contents(folder)} & set(before.values())
@@ -321,6 +334,29 @@ def test_kill_at_any_moment_and_run_again(photos, small_model, workdir):
     assert contents(folder) == contents(workdir / "output/exp/whole/seed=0_ex=1")
     assert not list(workdir.rglob("*.tmp"))
     assert len(metadata(folder)) == 18
+
+
+def test_finished_work_loads_no_model_and_still_derives_metadata(
+    photos, small_model, workdir, monkeypatch, capsys
+):
+    main, folder = generate_augmentations.main, workdir / "output/exp/aug/seed=0_ex=1"
+    main(arguments(photos, small_model, "--num_synthetic=2"))
+    before = contents(folder)
+    (folder / "metadata.jsonl").unlink()  # as if the process had been killed before writing it
+
+    def loaded(*_):
+        raise AssertionError("a model was loaded for nothing")
+
+    monkeypatch.setattr(generate_augmentations, "load_pipeline", loaded)
+    main(arguments(photos, small_model, "--num_synthetic=2"))
+    assert contents(folder) == before
+    (folder / "000000-000.png").unlink()
+    idle = next(
+        index for index in range(50) if 0 not in shard_blocks(2, index, 50)
+    )  # not the shard of the block that has a gap
+    main(arguments(photos, small_model, "--num_synthetic=2", f"--shard_index={idle}",
+                   "--num_shards=50"))  # fmt: skip
+    assert "0 images made now; 5 there, 6 wanted" in capsys.readouterr().out
 
 
 def test_hugging_face_reads_the_folder(small_model, workdir):
