@@ -19,6 +19,7 @@ from semantic_aug.experiment import (
     fine_tuned_dir,
     merged_file,
     read_config,
+    remove_leftovers,
 )
 
 log = logging.getLogger("semantic_aug.aggregate_embeddings")
@@ -47,6 +48,7 @@ def main(argv=None):
         check_same_settings(files)
     for trial, files in found.items():
         path = merged_file(experiment, trial)
+        remove_leftovers(path.parent)
         config = read_config(fine_tuned_dir(experiment, trial)) or {}
         header = {
             "seed": trial.seed,

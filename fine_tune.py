@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.cli import (
@@ -27,8 +26,11 @@ from semantic_aug.cli import (
     add_shard_flags,
     command,
     experiment_of,
+    fraction_below_one,
+    non_negative,
     non_negative_int,
     positive_int,
+    progress_bar,
     shard_of,
     trials_of,
 )
@@ -114,7 +116,7 @@ def parse_args(argv=None):
     )
     training.add_argument("--train_batch_size", type=positive_int, default=4, help="photos")
     training.add_argument("--gradient_accumulation_steps", type=positive_int, default=1)
-    training.add_argument("--learning_rate", type=float, default=5e-4)
+    training.add_argument("--learning_rate", type=non_negative, default=5e-4)
     training.add_argument(
         "--scale_lr",
         action="store_true",
@@ -133,10 +135,10 @@ def parse_args(argv=None):
         default="constant",
     )
     training.add_argument("--lr_warmup_steps", type=non_negative_int, default=0)
-    training.add_argument("--adam_beta1", type=float, default=0.9)
-    training.add_argument("--adam_beta2", type=float, default=0.999)
-    training.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    training.add_argument("--adam_epsilon", type=float, default=1e-8)
+    training.add_argument("--adam_beta1", type=fraction_below_one, default=0.9)
+    training.add_argument("--adam_beta2", type=fraction_below_one, default=0.999)
+    training.add_argument("--adam_weight_decay", type=non_negative, default=1e-2)
+    training.add_argument("--adam_epsilon", type=non_negative, default=1e-8)
     training.add_argument(
         "--center_crop",
         action="store_true",
@@ -212,7 +214,8 @@ def main(argv=None):
     for job in todo:
         arguments = {**vars(args), "class_names": job.trial_classes}
         write_config(job.path.parent.parent, settings_of(args, info), arguments)
-        remove_leftovers(job.path.parent)
+        for folder in (job.path.parent.parent, job.path.parent, job.path.parent / "validation"):
+            remove_leftovers(folder)
     failed = train_all(args, info, device, todo, experiment, shard)
     if failed:
         log.error("not trained: %s", ", ".join(failed))
@@ -240,7 +243,10 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
         raise UserError(f"none of the classes chosen has a photo in {trial.name}")
     tokens = placeholder_tokens(dataset.class_names)
     if args.placeholder_token:
-        tokens[chosen[0]] = own_token(args.placeholder_token, chosen)
+        token = own_token(args.placeholder_token, chosen)
+        if token in (text for name, text in tokens.items() if name != chosen[0]):
+            raise UserError(f"--placeholder_token: {token} is the token of another class")
+        tokens[chosen[0]] = token
     folder, folders = fine_tuned_dir(experiment, trial), folder_names(dataset.class_names)
     settings = settings_of(args, info)
     done = any((folder / name / EMBEDDINGS_FILE).exists() for name in folders.values())
@@ -331,12 +337,12 @@ def train_all(args, info, device, jobs: list[Job], experiment: Path, shard) -> l
     noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     if args.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-        pipeline.text_encoder.gradient_checkpointing_enable()
+        pipeline.text_encoder.activation_checkpointing_enable()
     token_ids, failed = {}, []
     steps = sum(job.header["steps"] for job in jobs)
     with (
         tracker(args.report_to, experiment, shard) as track,
-        tqdm(total=steps, desc="fine-tune", unit="step") as progress,
+        progress_bar(total=steps, desc="fine-tune", unit="step") as progress,
     ):
         for job in jobs:
             progress.set_description(f"fine-tune {job.where}")

@@ -24,9 +24,9 @@ import torch
 from kornia import enhance
 from kornia.geometry import transform as geometry
 from PIL import Image
-from tqdm import tqdm
 
 from semantic_aug import UserError, stable_hash
+from semantic_aug.cli import progress_bar
 from semantic_aug.experiment import Trial, atomic_path
 from semantic_aug.few_shot_dataset import FewShotDataset, read_image, resized_pixels, to_rgb
 
@@ -327,8 +327,8 @@ def split_features(
     """
     indices = dataset.indices(classes)
     features, labels, chunk, unreadable = [], [], [], 0
-    progress = tqdm(total=len(indices), desc=f"{dataset.split} features", disable=None)
-    with progress:
+    bar = progress_bar(total=len(indices), desc=f"{dataset.split} features", unit="image")
+    with bar as progress:
         for n, pixels in enumerate(_decode(dataset, indices, backbone.image_size)):
             if isinstance(pixels, Exception):
                 unreadable += 1
@@ -618,19 +618,36 @@ def train_trial(
         return backbone(augment(images, generator))
 
     history = []
-    epochs = tqdm(range(options.num_epochs), desc=trial.name, unit="epoch", disable=None)
-    for epoch in epochs:
-        draws = draw_epoch(examples, options, generator)
-        scores = _train_epoch(head, optimizer, draws, examples.labels, batch_features)
-        validated = evaluate(head, validation)
-        if not math.isfinite(scores.mean_loss) or not math.isfinite(validated.mean_loss):
-            raise UserError(
-                f"{trial.name}: the loss is not finite in epoch {epoch} at --learning_rate "
-                f"{options.learning_rate:g}: choose a smaller one"
-            )
-        history.append((scores, validated))
-        epochs.set_postfix(loss=f"{scores.mean_loss:.3f}", val=f"{validated.mean_accuracy:.1%}")
+    bar = progress_bar(total=options.num_epochs, desc=trial.name, unit="epoch")
+    with bar as progress, _one_thread() if augment is None else contextlib.nullcontext():
+        for epoch in range(options.num_epochs):
+            draws = draw_epoch(examples, options, generator)
+            scores = _train_epoch(head, optimizer, draws, examples.labels, batch_features)
+            validated = evaluate(head, validation)
+            loss, accuracy = scores.mean_loss, validated.mean_accuracy
+            if not math.isfinite(loss) or not math.isfinite(validated.mean_loss):
+                raise UserError(
+                    f"{trial.name}: the loss is not finite in epoch {epoch} at --learning_rate "
+                    f"{options.learning_rate:g}: choose a smaller one"
+                )
+            history.append((scores, validated))
+            progress.set_postfix(loss=f"{loss:.3f}", val=f"{accuracy:.1%}", refresh=False)
+            progress.update()
     return head, history
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """Steps of a head alone are too small to share: on busy cores, threads wait for each other.
+
+    With two threads beside other work they took up to a hundred times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train_epoch(
@@ -708,7 +725,7 @@ def score_rows(
     A class that no batch of a training epoch showed has an empty value there.
     """
     values = [("Loss", scores.mean_loss), ("Accuracy", scores.mean_accuracy)]
-    for label in labels:
+    for label in sorted(labels):
         values.append((f"Loss {names[label]}", float(scores.loss[label])))
         values.append((f"Accuracy {names[label]}", float(scores.accuracy[label])))
     return [

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import logging
+import math
 import os
 import re
 import sys
@@ -62,7 +64,7 @@ def command(main):
                 print("interrupted; the same command goes on from here", file=sys.stderr)
                 raise SystemExit(130) from None
             except OSError as error:
-                if error.errno != 28:  # no space left on device
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 line = f"disk full ({error.filename or 'output'}); make room and run again"
             name = Path(sys.modules[main.__module__].__file__).name
@@ -101,7 +103,15 @@ def _quiet_libraries():
     # Read when the libraries are imported, which happens later and only where they are needed.
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def progress_bar(**options):
+    """A tqdm bar; where stderr is a log file, a line every half minute instead of ten a second."""
+    from tqdm import tqdm
+
+    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 30, **options)
 
 
 # --- flags -----------------------------------------------------------------------------------
@@ -193,25 +203,36 @@ def add_shard_flags(parser: argparse.ArgumentParser) -> None:
 
 def positive_int(text: str) -> int:
     """An argparse type: 1, 2, 3 ..."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return value
+    return _checked(int, text, lambda value: value >= 1, "a whole number from 1")
 
 
 def non_negative_int(text: str) -> int:
     """An argparse type: 0, 1, 2 ..."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text}")
-    return value
+    return _checked(int, text, lambda value: value >= 0, "a whole number from 0")
+
+
+def non_negative(text: str) -> float:
+    """An argparse type: a finite number from 0."""
+    return _checked(float, text, lambda value: 0 <= value < math.inf, "a number from 0")
 
 
 def fraction(text: str) -> float:
     """An argparse type: a number in [0, 1]."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text}")
+    return _checked(float, text, lambda value: 0 <= value <= 1, "a number in [0, 1]")
+
+
+def fraction_below_one(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    return _checked(float, text, lambda value: 0 <= value < 1, "a number in [0, 1)")
+
+
+def _checked(kind, text: str, is_good, expected: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not is_good(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return value
 
 
@@ -237,6 +258,10 @@ def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
 
     A SLURM array may have any offset and step; processes of one `accelerate launch` divide the
     share of their array task among themselves.
+
+    Raises:
+        UserError: flags that do not fit each other, or an array with gaps, in which nobody would
+            do some of the work.
     """
     if (args.shard_index is None) != (args.num_shards is None):
         raise UserError("--shard_index and --num_shards go together")
@@ -251,7 +276,12 @@ def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
         first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
         step = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
         last = int(environ.get("SLURM_ARRAY_TASK_MAX", environ["SLURM_ARRAY_TASK_ID"]))
-        count = int(environ.get("SLURM_ARRAY_TASK_COUNT", (last - first) // step + 1))
+        count = (last - first) // step + 1
+        if int(environ.get("SLURM_ARRAY_TASK_COUNT", count)) != count:
+            raise UserError(
+                f"this SLURM array has gaps between its tasks {first} and {last}: submit one "
+                "without, such as --array=0-3, or pass --shard_index and --num_shards"
+            )
         index = (int(environ["SLURM_ARRAY_TASK_ID"]) - first) // step
     processes = int(environ.get("WORLD_SIZE", 1))
     if processes > 1:

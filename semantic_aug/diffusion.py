@@ -1,19 +1,34 @@
 """Loading a diffusion pipeline: model, device, dtype, variant. Nothing else loads one."""
 
 import contextlib
+import functools
+import glob
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from semantic_aug import UserError
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# What the libraries raise on missing, broken or unknown files of a model.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +74,15 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
     unet = _read_json(name, "unet/config.json", revision)
     vae = _read_json(name, "vae/config.json", revision)
     encoder = _read_json(name, "text_encoder/config.json", revision)
+    if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
+        raise UserError(
+            f"{name}: its UNet wants more than an image, as models for inpainting or instructions "
+            "do; expected an ordinary Stable Diffusion (--mask works with those)"
+        )
     try:
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         depth = 2 ** (len(unet["block_out_channels"]) - 1)
-        sample_size = unet["sample_size"]
-        side = sample_size if isinstance(sample_size, int) else sample_size[0]
+        side = side_of(unet["sample_size"])
         dim = encoder["hidden_size"]
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{name}: its configuration files lack {error}") from error
@@ -78,6 +97,11 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
         embedding_dim=dim,
         is_xl="text_encoder_2" in index,
     )
+
+
+def side_of(sample_size: int | Sequence[int]) -> int:
+    """The side that a configuration means, where some give height and width."""
+    return sample_size if isinstance(sample_size, int) else sample_size[0]
 
 
 def check_resolution(info: ModelInfo, resolution: int | None) -> int:
@@ -118,13 +142,14 @@ def pick_dtype(device: torch.device, mixed_precision: str) -> torch.dtype:
 
 def load_tokenizer(info: ModelInfo):
     """The model's first tokenizer, which is small, without the model."""
-    from transformers import AutoTokenizer
+    from transformers import CLIPTokenizer
 
+    # Not AutoTokenizer, which looks for a configuration that a pipeline in the cache has not.
     try:
-        return AutoTokenizer.from_pretrained(
+        return CLIPTokenizer.from_pretrained(
             info.name, subfolder="tokenizer", revision=info.revision
         )
-    except (OSError, ValueError, KeyError) as error:
+    except _LOADING_ERRORS as error:
         raise _cannot_load(info, error) from error
 
 
@@ -146,15 +171,16 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
         options["requires_safety_checker"] = False
     variant = info.variant
     # A folder without the variant is loaded without a word; so that is looked up here.
-    if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(f"*/*.{variant}*")):
+    weights = f"*/*.{glob.escape(variant or '')}*"
+    if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(weights)):
         variant = _no_variant(info)
+    load = functools.partial(_from_pretrained, DiffusionPipeline, info, dtype, options)
     try:
-        pipeline = _from_pretrained(DiffusionPipeline, info, dtype, variant, options)
-    except ValueError as error:
-        if variant is None or "variant" not in str(error):
-            raise _cannot_load(info, error) from error
-        variant = _no_variant(info)
-        pipeline = _from_pretrained(DiffusionPipeline, info, dtype, variant, options)
+        pipeline = load(variant)
+    except UserError as error:
+        if variant is None or "variant" not in str(error.__cause__):
+            raise
+        pipeline = load(_no_variant(info))
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
@@ -162,30 +188,36 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     return pipeline.to(device)
 
 
-def _from_pretrained(cls, info: ModelInfo, dtype: torch.dtype, variant: str | None, options: dict):
+def _from_pretrained(cls, info: ModelInfo, dtype: torch.dtype, options: dict, variant: str | None):
     try:
-        with _no_loading_bars():
+        with _quiet_loading():
             return cls.from_pretrained(
                 info.name, dtype=dtype, variant=variant, revision=info.revision, **options
             )
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except _LOADING_ERRORS as error:
         raise _cannot_load(info, error) from error
 
 
 @contextlib.contextmanager
-def _no_loading_bars():
-    """Reading weights shows several bars of a second each; downloads keep theirs."""
+def _quiet_loading():
+    """Neither the bars of reading weights, of a second each, nor errors that are raised as well.
+
+    Downloads keep their bars.
+    """
     import diffusers.utils.logging
     import transformers.utils.logging
 
     loggers = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [each.get_verbosity() for each in loggers]
     for each in loggers:
         each.disable_progress_bar()
+        each.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        for each in loggers:
+        for each, level in zip(loggers, levels):
             each.enable_progress_bar()
+            each.set_verbosity(level)
 
 
 def _no_variant(info: ModelInfo) -> None:
@@ -217,10 +249,14 @@ def model_file(name: str, file: str, revision: str | None = None) -> Path:
         return path
     if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"model folder {name} does not exist")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     try:
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        log.info("fetching %s from the hub", name)
         return Path(hf_hub_download(name, file, revision=revision))
     except GatedRepoError as error:
         raise UserError(
@@ -237,14 +273,14 @@ def model_file(name: str, file: str, revision: str | None = None) -> Path:
 
 def _fingerprint(folder: Path) -> str:
     """Names, sizes and both ends of every file of a model: seconds less than a full hash."""
-    digest = hashlib.sha256()
+    digest, end = hashlib.sha256(), 1 << 20
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.parts[-2:]):
+        inside = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
             size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
+            digest.update(f"{inside.as_posix()}:{size}\n".encode())
             with open(path, "rb") as file:
-                digest.update(file.read(1 << 20))
-                if size > 1 << 21:
-                    file.seek(-(1 << 20), 2)
-                    digest.update(file.read())
+                digest.update(file.read(end))
+                file.seek(max(size - end, min(size, end)))
+                digest.update(file.read())
     return f"sha256:{digest.hexdigest()[:16]}"

@@ -9,15 +9,16 @@ import json
 import pickle
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from semantic_aug import UserError
-from semantic_aug.experiment import atomic_path, unique_names
+from semantic_aug.experiment import UNENCODABLE, atomic_path, unique_names
 
 FORMAT_VERSION = "1"
 
@@ -30,16 +31,12 @@ def placeholder_token(class_name: str) -> str:
     """
     # Lower-casing can decompose a letter, so that NFC comes last.
     name = unicodedata.normalize("NFC", unicodedata.normalize("NFC", class_name).lower())
-    return "<" + re.sub(r"[\s<>\x00-\x1f\x7f]", "_", name.strip()) + ">"
+    return "<" + re.sub(rf"[\s<>\x00-\x1f\x7f{UNENCODABLE}]", "_", name.strip()) + ">"
 
 
 def placeholder_tokens(class_names: Iterable[str]) -> dict[str, str]:
     """The token of every class. Tokens that would meet get a suffix, in the order given."""
-
-    def make_inner(name: str) -> str:
-        return placeholder_token(name)[1:-1]
-
-    inner = unique_names(class_names, make_inner, "-")
+    inner = unique_names(class_names, lambda name: placeholder_token(name)[1:-1])
     return {name: f"<{text}>" for name, text in inner.items()}
 
 
@@ -56,14 +53,32 @@ def expand_token(prompt: str, token: str, num_vectors: int) -> str:
 def write_embeddings(
     path: str | Path, embeddings: Mapping[str, torch.Tensor], header: Mapping[str, object]
 ) -> None:
-    """Write `{token: [num_vectors, dim]}` with a header of texts, whole or not at all."""
+    """Write `{token: [num_vectors, dim]}` with a header of texts, whole or not at all.
+
+    The same embeddings and header give the same bytes: a file's hash stands in the configuration
+    of the images that were made with it.
+    """
     tensors = {
         token: rows.detach().to("cpu", torch.float32).contiguous()
         for token, rows in embeddings.items()
     }
     texts = {key: str(value) for key, value in header.items()} | {"format_version": FORMAT_VERSION}
+    texts = {key: texts[key].encode("utf-8", "backslashreplace").decode() for key in sorted(texts)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=texts)
+        temporary.write_bytes(_ordered(save(tensors, metadata=texts), texts))
+
+
+def _ordered(data: bytes, texts: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with its texts in the order given.
+
+    The library writes them in another order each time. A header is its length in 8 bytes, then
+    JSON, padded so that the tensors behind it are aligned.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end]) | {"__metadata__": texts}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def read_header(path: str | Path) -> dict[str, str]:
@@ -83,31 +98,37 @@ def read_embeddings(path: str | Path) -> dict[str, torch.Tensor]:
     Old `.bin` and `.pt` dictionaries are read with `weights_only=True`: a pickle is never run.
 
     Raises:
-        UserError: no such file, no tensors in it, or rows of different widths.
+        UserError: no such file, no tensors in it, rows of different widths or not finite, or two
+            tokens that differ in letter case alone.
     """
     try:
         if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise _unreadable(path, error) from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pickles of an unusual protocol
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds other things than tensors and is not loaded, because a pickle can run "
             "code; expected a dictionary {token: tensor}"
         ) from error
+    except Exception as error:  # on broken files, the unpickler raises all that Python has
+        raise _unreadable(path, error) from error
     is_dictionary = isinstance(found, dict) and all(
         isinstance(token, str) and isinstance(rows, torch.Tensor) and rows.ndim in (1, 2)
+        and rows.is_floating_point() and rows.numel() > 0
         for token, rows in found.items()
-    )
+    )  # fmt: skip
     if not is_dictionary or not found:
         raise UserError(f"{path}: expected a dictionary {{token: [num_vectors, dim]}}")
     embeddings = {
         unicodedata.normalize("NFC", token.lower()): rows.reshape(-1, rows.shape[-1]).float()
         for token, rows in found.items()
     }
+    if len(embeddings) < len(found):
+        raise UserError(f"{path}: tokens differ in letter case alone, which no prompt can tell")
     widths = sorted({rows.shape[1] for rows in embeddings.values()})
     if len(widths) > 1:
         raise UserError(f"{path} mixes embeddings of widths {widths}: they fit no single model")
@@ -124,7 +145,8 @@ def _is_safetensors(path: str | Path) -> bool:
 def _unreadable(path: str | Path, error: Exception) -> UserError:
     if not Path(path).is_file():
         return UserError(f"embedding file {path} does not exist")
-    return UserError(f"cannot read embedding file {path}: {str(error).splitlines()[0]}")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"cannot read embedding file {path}: {reason}")
 
 
 def class_tokens(header: Mapping[str, str], tokens: Iterable[str]) -> dict[str, str]:
@@ -138,7 +160,9 @@ def class_tokens(header: Mapping[str, str], tokens: Iterable[str]) -> dict[str, 
 
 def token_for(class_name: str, known: Mapping[str, str], tokens: Iterable[str]) -> str | None:
     """The token of a class in a file: from its header, else by the naming rule; None without."""
-    token = known.get(class_name, placeholder_token(class_name))
+    token = known.get(class_name)
+    if token is None and placeholder_token(class_name) not in known.values():
+        token = placeholder_token(class_name)
     return token if token in tokens else None
 
 

@@ -25,10 +25,13 @@ from semantic_aug import UserError
 FINE_TUNED = "fine-tuned"
 MERGED = "fine-tuned-merged"
 RESULTS = "results"
-RESERVED_NAMES = (FINE_TUNED, MERGED, RESULTS, "report", "cache")
+RESERVED_NAMES = (FINE_TUNED, MERGED, RESULTS, "report", "cache", "logs")
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"
+
+# Names of files that are not UTF-8 reach Python as lone surrogates, which no other file can hold.
+UNENCODABLE = "\ud800-\udfff"
 
 _VERSIONED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
@@ -55,7 +58,7 @@ def experiment_dir(output_dir: str | Path, name: str) -> Path:
         UserError: the name is empty or leads out of `output_dir`.
     """
     parts = Path(name).parts
-    if not parts or Path(name).is_absolute() or ".." in parts or name.strip() in ("", "."):
+    if not parts or not all(map(_is_component, parts)):
         raise UserError(
             f"--experiment_name: got {name!r}, expected a folder name inside {output_dir}/, "
             "such as my-experiment"
@@ -82,9 +85,14 @@ def check_component(flag: str, name: str, reserved: tuple[str, ...] = ()) -> str
     """`name`, if it is one folder name that this project does not use for something else."""
     if name in reserved:
         raise UserError(f"{flag}: {name!r} is the name of another stage's folder; choose another")
-    if not name.strip() or name in (".", "..") or re.search(r'[/\\\x00-\x1f:*?"<>|]', name):
+    if not _is_component(name):
         raise UserError(f"{flag}: got {name!r}, expected one folder name, such as aug-0.5")
     return name
+
+
+def _is_component(name: str) -> bool:
+    illegal = rf'[/\\\x00-\x1f:*?"<>|{UNENCODABLE}]'
+    return bool(name.strip()) and name not in (".", "..") and not re.search(illegal, name)
 
 
 def folder_names(class_names: Iterable[str]) -> dict[str, str]:
@@ -92,28 +100,27 @@ def folder_names(class_names: Iterable[str]) -> dict[str, str]:
 
     Names that would meet (also where letter case is ignored) get a suffix, in the order given.
     """
-    return unique_names(class_names, _folder_name, "-", key=str.casefold)
+    return unique_names(class_names, _folder_name, key=str.casefold)
 
 
 def _folder_name(class_name: str) -> str:
     name = unicodedata.normalize("NFC", class_name)
-    name = re.sub(r'[/\\:*?"<>|\s\x00-\x1f\x7f]', "_", name).strip(".") or "_"
-    if len(name.encode("utf-8", "replace")) > 120:  # file systems end at 255 bytes
-        digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
-        name = name.encode("utf-8", "replace")[:100].decode("utf-8", "ignore") + "-" + digest
+    name = re.sub(rf'[/\\:*?"<>|\s\x00-\x1f\x7f{UNENCODABLE}]', "_", name).strip(".") or "_"
+    encoded = name.encode()
+    if len(encoded) > 120:  # file systems end at 255 bytes
+        digest = hashlib.sha256(encoded).hexdigest()[:8]
+        name = f"{encoded[:100].decode(errors='ignore')}-{digest}"
     return name
 
 
-def unique_names(names: Iterable[str], make, separator: str, key=lambda text: text) -> dict:
-    """`{name: make(name)}`, with `separator` and a number behind what would stand twice."""
+def unique_names(names: Iterable[str], make, key=lambda text: text) -> dict[str, str]:
+    """`{name: make(name)}`, with `-2`, `-3` ... behind what would stand twice as `key` sees it."""
     taken, unique = set(), {}
-    for name in names:
-        if name in unique:
-            continue
+    for name in dict.fromkeys(names):
         candidate, number = make(name), 1
         while key(candidate) in taken:
             number += 1
-            candidate = f"{make(name)}{separator}{number}"
+            candidate = f"{make(name)}-{number}"
         taken.add(key(candidate))
         unique[name] = candidate
     return unique
@@ -161,7 +168,7 @@ def remove_leftovers(folder: Path) -> None:
         if match is None:
             continue
         path = folder / name
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, OverflowError):
             if match["host"] == _host():
                 dead = int(match["pid"]) == os.getpid() or not _alive(int(match["pid"]))
             else:
@@ -201,9 +208,10 @@ def config_id(settings: Mapping) -> str:
 def read_config(folder: Path) -> dict | None:
     """The `config.json` of a folder; None where there is none or it is unreadable."""
     try:
-        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return config if isinstance(config, dict) else None
 
 
 def check_config(folder: Path, settings: Mapping, has_results: bool, overwrite: bool) -> None:

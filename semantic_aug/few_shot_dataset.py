@@ -403,7 +403,9 @@ def read_image(path: str | Path) -> Image.Image:
     """
     with _opened(path) as image:
         image.load()
-        return to_rgb(_upright(image))
+        rgb = to_rgb(_upright(image))
+    rgb.info = {}  # its EXIF would have others turn the image once more
+    return rgb
 
 
 def check_image(path: str | Path) -> None:

@@ -4,6 +4,7 @@ Both diffusion augmentations are thin classes over these functions: they differ 
 stand for the class.
 """
 
+import math
 import string
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,13 @@ import torch
 from PIL import Image
 
 from semantic_aug import UserError
+from semantic_aug.diffusion import (
+    inspect_model,
+    load_pipeline,
+    pick_device,
+    pick_dtype,
+    side_of,
+)
 from semantic_aug.generative_augmentation import Edit
 
 DEFAULT_PROMPT = "a photo of a {name}"
@@ -53,6 +61,13 @@ def check_strength(strength: float, num_inference_steps: int) -> float:
     return strength
 
 
+def check_guidance_scale(guidance_scale: float) -> float:
+    """`guidance_scale`, if it is finite: others make every image black."""
+    if not math.isfinite(guidance_scale):
+        raise UserError(f"--guidance_scale: got {guidance_scale:g}, expected a finite number")
+    return guidance_scale
+
+
 class SDEditor:
     """A pipeline with everything about an edit that is the same for all images.
 
@@ -60,9 +75,9 @@ class SDEditor:
         pipeline: a loaded diffusers pipeline of Stable Diffusion, which is left as it is.
         aug: the name that records give this edit.
         components: parts that take the place of the pipeline's, by name.
-        prompts: one is drawn for each image.
+        prompt: one or several, of which one is drawn for each image.
         strength: how much of the photo is replaced, in (0, 1].
-        guidance_scale: weight of classifier-free guidance; 1 or less turns it off.
+        guidance_scale: weight of classifier-free guidance, finite; 1 or less turns it off.
         mask: edit only the object.
         inverted: with `mask`, edit only what is not the object.
         num_inference_steps: steps of a full denoising; strength times that many are run.
@@ -95,9 +110,9 @@ class SDEditor:
             check_prompt(each)
         self.aug, self.mask, self.inverted = aug, bool(mask), bool(inverted)
         self.strength = check_strength(float(strength), num_inference_steps)
-        self.guidance_scale = float(guidance_scale)
+        self.guidance_scale = check_guidance_scale(float(guidance_scale))
         self.num_inference_steps = num_inference_steps
-        own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        own = side_of(pipeline.unet.config.sample_size) * pipeline.vae_scale_factor
         self.resolution = resolution or own
 
     @torch.no_grad()
@@ -170,8 +185,6 @@ def pipeline_or_load(pipeline, model_path: str | None):
         return pipeline
     if model_path is None:
         raise UserError("an augmentation needs a pipeline or a model_path")
-    from semantic_aug.diffusion import inspect_model, load_pipeline, pick_device, pick_dtype
-
     device = pick_device()
-    dtype = pick_dtype(device, "fp16" if device.type == "cuda" else "no")
+    dtype = pick_dtype(device, "no" if device.type == "cpu" else "fp16")
     return load_pipeline(inspect_model(model_path), device, dtype)

@@ -37,9 +37,12 @@ class TextualInversion(GenerativeAugmentation):
             "text_encoder": copy.deepcopy(pipeline.text_encoder),
         }
         self.edit = SDEditor(pipeline, aug="textual-inversion", components=own, **options)
-        self.edit.pipeline.load_textual_inversion(
-            [{token: rows} for token, rows in embeddings.items()]
-        )
+        try:
+            self.edit.pipeline.load_textual_inversion(
+                [{token: rows} for token, rows in embeddings.items()]
+            )
+        except ValueError as error:  # a token that the model has already
+            raise UserError(f"{embed_path}: {error}") from error
         self.needs_mask = self.edit.mask
 
     def token(self, class_name: str) -> str:

@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import sys
+import types
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,8 @@ DATASETS = {
 
 # What every command decides by flags of its own; the rest of a constructor are its options.
 _COMMON = set(inspect.signature(FewShotDataset.__init__).parameters) | {"use_randaugment"}
+# Which photos there are, and how they are cut: a dataset that ignored these would give others.
+_NEEDED = ("split", "seed", "examples_per_class", "data_dir", "crop_to_object")
 
 
 def dataset_class(name: str) -> type[FewShotDataset]:
@@ -34,8 +38,11 @@ def dataset_class(name: str) -> type[FewShotDataset]:
         sys.path.insert(0, str(Path.cwd()))  # a user's module lies where the command is typed
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"--dataset: cannot import {module_name!r}: {error}") from error
+    except Exception as error:  # a user's module may fail in any way
+        reason = (
+            str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        )
+        raise UserError(f"--dataset: cannot import {module_name!r}: {reason}") from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, FewShotDataset)):
         raise UserError(f"--dataset: {path} is not a FewShotDataset")
@@ -52,19 +59,36 @@ def build_dataset(
         split: `train`, `val` or `test`.
         dataset_args: the dataset's own options as `key=value`.
         common: keyword arguments of FewShotDataset. A subclass in the predecessors' style gets
-            those that its constructor takes.
+            those that its constructor takes; where it lacks one without which the data would be
+            other than what was asked for, that is an error.
 
     Raises:
         UserError: bad options, a bad data root, or no data.
     """
     cls = dataset_class(name)
-    parameters = inspect.signature(cls.__init__).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    signature = inspect.signature(cls)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     options = parse_dataset_args(cls, dataset_args)
-    common = {key: value for key, value in common.items() if takes_all or key in parameters}
-    dataset = cls(split=split, **common, **options)
+    common = {"split": split, **common}
+    for key in () if takes_all else common.keys() - signature.parameters.keys():
+        value = common.pop(key)
+        if key in _NEEDED and value:
+            raise UserError(f"--dataset: {cls.__name__} takes no {key}, needed for {key}={value}")
+    try:
+        signature.bind(**common, **options)
+    except TypeError as error:
+        raise UserError(f"--dataset_args: {cls.__name__}: {error}") from error
+    dataset = cls(**common, **options)
+    for key in ("split", "seed", "image_size"):
+        # A subclass may take these itself, and not pass them up to where they have effect.
+        if key in common and key in signature.parameters:
+            setattr(dataset, key, common[key])
     if not dataset.class_names:
         raise UserError(f"--dataset: {name} has no class_names")
+    if dataset.num_classes is None:
+        dataset.num_classes = len(dataset.class_names)
+    if len(dataset) == 0:
+        raise UserError(f"{cls.__name__} has no photo of split {split!r}")
     return dataset
 
 
@@ -84,14 +108,19 @@ def parse_dataset_args(cls: type[FewShotDataset], pairs: Sequence[str]) -> dict:
         if key not in known:
             listed = ", ".join(known) or "none"
             raise UserError(f"--dataset_args: unknown key {key!r}; {cls.__name__} has: {listed}")
+        if key in options:
+            raise UserError(f"--dataset_args: {key} is given twice")
         options[key] = _typed(key, value, known[key])
     return options
 
 
 def _typed(key: str, text: str, parameter: inspect.Parameter):
-    """`text` in the type of the parameter's default, or of its annotation if that says more."""
-    default = parameter.default
-    kind = parameter.annotation if isinstance(parameter.annotation, type) else type(default)
+    """`text` in the type of the parameter's annotation, or of its default if that says more."""
+    kind = parameter.annotation
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        kind = next(each for each in typing.get_args(kind) if each is not type(None))
+    if not isinstance(kind, type) or kind is parameter.empty:
+        kind = type(parameter.default)
     if kind is bool:
         values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if text.lower() not in values:

@@ -1,0 +1,855 @@
+"""train_classifier.py and what it is made of: features, augmentation, training, result files."""
+
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train_classifier
+from semantic_aug import classifier
+from semantic_aug.classifier import (
+    OPERATIONS,
+    TEST,
+    TRAINING,
+    VALIDATION,
+    Examples,
+    TrainingOptions,
+    class_scores,
+    draw_epoch,
+    evaluate,
+    flip_rotate,
+    load_backbone,
+    load_examples,
+    metric_names,
+    rand_augment,
+    read_preprocessing,
+    split_features,
+    student_t,
+    train_trial,
+)
+from semantic_aug.experiment import Trial, read_config
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.generative_augmentation import GenerativeAugmentation
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+COLOURS = {"red": (230, 30, 30), "big green": (30, 200, 40), "blue": (20, 40, 220)}
+COUNTS = {"train": 3, "val": 4, "test": 5}
+
+
+class Colours(FewShotDataset):
+    """data_dir/SPLIT/CLASS_NUMBER.png; class_names do not depend on the files."""
+
+    default_dir = "photos"
+    class_names = (*COLOURS, "absent")
+
+    def __init__(self, names: str = "", **kwargs):
+        if names:
+            self.class_names = names.split(",")
+        super().__init__(**kwargs)
+
+    def list_records(self, split):
+        for path in self.images_in(self.data_dir / split):
+            yield self.record(path, class_name=path.stem.rpartition("_")[0])
+
+
+class OldStyle(FewShotDataset):
+    """Written as the predecessors' datasets are: no test split, no source, its own few shots."""
+
+    class_names, num_classes = ["red", "blue"], 2
+
+    def __init__(
+        self,
+        *args,
+        split="train",
+        seed=0,
+        examples_per_class=None,
+        generative_aug=None,
+        synthetic_probability=0.5,
+        synthetic_dir=None,
+        image_size=(256, 256),
+    ):
+        super().__init__(
+            *args,
+            examples_per_class=examples_per_class,
+            generative_aug=generative_aug,
+            synthetic_probability=synthetic_probability,
+            synthetic_dir=synthetic_dir,
+        )
+        number = {"train": examples_per_class or 4, "val": 3}[split]
+        self.photos = [
+            (Image.new("RGB", (20, 16), COLOURS[name]), label)
+            for label, name in enumerate(self.class_names)
+            for _ in range(number)
+        ]
+
+    def __len__(self):
+        return len(self.photos)
+
+    def get_image_by_idx(self, idx):
+        return self.photos[idx][0]
+
+    def get_label_by_idx(self, idx):
+        return self.photos[idx][1]
+
+    def get_metadata_by_idx(self, idx):
+        return {"name": self.class_names[self.photos[idx][1]]}
+
+
+class Tinted(GenerativeAugmentation):
+    """Stands for the diffusion model: photos with a little noise of their own generator."""
+
+    def augment(self, images, labels, metadata, generators):
+        results = []
+        for image, generator in zip(images, generators):
+            shift = int(torch.randint(20, (), generator=generator))
+            results.append(image.point(lambda value, shift=shift: value - shift))
+        return results, [[] for _ in results]
+
+
+def draw_photos(root: Path, counts=COUNTS, colours=COLOURS, order=0) -> Path:
+    """One file per photo, each with a little noise of its own, written in an order of choice."""
+    jobs = [(s, c, n) for s, count in counts.items() for c in colours for n in range(count)]
+    random.Random(order).shuffle(jobs)
+    for split, name, number in jobs:
+        noise = random.Random(f"{split} {name} {number}")
+        colour = tuple(value + noise.randint(-20, 20) for value in colours[name])
+        path = root / split / f"{name}_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 20), colour).save(path)
+    return root
+
+
+def save_resnet(folder: Path, preprocessor: dict | None = None, half: bool = False) -> str:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResNetForImageClassification(
+            ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], layer_type="basic")
+        )
+    (model.half() if half else model).save_pretrained(folder)
+    if preprocessor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory) -> str:
+    config = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "size": 16}
+    return save_resnet(tmp_path_factory.mktemp("backbone"), config)
+
+
+@pytest.fixture
+def data(workdir) -> Path:
+    """A working directory with photos in three colours."""
+    draw_photos(workdir / "photos")
+    return workdir
+
+
+def arguments(backbone, *more, experiment="exp", dataset="Colours"):
+    common = f"--dataset={__name__}:{dataset} --experiment_name={experiment}".split()
+    short = ["--num_epochs=2", "--iterations_per_epoch=5", "--batch_size=4", "--augmentation=none"]
+    return [*common, f"--classifier_backbone={backbone}", *short, *more]
+
+
+def run(backbone, *more, **kwargs):
+    train_classifier.main(arguments(backbone, *more, **kwargs))
+
+
+def fails(capsys, backbone, *more, **kwargs) -> str:
+    """The one line on stderr of a command that ends with status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run(backbone, *more, **kwargs)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert ended.value.code == 2
+    assert len(lines) == 1
+    return lines[0]
+
+
+def read(path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def final(path, split=VALIDATION, metric="Accuracy") -> float:
+    return float(
+        [r for r in read(path) if (r["split"], r["metric"]) == (split, metric)][-1]["value"]
+    )
+
+
+def make_synthetic(folder: Path, seed: int, examples: int, number: int) -> None:
+    dataset = Colours(
+        seed=seed, examples_per_class=examples, generative_aug=Tinted(), synthetic_dir=folder
+    )
+    dataset.generate_augmentations(number)
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def test_files_columns_and_rows_of_every_trial(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--examples_per_class", 1, 2, "--num_trials=2", "--seed=3")
+    folder = data / "output/exp/results/real"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        *(f"results_{seed}_{k}.csv" for seed in (3, 4) for k in (1, 2)),
+        "summary.csv",
+    ]
+    rows = read(folder / "results_4_2.csv")
+    assert list(rows[0]) == ["seed", "examples_per_class", "epoch", "value", "metric", "split"]
+    assert {(row["seed"], row["examples_per_class"]) for row in rows} == {("4", "2")}
+    counts = Counter((row["split"], row["epoch"]) for row in rows)
+    metrics = 2 * (1 + len(COLOURS))  # loss and accuracy: the mean, and each class with photos
+    assert counts == {
+        **{(split, epoch): metrics for split in (TRAINING, VALIDATION) for epoch in "01"},
+        (TEST, "1"): metrics,
+    }
+    assert {row["metric"] for row in rows} == {
+        f"{what}{name}"
+        for what in ("Loss", "Accuracy")
+        for name in ("", " Red", " Big Green", " Blue")
+    }
+    for split in (VALIDATION, TEST):
+        classes = [
+            final(folder / "results_4_2.csv", split, f"Accuracy {n.title()}") for n in COLOURS
+        ]
+        mean = final(folder / "results_4_2.csv", split)
+        assert mean == pytest.approx(sum(classes) / 3, abs=1e-6)
+    out = capsys.readouterr()
+    assert "seed=4_ex=2: 6 photos and 0 synthetic images of 3 classes" in out.out
+    assert out.err.count("no training photo of 'absent'") == 1
+    assert "no test photo" not in out.err  # of the classes that were trained
+
+
+def test_summary_has_mean_and_student_interval_over_trials(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--num_trials=3", "--learning_rate=0.003")
+    folder = data / "output/exp/results/real"
+    values = [final(folder / f"results_{seed}_1.csv", TEST) for seed in range(3)]
+    row = next(r for r in read(folder / "summary.csv") if r["split"] == TEST)
+    mean = sum(values) / 3
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
+    assert (row["method"], row["examples_per_class"], row["num_trials"]) == ("real", "1", "3")
+    assert float(row["mean_accuracy"]) == pytest.approx(mean, abs=1e-6)
+    assert float(row["std_accuracy"]) == pytest.approx(std, abs=1e-6)
+    half = 4.302653 * std / math.sqrt(3)
+    assert float(row["ci95_low"]) == pytest.approx(mean - half, abs=1e-5)
+    assert float(row["ci95_high"]) == pytest.approx(mean + half, abs=1e-5)
+    assert f"{100 * mean:.1f} ± {100 * half:.1f}" in capsys.readouterr().out
+    run(resnet, "--num_synthetic=0", "--method=one")
+    one = read(data / "output/exp/results/one/summary.csv")
+    assert [r["std_accuracy"] + r["ci95_low"] + r["ci95_high"] for r in one] == ["", "", ""]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip-rotate", "randaugment"])
+def test_classes_of_one_colour_each_are_learned(data, resnet, augmentation):
+    more = ["--num_synthetic=0", "--learning_rate=0.02", "--iterations_per_epoch=40"]
+    run(resnet, *more, f"--augmentation={augmentation}", "--examples_per_class=3", "--batch_size=8")
+    file = data / "output/exp/results/real/results_0_3.csv"
+    least = 1 if augmentation != "randaugment" else 0.8  # it changes colours
+    assert final(file, VALIDATION) >= least
+    assert final(file, TEST) >= least
+
+
+def test_shuffled_labels_stay_at_chance(workdir, resnet):
+    # Every class holds every colour equally often, and photos of one colour are equal.
+    for split in COUNTS:
+        for number in range(9):
+            path = workdir / "photos" / split / f"{list(COLOURS)[number % 3]}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), list(COLOURS.values())[number // 3]).save(path)
+    run(resnet, "--num_synthetic=0", "--examples_per_class=3", "--learning_rate=0.02")
+    file = workdir / "output/exp/results/real/results_0_3.csv"
+    assert final(file, VALIDATION) == pytest.approx(1 / 3)
+    assert final(file, TEST) == pytest.approx(1 / 3)
+
+
+def test_every_image_passes_the_backbone_once(data, resnet, monkeypatch):
+    passed, load = [], classifier.load_backbone
+
+    def counting(*args):
+        backbone = load(*args)
+        backbone.model.register_forward_hook(lambda m, i, output: passed.append(len(output[0])))
+        return backbone
+
+    monkeypatch.setattr(train_classifier, "load_backbone", counting)
+    run(
+        resnet,
+        "--num_synthetic=0",
+        "--num_trials=2",
+        "--num_epochs=4",
+        "--examples_per_class",
+        1,
+        2,
+    )
+    assert sum(passed) == 3 * (COUNTS["val"] + COUNTS["test"] + 2 * (1 + 2))
+
+
+def test_test_split_is_scored_once_per_trial_and_after_the_last_epoch(data, resnet, monkeypatch):
+    scored = []
+
+    def counting(head, split):
+        scored.append(len(split.labels))
+        return evaluate(head, split)
+
+    monkeypatch.setattr(classifier, "evaluate", counting)
+    monkeypatch.setattr(train_classifier, "evaluate", counting)
+    run(resnet, "--num_synthetic=0", "--num_epochs=3")
+    assert scored == [3 * COUNTS["val"]] * 3 + [3 * COUNTS["test"]]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip-rotate", "randaugment"])
+def test_equal_seeds_give_equal_files_whatever_the_order_of_photos(data, resnet, augmentation):
+    draw_photos(data / "again", order=1)
+    make_synthetic(data / "output/exp/aug/seed=0_ex=2", 0, 2, 2)
+    files = []
+    for number, root in enumerate(("photos", "again")):
+        torch.manual_seed(number)  # the global state must not matter
+        before = torch.random.get_rng_state()
+        run(
+            resnet,
+            f"--method={number}",
+            f"--data_dir={root}",
+            "--examples_per_class=2",
+            f"--augmentation={augmentation}",
+        )
+        assert torch.equal(torch.random.get_rng_state(), before)
+        files.append((data / f"output/exp/results/{number}/results_0_2.csv").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_another_seed_gives_another_file(data, resnet):
+    run(resnet, "--num_synthetic=0", "--num_trials=2", "--examples_per_class=3")
+    folder = data / "output/exp/results/real"
+    values = [[r["value"] for r in read(folder / f"results_{seed}_3.csv")] for seed in (0, 1)]
+    assert values[0] != values[1]
+
+
+def test_finished_trials_are_skipped_and_missing_ones_made(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--num_trials=2")
+    folder = data / "output/exp/results/real"
+    whole = (folder / "results_1_1.csv").read_bytes()
+    kept = (folder / "results_0_1.csv").stat().st_mtime_ns
+    (folder / "results_1_1.csv").unlink()
+    run(resnet, "--num_synthetic=0", "--num_trials=3", "--overwrite")  # the settings are the same
+    assert "1 of 3 trials are finished: skipped" in capsys.readouterr().out
+    assert (folder / "results_0_1.csv").stat().st_mtime_ns == kept
+    assert (folder / "results_1_1.csv").read_bytes() == whole
+    assert {row["num_trials"] for row in read(folder / "summary.csv")} == {"3"}
+
+
+def test_other_settings_are_refused_and_with_overwrite_made_again(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--num_trials=2")
+    folder = data / "output/exp/results/real"
+    before = (folder / "results_0_1.csv").read_bytes()
+    line = fails(capsys, resnet, "--num_synthetic=0", "--batch_size=3")
+    assert "batch_size (there 4, now 3)" in line and "--overwrite" in line
+    assert (folder / "results_0_1.csv").read_bytes() == before
+    run(resnet, "--num_synthetic=0", "--batch_size=3", "--overwrite")
+    assert (folder / "results_0_1.csv").read_bytes() != before
+    assert not (folder / "results_1_1.csv").exists()  # of the old settings, and not asked for
+    assert read_config(folder)["settings"]["batch_size"] == 3
+    (folder / "config.json").unlink()
+    assert "no config.json" in fails(capsys, resnet, "--num_synthetic=0", "--batch_size=3")
+
+
+def test_a_moved_backbone_is_the_same_and_other_weights_are_not(data, resnet, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    run(resnet, "--num_synthetic=0")
+    shutil.copytree(resnet, tmp_path / "moved")
+    run(tmp_path / "moved", "--num_synthetic=0")
+    assert "1 of 1 trials are finished" in capsys.readouterr().out
+    weights = tmp_path / "moved" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({key: 2 * t if t.ndim == 4 else t for key, t in tensors.items()}, weights)
+    assert "backbone (there" in fails(capsys, tmp_path / "moved", "--num_synthetic=0")
+
+
+def test_shards_share_trials_and_an_idle_one_says_so(data, resnet, capsys):
+    trials = ["--num_synthetic=0", "--num_trials=3"]
+    run(resnet, *trials, "--shard_index=1", "--num_shards=2")
+    folder = data / "output/exp/results/real"
+    assert [path.name for path in folder.glob("results_*")] == ["results_1_1.csv"]
+    run(resnet, *trials, "--shard_index=0", "--num_shards=2")
+    assert len(list(folder.glob("results_*"))) == 3
+    run(resnet, *trials, "--method=whole")
+    for seed in range(3):
+        name = f"results_{seed}_1.csv"
+        assert (folder / name).read_bytes() == (folder.parent / "whole" / name).read_bytes()
+    capsys.readouterr()
+    run(resnet, *trials, "--shard_index=3", "--num_shards=4")
+    assert "nothing to do: shard 3 of 4" in capsys.readouterr().out
+
+
+def test_classes_and_logdir(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--classes", "blue", "red", "--logdir=elsewhere/logs")
+    rows = read(data / "elsewhere/logs/real/results_0_1.csv")
+    assert {row["metric"] for row in rows if "Loss" in row["metric"]} == {
+        "Loss",
+        "Loss Red",
+        "Loss Blue",
+    }
+    out = capsys.readouterr()
+    assert "2 photos and 0 synthetic images of 2 classes" in out.out
+    assert "green" not in out.err and "absent" not in out.err
+    assert not (data / "output").exists()
+
+
+def test_a_dataset_without_test_split_reports_two_splits(workdir, resnet, capsys):
+    more = ["--num_synthetic=0", "--learning_rate=0.02", "--iterations_per_epoch=30"]
+    run(resnet, *more, dataset="OldStyle")
+    file = workdir / "output/exp/results/real/results_0_1.csv"
+    assert {row["split"] for row in read(file)} == {TRAINING, VALIDATION}
+    assert final(file) == 1
+    out = capsys.readouterr()
+    assert out.err.count("no test split") == 1
+    assert out.out.splitlines()[-2].split() == ["1", "1", "100.0", "-"]
+
+
+def test_unreadable_evaluation_photos_are_named_and_counted(data, resnet, capsys):
+    (data / "photos/val/red_0.png").write_bytes(b"")
+    broken = data / "photos/val/blue_1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    run(resnet, "--num_synthetic=0")
+    err = capsys.readouterr().err
+    assert "val/red_0.png" in err and "val/blue_1.png" in err
+    assert "2 of 12 photos of split 'val' cannot be read" in err
+
+
+def test_a_command_line_of_its_own_is_quiet(data, resnet):
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "train_classifier.py"),
+            *map(str, arguments(resnet, "--num_synthetic=0", "--classes", "red", "blue")),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    bars = ("val features", "test features", "seed=0_ex=1")
+    assert all(line.startswith(bars) for line in done.stderr.splitlines() if line)
+    assert done.stdout.splitlines()[-1] == "results: output/exp/results/real"
+
+
+# --- synthetic images ------------------------------------------------------------------------
+
+
+def test_synthetic_images_of_the_generation_stage_are_used(data, resnet, capsys):
+    for k in (1, 2):
+        make_synthetic(data / f"output/exp/aug/seed=0_ex={k}", 0, k, 4)
+    run(resnet, "--examples_per_class", 1, 2)
+    out = capsys.readouterr().out
+    assert "seed=0_ex=1: 3 photos and 12 synthetic images of 3 classes" in out
+    assert "seed=0_ex=2: 6 photos and 24 synthetic images of 3 classes" in out
+    run(resnet, "--num_synthetic=3", "--method=three")
+    assert "3 photos and 9 synthetic images" in capsys.readouterr().out
+    assert (data / "output/exp/results/aug/results_0_2.csv").exists()
+
+
+def test_missing_synthetic_images_name_the_command_that_makes_them(data, resnet, capsys):
+    line = fails(capsys, resnet, "--seed=2", "--aug_name=mild", "--num_synthetic=5")
+    assert (
+        f"python generate_augmentations.py --dataset={__name__}:Colours --experiment_name=exp "
+        "--aug_name=mild --seed=2 --examples_per_class=1 --num_synthetic=5 " in line
+    )
+    assert not (data / "output").exists()
+    make_synthetic(data / "output/exp/mild/seed=2_ex=1", 2, 1, 4)
+    assert "3 of 15 synthetic images are missing" in fails(
+        capsys, resnet, "--seed=2", "--aug_name=mild", "--num_synthetic=5"
+    )
+    assert not (data / "output/exp/results").exists()
+
+
+def test_synthetic_images_of_other_photos_are_refused(data, resnet, capsys):
+    for seed in range(1, 9):
+        if (
+            Colours(seed=seed, examples_per_class=1).sources()
+            != Colours(examples_per_class=1).sources()
+        ):
+            break
+    make_synthetic(data / "output/exp/aug/seed=0_ex=1", seed, 1, 1)
+    assert "not among the training photos" in fails(capsys, resnet)
+
+
+def test_other_synthetic_images_are_other_settings_for_finished_trials_alone(data, resnet, capsys):
+    for seed in (0, 1):
+        make_synthetic(data / f"output/exp/aug/seed={seed}_ex=1", seed, 1, 1)
+    run(resnet)
+    make_synthetic(data / "output/exp/aug/seed=1_ex=1", 1, 1, 2)  # not yet trained on
+    run(resnet, "--num_trials=2")
+    assert "1 of 2 trials are finished" in capsys.readouterr().out
+    run(resnet, "--seed=1")  # leaves what is noted of seed 0 alone
+    assert "1 of 1 trials are finished" in capsys.readouterr().out
+    make_synthetic(data / "output/exp/aug/seed=0_ex=1", 0, 1, 2)
+    line = fails(capsys, resnet, "--num_trials=2")
+    assert "synthetic images of seed=0_ex=1 (there" in line and "seed=1" not in line
+    run(resnet, "--num_trials=2", "--overwrite")
+    assert "2 results that were made with other settings are removed" in capsys.readouterr().out
+
+
+def test_probability_one_shows_every_synthetic_image_and_no_photo():
+    examples = Examples(
+        torch.zeros((2 + 5, 3, 4, 4), dtype=torch.uint8),
+        torch.tensor([0, 1, 0, 0, 1, 1, 1]),
+        torch.tensor([2, 4]),
+        torch.tensor([2, 3]),
+    )
+
+    def drawn(probability):
+        options = TrainingOptions(
+            iterations_per_epoch=100, batch_size=50, synthetic_probability=probability
+        )
+        return draw_epoch(examples, options, torch.Generator().manual_seed(1))
+
+    shown = Counter(drawn(1.0).flatten().tolist())
+    assert set(shown) == {2, 3, 4, 5, 6}
+    expected = {2: 1250, 3: 1250, 4: 833, 5: 833, 6: 833}
+    assert all(abs(shown[n] - expected[n]) < 150 for n in expected)
+    assert set(drawn(0.0).flatten().tolist()) == {0, 1}
+    half = drawn(0.5)
+    assert 0.45 < (half >= 2).double().mean() < 0.55
+    # The photo that a draw stands for does not depend on the probability: methods are paired.
+    photo = examples.labels[half]
+    assert torch.equal(photo, examples.labels[drawn(0.0)])
+
+
+def test_a_photo_without_variants_stands_for_itself():
+    examples = Examples(
+        torch.zeros((3, 3, 4, 4), dtype=torch.uint8),
+        torch.tensor([0, 1, 1]),
+        torch.tensor([2, 2]),
+        torch.tensor([0, 1]),
+    )
+    options = TrainingOptions(iterations_per_epoch=20, batch_size=10, synthetic_probability=1.0)
+    shown = draw_epoch(examples, options, torch.Generator().manual_seed(0))
+    assert set(shown.flatten().tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("shift, accuracy", [(0, 1.0), (1, 0.0)])
+def test_wrong_synthetic_labels_spoil_the_classifier(data, resnet, shift, accuracy):
+    backbone = load_backbone(resnet, CPU)
+    train, val = Colours(examples_per_class=3), Colours(split="val")
+    train.synthetic_examples = {
+        idx: [(train.get_image_by_idx(idx), (train.get_label_by_idx(idx) + shift) % 3)]
+        for idx in range(len(train))
+    }
+    options = TrainingOptions(2, 60, 8, 0.02, synthetic_probability=1.0, augmentation="none")
+    examples = load_examples(train, backbone.image_size)
+    validation = split_features(backbone, val)
+    _, history = train_trial(examples, validation, backbone, options, Trial(0, 3), 4)
+    assert history[-1][1].mean_accuracy == accuracy
+
+
+# --- training and evaluation -----------------------------------------------------------------
+
+
+def test_the_backbone_is_frozen_and_its_batch_norm_does_not_move(data, resnet):
+    backbone = load_backbone(resnet, CPU)
+    before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    assert any("running_mean" in key for key in before)
+    examples = load_examples(Colours(examples_per_class=1), backbone.image_size)
+    validation = split_features(backbone, Colours(split="val"))
+    options = TrainingOptions(1, 5, 4, 0.01)
+    head, _ = train_trial(examples, validation, backbone, options, Trial(0, 1), 4)
+    after = backbone.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not backbone.model.training
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    start = classifier.make_head(
+        backbone.num_features, head.trained, CPU, classifier.trial_generator(Trial(0, 1))
+    )
+    moved = (head.linear.weight != start.linear.weight).any(dim=1)
+    assert moved.tolist() == [True, True, True, False]  # "absent" has no photo
+
+
+def test_a_class_without_training_photos_is_never_predicted(data, resnet):
+    for path in (data / "photos/train").glob("blue_*"):
+        path.unlink()
+    backbone = load_backbone(resnet, CPU)
+    examples = load_examples(Colours(), backbone.image_size)
+    validation = split_features(backbone, Colours(split="val"))
+    options = TrainingOptions(1, 30, 8, 0.02, augmentation="none")
+    head, history = train_trial(examples, validation, backbone, options, Trial(0, 1), 4)
+    predicted = head(validation.features).argmax(dim=1)
+    assert set(predicted.tolist()) == {0, 1}
+    assert history[0][1].accuracy.isnan().tolist() == [False, False, True, True]
+    assert history[0][1].mean_accuracy == 1  # over the two classes that could be learned
+    run(resnet, "--num_synthetic=0")
+    rows = read(data / "output/exp/results/real/results_0_1.csv")
+    assert "Accuracy Blue" not in {row["metric"] for row in rows}
+
+
+def test_accuracy_is_the_mean_over_classes():
+    labels = torch.tensor([0, 0, 0, 2])
+    hits = torch.tensor([True, True, False, True])
+    scores = class_scores(torch.tensor([1.0, 2.0, 3.0, 5.0]), hits, labels, 4)
+    assert scores.accuracy[[0, 2]].tolist() == pytest.approx([2 / 3, 1])
+    assert scores.accuracy.isnan().tolist() == [False, True, False, True]
+    assert scores.mean_accuracy == pytest.approx(5 / 6)
+    assert scores.mean_loss == pytest.approx((2 + 5) / 2)
+
+
+def test_a_diverging_loss_stops_and_leaves_no_result(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--method=m")
+    for name in ("results_0_1.csv", "config.json"):
+        (data / "output/exp/results/m" / name).unlink()
+    line = fails(capsys, resnet, "--num_synthetic=0", "--method=m", "--learning_rate=1e37")
+    assert "not finite in epoch 0" in line and "--learning_rate 1e+37" in line
+    assert not list((data / "output/exp/results/m").glob("results_*"))
+
+
+def test_titles_that_would_meet_stay_as_they_are():
+    assert metric_names(["cat", "toy train"]) == ["Cat", "Toy Train"]
+    assert metric_names(["cat", "Cat", "dog"]) == ["cat", "Cat", "Dog"]
+
+
+@pytest.mark.parametrize(
+    "degrees, expected",
+    [
+        (1, 12.7062047),
+        (2, 4.3026527),
+        (3, 3.1824463),
+        (7, 2.3646243),
+        (30, 2.0422725),
+        (200, 1.9718962),
+    ],
+)
+def test_student_t_matches_the_tables(degrees, expected):
+    assert student_t(degrees) == pytest.approx(expected, abs=1e-6)
+
+
+# --- standard augmentation -------------------------------------------------------------------
+
+
+def test_equal_images_of_a_batch_come_out_different():
+    image = torch.rand((3, 20, 20), generator=torch.Generator().manual_seed(0))
+    batch = image.expand(64, -1, -1, -1)
+    for augment, least in ((flip_rotate, 64), (rand_augment, 50)):
+        results = [augment(batch, torch.Generator().manual_seed(5)) for _ in range(2)]
+        assert torch.equal(*results)
+        assert results[0].shape == batch.shape
+        assert results[0].min() >= 0 and results[0].max() <= 1
+        different = {tuple(each.flatten()[::7].tolist()) for each in results[0]}
+        assert len(different) >= least  # two draws of RandAugment may leave an image as it is
+        other = augment(batch, torch.Generator().manual_seed(6))
+        assert not torch.equal(other, results[0])
+
+
+def test_flip_rotate_mirrors_half_and_leaves_no_black_corners():
+    white = torch.ones((8, 3, 32, 32))
+    assert torch.allclose(flip_rotate(white, torch.Generator().manual_seed(0)), white)
+    half = torch.zeros((400, 3, 17, 17))
+    half[..., :8] = 1
+    turned = flip_rotate(half, torch.Generator().manual_seed(0))
+    mirrored = turned[..., :8].mean((1, 2, 3)) < 0.5
+    assert 160 < mirrored.sum() < 240
+    # Four pixels above the middle, the edge moves by up to 4 tan(15 degrees) pixels.
+    moved = (turned[:, 0, 4].sum(dim=1) - 8) * (1 - 2 * mirrored.float())
+    most = 4 * math.tan(math.radians(15))
+    assert 0.9 * most < moved.max() < 1.1 * most
+    assert -1.1 * most < moved.min() < -0.9 * most
+
+
+@pytest.mark.parametrize("number", range(len(OPERATIONS)))
+def test_every_operation_acts_per_image_and_is_gentle_at_magnitude_zero(number):
+    images = torch.rand((4, 3, 40, 40), generator=torch.Generator().manual_seed(number))
+    images = 0.25 + images / 2
+    magnitudes = torch.tensor([0.0, 0.3, 0.6, -0.6])
+    results = OPERATIONS[number](images, magnitudes)
+    for n in range(4):
+        alone = OPERATIONS[number](images[n : n + 1], magnitudes[n : n + 1])
+        assert torch.allclose(alone[0], results[n], atol=1e-5)
+    if number >= 3:  # those that have a magnitude
+        assert torch.allclose(results[0], images[0], atol=1 / 255)
+        assert (results[2] - images[2]).abs().max() > 0.01
+    elif number > 0:
+        assert results.min() < 0.01 and results.max() > 0.99
+
+
+# --- backbones -------------------------------------------------------------------------------
+
+
+def test_features_are_those_of_normalised_images(resnet):
+    backbone = load_backbone(resnet, CPU)
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    mean = torch.tensor([0.4, 0.5, 0.6]).reshape(3, 1, 1)
+    std = torch.tensor([0.2, 0.3, 0.25]).reshape(3, 1, 1)
+    with torch.no_grad():
+        maps = backbone.model(pixel_values=(images / 255 - mean) / std).last_hidden_state
+    assert torch.allclose(backbone(images), maps.mean((2, 3)), atol=1e-6)
+    assert torch.allclose(backbone(images / 255), backbone(images), atol=1e-6)
+    assert (backbone.num_features, backbone.image_size) == (24, (16, 16))
+
+
+def _vit(half=False):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return ViTForImageClassification(
+        ViTConfig(image_size=16, patch_size=8, intermediate_size=32, **config)
+    )
+
+
+def _convnext():
+    from transformers import ConvNextConfig, ConvNextModel
+
+    return ConvNextModel(ConvNextConfig(hidden_sizes=[8, 12], depths=[1, 1], num_stages=2))
+
+
+def _swin():
+    from transformers import SwinConfig, SwinModel
+
+    return SwinModel(
+        SwinConfig(
+            image_size=16, patch_size=4, embed_dim=8, depths=[1], num_heads=[2], window_size=2
+        )
+    )
+
+
+def _clip():
+    from transformers import CLIPConfig, CLIPModel
+
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower["intermediate_size"] = 16
+    text = {**tower, "vocab_size": 40, "eos_token_id": 1, "bos_token_id": 0}
+    vision = {**tower, "image_size": 16, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+@pytest.mark.parametrize(
+    "make, num_features", [(_vit, 16), (_convnext, 12), (_swin, 8), (_clip, 16)]
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_any_image_model_gives_features(tmp_path, make, num_features, half):
+    model = make().half() if half else make()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 16}}')
+    first, again = (load_backbone(str(tmp_path), CPU) for _ in range(2))
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    features = first.features(images)
+    assert features.shape == (3, num_features) and features.dtype == torch.float32
+    assert torch.equal(features, again.features(images))  # nothing random, such as a new pooler
+    assert first.identity == again.identity
+    assert features.std(dim=0).max() > 0
+    tokens = first.model(pixel_values=(images / 255 - first.mean) / first.std).last_hidden_state
+    if make in (_vit, _clip):
+        assert torch.allclose(features, tokens[:, 0], atol=1e-6)
+        larger = load_backbone(str(tmp_path), CPU, (24, 32))
+        assert larger(torch.zeros(1, 3, 24, 32)).shape == (1, num_features)
+
+
+def test_preprocessing_is_read_or_replaced_with_a_notice(tmp_path, caplog):
+    file = tmp_path / "preprocessor_config.json"
+    crop = {"size": 256, "crop_size": 224, "do_center_crop": True, "image_mean": 0.5}
+    file.write_text(json.dumps(crop))
+    mean, std, size = read_preprocessing(str(tmp_path))
+    assert (mean, std, size) == ((0.5,) * 3, classifier.IMAGENET_STD, (224, 224))
+    file.write_text(json.dumps({"size": {"height": 24, "width": 32}, "do_normalize": False}))
+    assert read_preprocessing(str(tmp_path)) == ((0,) * 3, (1,) * 3, (24, 32))
+    assert not caplog.records
+    file.unlink()
+    expected = (classifier.IMAGENET_MEAN, classifier.IMAGENET_STD, None)
+    assert read_preprocessing(str(tmp_path)) == expected
+    assert "has no preprocessor_config.json" in caplog.text
+
+
+def test_without_a_configured_size_images_are_the_models_or_224(tmp_path):
+    assert load_backbone(save_resnet(tmp_path / "a"), CPU).image_size == (224, 224)
+    _vit().save_pretrained(tmp_path / "b")
+    assert load_backbone(str(tmp_path / "b"), CPU).image_size == (16, 16)
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--examples_per_class=0"], "from 1"),
+        (["--synthetic_probability=1.5"], "in [0, 1]"),
+        (["--learning_rate=0"], "positive"),
+        (["--learning_rate=nan"], "positive"),
+        (["--learning_rate=fast"], "positive"),
+        (["--learning_rate=1e39"], "positive"),
+        (["--num_synthetic=-1"], "from 0"),
+        (["--augmentation=mixup"], "flip-rotate"),
+        (["--num_epochs=none"], "--num_epochs"),
+        (["--nonsense=1"], "--nonsense"),
+        (["--method=../up"], "--method"),
+        (["--aug_name=a/b"], "--aug_name"),
+        (["--aug_name=results"], "another stage's folder"),
+        (["--experiment_name=../x"], "--experiment_name"),
+        (["--classes", "red", "purple"], "'purple'"),
+        (["--device=abacus"], "--device"),
+        (["--shard_index=2"], "go together"),
+        (["--dataset=nothing"], "--dataset"),
+        (["--dataset_args", "colour=red"], "unknown key 'colour'"),
+        (["--data_dir=nowhere"], "nowhere is not a folder"),
+        (["--classes", "absent"], "no photo of the selected classes"),
+        (["--classifier_backbone=resnet50"], "'microsoft/resnet-50' is no folder"),
+        (["--classifier_backbone=no/such/model"], "is no folder"),
+        (["--classifier_backbone=photos"], "holds no usable image model"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(data, resnet, capsys, flags, expected):
+    line = fails(capsys, resnet, "--num_synthetic=0", *flags)
+    assert expected in line
+    assert not (data / "output").exists()
+
+
+def test_backbones_that_cannot_serve_are_refused(data, resnet, capsys, tmp_path):
+    from safetensors.torch import load_file, save_file
+    from transformers import BertConfig, BertModel
+
+    weightless = save_resnet(tmp_path / "weightless", {})
+    (tmp_path / "weightless" / "model.safetensors").unlink()
+    assert "holds no usable image model" in fails(capsys, weightless, "--num_synthetic=0")
+    broken = save_resnet(tmp_path / "broken", {})
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"broken")
+    assert "holds no usable image model" in fails(capsys, broken, "--num_synthetic=0")
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    BertModel(BertConfig(vocab_size=9, intermediate_size=8, **sizes)).save_pretrained(
+        tmp_path / "text"
+    )
+    assert "gives no features for images" in fails(capsys, tmp_path / "text", "--num_synthetic=0")
+
+    partial = save_resnet(tmp_path / "partial", {})
+    tensors = load_file(tmp_path / "partial" / "model.safetensors")
+    kept = {key: value for key, value in tensors.items() if "embedder" not in key}
+    save_file(kept, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
+    assert "has no weights for" in fails(capsys, partial, "--num_synthetic=0")
+    assert not (data / "output").exists()
+
+
+def test_class_names_must_not_depend_on_the_split(data, resnet, capsys, monkeypatch):
+    class Fickle(Colours):
+        def list_records(self, split):
+            self.class_names = sorted(COLOURS) if split == "val" else [*COLOURS]
+            yield from super().list_records(split)
+
+    monkeypatch.setattr(sys.modules[__name__], "Fickle", Fickle, raising=False)
+    assert "labels do not mean the same" in fails(
+        capsys, resnet, "--num_synthetic=0", dataset="Fickle"
+    )
+
+
+def test_a_broken_synthetic_image_is_named(data, resnet, capsys):
+    make_synthetic(data / "output/exp/aug/seed=0_ex=1", 0, 1, 1)
+    (data / "output/exp/aug/seed=0_ex=1/000001-000.png").write_bytes(b"")
+    assert "000001-000.png: the file is empty" in fails(capsys, resnet)
+    assert not list((data / "output/exp/results").rglob("results_*"))

@@ -1,0 +1,321 @@
+"""Flags, trials, shards, and how a command speaks and ends."""
+
+import argparse
+import errno
+import logging
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from semantic_aug import UserError
+from semantic_aug.cli import (
+    Parser,
+    add_classes_flag,
+    add_dataset_flags,
+    add_experiment_flags,
+    add_model_flags,
+    add_shard_flags,
+    command,
+    fraction,
+    fraction_below_one,
+    non_negative,
+    non_negative_int,
+    positive_int,
+    shard_of,
+    trials_of,
+)
+from semantic_aug.experiment import Trial
+
+COMMANDS = ("fine_tune", "fine_tune_upstream", "aggregate_embeddings")
+
+
+@pytest.fixture
+def parser():
+    parser = Parser("A command.\n\n    with a line to paste")
+    add_experiment_flags(parser)
+    add_dataset_flags(parser)
+    add_classes_flag(parser, "--class_name")
+    add_model_flags(parser, "--model_path", "--pretrained_model_name_or_path")
+    add_shard_flags(parser)
+    return parser
+
+
+REQUIRED = ["--experiment_name=e", "--dataset=folder"]
+
+
+# --- parsing ---------------------------------------------------------------------------------
+
+
+def test_hyphenated_flags_mean_the_same(parser):
+    args = parser.parse_args(
+        ["--experiment-name", "a-b", "--dataset=my-module:My", "--examples-per-class", "2", "4",
+         "--dataset-args", "masks=my-masks", "--class-name", "stop-sign", "--model-path=x-y/z-1"]
+    )  # fmt: skip
+    assert args.experiment_name == "a-b"
+    assert args.dataset == "my-module:My"
+    assert args.examples_per_class == [2, 4]
+    assert args.dataset_args == ["masks=my-masks"]
+    assert args.classes == ["stop-sign"]
+    assert args.model == "x-y/z-1"
+
+
+def test_value_behind_equals_keeps_its_hyphens(parser):
+    args = parser.parse_args([*REQUIRED, "--data-dir=--my-data"])
+    assert args.data_dir == "--my-data"
+
+
+def test_arguments_need_not_be_texts(parser, tmp_path):
+    args = parser.parse_args([*REQUIRED, "--data_dir", tmp_path, "--seed", 3])
+    assert (args.data_dir, args.seed) == (str(tmp_path), 3)
+
+
+def test_defaults(parser):
+    args = parser.parse_args(REQUIRED)
+    assert trials_of(args) == [Trial(0, 1)]
+    assert args.output_dir == "output"
+    assert args.classes is None
+    assert shard_of(args, {}) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        ([*REQUIRED, "--no_such_flag", "1"], "--no_such_flag"),
+        ([*REQUIRED, "--exam", "1"], "--exam"),  # no abbreviations
+        ([*REQUIRED, "--examples_per_class", "0"], "whole number from 1, got '0'"),
+        ([*REQUIRED, "--examples_per_class", "two"], "whole number from 1, got 'two'"),
+        ([*REQUIRED, "--examples_per_class"], "--examples_per_class"),
+        (["--dataset=folder"], "--experiment_name"),
+        ([*REQUIRED, "extra"], "extra"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_status_2(parser, capsys, argv, named):
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(argv)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert named in err
+    assert "--help" in err
+
+
+def test_help_names_defaults_and_keeps_lines(parser, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "A command. with a line to paste" in text
+    assert "where experiments lie (default output)" in text
+    assert "one or several numbers (default 1)" in text
+    assert text.count("(default: the best there is)") == 1  # no second default behind it
+    assert "default False" not in text
+
+
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    [
+        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "", "x", "nan"]),
+        (non_negative_int, {"0": 0, "3": 3}, ["-1", "0.5", "x"]),
+        (non_negative, {"0": 0.0, "5e-4": 0.0005}, ["-1e-9", "nan", "inf", "1e999", "x"]),
+        (fraction, {"0": 0.0, "0.5": 0.5, "1": 1.0}, ["-0.1", "1.1", "nan", "inf", "x"]),
+        (fraction_below_one, {"0": 0.0, "0.999": 0.999}, ["1", "-0.1", "nan"]),
+    ],
+)
+def test_argument_types(kind, good, bad):
+    assert {text: kind(text) for text in good} == good
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match=r"expected .* got "):
+            kind(text)
+
+
+# --- trials and shards -----------------------------------------------------------------------
+
+
+def test_trials_are_seeds_times_examples(parser):
+    args = parser.parse_args(
+        [*REQUIRED, "--seed=3", "--num_trials=2", "--examples_per_class", "4", "1", "4"]
+    )
+    assert trials_of(args) == [Trial(3, 4), Trial(3, 1), Trial(4, 4), Trial(4, 1)]
+
+
+def shard(*argv, **environ):
+    parser = Parser("")
+    add_shard_flags(parser)
+    return shard_of(parser.parse_args(argv), environ)
+
+
+def test_shard_from_flags_beats_the_environment():
+    assert shard("--shard_index=1", "--num_shards=3") == (1, 3)
+    slurm = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MAX": "9", "WORLD_SIZE": "4"}
+    assert shard("--shard_index=0", "--num_shards=2", **slurm) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--shard_index=0"], "go together"),
+        (["--num_shards=2"], "go together"),
+        (["--shard_index=2", "--num_shards=2"], "got 2, expected 0 to 1"),
+        (["--shard_index=-1", "--num_shards=2"], "got -1, expected 0 to 1"),
+    ],
+)
+def test_flags_of_shards_that_do_not_fit(argv, message):
+    with pytest.raises(UserError, match=message):
+        shard(*argv)
+
+
+def slurm_array(ids, **more):
+    """The shard of every task of an array, from what SLURM tells each of them."""
+    step = ids[1] - ids[0] if len(ids) > 1 else 1
+    common = {
+        "SLURM_ARRAY_TASK_MIN": str(min(ids)),
+        "SLURM_ARRAY_TASK_MAX": str(max(ids)),
+        "SLURM_ARRAY_TASK_STEP": str(step),
+        **more,
+    }
+    return [shard(**common, SLURM_ARRAY_TASK_ID=str(number)) for number in ids]
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2], [1, 2, 3], [10, 11, 12], [0, 4, 8], [7, 10, 13]])
+@pytest.mark.parametrize("with_count", [True, False])
+def test_slurm_arrays_of_any_offset_and_step(ids, with_count):
+    more = {"SLURM_ARRAY_TASK_COUNT": "3"} if with_count else {}
+    assert slurm_array(ids, **more) == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_slurm_array_of_one_task():
+    assert slurm_array([6], SLURM_ARRAY_TASK_COUNT="1") == [(0, 1)]
+
+
+def test_slurm_array_with_gaps_would_lose_work():
+    environ = {
+        "SLURM_ARRAY_TASK_MIN": "0",
+        "SLURM_ARRAY_TASK_MAX": "4",
+        "SLURM_ARRAY_TASK_STEP": "1",
+        "SLURM_ARRAY_TASK_COUNT": "3",
+    }
+    for number in ("0", "1", "4"):
+        with pytest.raises(UserError, match="gaps between its tasks 0 and 4"):
+            shard(**environ, SLURM_ARRAY_TASK_ID=number)
+
+
+def test_processes_of_one_launch():
+    assert [shard(WORLD_SIZE="2", RANK=str(rank)) for rank in range(2)] == [(0, 2), (1, 2)]
+    assert shard(WORLD_SIZE="1", RANK="0") == (0, 1)
+
+
+def test_launch_within_an_array_gives_every_process_its_own_share():
+    shards = {
+        pair for rank in range(2) for pair in slurm_array([3, 5, 7], WORLD_SIZE="2", RANK=str(rank))
+    }
+    assert shards == {(index, 6) for index in range(6)}
+
+
+# --- how a command ends ----------------------------------------------------------------------
+
+
+def run(action, capsys):
+    """Exit status, stdout and stderr of a command that does `action`."""
+
+    @command
+    def main(argv=None):
+        return action()
+
+    try:
+        main()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code
+    return status, *capsys.readouterr()
+
+
+def raises(error):
+    def action():
+        raise error
+
+    return action
+
+
+def test_user_error_is_one_line_and_status_2(capsys):
+    status, out, err = run(raises(UserError("what was got,\n  and   what to do")), capsys)
+    assert (status, out) == (2, "")
+    assert err == "test_cli.py: error: what was got, and what to do\n"
+
+
+def test_interruption_says_how_to_go_on(capsys):
+    status, _, err = run(raises(KeyboardInterrupt()), capsys)
+    assert status == 130
+    assert err == "interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_one_line(capsys, number):
+    status, _, err = run(raises(OSError(number, "full", "output/x.png")), capsys)
+    assert status == 2
+    assert err == "test_cli.py: error: disk full (output/x.png); make room and run again\n"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken disk"), ValueError("a bug")])
+def test_mistakes_of_the_program_are_not_hidden(error):
+    @command
+    def main(argv=None):
+        raise error
+
+    with pytest.raises(type(error)):
+        main()
+
+
+def test_result_and_status_pass_through(capsys):
+    assert run(lambda: "anything", capsys) == (0, "", "")
+    assert run(raises(SystemExit(1)), capsys) == (1, "", "")
+
+
+def test_notices_are_printed_once(capsys):
+    log = logging.getLogger("semantic_aug.some_module")
+
+    def speak():
+        for _ in range(3):
+            log.warning("no %s weights", "fp16")
+        log.info("cat: finished already")
+        log.debug("not shown")
+
+    status, out, err = run(speak, capsys)
+    assert (status, out) == (0, "")
+    assert err == "no fp16 weights\ncat: finished already\n"
+    _, _, again = run(speak, capsys)
+    assert again == err  # once for each command
+
+
+def test_nothing_is_left_of_a_command_s_notices(capsys):
+    logger = logging.getLogger("semantic_aug")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    run(raises(UserError("x")), capsys)
+    assert (list(logger.handlers), logger.level, logger.propagate) == before
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_know_their_flags(name, capsys):
+    module = __import__(name)
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert f"python {name.removesuffix('_upstream')}.py" in out
+    assert "--experiment_name" in out
+
+
+def test_wrong_flag_in_a_real_process():
+    done = subprocess.run(
+        [sys.executable, ROOT / "aggregate_embeddings.py", "--experiment_name=e", "--unknown=1"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "aggregate_embeddings.py: error: unrecognized arguments: --unknown=1 (--help lists the "
+        "flags)"
+    ]
