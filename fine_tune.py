@@ -25,6 +25,7 @@ from semantic_aug.cli import (
     add_model_flags,
     add_shard_flags,
     command,
+    dataset_of,
     experiment_of,
     fraction_below_one,
     non_negative,
@@ -34,7 +35,6 @@ from semantic_aug.cli import (
     shard_of,
     trials_of,
 )
-from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion import (
     check_resolution,
     inspect_model,
@@ -224,15 +224,7 @@ def main(argv=None):
 
 def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
     """The words of one trial, one per class with photos."""
-    dataset = build_dataset(
-        args.dataset,
-        "train",
-        seed=trial.seed,
-        examples_per_class=trial.examples_per_class,
-        data_dir=args.data_dir,
-        crop_to_object=args.crop_to_object,
-        dataset_args=args.dataset_args,
-    )
+    dataset = dataset_of(args, "train", trial)
     dataset.indices(args.classes)  # names unknown classes
     empty = dataset.empty_classes()
     if empty:

@@ -26,12 +26,12 @@ from semantic_aug.cli import (
     add_model_flags,
     add_shard_flags,
     command,
+    dataset_of,
     experiment_of,
     positive_int,
     shard_of,
     trials_of,
 )
-from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion import (
     check_resolution,
     inspect_model,
@@ -157,15 +157,7 @@ def main(argv=None):
     work = {}
     for trial, folder in folders.items():
         embed_path = embed_paths[trial] if uses_words else None
-        dataset = build_dataset(
-            args.dataset,
-            "train",
-            seed=trial.seed,
-            examples_per_class=trial.examples_per_class,
-            data_dir=args.data_dir,
-            crop_to_object=args.crop_to_object,
-            dataset_args=args.dataset_args,
-        )
+        dataset = dataset_of(args, "train", trial)
         indices = dataset.indices(args.classes)
         check_photos(dataset, indices, embed_path, info, any(e["mask"] for e in edits))
         settings = {

@@ -49,6 +49,7 @@ from semantic_aug.cli import (
     add_experiment_flags,
     add_shard_flags,
     command,
+    dataset_of,
     experiment_of,
     fraction,
     non_negative_int,
@@ -56,7 +57,6 @@ from semantic_aug.cli import (
     shard_of,
     trials_of,
 )
-from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion import pick_device
 from semantic_aug.experiment import (
     RESULTS,
@@ -196,21 +196,10 @@ def main(argv=None) -> None:
 # --- datasets --------------------------------------------------------------------------------
 
 
-def _build(args, split: str, **options) -> FewShotDataset:
-    return build_dataset(
-        args.dataset,
-        split,
-        dataset_args=args.dataset_args,
-        data_dir=args.data_dir,
-        crop_to_object=args.crop_to_object,
-        **options,
-    )
-
-
 def _evaluation_split(args, split: str) -> FewShotDataset | None:
     """A whole split, the same for all trials. None for a `test` that the dataset does not have."""
     try:
-        dataset = _build(args, split)
+        dataset = dataset_of(args, split)
         if not dataset.indices(args.classes):
             raise UserError(f"no photo of the selected classes in split {split!r}")
     except (KeyError, ValueError, OSError) as error:  # what subclasses raise for an unknown split
@@ -226,7 +215,7 @@ def _evaluation_split(args, split: str) -> FewShotDataset | None:
 
 def _train_set(args, trial: Trial, folder: Path | None) -> FewShotDataset:
     """The photos of a trial, with their synthetic variants from `folder` if there is one."""
-    dataset = _build(args, "train", seed=trial.seed, examples_per_class=trial.examples_per_class)
+    dataset = dataset_of(args, "train", trial)
     dataset.synthetic_examples = {}
     if not dataset.indices(args.classes):
         raise UserError("no training photo of the selected classes")

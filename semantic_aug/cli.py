@@ -253,6 +253,23 @@ def trials_of(args: argparse.Namespace) -> list[Trial]:
     ]
 
 
+def dataset_of(args: argparse.Namespace, split: str, trial: Trial | None = None):
+    """One split of the dataset that the flags name; with a trial, that trial's subset of it."""
+    from semantic_aug.datasets import build_dataset
+
+    subset = {}
+    if trial is not None:
+        subset = {"seed": trial.seed, "examples_per_class": trial.examples_per_class}
+    return build_dataset(
+        args.dataset,
+        split,
+        dataset_args=args.dataset_args,
+        data_dir=args.data_dir,
+        crop_to_object=args.crop_to_object,
+        **subset,
+    )
+
+
 def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
     """This process's (index, count): from the flags, else from SLURM and accelerate together.
 

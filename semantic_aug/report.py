@@ -17,11 +17,11 @@ from semantic_aug.cli import (
     add_dataset_flags,
     add_experiment_flags,
     command,
+    dataset_of,
     experiment_of,
     positive_int,
     trials_of,
 )
-from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment import atomic_path, aug_dir
 from semantic_aug.few_shot_dataset import read_image
 from semantic_aug.generation import read_variants
@@ -83,15 +83,7 @@ def main(argv=None):
     args = parse_args(argv)
     experiment = experiment_of(args)
     for trial in trials_of(args):
-        dataset = build_dataset(
-            args.dataset,
-            "train",
-            seed=trial.seed,
-            examples_per_class=trial.examples_per_class,
-            data_dir=args.data_dir,
-            crop_to_object=args.crop_to_object,
-            dataset_args=args.dataset_args,
-        )
+        dataset = dataset_of(args, "train", trial)
         sets = [
             read_variants(aug_dir(experiment, name, trial), dataset, classes=args.classes)
             for name in args.aug_name
