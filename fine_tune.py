@@ -211,12 +211,13 @@ def main(argv=None):
     if not todo:
         log.info("nothing left to do for shard %d of %d", *shard)
         return
+    pipeline = load_pipeline(info, device, pick_dtype(device, args.mixed_precision))
     for job in todo:
         arguments = {**vars(args), "class_names": job.trial_classes}
         write_config(job.path.parent.parent, settings_of(args, info), arguments)
         for folder in (job.path.parent.parent, job.path.parent, job.path.parent / "validation"):
             remove_leftovers(folder)
-    failed = train_all(args, info, device, todo, experiment, shard)
+    failed = train_all(args, pipeline, todo, experiment, shard)
     if failed:
         log.error("not trained: %s", ", ".join(failed))
         raise SystemExit(1)
@@ -243,6 +244,7 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
     settings = settings_of(args, info)
     done = any((folder / name / EMBEDDINGS_FILE).exists() for name in folders.values())
     check_config(folder, settings, done, args.overwrite)
+    sources = dataset.sources()
     jobs = []
     for name in chosen:
         if tokens[name] in tokenizer.get_vocab():
@@ -251,6 +253,7 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
                 "--placeholder_token"
             )
         initializer = initializer_id(tokenizer, args.initializer_token, name)
+        photos = [sources[idx] for idx in dataset.indices([name])]
         header = {
             "model": args.model,
             "dataset": args.dataset,
@@ -260,7 +263,8 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
             "examples_per_class": trial.examples_per_class,
             "num_vectors": args.num_vectors,
             "initializer": tokenizer.convert_ids_to_tokens(initializer).removesuffix("</w>"),
-            "steps": steps_of(args, len(dataset.indices([name]))),
+            "steps": steps_of(args, len(photos)),
+            "photos": f"{stable_hash(*photos):x}",
             "config_id": config_id(settings),
         }
         path = folder / folders[name] / EMBEDDINGS_FILE
@@ -296,13 +300,13 @@ def settings_of(args, info) -> dict:
 
 
 def is_finished(job: Job, overwrite: bool) -> bool:
-    """Whether a class's file was made with these settings, and from the same word."""
+    """Whether a class's file was made with these settings, of these photos, from the same word."""
     if not job.path.exists():
         return False
     found = read_header(job.path)
     differing = [
         f"{key} (there {found.get(key)}, now {job.header[key]})"
-        for key in ("config_id", "initializer", "token", "steps")
+        for key in ("config_id", "initializer", "token", "steps", "photos")
         if found.get(key) != str(job.header[key])
     ]
     if differing and not overwrite:
@@ -321,11 +325,10 @@ def steps_of(args, num_photos: int) -> int:
     return args.num_train_epochs * math.ceil(num_photos * args.repeats / per_step)
 
 
-def train_all(args, info, device, jobs: list[Job], experiment: Path, shard) -> list[str]:
-    """Load the model once and train one class after the other; returns those that failed."""
+def train_all(args, pipeline, jobs: list[Job], experiment: Path, shard) -> list[str]:
+    """Train one class after the other; returns those that failed."""
     from diffusers import DDPMScheduler
 
-    pipeline = load_pipeline(info, device, pick_dtype(device, args.mixed_precision))
     noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     if args.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()

@@ -22,25 +22,14 @@ from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.classifier import (
-    AUGMENTATIONS,
-    RESULT_COLUMNS,
     SHORT_NAMES,
-    SUMMARY_FILE,
-    TEST,
-    TRAINING,
-    VALIDATION,
     Backbone,
     TrainingOptions,
     evaluate,
     load_backbone,
     load_examples,
-    metric_names,
-    results_file,
-    score_rows,
     split_features,
     train_trial,
-    write_csv,
-    write_summary,
 )
 from semantic_aug.cli import (
     Parser,
@@ -70,6 +59,18 @@ from semantic_aug.experiment import (
 )
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generation import read_records
+from semantic_aug.results import (
+    SUMMARY_FILE,
+    TEST,
+    TRAINING,
+    VALIDATION,
+    metric_names,
+    results_file,
+    score_rows,
+    write_results,
+    write_summary,
+)
+from semantic_aug.standard_augmentation import AUGMENTATIONS
 
 REAL = "real"  # the method's name where no synthetic images are used
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
@@ -362,7 +363,7 @@ def _run_trials(trials, train_set, splits, backbone, options, classes, folder) -
             tested = evaluate(head, whole[TEST])  # once; nothing is chosen by it
         evaluated = {split: trained & labels for split, labels in present.items()}
         rows = _result_rows(trial, names, trained, evaluated, history, tested)
-        write_csv(results_file(folder, trial), RESULT_COLUMNS, rows)
+        write_results(results_file(folder, trial), rows)
         line = f"{trial.name}: val {history[-1][1].mean_accuracy:.1%}"
         line += f", test {tested.mean_accuracy:.1%}" if tested else ""
         print(f"{line} ({time.monotonic() - started:.1f} s)")

@@ -1,11 +1,10 @@
-"""A linear head on a frozen backbone: features, training, evaluation, and the result files.
+"""A linear head on a frozen backbone: features, training, evaluation.
 
 Nothing here touches the global random state. Every number that is drawn for a trial, from the
 head's first weights to the last rotation, comes from one CPU generator that the trial seeds.
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import inspect
@@ -13,22 +12,19 @@ import logging
 import math
 import os
 import re
-import statistics
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from kornia import enhance
-from kornia.geometry import transform as geometry
 from PIL import Image
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.cli import progress_bar
-from semantic_aug.experiment import Trial, atomic_path
+from semantic_aug.experiment import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset, read_image, resized_pixels, to_rgb
+from semantic_aug.standard_augmentation import AUGMENTATIONS
 
 SHORT_NAMES = {
     "resnet50": "microsoft/resnet-50",
@@ -37,19 +33,6 @@ SHORT_NAMES = {
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIZE = 224  # pixels, where a backbone names no size of its own
 CHUNK = 64  # images that are decoded, and pass the backbone, together
-TRAINING, VALIDATION, TEST = "Training", "Validation", "Test"
-RESULT_COLUMNS = ("seed", "examples_per_class", "epoch", "value", "metric", "split")
-SUMMARY_FILE = "summary.csv"
-SUMMARY_COLUMNS = (
-    "method",
-    "examples_per_class",
-    "split",
-    "num_trials",
-    "mean_accuracy",
-    "std_accuracy",
-    "ci95_low",
-    "ci95_high",
-)
 
 log = logging.getLogger(__name__)
 
@@ -386,111 +369,6 @@ def _name(dataset: FewShotDataset, item) -> str:
     return records[item].source if records else f"photo {item} of split {dataset.split!r}"
 
 
-# --- standard augmentation -------------------------------------------------------------------
-
-
-def flip_rotate(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image mirrored with probability 0.5 and turned by an angle uniform in ±15°.
-
-    Args:
-        images: [B, 3, H, W] float in [0, 1].
-        generator: on the CPU; gives two numbers per image, whatever the device.
-
-    What a turned image lacks at its corners is its own mirror image, not black.
-    """
-    mirrored, turned = torch.rand((2, len(images)), generator=generator).to(images.device)
-    images = torch.where((mirrored < 0.5)[:, None, None, None], images.flip(-1), images)
-    return _warp(images, angle=30 * turned - 15)
-
-
-def rand_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """RandAugment (arXiv 1909.13719): two operations per image, drawn from fourteen.
-
-    Operations, magnitudes and signs are drawn per image, so that equal images of a batch come
-    out different. Magnitudes are uniform in [0, 0.6], on average the usual 9 of 30.
-
-    Args:
-        images: [B, 3, H, W] float in [0, 1].
-        generator: on the CPU; gives four numbers per image, whatever the device.
-    """
-    for _ in range(NUM_OPERATIONS):
-        which, magnitude = torch.rand((2, len(images)), generator=generator, dtype=torch.float64)
-        operation = (which * 2 * len(OPERATIONS)).long()
-        sign = 1 - 2 * (operation % 2)
-        operation = operation // 2
-        magnitude = (MAX_MAGNITUDE * magnitude * sign).to(images.dtype)
-        images = images.clone()
-        for number in operation.unique().tolist():
-            rows = (operation == number).nonzero()[:, 0].to(images.device)
-            values = magnitude[operation == number].to(images.device)
-            images[rows] = OPERATIONS[number](images[rows], values).clamp(0, 1)
-    return images
-
-
-def _warp(
-    images: torch.Tensor,
-    angle: torch.Tensor | None = None,
-    shear: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Turn, shear and shift each image about its middle, with mirrored borders.
-
-    Args:
-        images: [B, 3, H, W].
-        angle: [B] degrees.
-        shear: [B, 2] tangents along x and y.
-        shift: [B, 2] pixels along x and y.
-    """
-    batch, _, height, width = images.shape
-    nothing = images.new_zeros((batch, 2))
-    middle = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(batch, 2)
-    shear = nothing if shear is None else shear.atan()
-    matrix = geometry.get_affine_matrix2d(
-        nothing if shift is None else shift,
-        middle,
-        images.new_ones((batch, 2)),
-        nothing[:, 0] if angle is None else angle,
-        shear[:, 0],
-        shear[:, 1],
-    )
-    size = (height, width)
-    return geometry.warp_affine(images, matrix[:, :2], size, padding_mode="reflection")
-
-
-def _along(axis: int, values: torch.Tensor) -> torch.Tensor:
-    """[B] -> [B, 2] with `values` on one axis and 0 on the other."""
-    return torch.stack([values, 0 * values] if axis == 0 else [0 * values, values], dim=1)
-
-
-def _autocontrast(images: torch.Tensor) -> torch.Tensor:
-    """Each channel stretched to [0, 1]; one without contrast stays as it is."""
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
-
-
-# The operations and ranges of the paper; m is in [-1, 1], of which rand_augment uses a part.
-NUM_OPERATIONS = 2
-MAX_MAGNITUDE = 0.6
-OPERATIONS: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
-    lambda x, m: x,
-    lambda x, m: _autocontrast(x),
-    lambda x, m: enhance.equalize(x),
-    lambda x, m: _warp(x, angle=30 * m),
-    lambda x, m: _warp(x, shear=_along(0, 0.3 * m)),
-    lambda x, m: _warp(x, shear=_along(1, 0.3 * m)),
-    lambda x, m: _warp(x, shift=_along(0, 0.45 * m * x.shape[3])),
-    lambda x, m: _warp(x, shift=_along(1, 0.45 * m * x.shape[2])),
-    lambda x, m: enhance.adjust_brightness_accumulative(x, 1 + 0.9 * m),
-    lambda x, m: enhance.adjust_contrast_with_mean_subtraction(x, 1 + 0.9 * m),
-    lambda x, m: enhance.adjust_saturation_with_gray_subtraction(x, 1 + 0.9 * m),
-    lambda x, m: enhance.sharpness(x, 1 + 0.9 * m),
-    lambda x, m: enhance.solarize(x, 1 - m.abs()),
-    lambda x, m: enhance.posterize(x, 8 - (4 * m.abs()).round().int()),
-)
-
-AUGMENTATIONS = {"none": None, "flip-rotate": flip_rotate, "randaugment": rand_augment}
-
-
 # --- training --------------------------------------------------------------------------------
 
 
@@ -696,119 +574,3 @@ def class_scores(
     loss = torch.bincount(labels, losses.cpu().double(), num_classes) / count
     accuracy = torch.bincount(labels, hits.cpu().double(), num_classes) / count
     return Scores(loss, accuracy)  # 0 / 0 is nan
-
-
-# --- result files ----------------------------------------------------------------------------
-
-
-def results_file(folder: Path, trial: Trial) -> Path:
-    """Where the results of one trial lie; the file is there only when the trial is finished."""
-    return folder / f"results_{trial.seed}_{trial.examples_per_class}.csv"
-
-
-def metric_names(class_names: Sequence[str]) -> list[str]:
-    """How metrics name classes: in title case, or as they are where titles would meet."""
-    meeting = Counter(name.title() for name in class_names)
-    return [name.title() if meeting[name.title()] == 1 else name for name in class_names]
-
-
-def score_rows(
-    trial: Trial,
-    epoch: int,
-    split: str,
-    scores: Scores,
-    names: Sequence[str],
-    labels: Iterable[int],
-) -> list[tuple]:
-    """Rows of a result file: the means over classes, then every class of `labels`.
-
-    A class that no batch of a training epoch showed has an empty value there.
-    """
-    values = [("Loss", scores.mean_loss), ("Accuracy", scores.mean_accuracy)]
-    for label in sorted(labels):
-        values.append((f"Loss {names[label]}", float(scores.loss[label])))
-        values.append((f"Accuracy {names[label]}", float(scores.accuracy[label])))
-    return [
-        (trial.seed, trial.examples_per_class, epoch, _text(value), metric, split)
-        for metric, value in values
-    ]
-
-
-def _text(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.7g}"
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Write a whole CSV file, or none."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-
-def final_accuracies(folder: Path) -> dict[tuple[int, str], list[float]]:
-    """Mean accuracy at the last epoch of every finished trial, by (examples_per_class, split)."""
-    found = defaultdict(list)
-    for path in sorted(folder.glob("results_*.csv")):
-        match = re.fullmatch(r"results_-?\d+_(\d+)\.csv", path.name)
-        if match is None:
-            continue
-        last = {}  # rows are in the order of epochs
-        try:
-            with open(path, newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    if row["metric"] == "Accuracy":
-                        last[row["split"]] = float(row["value"])
-        except (KeyError, TypeError, ValueError):
-            log.warning("%s is no result file: left out of the summary", path)
-            continue
-        for split, value in last.items():
-            found[int(match[1]), split].append(value)
-    return found
-
-
-def write_summary(folder: Path, method: str) -> list[dict]:
-    """Derive `summary.csv` from all result files of a method. Returns its rows.
-
-    The interval is Student's, over trials; deviation and interval of a single trial are empty.
-    """
-    order = (TRAINING, VALIDATION, TEST)
-    summary = []
-    accuracies = final_accuracies(folder)
-    for k, split in sorted(accuracies, key=lambda key: (key[0], order.index(key[1]))):
-        values = accuracies[k, split]
-        mean, std, half = statistics.fmean(values), math.nan, math.nan
-        if len(values) > 1:
-            std = statistics.stdev(values)
-            half = student_t(len(values) - 1) * std / math.sqrt(len(values))
-        row = (method, k, split, len(values), mean, std, mean - half, mean + half)
-        summary.append(dict(zip(SUMMARY_COLUMNS, row)))
-    lines = [[_text(v) if isinstance(v, float) else v for v in r.values()] for r in summary]
-    write_csv(folder / SUMMARY_FILE, SUMMARY_COLUMNS, lines)
-    return summary
-
-
-def student_t(degrees: int, probability: float = 0.95) -> float:
-    """The t for which P(|T| < t) = probability, T of Student's distribution.
-
-    By bisection of the finite sums for whole degrees of freedom in Abramowitz & Stegun,
-    Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        theta = (low + high) / 2
-        low, high = (theta, high) if _student_p(theta, degrees) < probability else (low, theta)
-    return math.tan(low) * math.sqrt(degrees)
-
-
-def _student_p(theta: float, degrees: int) -> float:
-    """P(|T| < sqrt(degrees) tan(theta))."""
-    odd = degrees % 2
-    term = math.cos(theta) if odd else 1.0
-    total = 0.0
-    for n in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= (n - 1) / n * math.cos(theta) ** 2
-    if odd:
-        return 2 / math.pi * (theta + math.sin(theta) * total)
-    return math.sin(theta) * total

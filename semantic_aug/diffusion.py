@@ -1,11 +1,11 @@
 """Loading a diffusion pipeline: model, device, dtype, variant. Nothing else loads one."""
 
 import contextlib
-import functools
 import glob
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +118,14 @@ def check_resolution(info: ModelInfo, resolution: int | None) -> int:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device that was asked for, else CUDA, else MPS, else the CPU."""
+    """The device that was asked for, else CUDA, else MPS, else the CPU.
+
+    Processes that one launcher started on this machine take one GPU each.
+    """
     if name is None:
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            process = int(os.environ.get("LOCAL_RANK", 0))
+            return torch.device("cuda", process % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -146,11 +150,19 @@ def load_tokenizer(info: ModelInfo):
 
     # Not AutoTokenizer, which looks for a configuration that a pipeline in the cache has not.
     try:
-        return CLIPTokenizer.from_pretrained(
+        tokenizer = CLIPTokenizer.from_pretrained(
             info.name, subfolder="tokenizer", revision=info.revision
         )
     except _LOADING_ERRORS as error:
         raise _cannot_load(info, error) from error
+    _check_tokenizer(info, tokenizer)
+    return tokenizer
+
+
+def _check_tokenizer(info: ModelInfo, tokenizer) -> None:
+    """Raise UserError for a tokenizer whose files are missing: it loads, and knows no word."""
+    if len(tokenizer) < 256:  # a byte-level vocabulary has every byte at least
+        raise UserError(f"cannot load {info.name}: files of its tokenizer are missing")
 
 
 def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
@@ -161,8 +173,6 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     Raises:
         UserError: weights are missing, broken, or not to be had offline.
     """
-    from diffusers import DiffusionPipeline
-
     index = _read_json(info.name, "model_index.json", info.revision)
     options = {}
     if "safety_checker" in index:
@@ -174,13 +184,13 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     weights = f"*/*.{glob.escape(variant or '')}*"
     if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(weights)):
         variant = _no_variant(info)
-    load = functools.partial(_from_pretrained, DiffusionPipeline, info, dtype, options)
     try:
-        pipeline = load(variant)
+        pipeline = _from_pretrained(info, dtype, variant, options)
     except UserError as error:
         if variant is None or "variant" not in str(error.__cause__):
             raise
-        pipeline = load(_no_variant(info))
+        pipeline = _from_pretrained(info, dtype, _no_variant(info), options)
+    _check_tokenizer(info, pipeline.tokenizer)
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
@@ -188,10 +198,12 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     return pipeline.to(device)
 
 
-def _from_pretrained(cls, info: ModelInfo, dtype: torch.dtype, options: dict, variant: str | None):
+def _from_pretrained(info: ModelInfo, dtype: torch.dtype, variant: str | None, options: dict):
+    from diffusers import DiffusionPipeline
+
     try:
         with _quiet_loading():
-            return cls.from_pretrained(
+            return DiffusionPipeline.from_pretrained(
                 info.name, dtype=dtype, variant=variant, revision=info.revision, **options
             )
     except _LOADING_ERRORS as error:

@@ -1,6 +1,7 @@
 """Augmentations: sizes, random streams, masks, learned words, compositions, and the contract."""
 
 import copy
+import types
 from collections import Counter
 
 import numpy as np
@@ -394,6 +395,13 @@ def test_file_with_a_token_of_the_model(pipeline, tmp_path):
     path = embeddings(tmp_path / "a.safetensors", token="<|startoftext|>")
     with pytest.raises(UserError, match=r"a\.safetensors: Token <\|startoftext\|> already in"):
         TextualInversion(path, pipeline)
+
+
+def test_model_with_two_text_encoders_is_refused(tmp_path):
+    path = embeddings(tmp_path / "a.safetensors")
+    parts = {"text_encoder_2": torch.nn.Identity()}
+    with pytest.raises(UserError, match="got an SDXL model"):
+        TextualInversion(path, types.SimpleNamespace(**parts))
 
 
 def test_missing_file(pipeline, tmp_path):

@@ -18,28 +18,22 @@ from PIL import Image
 import train_classifier
 from semantic_aug import classifier
 from semantic_aug.classifier import (
-    OPERATIONS,
-    TEST,
-    TRAINING,
-    VALIDATION,
     Examples,
     TrainingOptions,
     class_scores,
     draw_epoch,
     evaluate,
-    flip_rotate,
     load_backbone,
     load_examples,
-    metric_names,
-    rand_augment,
     read_preprocessing,
     split_features,
-    student_t,
     train_trial,
 )
 from semantic_aug.experiment import Trial, read_config
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.results import TEST, TRAINING, VALIDATION, metric_names
+from semantic_aug.standard_augmentation import OPERATIONS, flip_rotate, rand_augment
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -428,21 +422,25 @@ def test_unreadable_evaluation_photos_are_named_and_counted(data, resnet, capsys
     assert "2 of 12 photos of split 'val' cannot be read" in err
 
 
-def test_a_command_line_of_its_own_is_quiet(data, resnet):
+def test_a_cached_hub_model_serves_offline_and_quietly(data, resnet):
+    cached = data / "hub/models--microsoft--resnet-50"
+    shutil.copytree(resnet, cached / "snapshots/abc")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("abc")
+    command = arguments("resnet50", "--num_synthetic=0", "--classes", "red", "blue")
     done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train_classifier.py"),
-            *map(str, arguments(resnet, "--num_synthetic=0", "--classes", "red", "blue")),
-        ],
+        [sys.executable, str(ROOT / "train_classifier.py"), *command],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_CACHE": "hub"},
     )
     assert done.returncode == 0, done.stderr
     bars = ("val features", "test features", "seed=0_ex=1")
     assert all(line.startswith(bars) for line in done.stderr.splitlines() if line)
     assert done.stdout.splitlines()[-1] == "results: output/exp/results/real"
+    settings = read_config(data / "output/exp/results/real")["settings"]
+    assert settings["image_size"] == [16, 16]
+    assert settings["image_mean"] == pytest.approx([0.4, 0.5, 0.6])
 
 
 # --- synthetic images ------------------------------------------------------------------------
@@ -615,21 +613,6 @@ def test_a_diverging_loss_stops_and_leaves_no_result(data, resnet, capsys):
 def test_titles_that_would_meet_stay_as_they_are():
     assert metric_names(["cat", "toy train"]) == ["Cat", "Toy Train"]
     assert metric_names(["cat", "Cat", "dog"]) == ["cat", "Cat", "Dog"]
-
-
-@pytest.mark.parametrize(
-    "degrees, expected",
-    [
-        (1, 12.7062047),
-        (2, 4.3026527),
-        (3, 3.1824463),
-        (7, 2.3646243),
-        (30, 2.0422725),
-        (200, 1.9718962),
-    ],
-)
-def test_student_t_matches_the_tables(degrees, expected):
-    assert student_t(degrees) == pytest.approx(expected, abs=1e-6)
 
 
 # --- standard augmentation -------------------------------------------------------------------

@@ -212,7 +212,7 @@ def test_coco_malformed_segmentation_hurts_only_when_asked_for(tmp_path, segment
     write_coco(tmp_path, "train", [1], rows)
     dataset = build_dataset("coco", "train", data_dir=tmp_path)
     assert dataset.get_image_by_idx(0).size == SIZE
-    with pytest.raises(UserError, match="malformed segmentation"):
+    with pytest.raises(UserError, match=r"malformed segmentation of 000000000001.jpg"):
         dataset.get_mask_by_idx(0)
 
 
@@ -440,6 +440,14 @@ def test_mvip_options(mvip):
         names("num_classes=many")
 
 
+def test_mvip_class_names_are_nfc_and_sorted_as_such(mvip):
+    write_mvip_class(mvip, "E\u0301crou")
+    dataset = build_dataset("mvip", "val", data_dir=mvip)
+    assert dataset.class_names == ["Brake", "Clutch", "Rotor", "\u00c9crou"]
+    assert sources(dataset)[-1].startswith("E\u0301crou/valid_data/")
+    assert dataset.get_image_by_idx(15).size == (20, 10)
+
+
 def test_mvip_takes_the_first_20_classes(tmp_path):
     for number in random.Random(0).sample(range(25), 25):
         write_mvip_class(tmp_path, f"part {number:02d}", photos=1)
@@ -574,8 +582,11 @@ def test_folder_without_splits_is_cut_60_20_20(tmp_path, caplog):
     assert "photos are cut into 60 % train, 20 % val and 20 % test" in caplog.text
     again = read_splits(tmp_path)
     assert all(sources(again[split]) == sources(datasets[split]) for split in SPLITS)
-    held = [int(Path(s).stem) for s in sources(datasets["test"]) if s.startswith("g/")]
-    assert held != list(range(8)) and held != list(range(32, 40))  # not simply in order
+    ranked = sorted((f"g/{number}.png" for number in range(40)), key=stable_hash)
+    wanted = {"val": ranked[:8], "test": ranked[8:16], "train": ranked[16:]}  # fixed for ever
+    for split, names in wanted.items():
+        found = [source for source in sources(datasets[split]) if source.startswith("g/")]
+        assert found == sorted(names)
 
 
 def test_folder_cut_of_a_class_does_not_depend_on_other_classes(tmp_path):
@@ -761,6 +772,12 @@ def test_folder_masks_in_a_parallel_tree(workdir, place, layout):
                 assert np.argwhere(mask).tolist() == [[1, int(record.path.stem)]]
                 checked += 1
     assert checked == 3
+
+
+def test_folder_masks_inside_a_class_folder(workdir):
+    write_photos(workdir / "cat", 3)
+    write_mask(workdir / "cat" / "masks" / "cat" / "0.png", (1, 1))
+    assert counts(read_splits(workdir, "masks=cat/masks")) == {"cat": (1, 1, 1)}
 
 
 def test_folder_mask_of_the_same_name_wins_over_one_of_the_same_stem(workdir):

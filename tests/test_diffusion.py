@@ -151,6 +151,19 @@ def test_devices_and_precisions(caplog):
     assert pick_dtype(torch.device("cuda", 1), "bf16") == torch.bfloat16
 
 
+def test_processes_of_one_launch_take_one_gpu_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert pick_device() == torch.device("cuda", 0)
+    found = []
+    for rank in "0123":
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        found.append(pick_device().index)
+    assert found == [0, 1, 0, 1]
+    assert pick_device("cpu") == CPU
+
+
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:x"])
 def test_absent_device_is_named(name):
     with pytest.raises(UserError, match=f"--device: '{name}' is not there: ") as refused:
@@ -287,8 +300,17 @@ def test_broken_tokenizer_is_one_line(model, file, content):
 def test_missing_parts_are_one_line(model):
     shutil.rmtree(model / "scheduler")
     assert_refused(model, "^cannot load .*model: .*scheduler_config.json")
-    shutil.rmtree(model / "tokenizer")
-    assert_refused(model, "^cannot load .*model: ")
+
+
+def test_tokenizer_without_words_is_refused(model):
+    """The library loads one of two tokens, and every prompt would mean the same."""
+    info = inspect_model(str(model))
+    (model / "tokenizer" / "tokenizer.json").unlink()
+    for _ in range(2):
+        for read in (load_tokenizer, lambda each: load_pipeline(each, CPU, torch.float32)):
+            with pytest.raises(UserError, match=r"cannot load .*model: .*tokenizer"):
+                read(info)
+        shutil.rmtree(model / "tokenizer", ignore_errors=True)
 
 
 def test_unknown_classes_are_one_line(model):

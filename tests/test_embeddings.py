@@ -33,6 +33,7 @@ from semantic_aug.embeddings import (
 from semantic_aug.textual_inversion import add_tokens, rows_in_place, template_ids
 
 patient = settings(deadline=None, max_examples=60)  # slow is no failure
+FORMS = ("NFC", "NFD")
 
 ODD_NAMES = [
     "", " ", "cat", "Cat", "CAT", " cat ", "stop sign", "stop_sign", "MOTOR Block", "motor\tblock",
@@ -72,6 +73,7 @@ def expanded(prompt: str, tokenizer) -> str:
         (" toy\ttrain ", "<toy_train>"),
         ("É", "<\u00e9>"),
         ("E\u0301", "<\u00e9>"),
+        ("STRA\u00dfE", "<stra\u00dfe>"),
         ("\u0130zmir", "<i\u0307zmir>"),
         ("<cat>", "<_cat_>"),
         ("a/b..", "<a/b..>"),
@@ -91,6 +93,7 @@ def test_placeholder_token_is_a_fixed_point_of_prompt_normalisation(name):
     assert not any(char.isspace() or char in "<>" for char in token[1:-1])
     assert unicodedata.is_normalized("NFC", token)
     assert placeholder_token(token[1:-1]) == token
+    assert all(placeholder_token(unicodedata.normalize(form, name)) == token for form in FORMS)
     assert the_tokenizer().backend_tokenizer.normalizer.normalize_str(token) == token
 
 

@@ -280,7 +280,7 @@ def loss_of(pipeline, rows, photos) -> float:
 def test_training_lowers_the_loss(pipeline, photos_tensor):
     before = loss_of(pipeline, start_rows(pipeline), photos_tensor)
     rows = train(
-        pipeline, photos_tensor, max_train_steps=25, train_batch_size=8, learning_rate=0.02
+        pipeline, photos_tensor, max_train_steps=15, train_batch_size=4, learning_rate=0.05
     )
     assert loss_of(pipeline, rows, photos_tensor) < before - 1e-3
 
@@ -376,6 +376,16 @@ def test_gradient_checkpointing_gives_the_same_rows(small_model, pipeline, photo
     saving.text_encoder.train()
     assert torch.allclose(train(saving, photos_tensor, max_train_steps=3), expected, atol=1e-5)
     assert len(calls) > 3 * len(saving.unet.mid_block.resnets)  # computed again going back
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frozen_parts_may_be_in_half_precision(small_model, pipeline, photos_tensor, dtype):
+    half = load_pipeline(inspect_model(small_model), torch.device("cpu"), dtype)
+    assert half.unet.dtype == half.text_encoder.dtype == dtype
+    rows, expected = train(half, photos_tensor), train(pipeline, photos_tensor)
+    assert rows.dtype == torch.float32
+    assert torch.allclose(rows, expected, atol=5e-3)
+    assert ((rows - start_rows(pipeline)).abs().mean(dim=1) > 5e-3).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -485,6 +495,7 @@ def test_one_word_for_each_class_and_trial(tune, tokenizer, pipeline, monkeypatc
             "num_vectors": "2",
             "initializer": "sign",
             "steps": "2",
+            "photos": header["photos"],
             "config_id": read_config(trial(seed=seed, examples=2))["id"],
             "format_version": "1",
         }
@@ -556,6 +567,34 @@ def test_other_start_of_a_word_is_refused(tune):
     assert "initializer (there cat, now motor)" in err
     assert tune("--classes", "stop sign", "--initializer_token=motor")[0] == 0
     assert read_header(word("stop_sign"))["initializer"] == "motor"
+
+
+def test_other_photos_of_a_class_are_refused(tune, photos):
+    tune("--classes", "cat", "toy train", "--examples_per_class=9")
+    draw_photo(photos / "train" / "cat" / "new.png", (220, 40, 40), 7)
+    assert tune("--classes", "toy train", "--examples_per_class=9")[0] == 0
+    status, err = tune("--classes", "cat", "--examples_per_class=9")
+    assert status == 2
+    assert "was made with other settings: photos (there " in err and "--overwrite" in err
+
+
+def test_interrupted_run_goes_on_where_it_was(tune, monkeypatch):
+    tune(name="whole")
+    train_class = fine_tune.train_class
+
+    def interrupted(args, pipeline, scheduler, job, *rest):
+        if job.class_name == "stop sign":
+            raise KeyboardInterrupt
+        return train_class(args, pipeline, scheduler, job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tune, "train_class", interrupted)
+        status, err = tune()
+    assert status == 130
+    assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert len(bytes_of()) == 1
+    assert tune()[0] == 0
+    assert bytes_of() == bytes_of("whole")
 
 
 def test_overwrite_trains_again(tune):
@@ -660,7 +699,7 @@ def test_broken_weights_are_one_line(tune, small_model, tmp_path):
     status, err = tune(model=model)
     assert status == 2
     assert err.startswith(f"fine_tune.py: error: cannot load {model}: ") and err.count("\n") == 1
-    assert not bytes_of()
+    assert not Path("output").exists()
 
 
 def test_xl_model_is_refused(tune, small_model, tmp_path):
@@ -773,10 +812,11 @@ def test_earlier_words_are_kept(tune):
 
 def test_validation_images_show_the_word(tune):
     flags = ["--num_validation_images=2", "--learning_rate=1", "--num_vectors=4"]
+    flags += ["--classes", "cat", "toy train"]
     _, err = tune("--validation_prompt=a photo of a *", *flags, name="shown")
     assert "no *" not in err
     images = {}
-    for folder in FOLDERS:
+    for folder in ("cat", "toy_train"):
         paths = sorted((trial(name="shown") / folder / "validation").iterdir())
         assert [path.name for path in paths] == ["000.png", "001.png"]
         images[folder] = [Image.open(path).tobytes() for path in paths]
@@ -860,14 +900,15 @@ def coarse_model(tmp_path_factory) -> str:
             block_out_channels=(4, 4, 4, 4),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
+            mid_block_add_attention=False,
             norm_num_groups=4,
         )
         parts["unet"] = UNet2DConditionModel(
             sample_size=64,
-            block_out_channels=(8, 8),
+            block_out_channels=(8, 8, 8),
             layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
             cross_attention_dim=32,
             attention_head_dim=8,
             norm_num_groups=4,

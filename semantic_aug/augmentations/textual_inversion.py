@@ -22,11 +22,14 @@ class TextualInversion(GenerativeAugmentation):
         options: those of `SDEditor`. `{name}` in a prompt stands for the learned word.
 
     Raises:
-        UserError: the file is unreadable or was made for a model of another width.
+        UserError: the file is unreadable or was made for a model of another width, or the
+            pipeline has two text encoders.
     """
 
     def __init__(self, embed_path, pipeline=None, *, model_path: str | None = None, **options):
         pipeline = pipeline_or_load(pipeline, model_path)
+        if hasattr(pipeline, "text_encoder_2"):
+            raise UserError("--aug textual-inversion: expected SD 1.x or 2.x, got an SDXL model")
         embeddings = read_embeddings(embed_path)
         self.tokens = set(embeddings)
         self.classes = class_tokens(read_header(embed_path), embeddings)

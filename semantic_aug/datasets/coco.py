@@ -75,7 +75,10 @@ class COCODataset(FewShotDataset):
         if absent:
             log.warning(
                 "%d of the %d annotated photos in %s are not in %s: left out",
-                *(absent, len(photos), annotations, folder),
+                absent,
+                len(photos),
+                annotations,
+                folder,
             )
         for photo in photos:
             if photo.file_name not in on_disk:
@@ -85,7 +88,11 @@ class COCODataset(FewShotDataset):
             mask = None
             if photo.segmentation:  # not a closure, so that records can be pickled
                 mask = functools.partial(
-                    decode_segmentation, photo.segmentation, photo.height, photo.width
+                    decode_segmentation,
+                    photo.segmentation,
+                    photo.height,
+                    photo.width,
+                    photo.file_name,
                 )
             yield self.record(folder / photo.file_name, photo.class_name, mask)
 
@@ -139,11 +146,10 @@ def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
             annotations = coco.imgToAnns.get(number)
             if annotations:
                 largest = min(annotations, key=lambda each: (-(each.get("area") or 0), each["id"]))
+                name = names[largest["category_id"]]
+                size = image["height"], image["width"]
                 photos.append(
-                    Photo(
-                        *(number, image["file_name"], image["height"], image["width"]),
-                        *(names[largest["category_id"]], largest.get("segmentation")),
-                    )
+                    Photo(number, image["file_name"], *size, name, largest.get("segmentation"))
                 )
         return photos
     except UserError:
@@ -159,12 +165,15 @@ def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
         ) from error
 
 
-def decode_segmentation(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+def decode_segmentation(
+    segmentation: list | dict, height: int, width: int, name: str = "a photo"
+) -> np.ndarray:
     """The [height, width] uint8 mask, 0 or 1, of polygons or of a run-length encoding.
 
     Args:
         segmentation: polygons, each as x, y, x, y ...; or `{"size", "counts"}` with the counts as
             numbers or compressed to a string.
+        name: of the photo, for the message.
 
     Raises:
         UserError: it is malformed.
@@ -187,4 +196,4 @@ def decode_segmentation(segmentation: list | dict, height: int, width: int) -> n
             encoded = segmentation
         return pycocotools.mask.decode(encoded)
     except Exception as error:  # pycocotools raises bare Exception too
-        raise UserError(f"malformed segmentation ({error}) in a COCO annotation file") from error
+        raise UserError(f"malformed segmentation of {name} in COCO's file: {error}") from error

@@ -1,0 +1,113 @@
+"""Standard augmentation of training images, in batches on whatever device, drawn per image.
+
+Not kornia's own RandAugment, which draws one sequence of operations for a whole batch: that would
+weaken the baseline that synthetic images are compared with.
+"""
+
+from collections.abc import Callable
+
+import torch
+from kornia import enhance
+from kornia.geometry import transform as geometry
+
+
+def flip_rotate(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image mirrored with probability 0.5 and turned by an angle uniform in ±15°.
+
+    Args:
+        images: [B, 3, H, W] float in [0, 1].
+        generator: on the CPU; gives two numbers per image, whatever the device.
+
+    What a turned image lacks at its corners is its own mirror image, not black.
+    """
+    mirrored, turned = torch.rand((2, len(images)), generator=generator).to(images.device)
+    images = torch.where((mirrored < 0.5)[:, None, None, None], images.flip(-1), images)
+    return _warp(images, angle=30 * turned - 15)
+
+
+def rand_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """RandAugment (arXiv 1909.13719): two operations per image, drawn from fourteen.
+
+    Operations, magnitudes and signs are drawn per image, so that equal images of a batch come
+    out different. Magnitudes are uniform in [0, 0.6], on average the usual 9 of 30.
+
+    Args:
+        images: [B, 3, H, W] float in [0, 1].
+        generator: on the CPU; gives four numbers per image, whatever the device.
+    """
+    for _ in range(NUM_OPERATIONS):
+        which, magnitude = torch.rand((2, len(images)), generator=generator, dtype=torch.float64)
+        operation = (which * 2 * len(OPERATIONS)).long()
+        sign = 1 - 2 * (operation % 2)
+        operation = operation // 2
+        magnitude = (MAX_MAGNITUDE * magnitude * sign).to(images.dtype)
+        images = images.clone()
+        for number in operation.unique().tolist():
+            rows = (operation == number).nonzero()[:, 0].to(images.device)
+            values = magnitude[operation == number].to(images.device)
+            images[rows] = OPERATIONS[number](images[rows], values).clamp(0, 1)
+    return images
+
+
+def _warp(
+    images: torch.Tensor,
+    angle: torch.Tensor | None = None,
+    shear: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Turn, shear and shift each image about its middle, with mirrored borders.
+
+    Args:
+        images: [B, 3, H, W].
+        angle: [B] degrees.
+        shear: [B, 2] tangents along x and y.
+        shift: [B, 2] pixels along x and y.
+    """
+    batch, _, height, width = images.shape
+    nothing = images.new_zeros((batch, 2))
+    middle = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(batch, 2)
+    shear = nothing if shear is None else shear.atan()
+    matrix = geometry.get_affine_matrix2d(
+        nothing if shift is None else shift,
+        middle,
+        images.new_ones((batch, 2)),
+        nothing[:, 0] if angle is None else angle,
+        shear[:, 0],
+        shear[:, 1],
+    )
+    size = (height, width)
+    return geometry.warp_affine(images, matrix[:, :2], size, padding_mode="reflection")
+
+
+def _along(axis: int, values: torch.Tensor) -> torch.Tensor:
+    """[B] -> [B, 2] with `values` on one axis and 0 on the other."""
+    return torch.stack([values, 0 * values] if axis == 0 else [0 * values, values], dim=1)
+
+
+def _autocontrast(images: torch.Tensor) -> torch.Tensor:
+    """Each channel stretched to [0, 1]; one without contrast stays as it is."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
+
+
+# The operations and ranges of the paper; m is in [-1, 1], of which rand_augment uses a part.
+NUM_OPERATIONS = 2
+MAX_MAGNITUDE = 0.6
+OPERATIONS: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
+    lambda x, m: x,
+    lambda x, m: _autocontrast(x),
+    lambda x, m: enhance.equalize(x),
+    lambda x, m: _warp(x, angle=30 * m),
+    lambda x, m: _warp(x, shear=_along(0, 0.3 * m)),
+    lambda x, m: _warp(x, shear=_along(1, 0.3 * m)),
+    lambda x, m: _warp(x, shift=_along(0, 0.45 * m * x.shape[3])),
+    lambda x, m: _warp(x, shift=_along(1, 0.45 * m * x.shape[2])),
+    lambda x, m: enhance.adjust_brightness_accumulative(x, 1 + 0.9 * m),
+    lambda x, m: enhance.adjust_contrast_with_mean_subtraction(x, 1 + 0.9 * m),
+    lambda x, m: enhance.adjust_saturation_with_gray_subtraction(x, 1 + 0.9 * m),
+    lambda x, m: enhance.sharpness(x, 1 + 0.9 * m),
+    lambda x, m: enhance.solarize(x, 1 - m.abs()),
+    lambda x, m: enhance.posterize(x, 8 - (4 * m.abs()).round().int()),
+)
+
+AUGMENTATIONS = {"none": None, "flip-rotate": flip_rotate, "randaugment": rand_augment}
