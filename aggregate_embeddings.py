@@ -53,7 +53,11 @@ def main(argv=None):
         header = {
             "seed": trial.seed,
             "examples_per_class": trial.examples_per_class,
-            "config": json.dumps(config, ensure_ascii=False),
+            # Without the arguments, which name folders and shards and so on.
+            "config": json.dumps(
+                {key: value for key, value in config.items() if key != "arguments"},
+                ensure_ascii=False,
+            ),
         }
         for key in ("model", "dataset"):
             header[key] = read_header(files[0]).get(key, "")

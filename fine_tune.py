@@ -244,7 +244,6 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
     settings = settings_of(args, info)
     done = any((folder / name / EMBEDDINGS_FILE).exists() for name in folders.values())
     check_config(folder, settings, done, args.overwrite)
-    sources = dataset.sources()
     jobs = []
     for name in chosen:
         if tokens[name] in tokenizer.get_vocab():
@@ -253,7 +252,10 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
                 "--placeholder_token"
             )
         initializer = initializer_id(tokenizer, args.initializer_token, name)
-        photos = [sources[idx] for idx in dataset.indices([name])]
+        photos = dataset.indices([name])
+        if args.crop_to_object:
+            for idx in photos:
+                dataset.get_mask_by_idx(idx)  # found wrong here, not after the model is loaded
         header = {
             "model": args.model,
             "dataset": args.dataset,
@@ -264,7 +266,7 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
             "num_vectors": args.num_vectors,
             "initializer": tokenizer.convert_ids_to_tokens(initializer).removesuffix("</w>"),
             "steps": steps_of(args, len(photos)),
-            "photos": f"{stable_hash(*photos):x}",
+            "photos": dataset.photo_digest(photos),
             "config_id": config_id(settings),
         }
         path = folder / folders[name] / EMBEDDINGS_FILE
@@ -365,9 +367,10 @@ def train_all(args, pipeline, jobs: list[Job], experiment: Path, shard) -> list[
                 log.error("%s: %s; this class is left out", job.where, error)
                 failed.append(job.where)
                 continue
-            write_embeddings(job.path, {job.token: rows}, job.header)
             if args.validation_prompt:
                 show(args, pipeline, rows, first_id, job)
+            # Last, because this file marks the class as finished.
+            write_embeddings(job.path, {job.token: rows}, job.header)
     return failed
 
 

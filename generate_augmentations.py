@@ -11,9 +11,13 @@ goes on after an interruption. Next: train_classifier.py.
 
 import functools
 import logging
+import math
+import re
+import shlex
+import sys
 from pathlib import Path
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError
 from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.compose import ComposeParallel, ComposeSequential, check_probs
 from semantic_aug.augmentations.sdedit import DEFAULT_PROMPT, check_prompt, check_strength
@@ -39,7 +43,13 @@ from semantic_aug.diffusion import (
     pick_device,
     pick_dtype,
 )
-from semantic_aug.embeddings import class_tokens, read_embeddings, read_header, token_for
+from semantic_aug.embeddings import (
+    class_tokens,
+    read_embeddings,
+    read_header,
+    rows_digest,
+    token_for,
+)
 from semantic_aug.experiment import (
     FINE_TUNED,
     MERGED,
@@ -48,9 +58,8 @@ from semantic_aug.experiment import (
     check_config,
     config_id,
     merged_file,
-    sha256_file,
 )
-from semantic_aug.generation import generate, has_records, read_records
+from semantic_aug.generation import generate, has_records, read_records, stale_records
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
 
@@ -164,7 +173,7 @@ def main(argv=None):
             "dataset": args.dataset,
             "dataset_args": sorted(args.dataset_args),
             "crop_to_object": args.crop_to_object,
-            "photos": f"{stable_hash(*dataset.sources()):x}",
+            "photos": dataset.photo_digest(),
             "model": info.identity,
             "resolution": resolution,
             "num_inference_steps": args.num_inference_steps,
@@ -172,16 +181,23 @@ def main(argv=None):
             "edits": edits,
             "compose": args.compose if len(edits) > 1 else None,
             "probs": check_probs(args.probs, len(edits), args.compose),
-            "embeddings": embed_path and sha256_file(embed_path),
         }
         check_config(folder, settings, has_records(folder), args.overwrite)
-        work[trial] = (dataset, indices, embed_path, settings)
+        digests = word_digests(embed_path, dataset)
+        stale = stale_records(folder, config_id(settings), digests)
+        if stale and not args.overwrite:
+            raise UserError(
+                f"{folder} holds images made with other words than those in {embed_path} for: "
+                f"{', '.join(dict.fromkeys(r['class_name'] for r in stale))}; choose another "
+                "--aug_name or pass --overwrite to make them again"
+            )
+        work[trial] = (dataset, indices, embed_path, settings, digests)
 
     precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
     pipeline = functools.cache(
         lambda: load_pipeline(info, device, pick_dtype(device, precision))
     )  # once for all trials, and only if an image is missing
-    for trial, (dataset, indices, embed_path, settings) in work.items():
+    for trial, (dataset, indices, embed_path, settings, digests) in work.items():
         folder = folders[trial]
         made = generate(
             dataset,
@@ -199,9 +215,9 @@ def main(argv=None):
                 "num_inference_steps": args.num_inference_steps,
                 "resolution": resolution,
                 "model": args.model,
-                "embeddings": settings["embeddings"],
             },
-            arguments=vars(args),
+            arguments={**vars(args), "command": command_line(argv)},
+            word_digests=digests,
         )
         total = len(indices) * args.num_synthetic
         there = len(read_records(folder, config_id(settings)))
@@ -238,6 +254,8 @@ def list_edits(args) -> list[dict]:
     for row in rows:
         augmentation_class(row["aug"])
         check_strength(row["strength"], args.num_inference_steps)
+        if not math.isfinite(row["guidance_scale"]):
+            raise UserError(f"--guidance_scale: got {row['guidance_scale']}, expected a number")
         if row["inverted"] and not row["mask"]:
             raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
     check_probs(args.probs, count, args.compose)
@@ -266,18 +284,16 @@ def find_embeddings(args, experiment: Path, trial: Trial) -> Path | None:
     own = merged_file(experiment, trial)
     if own.is_file():
         return own
-    others = sorted(
-        (path for path in (experiment / MERGED).glob("seed=*_ex=*.safetensors")
-         if not path.stem.endswith("_2")),
-        key=lambda path: distance(read_header(path), trial),
-    )  # fmt: skip
-    return others[0] if others else None
+    others = [path for path in (experiment / MERGED).glob("*.safetensors") if distance(path, trial)]
+    return min(others, key=lambda path: distance(path, trial), default=None)
 
 
-def distance(header: dict, trial: Trial) -> tuple:
+def distance(path: Path, trial: Trial) -> tuple | None:
     """Sorts other trials' words: first those from no more photos, then those of the same seed."""
-    examples = int(header.get("examples_per_class", 0))
-    seed = int(header.get("seed", 0))
+    name = re.fullmatch(r"seed=(\d+)_ex=(\d+)", path.stem)
+    if name is None:
+        return None
+    seed, examples = int(name[1]), int(name[2])
     more = examples > trial.examples_per_class
     return more, abs(examples - trial.examples_per_class), seed != trial.seed, seed
 
@@ -330,6 +346,21 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
     if needs_mask:
         for idx in indices:
             dataset.get_mask_by_idx(idx)
+
+
+def word_digests(embed_path: Path | None, dataset) -> dict[str, str]:
+    """sha256 of the learned word of every class that has one; empty where none are used."""
+    if embed_path is None:
+        return {}
+    embeddings = read_embeddings(embed_path)
+    known = class_tokens(read_header(embed_path), embeddings)
+    tokens = {name: token_for(name, known, embeddings) for name in dataset.class_names}
+    return {name: rows_digest(embeddings[token]) for name, token in tokens.items() if token}
+
+
+def command_line(argv) -> str:
+    """This command, to be pasted."""
+    return shlex.join(["python", Path(__file__).name, *(sys.argv[1:] if argv is None else argv)])
 
 
 def build_augmentation(args, edits: list[dict], pipeline, resolution: int, embed_path):

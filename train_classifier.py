@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from semantic_aug import UserError
+from semantic_aug import UserError, stable_hash
 from semantic_aug.classifier import (
     SHORT_NAMES,
     Backbone,
@@ -53,12 +53,13 @@ from semantic_aug.experiment import (
     aug_dir,
     check_component,
     check_config,
+    check_writable,
     read_config,
     remove_leftovers,
     write_config,
 )
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.generation import read_records
+from semantic_aug.generation import MissingImages, read_records
 from semantic_aug.results import (
     SUMMARY_FILE,
     TEST,
@@ -158,7 +159,7 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     uses_synthetic = args.num_synthetic != 0 and args.synthetic_probability > 0
     method = check_component("--method", args.method or (args.aug_name if uses_synthetic else REAL))
-    folder = Path(args.logdir or experiment_of(args) / RESULTS) / method
+    folder = check_writable(Path(args.logdir or experiment_of(args) / RESULTS) / method)
     aug_dirs = {t: aug_dir(experiment_of(args), args.aug_name, t) for t in trials_of(args)}
     shard, num_shards = shard_of(args)
     trials = trials_of(args)[shard::num_shards]
@@ -224,15 +225,19 @@ def _train_set(args, trial: Trial, folder: Path | None) -> FewShotDataset:
         try:
             dataset.load_synthetic(folder, args.num_synthetic, args.classes)
         except UserError as error:
+            again = "" if isinstance(error, MissingImages) else " --overwrite"
             raise UserError(
-                f"{error}; make them with: {_generation_command(args, trial)} "
+                f"{error}; make them with: {_generation_command(args, trial, folder)}{again} "
                 "(or pass --num_synthetic=0 for real photos only)"
             ) from error
     return dataset
 
 
-def _generation_command(args, trial: Trial) -> str:
-    """What makes the synthetic images of a trial, to be pasted."""
+def _generation_command(args, trial: Trial, folder: Path) -> str:
+    """What makes the synthetic images of a trial, to be pasted: what made some of them, if any."""
+    made_by = (read_config(folder) or {}).get("arguments", {}).get("command")
+    if made_by:
+        return made_by
     flags = {
         "dataset": args.dataset,
         "experiment_name": args.experiment_name,
@@ -288,7 +293,9 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, aug_dirs) -> d
     for trial, folder in aug_dirs.items():
         records = read_records(folder)
         if records:
+            words = sorted({f"{r['class_name']} {r.get('embeddings')}" for r in records})
             identity = (read_config(folder) or {}).get("id", "unknown")
+            identity += f", words {stable_hash(*words):x}"
             if args.num_synthetic is None:  # then how many there are changes the result
                 identity += f", {1 + max(record['repeat'] for record in records)} per photo"
             settings[IMAGES_OF + trial.name] = identity

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.experiment import Trial, experiment_dir
+from semantic_aug.experiment import Trial, check_writable, experiment_dir
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +50,20 @@ def _underscored(arg: str) -> str:
     return "--" + match[0][2:].replace("-", "_") + arg[match.end() :] if match else arg
 
 
+# What a person can do about errors of the system; others are ours, and keep their traceback.
+_REMEDIES = {
+    errno.ENOSPC: "make room and run the same command again",
+    errno.EDQUOT: "make room and run the same command again",
+    errno.EACCES: "choose a place that you may write to, such as another --output_dir",
+    errno.EPERM: "choose a place that you may write to, such as another --output_dir",
+    errno.EROFS: "choose a place that can be written to, such as another --output_dir",
+    errno.ENOTDIR: "a file lies where a folder is needed",
+    errno.EEXIST: "a file lies where a folder is needed",
+    errno.EISDIR: "a folder lies where a file is needed",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
 def command(main):
     """Turn UserError into one line on stderr and exit status 2; make notices appear on stderr."""
 
@@ -64,9 +78,10 @@ def command(main):
                 print("interrupted; the same command goes on from here", file=sys.stderr)
                 raise SystemExit(130) from None
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in _REMEDIES:
                     raise
-                line = f"disk full ({error.filename or 'output'}); make room and run again"
+                where = error.filename or "the output folder"
+                line = f"{where}: {error.strerror}; {_REMEDIES[error.errno]}"
             name = Path(sys.modules[main.__module__].__file__).name
             print(f"{name}: error: {line}", file=sys.stderr)
             raise SystemExit(2)
@@ -79,8 +94,7 @@ def _notices():
     """Messages of this package go to stderr, each once; libraries speak up only for errors."""
     _quiet_libraries()
     logger = logging.getLogger("semantic_aug")
-    handler, said = logging.StreamHandler(sys.stderr), set()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler, said = _AboveBars(), set()
 
     def is_new(record):
         message = record.getMessage()
@@ -97,6 +111,15 @@ def _notices():
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+class _AboveBars(logging.Handler):
+    """Writes one line per message to stderr, and lets progress bars go on below it."""
+
+    def emit(self, record):
+        from tqdm import tqdm
+
+        tqdm.write(" ".join(record.getMessage().split()), file=sys.stderr)
 
 
 def _quiet_libraries():
@@ -240,8 +263,8 @@ def _checked(kind, text: str, is_good, expected: str):
 
 
 def experiment_of(args: argparse.Namespace) -> Path:
-    """The experiment's folder, which need not exist."""
-    return experiment_dir(args.output_dir, args.experiment_name)
+    """The experiment's folder, which need not exist, but must be one that can be written to."""
+    return check_writable(experiment_dir(args.output_dir, args.experiment_name))
 
 
 def trials_of(args: argparse.Namespace) -> list[Trial]:
@@ -288,19 +311,27 @@ def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
                 f"--shard_index: got {args.shard_index}, expected 0 to {args.num_shards - 1}"
             )
         return args.shard_index, args.num_shards
+
+    def number(name: str, default: int) -> int:
+        text = environ.get(name, str(default))
+        if not re.fullmatch(r"\d+", text):
+            raise UserError(f"the environment has {name}={text!r}, expected a whole number")
+        return int(text)
+
     index, count = 0, 1
     if "SLURM_ARRAY_TASK_ID" in environ:
-        first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
-        step = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
-        last = int(environ.get("SLURM_ARRAY_TASK_MAX", environ["SLURM_ARRAY_TASK_ID"]))
+        task = number("SLURM_ARRAY_TASK_ID", 0)
+        first = number("SLURM_ARRAY_TASK_MIN", 0)
+        step = max(1, number("SLURM_ARRAY_TASK_STEP", 1))
+        last = number("SLURM_ARRAY_TASK_MAX", task)
         count = (last - first) // step + 1
-        if int(environ.get("SLURM_ARRAY_TASK_COUNT", count)) != count:
+        if number("SLURM_ARRAY_TASK_COUNT", count) != count:
             raise UserError(
                 f"this SLURM array has gaps between its tasks {first} and {last}: submit one "
                 "without, such as --array=0-3, or pass --shard_index and --num_shards"
             )
-        index = (int(environ["SLURM_ARRAY_TASK_ID"]) - first) // step
-    processes = int(environ.get("WORLD_SIZE", 1))
+        index = (task - first) // step
+    processes = number("WORLD_SIZE", 1)
     if processes > 1:
-        index, count = index * processes + int(environ.get("RANK", 0)), count * processes
+        index, count = index * processes + number("RANK", 0), count * processes
     return index, count

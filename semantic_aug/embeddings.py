@@ -5,6 +5,7 @@ texts that says where the token comes from. Stock diffusers loads a file of one 
 `load_textual_inversion`, a merged one as `[{token: tensor} for token, tensor in ...]`.
 """
 
+import hashlib
 import json
 import pickle
 import re
@@ -150,9 +151,19 @@ def _unreadable(path: str | Path, error: Exception) -> UserError:
 
 
 def class_tokens(header: Mapping[str, str], tokens: Iterable[str]) -> dict[str, str]:
-    """`{class name: token}` from a file's header, as far as it says so."""
+    """`{class name: token}` from a file's header, as far as it says so.
+
+    Raises:
+        UserError: the header is damaged.
+    """
     if "classes" in header:
-        return {name: token for token, name in json.loads(header["classes"]).items()}
+        try:
+            return {name: token for token, name in json.loads(header["classes"]).items()}
+        except (ValueError, AttributeError, TypeError):
+            raise UserError(
+                f"the header of an embedding file is damaged: classes={header['classes']!r:.60}, "
+                "expected a JSON object {token: class}; make the file again"
+            ) from None
     if "class" in header:
         return {header["class"]: next(iter(tokens))}
     return {}
@@ -164,6 +175,11 @@ def token_for(class_name: str, known: Mapping[str, str], tokens: Iterable[str]) 
     if token is None and placeholder_token(class_name) not in known.values():
         token = placeholder_token(class_name)
     return token if token in tokens else None
+
+
+def rows_digest(rows: torch.Tensor) -> str:
+    """sha256 of a word's rows: the same wherever the file lies and whatever else it holds."""
+    return hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()
 
 
 def merge_embeddings(paths: Iterable[Path], path: Path, header: Mapping[str, object]) -> list[str]:
@@ -184,9 +200,13 @@ def merge_embeddings(paths: Iterable[Path], path: Path, header: Mapping[str, obj
             if token in merged:
                 raise UserError(f"token {token} stands in {origin[token]} and in {file}")
             merged[token], origin[token] = rows, file
-    widths = {rows.shape[1] for rows in merged.values()}
-    if len(widths) > 1:
-        raise UserError(f"embeddings of widths {sorted(widths)} in {path.stem}: train them anew")
+    by_width = {rows.shape[1]: origin[token] for token, rows in merged.items()}
+    if len(by_width) > 1:
+        found = ", ".join(f"{width} in {file}" for width, file in by_width.items())
+        raise UserError(
+            f"embeddings of different widths: {found}; they were learned with different models: "
+            "train one of them again, or remove its folder"
+        )
     texts = {**header, "classes": json.dumps(classes, ensure_ascii=False)}
     write_embeddings(path, merged, texts)
     return sorted(merged)

@@ -129,6 +129,22 @@ def unique_names(names: Iterable[str], make, key=lambda text: text) -> dict[str,
 # --- files -----------------------------------------------------------------------------------
 
 
+def check_writable(folder: Path) -> Path:
+    """`folder`, if files can be made there; it need not exist yet.
+
+    Raises:
+        UserError: a file is in the way, or writing is not allowed.
+    """
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"{folder} cannot be a folder: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{nearest} cannot be written to: choose another place for the output")
+    return folder
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` when the block ends without an error.

@@ -4,6 +4,7 @@ A dataset is a subclass with one method, `list_records(split)`. Everything else 
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 from collections import defaultdict
@@ -213,7 +214,7 @@ class FewShotDataset(Dataset):
         if not by_class:
             raise UserError(
                 f"no photo of split {self.split!r} in {self.data_dir}: "
-                f"is this the root that {type(self).__name__} expects?"
+                f"is this the root that {type(self).__name__} expects, and do its options fit?"
             )
         few_shot = self.split == "train" and self.examples_per_class is not None
         selected = []
@@ -223,6 +224,8 @@ class FewShotDataset(Dataset):
                 group.sort(key=lambda r: stable_hash("subset", self.seed, class_name, r.source))
                 group = self._first_readable(class_name, group)
             selected += group
+        if self.unreadable:
+            log.warning("%d photos of split %r cannot be read", len(self.unreadable), self.split)
         return selected
 
     def _first_readable(self, class_name: str, group: list[Record]) -> list[Record]:
@@ -331,6 +334,20 @@ class FewShotDataset(Dataset):
             )
             return [str(idx) for idx in range(len(self))]
         return sources
+
+    def photo_digest(self, indices: Iterable[int] | None = None) -> str:
+        """Sixteen hex digits of the ids and the content of photos (default all), in order.
+
+        It tells whether results belong to the photos that are there now. Where a subclass makes
+        its images itself, only their ids count.
+        """
+        digest, sources = hashlib.sha256(), self.sources()
+        for idx in range(len(self)) if indices is None else indices:
+            digest.update(f"{sources[idx]}\n".encode())
+            if self._has_records:
+                with open(self.records[idx].path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
 
     def empty_classes(self) -> list[str]:
         """Classes without a photo in this split."""

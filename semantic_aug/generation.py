@@ -20,6 +20,7 @@ from semantic_aug.experiment import (
     CONFIG_FILE,
     METADATA_FILE,
     atomic_path,
+    check_config,
     config_id,
     read_config,
     remove_leftovers,
@@ -74,6 +75,7 @@ def generate(
     shard: tuple[int, int] = (0, 1),
     constants: Mapping | None = None,
     arguments: Mapping | None = None,
+    word_digests: Mapping[str, str] | None = None,
 ) -> int:
     """Make what is missing of a trial's synthetic images.
 
@@ -82,7 +84,7 @@ def generate(
         make_augmentation: called once, and only if an image is missing: it may load a model.
         folder: where images, `records/`, `metadata.jsonl` and `config.json` go.
         settings: whatever changes an image, for config.json. Records of other settings do not
-            count, and what they left is removed in the end.
+            count, and are removed with their images before the first image is made.
         num_synthetic: variants per photo.
         batch_size: images per block.
         seed: of the trial.
@@ -90,6 +92,8 @@ def generate(
         shard: this process's (index, count).
         constants: what all records share.
         arguments: for config.json.
+        word_digests: sha256 of each class's learned word; images made with another word are
+            removed and made again.
 
     Returns:
         How many images were made.
@@ -99,26 +103,24 @@ def generate(
     jobs = make_jobs(indices, num_synthetic)
     remove_leftovers(folder)
     identity = config_id(settings)
-    finished = {record["file_name"]: record["source"] for record in read_records(folder, identity)}
-    moved = [job for job in jobs if finished.get(job.file_name, "") not in ("", sources[job.index])]
-    if moved:
-        first = moved[0]
-        raise UserError(
-            f"{folder / first.file_name} was made from {finished[first.file_name]}, but photo "
-            f"{first.index} is now {sources[first.index]}: the data have changed; choose another "
-            "--aug_name or remove the folder"
-        )
+    stale = {record["file_name"] for record in stale_records(folder, identity, word_digests)}
+    finished = {record["file_name"] for record in read_records(folder, identity)} - stale
     blocks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
     mine = [blocks[number] for number in shard_blocks(len(blocks), *shard)]
     todo = [block for block in mine if any(job.file_name not in finished for job in block)]
     kept = sum(job.file_name in finished for block in mine for job in block)
-    if not todo:
-        if finished:  # a process may have been killed just before it did this
-            write_metadata(folder, identity)
-        return 0
-    augmentation, made = make_augmentation(), 0
-    # From here on the folder changes: not before the model has been loaded.
+    if not todo and not finished:
+        return 0  # a shard without a share
+    augmentation, made = make_augmentation() if todo else None, 0
+    # From here on the folder changes: not before the model has been loaded. What is out of date
+    # goes before anything is made, so that no record ever stands for another image.
     write_config(folder, settings, arguments or {})
+    discard_other_records(folder, identity)
+    for name in stale & {job.file_name for block in mine for job in block}:
+        (folder / name).unlink(missing_ok=True)
+    if not todo:
+        write_metadata(folder, identity)  # a process may have been killed just before it did
+        return 0
     progress = progress_bar(
         total=sum(map(len, mine)), initial=kept, desc=f"generate {folder.name}", unit="image"
     )
@@ -130,12 +132,13 @@ def generate(
                         continue
                     with atomic_path(folder / job.file_name) as temporary:
                         image.save(temporary, format="PNG")
-                    writer.write(_record(dataset, job, sources, edits, constants or {}))
+                    record = _record(dataset, job, sources, edits, constants or {})
+                    record["embeddings"] = (word_digests or {}).get(record["class_name"])
+                    writer.write(record)
                     made += 1
                     progress.update()
     finally:
         write_metadata(folder, identity)
-    discard_other_records(folder, identity)
     return made
 
 
@@ -187,7 +190,8 @@ class _RecordWriter:
 
     def __init__(self, folder: Path, identity: str, shard: tuple[int, int]):
         started = time.time_ns()
-        name = f"{identity}.shard{shard[0]}of{shard[1]}.{started}-{os.getpid()}.jsonl"
+        # The time comes first, so that of two records of an image the later one is read last.
+        name = f"{identity}.{started}.shard{shard[0]}of{shard[1]}.{os.getpid()}.jsonl"
         self.path, self.file = folder / name, None
 
     def __enter__(self):
@@ -212,20 +216,36 @@ def read_records(folder: Path, identity: str | None = None) -> list[dict]:
         identity: only records of this `config_id`; default that of the folder's config.json.
 
     A torn last line, whose process was killed, is dropped; so is the record of an image that is
-    no longer there. An image that was recorded twice has one record.
+    no longer there, or empty. Of an image that was recorded twice the later record counts.
     """
     if identity is None:
         identity = (read_config(folder) or {}).get("id", "*")
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries}
+        present = {entry.name for entry in entries if entry.stat().st_size > 0}
     found = {}
     for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
         for record in _lines(path):
-            if record.get("file_name") in present and "label" in record:
+            if record.keys() >= _NEEDED and record["file_name"] in present:
                 found[record["file_name"]] = record
     return sorted(found.values(), key=lambda record: (record["index"], record["repeat"]))
+
+
+# Records of filters have a score and no label.
+_NEEDED = {"file_name", "label", "class_name", "source", "index", "repeat"}
+
+
+def stale_records(
+    folder: Path, identity: str, word_digests: Mapping[str, str] | None
+) -> list[dict]:
+    """Records of images of these classes that were made with other learned words."""
+    return [
+        record
+        for record in read_records(folder, identity)
+        if record["class_name"] in (word_digests or {})
+        and record.get("embeddings") != word_digests[record["class_name"]]
+    ]
 
 
 def _lines(path: Path) -> Iterator[dict]:
@@ -233,8 +253,12 @@ def _lines(path: Path) -> Iterator[dict]:
         for line in file:
             if line.endswith("\n"):
                 try:
-                    yield json.loads(line)
+                    record = json.loads(line)
                 except ValueError:
+                    record = None
+                if isinstance(record, dict):
+                    yield record
+                else:
                     log.warning("%s: a line that is no record is left out", path)
 
 
@@ -276,6 +300,10 @@ def discard_other_records(folder: Path, identity: str) -> None:
         path.unlink(missing_ok=True)
 
 
+class MissingImages(UserError):
+    """Synthetic images that are wanted are not there."""
+
+
 def read_variants(
     folder: Path, dataset, num_synthetic: int | None = None, classes: Sequence[str] | None = None
 ) -> dict[int, list[tuple[Path, int]]]:
@@ -289,11 +317,12 @@ def read_variants(
         classes: only photos of these need variants; default all.
 
     Raises:
-        UserError: images are missing, or records do not fit the dataset.
+        MissingImages: some are missing.
+        UserError: records do not fit the dataset.
     """
     records = read_records(folder)
     if not records:
-        raise UserError(f"no synthetic images in {folder}")
+        raise MissingImages(f"no synthetic images in {folder}")
     position = {source: idx for idx, source in enumerate(dataset.sources())}
     by_photo: dict[int, dict[int, tuple[Path, int]]] = {}
     for record in records:
@@ -324,7 +353,7 @@ def read_variants(
     ]
     if missing:
         source = dataset.sources()[missing[0]]
-        raise UserError(
+        raise MissingImages(
             f"{len(missing)} of {len(wanted) * num_synthetic} synthetic images are missing in "
             f"{folder}, the first of photo {source}"
         )
@@ -339,7 +368,9 @@ def augment_dataset(
         settings = {
             "dataset": type(dataset).__qualname__,
             "aug": type(augmentation).__qualname__,
+            "photos": dataset.photo_digest(),
         }
+        check_config(folder, settings, has_records(folder), overwrite=False)
         constants = {"seed": dataset.seed}
         generate(
             dataset,

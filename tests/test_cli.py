@@ -251,11 +251,20 @@ def test_interruption_says_how_to_go_on(capsys):
     assert err == "interrupted; the same command goes on from here\n"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk_is_one_line(capsys, number):
-    status, _, err = run(raises(OSError(number, "full", "output/x.png")), capsys)
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room and run the same command again"),
+        (errno.EDQUOT, "make room and run the same command again"),
+        (errno.EROFS, "choose a place that can be written to, such as another --output_dir"),
+        (errno.EACCES, "choose a place that you may write to, such as another --output_dir"),
+        (errno.ENOTDIR, "a file lies where a folder is needed"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line(capsys, number, remedy):
+    status, _, err = run(raises(OSError(number, "reason", "output/x.png")), capsys)
     assert status == 2
-    assert err == "test_cli.py: error: disk full (output/x.png); make room and run again\n"
+    assert err == f"test_cli.py: error: output/x.png: reason; {remedy}\n"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken disk"), ValueError("a bug")])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -30,6 +31,10 @@ def fine_tune_words(photos, model, *extra):
         ["--dataset=folder", f"--data_dir={photos}", f"--model_path={model}", *COMMON,
          "--max_train_steps=2", "--report_to=none", *extra]
     )  # fmt: skip
+
+
+def records_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
 
 
 def error_of(capsys, command, *args) -> str:
@@ -110,12 +115,69 @@ def test_words_of_each_trial_are_its_own(photos, small_model, workdir, capsys):
     aggregate_embeddings.main([*COMMON, *trials])
     generate(photos, small_model, *trials)
     both = [workdir / f"output/exp/aug/seed={seed}_ex=1" for seed in (0, 1)]
-    hashes = {json.loads((f / "config.json").read_text())["settings"]["embeddings"] for f in both}
-    assert len(hashes) == 2
+    words = [records_of(folder)[0]["embeddings"] for folder in both]
+    assert words[0] != words[1]
     generate(photos, small_model, "--seed=1", "--aug_name=alone")
     alone = workdir / "output/exp/alone/seed=1_ex=1"
     for path in alone.glob("*.png"):
         assert path.read_bytes() == (both[1] / path.name).read_bytes()
+
+
+def test_a_word_learned_later_does_not_touch_the_other_classes(
+    photos, small_model, workdir, capsys
+):
+    folder = workdir / "output/exp/aug/seed=0_ex=1"
+    for name in ("cat", "toy train"):
+        fine_tune_words(photos, small_model, "--classes", name)
+        aggregate_embeddings.main(COMMON)
+        generate(photos, small_model, "--classes", name)
+    assert [record["class_name"] for record in records_of(folder)] == ["cat", "toy train"]
+    cat, train = (folder / record["file_name"] for record in records_of(folder))
+    before = cat.read_bytes(), train.read_bytes()
+    fine_tune_words(photos, small_model, "--classes", "cat", "--initializer_token=dog",
+                    "--overwrite")  # fmt: skip
+    aggregate_embeddings.main(COMMON)
+    error = error_of(capsys, generate, photos, small_model, "--classes", "cat")
+    assert "made with other words" in error and error.count("cat") and "train" not in error
+    assert (cat.read_bytes(), train.read_bytes()) == before
+    generate(photos, small_model, "--classes", "cat", "--overwrite")
+    assert cat.read_bytes() != before[0]
+    assert train.read_bytes() == before[1]
+    assert len(records_of(folder)) == 2
+
+
+def test_changed_photos_are_noticed_by_content_and_name(photos, small_model, workdir, capsys):
+    generate(photos, small_model, "--aug=real-guidance")
+    fine_tune_words(photos, small_model)
+    source = photos / records_of(workdir / "output/exp/aug/seed=0_ex=1")[0]["source"]
+    Image.new("RGB", (48, 40), "blue").save(source)
+    error = error_of(capsys, generate, photos, small_model, "--aug=real-guidance")
+    assert "photos" in error
+    assert "photos" in error_of(capsys, fine_tune_words, photos, small_model)
+
+
+def test_an_output_folder_that_cannot_be_written(photos, small_model, workdir, capsys):
+    (workdir / "file").write_text("")
+    for command in (generate, fine_tune_words):
+        error = error_of(capsys, command, photos, small_model, "--output_dir=file")
+        assert "is a file" in error
+    error = error_of(capsys, aggregate_embeddings.main, [*COMMON, "--output_dir=file/deeper"])
+    assert "is a file" in error
+
+
+def test_missing_images_are_made_by_the_command_that_is_named(
+    photos, small_model, workdir, capsys, monkeypatch
+):
+    generate(photos, small_model, "--strength", "0.5", "1.0", "--prompt", "the {name}'s photo")
+    folder = workdir / "output/exp/aug/seed=0_ex=1"
+    kept = (folder / "000001-000.png").read_bytes()
+    (folder / "000001-000.png").write_bytes(b"")
+    arguments = ["--dataset=folder", f"--data_dir={photos}", *COMMON]
+    error = error_of(capsys, train_classifier.main, arguments)
+    words = shlex.split(error.partition("make them with: ")[2].partition(" (or pass")[0])
+    assert words[:2] == ["python", "generate_augmentations.py"]
+    generate_augmentations.main(words[2:])
+    assert (folder / "000001-000.png").read_bytes() == kept
 
 
 def test_words_of_another_trial_are_used_and_said_so(photos, small_model, workdir, capsys):

@@ -21,7 +21,7 @@ from PIL import Image, ImageChops
 import generate_augmentations
 from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset
-from semantic_aug.experiment import config_id
+from semantic_aug.experiment import config_id, read_config
 from semantic_aug.generation import (
     generate,
     job_generator,
@@ -207,12 +207,51 @@ def test_records_are_read_not_file_names(photos, tmp_path):
         read_variants(tmp_path / "nowhere", dataset)
 
 
-def test_changed_photos_are_noticed(photos, tmp_path):
-    run(trial(photos), tmp_path / "out")
-    for path in (photos / "train" / "cat").iterdir():
-        path.rename(path.with_name("new" + path.name))
-    with pytest.raises(UserError, match="the data have changed"):
-        run(trial(photos), tmp_path / "out")
+def test_damaged_records_do_not_count(photos, tmp_path, caplog):
+    dataset, folder = trial(photos), tmp_path / "out"
+    run(dataset, folder)
+    before = contents(folder)
+    (path,) = (folder / "records").iterdir()
+    lines = path.read_text().splitlines()
+    lines[0], lines[1], lines[2] = "[1, 2]", '{"file_name": "000000-001.png"}', "no json"
+    path.write_text("\n".join(lines) + "\n")
+    (folder / "000001-000.png").write_bytes(b"")
+    assert len(read_records(folder)) == 14
+    assert "no record" in caplog.text
+    assert run(dataset, folder) == 4
+    assert contents(folder) == before
+
+
+def test_back_and_forth_between_settings_never_mixes_images(photos, tmp_path):
+    """An --overwrite that was killed, then a return to the first settings."""
+    dataset, folder = trial(photos), tmp_path / "out"
+
+    class Killed(Exception):
+        pass
+
+    class Other(Stub):
+        def augment(self, images, labels, metadata, generators):
+            if len(self.batches) == 2:
+                raise Killed
+            for generator in generators:
+                torch.rand(1, generator=generator)
+            return super().augment(images, labels, metadata, generators)
+
+    def make(value, stub):
+        options = {"num_synthetic": 3, "batch_size": 4}
+        return generate(dataset, lambda: stub, folder, {"a": value}, **options)
+
+    make(1, Stub())
+    before = {name: digest for name, digest in contents(folder).items() if name.endswith("png")}
+    with pytest.raises(Killed):
+        make(2, Other())
+    assert read_config(folder)["settings"] == {"a": 2}
+    assert len(read_records(folder)) == 8
+    make(1, Stub())
+    assert read_config(folder)["settings"] == {"a": 1}
+    assert len(read_records(folder)) == 18
+    after = {name: digest for name, digest in contents(folder).items() if name.endswith("png")}
+    assert after == before
 
 
 def test_dataset_generates_and_then_serves_variants(photos, tmp_path):

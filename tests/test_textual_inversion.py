@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -1021,7 +1022,8 @@ def test_merged_header_holds_the_configuration(tune, merge):
     assert status == 0
     assert "seed=0_ex=1: no word yet for: stop sign, toy train" in err
     config = json.loads(read_header(merged_path())["config"])
-    assert config == read_config(trial())
+    assert {**config, "arguments": ANY} == read_config(trial())
+    assert config["settings"]["model"].startswith("sha256:")
     assert config["settings"]["learning_rate"] == 5e-4
     before = merged_path().read_bytes()
     merge()
@@ -1082,7 +1084,8 @@ def test_words_of_different_settings_are_not_merged(merge):
     learn("dog", dim=48)
     status, _, err = merge()
     assert status == 2
-    assert "widths [32, 48] in seed=0_ex=1" in err
+    assert "32 in output/e/fine-tuned/seed=0_ex=1/cat/" in err
+    assert "48 in output/e/fine-tuned/seed=0_ex=1/dog/" in err
     assert not merged_path().exists()
 
 
