@@ -11,7 +11,6 @@ goes on after an interruption. Next: train_classifier.py.
 
 import functools
 import logging
-import math
 import re
 import shlex
 import sys
@@ -20,7 +19,12 @@ from pathlib import Path
 from semantic_aug import UserError
 from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.compose import ComposeParallel, ComposeSequential, check_probs
-from semantic_aug.augmentations.sdedit import DEFAULT_PROMPT, check_prompt, check_strength
+from semantic_aug.augmentations.sdedit import (
+    DEFAULT_PROMPT,
+    check_guidance_scale,
+    check_prompt,
+    check_strength,
+)
 from semantic_aug.augmentations.textual_inversion import check_width
 from semantic_aug.cli import (
     Parser,
@@ -161,6 +165,8 @@ def main(argv=None):
     uses_words = "textual-inversion" in args.aug
     report_words(args, experiment, embed_paths, uses_words)
     info = inspect_model(args.model, args.revision, args.variant)
+    if info.is_xl and uses_words:
+        raise UserError(f"{args.model} is an SDXL, with two text encoders: use --aug real-guidance")
     resolution = check_resolution(info, args.resolution)
     device = pick_device(args.device)
     work = {}
@@ -254,8 +260,7 @@ def list_edits(args) -> list[dict]:
     for row in rows:
         augmentation_class(row["aug"])
         check_strength(row["strength"], args.num_inference_steps)
-        if not math.isfinite(row["guidance_scale"]):
-            raise UserError(f"--guidance_scale: got {row['guidance_scale']}, expected a number")
+        check_guidance_scale(row["guidance_scale"])
         if row["inverted"] and not row["mask"]:
             raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
     check_probs(args.probs, count, args.compose)

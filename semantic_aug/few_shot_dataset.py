@@ -122,6 +122,11 @@ class FewShotDataset(Dataset):
         self.data_dir = self._find_data_dir(data_dir)
         if self.class_names is None:
             self.class_names = self.list_class_names()
+        for name in self.class_names:
+            try:
+                name.encode()
+            except UnicodeEncodeError:  # a folder's name of another encoding
+                raise UserError(f"the class name {name!r} is not valid UTF-8: rename it") from None
         self.num_classes = len(self.class_names)
         self.records = self._select(list(self.list_records(split)))
         if crop_to_object and all(record.mask is None for record in self.records):

@@ -577,9 +577,9 @@ def test_augmentations_by_name(tmp_path, monkeypatch):
     [
         ("real_guidance", "expected real-guidance, textual-inversion, or package"),
         ("", "expected real-guidance"),
-        ("no_such_module:X", "cannot import 'no_such_module:X'"),
-        (":X", "cannot import ':X'"),
-        ("json:NoSuchClass", "cannot import 'json:NoSuchClass'"),
+        ("no_such_module:X", "cannot import 'no_such_module'"),
+        (":X", "got ':X', expected real-guidance"),
+        ("json:NoSuchClass", "not a GenerativeAugmentation"),
         ("json:JSONDecoder", "is not a GenerativeAugmentation"),
         ("json:loads", "is not a GenerativeAugmentation"),
         ("json:decoder", "is not a GenerativeAugmentation"),

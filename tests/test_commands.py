@@ -226,6 +226,7 @@ def test_several_augmentations(photos, small_model, workdir):
         (["--strength=0"], "(0, 1]"),
         (["--strength=1.2"], "(0, 1]"),
         (["--strength=0.2"], "no step at all"),
+        (["--guidance_scale=nan"], "finite"),
         (["--inverted=1"], "--mask 1"),
         (["--strength", "0.5", "0.6", "--guidance_scale", "1", "2", "3"], "2 values"),
         (["--strength", "0.5", "0.6", "--probs", "0.5", "0.6"], "sum to 1.1"),
@@ -314,3 +315,11 @@ def test_odd_class_names_stay_in_their_folders(small_model, workdir):
     assert len({name.casefold() for name in folders}) == len(names)
     merged = load_file(workdir / "output/exp/fine-tuned-merged/seed=0_ex=1.safetensors")
     assert sorted(merged) == sorted(["<v1..2>", "<naïve_ünit>", "<a.b>", "<a.b-2>", "<日本_語>"])
+
+
+def test_a_class_name_of_another_encoding_is_named(photos, small_model, workdir, capsys):
+    try:
+        draw_photo(photos / "train" / "caf\udce9" / "0.png", (9, 9, 9), 0)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    assert "is not valid UTF-8" in error_of(capsys, generate, photos, small_model)

@@ -524,8 +524,11 @@ def test_equal_runs_give_equal_bytes_whatever_is_watched(tune):
         "--report_to=tensorboard", name="watched",
     )  # fmt: skip
     assert bytes_of("watched") == expected
+    made = []
     for index in (1, 0):
         tune("--shard_index", index, "--num_shards=2", name="shards")
+        made.append(len(bytes_of("shards")))
+    assert made == [1, 3]
     assert bytes_of("shards") == expected
     tune("--classes", "toy train", name="one")
     assert bytes_of("one").items() < expected.items()

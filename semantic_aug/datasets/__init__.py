@@ -1,15 +1,13 @@
 """The datasets, by name. Importing this touches no disk and no dataset's code."""
 
-import importlib
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.registry import find_class
 
 DATASETS = {
     "coco": "semantic_aug.datasets.coco:COCODataset",
@@ -24,29 +22,8 @@ _NEEDED = ("split", "seed", "examples_per_class", "data_dir", "crop_to_object")
 
 
 def dataset_class(name: str) -> type[FewShotDataset]:
-    """The class behind a registered name or `package.module:ClassName`.
-
-    Raises:
-        UserError: there is no such name, module or class, or it is no FewShotDataset.
-    """
-    path = DATASETS.get(name, name)
-    module_name, colon, class_name = path.partition(":")
-    if not colon or not module_name or not class_name:
-        known = ", ".join(DATASETS)
-        raise UserError(f"--dataset: got {name!r}, expected {known}, or package.module:ClassName")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a user's module lies where the command is typed
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way
-        reason = (
-            str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-        )
-        raise UserError(f"--dataset: cannot import {module_name!r}: {reason}") from error
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, FewShotDataset)):
-        raise UserError(f"--dataset: {path} is not a FewShotDataset")
-    return found
+    """The class behind a registered name or `package.module:ClassName`."""
+    return find_class("--dataset", name, DATASETS, FewShotDataset)
 
 
 def build_dataset(

@@ -1,0 +1,39 @@
+"""Classes by registered name or by `package.module:ClassName`."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from semantic_aug import UserError
+
+
+def find_class(flag: str, name: str, registry: Mapping[str, str], base: type) -> type:
+    """The class behind a name.
+
+    Args:
+        flag: the flag that gave the name, for messages.
+        registry: registered names and their `package.module:ClassName`.
+        base: what it must be a subclass of.
+
+    Raises:
+        UserError: there is no such name, module or class, or it is no `base`.
+    """
+    path = registry.get(name, name)
+    module_name, colon, class_name = path.partition(":")
+    if not colon or not module_name or not class_name:
+        known = ", ".join(registry)
+        raise UserError(f"{flag}: got {name!r}, expected {known}, or package.module:ClassName")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a user's module lies where the command is typed
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way
+        reason = (
+            str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        )
+        raise UserError(f"{flag}: cannot import {module_name!r}: {reason}") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{flag}: {path} is not a {base.__name__}")
+    return found
