@@ -15,6 +15,10 @@ case ${1:-} in
 esac
 out=${OUTPUT_DIR:-output}/$experiment
 
+if [ ! -s sample/model/model_index.json ]; then
+  echo "demo.sh: sample/model is not there; bash sample/build/all.sh makes it" >&2
+  exit 2
+fi
 free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1024) }')
 need=200
 [ -x "$venv/bin/python" ] || need=4000

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Make the whole sample: meshes, renders, few-shot photos, backbone, autoencoder, diffusion, sheets.
+#
+#   bash sample/build/all.sh            everything, into sample/ (hours on two cores; resumable)
+#   bash sample/build/all.sh --quick    the same chain, tiny, into a temporary folder (two minutes)
+#
+# Large intermediate files go to $SAMPLE_CACHE (default: sample/build/cache). A killed run goes on
+# where it was when it is started again.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+build=sample/build
+# Threads that wait without spinning: on a busy machine spinning costs a multiple of the time.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+for module in bd_warehouse build123d trimesh embreex diffusers; do
+  if ! python -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)"; then
+    echo "all.sh: $module is missing; pip install -r $build/requirements.txt" >&2
+    exit 2
+  fi
+done
+
+if [ "${1:-}" = "--quick" ]; then
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  cache=$work/cache out=$work/sample sheets=$work/sheets quick=--quick
+  count=240 backbone=12 autoencoder=12 diffusion=12 decoder=12 gap="--wide 4 --trials 1" sheet="--steps 4"
+elif [ $# -gt 0 ]; then
+  echo "all.sh: unknown argument '$1'; expected --quick or nothing" >&2
+  exit 2
+else
+  cache=${SAMPLE_CACHE:-$build/cache} out=sample sheets=docs/sample quick=
+  count=22000 backbone=2500 autoencoder=2000 diffusion=6000 decoder=3000 gap= sheet=
+fi
+
+run() { echo "== $*"; python "$build/$1.py" "${@:2}" --cache "$cache"; }
+run parts $quick
+run make_data pretrain --count $count $quick
+run make_data mvip --out "$out/mvip" $quick
+run train_backbone --steps $backbone --out "$out/backbone"
+run train_autoencoder --steps $autoencoder --backbone "$out/backbone"
+run train_diffusion --steps $diffusion --out "$out/model"
+run train_autoencoder --decoder --steps $decoder --backbone "$out/backbone"
+run train_diffusion --export --out "$out/model"
+run domain_gap --mvip "$out/mvip" --backbone "$out/backbone" $gap $quick
+run sheets --sample "$out" --out "$sheets" $sheet $quick
+for file in "$out/model/model_index.json" "$out/backbone/config.json" "$sheets/strengths.png"; do
+  [ -s "$file" ] || { echo "all.sh: $file was not made" >&2; exit 1; }
+done
+echo "done: $out"
