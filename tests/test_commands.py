@@ -83,6 +83,8 @@ def test_coco_from_photos_to_a_classifier(real_data, small_model, workdir, capsy
         image = Image.open(experiment / "aug/seed=0_ex=1" / record["file_name"])
         source = Image.open(real_data / "coco2017" / record["source"])
         assert image.size == source.size
+    used = f"{len(merged)} photos and {len(records)} synthetic images"
+    assert used in capsys.readouterr().out  # every one of them
     with open(experiment / "results/aug/results_0_1.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["split"] for row in rows} == {"Training", "Validation", "Test"}
