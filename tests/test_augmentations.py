@@ -182,6 +182,7 @@ def test_strength_without_a_step(pipeline):
 @given(st.floats(1e-6, 1), st.integers(1, 100))
 @example(0.07, 1)
 @example(1 / 49, 49)
+@example(1 / 3, 1)
 def test_steps_advised_are_enough_and_no_fewer_are(strength, steps):
     try:
         check_strength(strength, steps)

@@ -4,6 +4,7 @@ Both diffusion augmentations are thin classes over these functions: they differ 
 stand for the class.
 """
 
+import itertools
 import math
 import string
 from collections.abc import Mapping, Sequence
@@ -53,10 +54,11 @@ def check_strength(strength: float, num_inference_steps: int) -> float:
     if not 0 < strength <= 1:
         raise UserError(f"--strength: got {strength:g}, expected a number in (0, 1]")
     if denoising_steps(strength, num_inference_steps) < 1:
-        least = -(-1 // strength)
+        at_least = itertools.count(int(1 / strength))  # rounding may ask for one more
+        least = next(n for n in at_least if denoising_steps(strength, n))
         raise UserError(
             f"--strength: {strength:g} of {num_inference_steps} steps is no step at all; "
-            f"use --num_inference_steps {least:.0f} or more"
+            f"use --num_inference_steps {least} or more"
         )
     return strength
 
