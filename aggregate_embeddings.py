@@ -12,7 +12,7 @@ from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.cli import Parser, add_experiment_flags, command, experiment_of, trials_of
-from semantic_aug.embeddings import merge_embeddings, read_header
+from semantic_aug.embeddings import embedding_files, merge_embeddings, read_header
 from semantic_aug.experiment import (
     EMBEDDINGS_FILE,
     Trial,
@@ -46,6 +46,7 @@ def main(argv=None):
                 "same --seed and --examples_per_class"
             )
         check_same_settings(files)
+        check_second_files(files)
     for trial, files in found.items():
         path = merged_file(experiment, trial)
         remove_leftovers(path.parent)
@@ -61,6 +62,8 @@ def main(argv=None):
         }
         for key in ("model", "dataset"):
             header[key] = read_header(files[0]).get(key, "")
+        if second_files(files):
+            merge_embeddings(second_files(files), embedding_files(path)[1], header)
         tokens = merge_embeddings(files, path, header)
         print(f"{path}: {len(tokens)} words: {' '.join(tokens)}")
         missing = missing_classes(config, files)
@@ -76,6 +79,21 @@ def files_of(experiment: Path, trial: Trial) -> list[Path]:
     # The predecessors' files, where a class has no newer one.
     files += [f for f in folder.glob("*/learned_embeds.bin") if f.parent not in with_file]
     return sorted(files)
+
+
+def second_files(files: list[Path]) -> list[Path]:
+    """The files of an SDXL's second text encoder beside these."""
+    return [second for file in files if (second := embedding_files(file)[1]).exists()]
+
+
+def check_second_files(files: list[Path]) -> None:
+    """Raise UserError where some words are an SDXL's, with a second file, and others are not."""
+    without = [file for file in files if not embedding_files(file)[1].exists()]
+    if 0 < len(without) < len(files):
+        raise UserError(
+            f"{embedding_files(without[0])[1]} is missing, and other classes have theirs; train "
+            "this class again, or remove its folder"
+        )
 
 
 def trained_trials(experiment: Path) -> list[str]:

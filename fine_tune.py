@@ -4,11 +4,12 @@
         --examples_per_class 4 --num_vectors 4 --max_train_steps 1000 --mixed_precision fp16
 
 Writes output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors for every class and
-trial. Finished classes are skipped, so that the same command goes on after an interruption.
-Next: aggregate_embeddings.py.
+trial. Several classes are trained in each batch, each exactly as if alone. Finished classes are
+skipped and begun ones go on from their last checkpoint, so that the same command goes on after an
+interruption. Next: aggregate_embeddings.py.
 """
 
-import contextlib
+import functools
 import logging
 import math
 from dataclasses import dataclass
@@ -17,6 +18,14 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError, stable_hash
+from semantic_aug.checkpoints import (
+    checkpoint_path,
+    differing_keys,
+    list_checkpoints,
+    read_checkpoint,
+    remove_checkpoints,
+    write_checkpoint,
+)
 from semantic_aug.cli import (
     Parser,
     add_classes_flag,
@@ -42,8 +51,10 @@ from semantic_aug.diffusion import (
     load_tokenizer,
     pick_device,
     pick_dtype,
+    text_encoders,
 )
 from semantic_aug.embeddings import (
+    embedding_files,
     placeholder_token,
     placeholder_tokens,
     read_header,
@@ -59,23 +70,31 @@ from semantic_aug.experiment import (
     folder_names,
     remove_leftovers,
     write_config,
+    write_text,
 )
 from semantic_aug.few_shot_dataset import FewShotDataset, image_to_tensor
+from semantic_aug.templates import TEMPLATES, load_templates
 from semantic_aug.textual_inversion import (
-    TEMPLATES,
-    TrainingDiverged,
+    Prompts,
     TrainingSettings,
-    add_tokens,
+    Word,
     check_num_vectors,
     initial_rows,
     initializer_id,
-    latent_posteriors,
-    rows_in_place,
-    template_ids,
-    train_rows,
+    latent_posterior,
+    tokenise,
+    train_words,
+    validation_losses,
+    words_in_place,
 )
+from semantic_aug.tracking import Track, check_tracker, tracker
 
 log = logging.getLogger("semantic_aug.fine_tune")
+
+# Stands for every word in training, and takes the class's own token's place when it is written.
+TRAINING_TOKEN = "<word-in-training>"
+# Photos whose posteriors are kept: half a gigabyte at 512 pixels.
+CACHED_PHOTOS = 2048
 
 
 def parse_args(argv=None):
@@ -95,11 +114,11 @@ def parse_args(argv=None):
     words.add_argument("--placeholder_token", help="name of the new word, with one class")
     words.add_argument("--num_vectors", type=int, default=1, help="vectors per word")
     words.add_argument(
-        "--learnable_property",
-        choices=("object", "style"),
-        default="object",
-        help="which sentences the word is trained in",
+        "--templates",
+        help="sentences that the word is trained in: object, style, mvip (machine parts), or a "
+        "text file with one per line, {} for the word (default: --learnable_property)",
     )
+    words.add_argument("--learnable_property", choices=("object", "style"), default="object")
 
     training = parser.add_argument_group("training")
     training.add_argument(
@@ -114,7 +133,16 @@ def parse_args(argv=None):
     training.add_argument(
         "--repeats", type=positive_int, default=100, help="how often an epoch shows each photo"
     )
-    training.add_argument("--train_batch_size", type=positive_int, default=4, help="photos")
+    training.add_argument(
+        "--train_batch_size", type=positive_int, default=4, help="photos of each class at once"
+    )
+    training.add_argument(
+        "--classes_per_step",
+        type=positive_int,
+        default=8,
+        help="classes that are trained together; fewer need less memory, and give the same words "
+        "but for rounding",
+    )
     training.add_argument("--gradient_accumulation_steps", type=positive_int, default=1)
     training.add_argument("--learning_rate", type=non_negative, default=5e-4)
     training.add_argument(
@@ -151,34 +179,75 @@ def parse_args(argv=None):
         help="precision of the frozen model; the new words are always float32",
     )
     training.add_argument("--gradient_checkpointing", action="store_true", help="less memory")
+    training.add_argument("--attention_slicing", action="store_true", help="less memory, slower")
+    training.add_argument(
+        "--compile", action="store_true", help="torch.compile the UNet: faster after a minute"
+    )
+
+    interruptions = parser.add_argument_group("interruptions")
+    interruptions.add_argument(
+        "--checkpointing_steps",
+        type=positive_int,
+        default=100,
+        help="steps between checkpoints, which are removed when a class is finished",
+    )
+    interruptions.add_argument(
+        "--checkpoints_total_limit",
+        type=positive_int,
+        default=2,
+        help="latest checkpoints kept of each class",
+    )
+    interruptions.add_argument(
+        "--resume_from_checkpoint",
+        default="latest",
+        help="latest, or the path of one checkpoint, from which its class goes on",
+    )
 
     watching = parser.add_argument_group("watching")
     watching.add_argument(
-        "--validation_prompt", help='shows each word at its end; * is the word: "a photo of a *"'
+        "--validation_prompt", help='makes images with each word, *: "a photo of a *"'
+    )
+    watching.add_argument(
+        "--validation_steps",
+        type=positive_int,
+        help="steps between validations: a loss that is comparable between steps, and images of "
+        "--validation_prompt (default: no such loss, and images at a class's end)",
     )
     watching.add_argument("--num_validation_images", type=positive_int, default=4)
     watching.add_argument(
         "--save_steps", type=positive_int, help="keep the word after every so many steps as well"
     )
-    watching.add_argument("--report_to", choices=("tensorboard", "none"), default="tensorboard")
+    watching.add_argument(
+        "--report_to",
+        default="tensorboard",
+        help="tensorboard, wandb or another tracker of accelerate, all, or none",
+    )
     return parser.parse_args(argv)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One word to be learned: one class of one trial."""
 
     dataset: FewShotDataset
     class_name: str
     path: Path  # of its embedding file
-    initializer: int  # token id
+    start: str  # the token that it starts from
     token: str
     header: dict  # of the file
     trial_classes: tuple[str, ...]
 
     @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @property
     def where(self) -> str:
-        return f"{self.path.parent.parent.name}/{self.path.parent.name}"
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def steps(self) -> int:
+        return self.header["steps"]
 
 
 @command
@@ -189,41 +258,46 @@ def main(argv=None):
         args.max_train_steps = 1000
 
     # Whatever can be wrong is found before the model is loaded.
+    check_tracker(args.report_to)
+    args.templates = args.templates or args.learnable_property
+    templates = load_templates(args.templates)
     info = inspect_model(args.model, args.revision, args.variant)
-    if info.is_xl:
-        raise UserError(f"{args.model} is an SDXL, with two text encoders; expected SD 1.x or 2.x")
     args.resolution = check_resolution(info, args.resolution)
     device = pick_device(args.device)
     tokenizer = load_tokenizer(info)
-    check_num_vectors(tokenizer, args.num_vectors, TEMPLATES[args.learnable_property])
+    check_num_vectors(tokenizer, args.num_vectors, templates)
     if args.validation_prompt and "*" not in args.validation_prompt:
         log.warning("--validation_prompt has no *: its images will not show the learned words")
+    settings = settings_of(args, info, templates)
     jobs = [
-        job for trial in trials_of(args) for job in plan(args, info, tokenizer, experiment, trial)
+        job
+        for trial in trials_of(args)
+        for job in plan(args, info, settings, tokenizer, experiment, trial)
     ]
-
-    todo = []
-    for job in jobs[shard[0] :: shard[1]]:
-        if is_finished(job, args.overwrite):
-            log.info("%s: finished already, skipped", job.where)
-        else:
-            todo.append(job)
-    if not todo:
+    if args.resume_from_checkpoint != "latest":
+        check_checkpoint(Path(args.resume_from_checkpoint), jobs)
+    runs = [
+        run
+        for group in groups_of(jobs, args.classes_per_step, shard)
+        for run in runs_of(group, settings, args)
+    ]
+    if not runs:
         log.info("nothing left to do for shard %d of %d", *shard)
         return
+
     pipeline = load_pipeline(info, device, pick_dtype(device, args.mixed_precision))
-    for job in todo:
+    for job in (job for run in runs for job in run):
         arguments = {**vars(args), "class_names": job.trial_classes}
-        write_config(job.path.parent.parent, settings_of(args, info), arguments)
-        for folder in (job.path.parent.parent, job.path.parent, job.path.parent / "validation"):
+        write_config(job.folder.parent, settings, arguments)
+        for folder in (job.folder.parent, job.folder, job.folder / "validation"):
             remove_leftovers(folder)
-    failed = train_all(args, pipeline, todo, experiment, shard)
+    failed = train_all(args, pipeline, templates, settings, runs, experiment, shard)
     if failed:
         log.error("not trained: %s", ", ".join(failed))
         raise SystemExit(1)
 
 
-def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
+def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
     """The words of one trial, one per class with photos."""
     dataset = dataset_of(args, "train", trial)
     dataset.indices(args.classes)  # names unknown classes
@@ -241,9 +315,11 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
             raise UserError(f"--placeholder_token: {token} is the token of another class")
         tokens[chosen[0]] = token
     folder, folders = fine_tuned_dir(experiment, trial), folder_names(dataset.class_names)
-    settings = settings_of(args, info)
-    done = any((folder / name / EMBEDDINGS_FILE).exists() for name in folders.values())
-    check_config(folder, settings, done, args.overwrite)
+    begun = any(
+        (folder / name / EMBEDDINGS_FILE).exists() or list_checkpoints(folder / name)
+        for name in folders.values()
+    )
+    check_config(folder, settings, begun, args.overwrite)
     jobs = []
     for name in chosen:
         if tokens[name] in tokenizer.get_vocab():
@@ -252,6 +328,7 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
                 "--placeholder_token"
             )
         initializer = initializer_id(tokenizer, args.initializer_token, name)
+        start = tokenizer.convert_ids_to_tokens(initializer)
         photos = dataset.indices([name])
         if args.crop_to_object:
             for idx in photos:
@@ -264,13 +341,13 @@ def plan(args, info, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
             "seed": trial.seed,
             "examples_per_class": trial.examples_per_class,
             "num_vectors": args.num_vectors,
-            "initializer": tokenizer.convert_ids_to_tokens(initializer).removesuffix("</w>"),
+            "initializer": start.removesuffix("</w>"),
             "steps": steps_of(args, len(photos)),
             "photos": dataset.photo_digest(photos),
             "config_id": config_id(settings),
         }
         path = folder / folders[name] / EMBEDDINGS_FILE
-        jobs.append(Job(dataset, name, path, initializer, tokens[name], header, classes))
+        jobs.append(Job(dataset, name, path, start, tokens[name], header, classes))
     return jobs
 
 
@@ -287,17 +364,17 @@ def own_token(token: str, classes: list[str]) -> str:
     return placeholder_token(inner)
 
 
-def settings_of(args, info) -> dict:
+def settings_of(args, info, templates) -> dict:
     """What changes a learned word, apart from its own start and name."""
     keys = (
-        "dataset", "dataset_args", "crop_to_object", "num_vectors", "learnable_property",
-        "resolution", "center_crop", "max_train_steps", "num_train_epochs", "repeats",
-        "train_batch_size", "gradient_accumulation_steps", "learning_rate", "scale_lr",
-        "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
-        "adam_epsilon",
+        "dataset", "dataset_args", "crop_to_object", "num_vectors", "resolution", "center_crop",
+        "max_train_steps", "num_train_epochs", "repeats", "train_batch_size",
+        "gradient_accumulation_steps", "learning_rate", "scale_lr", "lr_scheduler",
+        "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
     )  # fmt: skip
     settings = {key: getattr(args, key) for key in keys}
     settings["dataset_args"] = sorted(args.dataset_args)
+    settings["templates"] = args.templates if args.templates in TEMPLATES else list(templates)
     return {"model": info.identity, **settings}
 
 
@@ -327,69 +404,220 @@ def steps_of(args, num_photos: int) -> int:
     return args.num_train_epochs * math.ceil(num_photos * args.repeats / per_step)
 
 
-def train_all(args, pipeline, jobs: list[Job], experiment: Path, shard) -> list[str]:
-    """Train one class after the other; returns those that failed."""
+def groups_of(jobs: list[Job], classes_per_step: int, shard) -> list[list[Job]]:
+    """This shard's groups of words that are trained together.
+
+    They follow from the order of trials and classes alone, so that a word's bits do not depend on
+    who trains it.
+    """
+    starts = range(0, len(jobs), classes_per_step)
+    groups = [jobs[start : start + classes_per_step] for start in starts]
+    if len(groups) < shard[1] and len(groups) < len(jobs):
+        log.warning(
+            "%d classes in steps of %d are work for %d of %d processes; --classes_per_step %d "
+            "would employ more",
+            len(jobs), classes_per_step, len(groups), shard[1], max(1, len(jobs) // shard[1]),
+        )  # fmt: skip
+    return groups[shard[0] :: shard[1]]
+
+
+def runs_of(group: list[Job], settings: dict, args) -> list[dict[Job, Path | None]]:
+    """What is left of a group: words that go on together, each with its checkpoint.
+
+    All go on from the latest step of which all have a checkpoint, or start again where some have
+    only just got their first: so they keep each other company as without an interruption, to the
+    last bit. Else those that stand at the same step go on together.
+    """
+    found: dict[Job, dict[int, Path]] = {}
+    for job in group:
+        if is_finished(job, args.overwrite):
+            log.info("%s: finished already, skipped", job.where)
+            remove_checkpoints(job.folder)
+        else:
+            found[job] = usable_checkpoints(job, settings, args)
+    if not found:
+        return []
+    common = set.intersection(*(set(steps) for steps in found.values()))
+    if max(max(steps, default=0) for steps in found.values()) <= args.checkpointing_steps:
+        common |= {0}
+    by_step: dict[int, dict[Job, Path | None]] = {}
+    for job, steps in found.items():
+        step = max(common or steps, default=0)
+        by_step.setdefault(step, {})[job] = steps.get(step)
+        if step:
+            log.info("%s: goes on from step %d of %d", job.where, step, job.steps)
+    return list(by_step.values())
+
+
+def usable_checkpoints(job: Job, settings: dict, args) -> dict[int, Path]:
+    """The checkpoints that a word can go on from, by step.
+
+    Raises:
+        UserError: the latest, or the one asked for, was made with other settings.
+    """
+    checkpoints = list_checkpoints(job.folder)
+    if args.resume_from_checkpoint != "latest":
+        path = Path(args.resume_from_checkpoint)
+        if is_of(asked := read_checkpoint(path), job):
+            checkpoints = {asked["step"]: path}
+    if not checkpoints:
+        return {}
+    latest = checkpoints[max(checkpoints)]
+    differing = differing_keys(read_checkpoint(latest), job.header, settings)
+    if not differing:
+        return checkpoints
+    if args.overwrite:
+        remove_checkpoints(job.folder)
+        return {}
+    raise UserError(
+        f"{latest} was made with other settings: {', '.join(differing)}; pass --overwrite to "
+        "start this class again"
+    )
+
+
+def check_checkpoint(path: Path, jobs: list[Job]) -> None:
+    """Raise UserError unless the checkpoint is one of a class that is to be trained."""
+    checkpoint = read_checkpoint(path)
+    if not any(is_of(checkpoint, job) for job in jobs):
+        header = checkpoint["header"]
+        raise UserError(
+            f"--resume_from_checkpoint: {path} is of class {header['class']!r} with seed "
+            f"{header.get('seed')} and {header.get('examples_per_class')} examples per class, "
+            "which is not to be trained; choose it with --classes, --seed, --examples_per_class"
+        )
+
+
+def is_of(checkpoint: dict, job: Job) -> bool:
+    """Whether a checkpoint is one of this class and trial."""
+    keys = ("class", "seed", "examples_per_class")
+    return all(checkpoint["header"].get(key) == str(job.header[key]) for key in keys)
+
+
+def train_all(
+    args, pipeline, templates, settings: dict, runs, experiment: Path, shard
+) -> list[str]:
+    """Train one run of words after the other; returns those that failed."""
     from diffusers import DDPMScheduler
 
     noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    prompts = tokenise(pipeline, templates, TRAINING_TOKEN, args.num_vectors)
+    encode = functools.lru_cache(CACHED_PHOTOS)(functools.partial(encode_photo, args, pipeline))
     if args.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-        pipeline.text_encoder.activation_checkpointing_enable()
-    token_ids, failed = {}, []
-    steps = sum(job.header["steps"] for job in jobs)
+        for _, encoder in text_encoders(pipeline):
+            encoder.activation_checkpointing_enable()
+    if args.attention_slicing:
+        pipeline.enable_attention_slicing()
+    if args.compile:
+        pipeline.unet.compile()
+    images = args.train_batch_size * args.gradient_accumulation_steps
+    total = images * sum(job.steps for run in runs for job in run)
+    failed = []
     with (
-        tracker(args.report_to, experiment, shard) as track,
-        progress_bar(total=steps, desc="fine-tune", unit="step") as progress,
+        tracker(
+            args.report_to, experiment / "logs", f"fine_tune-shard{shard[0]}of{shard[1]}"
+        ) as track,
+        progress_bar(total=total, desc="fine-tune", unit=" photos") as progress,
     ):
-        for job in jobs:
-            progress.set_description(f"fine-tune {job.where}")
-            if job.token not in token_ids:
-                ids = add_tokens(pipeline.tokenizer, job.token, args.num_vectors)
-                token_ids[job.token] = ids[0]
-
-            def on_step(step, loss, rate, rows, job=job):
-                progress.update()
-                if step % 10 == 0 or step == 1:
-                    progress.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.1e}")
-                track({f"loss/{job.where}": loss, f"lr/{job.where}": rate}, step)
-                if args.save_steps and step % args.save_steps == 0:
-                    earlier = job.path.with_name(f"learned_embeds-steps-{step}.safetensors")
-                    write_embeddings(earlier, {job.token: rows}, {**job.header, "steps": step})
-
-            # Both checkpoint activations in training mode only, and neither has dropout or
-            # running statistics that this mode would touch.
-            pipeline.unet.train(args.gradient_checkpointing)
-            pipeline.text_encoder.train(args.gradient_checkpointing)
-            first_id = token_ids[job.token]
-            try:
-                rows = train_class(args, pipeline, noise_scheduler, job, first_id, on_step)
-            except TrainingDiverged as error:
-                log.error("%s: %s; this class is left out", job.where, error)
-                failed.append(job.where)
-                continue
-            if args.validation_prompt:
-                show(args, pipeline, rows, first_id, job)
-            # Last, because this file marks the class as finished.
-            write_embeddings(job.path, {job.token: rows}, job.header)
+        for run in runs:
+            words = {job: build_word(args, pipeline, encode, job) for job in run}
+            for job, path in run.items():
+                if path is not None:
+                    words[job].load_state_dict(read_checkpoint(path)["state"])
+            progress.initial += images * sum(word.step for word in words.values())
+            progress.update(images * sum(word.step for word in words.values()))
+            train_run(args, pipeline, noise_scheduler, prompts, settings, words, track, progress)
+            failed += [job.where for job, word in words.items() if word.diverged]
     return failed
 
 
-def train_class(args, pipeline, noise_scheduler, job: Job, first_id: int, on_step) -> torch.Tensor:
-    """The trained rows of one class, [num_vectors, dim]."""
+def train_run(
+    args, pipeline, noise_scheduler, prompts: Prompts, settings, words: dict, track: Track, progress
+) -> None:
+    """Train the words of a run together, and write what becomes of each."""
+    job_of = {word: job for job, word in words.items()}
+    images = args.train_batch_size * args.gradient_accumulation_steps
+    validate = functools.partial(validation, args, pipeline, noise_scheduler, prompts, track)
+    set_training(pipeline, args.gradient_checkpointing)
+    validate({job: word for job, word in words.items() if word.step == 0}, with_images=False)
+    # Those that were interrupted after their last step, and before they were written.
+    finish({job: word for job, word in words.items() if word.is_done}, validate, settings)
+    for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
+        losses = [word.loss for word in took_part]
+        progress.update(images * len(took_part))
+        progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
+        for word in took_part:
+            where = job_of[word].where
+            track.log({f"loss/{where}": word.loss, f"lr/{where}": word.rate}, word.step)
+            if word.diverged:
+                last = max(list_checkpoints(job_of[word].folder), default=None)
+                kept = f"the checkpoint of step {last} is kept" if last else "no checkpoint yet"
+                precision = str(pipeline.unet.dtype).removeprefix("torch.")
+                log.error(
+                    "%s: %s in %s; this class is left out, %s; try a lower --learning_rate",
+                    where, word.diverged, precision, kept,
+                )  # fmt: skip
+        going_on = {job_of[word]: word for word in took_part if word.is_running}
+        ended = {job_of[word]: word for word in took_part if word.is_done and not word.diverged}
+        step = max(word.step for word in took_part)
+        if args.save_steps and step % args.save_steps == 0:
+            for job, word in (going_on | ended).items():
+                earlier = job.path.with_name(f"learned_embeds-steps-{step}.safetensors")
+                write_word(earlier, job, word, step)
+        if step % args.checkpointing_steps == 0:
+            save(going_on, settings, keep=args.checkpoints_total_limit)
+        if args.validation_steps and step % args.validation_steps == 0:
+            validate(going_on, with_images=True)
+        finish(ended, validate, settings)
+
+
+def finish(words: dict[Job, Word], validate, settings: dict) -> None:
+    """Validate and write words that have done all their steps.
+
+    Their last checkpoints come first: a process killed among the files that follow, which mark
+    their classes as finished, writes the rest of them again from there.
+    """
+    save(words, settings)
+    validate(words, with_images=True)
+    for job, word in words.items():
+        write_word(job.path, job, word, job.steps)
+    for job in words:
+        remove_checkpoints(job.folder)
+
+
+def save(words: dict[Job, Word], settings: dict, keep: int | None = None) -> None:
+    """Write a checkpoint of each word; then remove all but the latest `keep`."""
+    for job, word in words.items():
+        path = checkpoint_path(job.folder, word.step)
+        write_checkpoint(path, word.state_dict(), job.header, settings)
+    for job in words:  # not before all are written: the words go on from one step together
+        if keep is not None:
+            remove_checkpoints(job.folder, keep)
+
+
+def write_word(path: Path, job: Job, word: Word, steps: int) -> None:
+    """Write a word's embedding file, and the one of its second text encoder before it."""
+    files = list(zip(embedding_files(path, len(word.rows)), word.trained_rows()))
+    for file, rows in reversed(files):
+        write_embeddings(file, {job.token: rows}, {**job.header, "steps": steps})
+
+
+def build_word(args, pipeline, encode, job: Job) -> Word:
+    """A word at its start."""
     generator = torch.Generator().manual_seed(
         stable_hash(
             "textual-inversion", job.dataset.seed, job.header["examples_per_class"], job.class_name
         )
     )
-    images = [job.dataset.get_image_by_idx(i) for i in job.dataset.indices([job.class_name])]
-    if args.center_crop:
-        images = [central_square(image) for image in images]
-    photos = torch.stack([image_to_tensor(image, args.resolution) for image in images])
-    table = pipeline.text_encoder.get_input_embeddings().weight
-    templates = TEMPLATES[args.learnable_property]
+    rows = []
+    for tokenizer, encoder in text_encoders(pipeline):
+        start = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(job.start)]
+        rows.append(initial_rows(start, args.num_vectors, generator))
+    photos = [encode(PhotoKey(job.dataset, i)) for i in job.dataset.indices([job.class_name])]
+    means, deviations = (torch.stack(parts) for parts in zip(*photos))
     scale = args.train_batch_size * args.gradient_accumulation_steps if args.scale_lr else 1
     settings = TrainingSettings(
-        max_train_steps=job.header["steps"],
+        max_train_steps=job.steps,
         train_batch_size=args.train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         learning_rate=args.learning_rate * scale,
@@ -400,17 +628,31 @@ def train_class(args, pipeline, noise_scheduler, job: Job, first_id: int, on_ste
         adam_weight_decay=args.adam_weight_decay,
         adam_epsilon=args.adam_epsilon,
     )
-    return train_rows(
-        pipeline,
-        noise_scheduler,
-        initial_rows(table[job.initializer], args.num_vectors, generator),
-        first_id,
-        template_ids(pipeline.tokenizer, templates, job.token, args.num_vectors),
-        latent_posteriors(pipeline.vae, photos),
-        settings,
-        generator,
-        on_step,
-    )
+    in_half = pipeline.unet.dtype == torch.float16
+    return Word(rows, (means, deviations), settings, generator, pipeline.device, in_half)
+
+
+class PhotoKey:
+    """A photo of a trial; equal for one file in several trials, so that it is encoded once."""
+
+    def __init__(self, dataset: FewShotDataset, index: int):
+        self.dataset, self.index = dataset, index
+        records = getattr(dataset, "records", None)  # absent where a subclass makes its images
+        self.key = records[index].path if records else (id(dataset), index)
+
+    def __eq__(self, other):
+        return self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+
+def encode_photo(args, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, torch.Tensor]:
+    """The VAE's posterior of a photo at the training resolution."""
+    image = photo.dataset.get_image_by_idx(photo.index)
+    if args.center_crop:
+        image = central_square(image)
+    return latent_posterior(pipeline.vae, image_to_tensor(image, args.resolution))
 
 
 def central_square(image):
@@ -420,44 +662,67 @@ def central_square(image):
     return image.crop((left, top, left + side, top + side))
 
 
+def set_training(pipeline, training: bool) -> None:
+    """Checkpointed activations want training mode; neither part has anything else that it moves."""
+    pipeline.unet.train(training)
+    for _, encoder in text_encoders(pipeline):
+        encoder.train(training)
+
+
+def validation(
+    args, pipeline, noise_scheduler, prompts, track, words: dict[Job, Word], with_images
+) -> None:
+    """A comparable loss of each word, and images of `--validation_prompt`.
+
+    They go to `validation/` beside the word, and to the tracker.
+    """
+    if not words:
+        return
+    set_training(pipeline, False)
+    if args.validation_steps:
+        seeds = [stable_hash("validation", job.dataset.seed, job.class_name) for job in words]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        losses = validation_losses(
+            pipeline, noise_scheduler, list(words.values()), generators, prompts
+        )
+        for (job, word), loss in zip(words.items(), losses):
+            track.log({f"validation_loss/{job.where}": loss}, word.step)
+            note_loss(job.folder / "validation" / "loss.csv", word.step, loss)
+        mean, step = sum(losses) / len(losses), max(word.step for word in words.values())
+        log.info("step %d: validation loss %.4f, mean of %d classes", step, mean, len(words))
+    if with_images and args.validation_prompt:
+        for job, word in words.items():
+            images = show(args, pipeline, prompts, word, job)
+            track.log_images({f"validation/{job.where}": images}, word.step)
+    set_training(pipeline, args.gradient_checkpointing)
+
+
+def note_loss(path: Path, step: int, loss: float) -> None:
+    """Add a line to a word's validation losses, in place of one of the same or a later step."""
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    earlier = [line for line in lines if int(line.split(",")[0]) < step]
+    write_text(path, "\n".join(["step,loss", *earlier, f"{step},{loss:.6f}"]) + "\n")
+
+
 @torch.no_grad()
-def show(args, pipeline, rows: torch.Tensor, first_id: int, job: Job) -> None:
-    """Write images of `--validation_prompt`, in which * is the learned word."""
-    pipeline.unet.eval()
-    pipeline.text_encoder.eval()
-    with rows_in_place(pipeline.text_encoder, rows.to(pipeline.device), first_id):
+def show(args, pipeline, prompts: Prompts, word: Word, job: Job) -> list:
+    """Write images of `--validation_prompt`, in which * is the word; returns them."""
+    images = []
+    with words_in_place(pipeline, [word.rows], prompts.first_ids):
         for number in range(args.num_validation_images):
             seed = stable_hash("validation", job.dataset.seed, job.class_name, number)
             image = pipeline(
-                args.validation_prompt.replace("*", job.token),
+                args.validation_prompt.replace("*", TRAINING_TOKEN),
                 height=args.resolution,
                 width=args.resolution,
                 num_inference_steps=25,
                 generator=torch.Generator().manual_seed(seed),
             ).images[0]
-            with atomic_path(job.path.parent / "validation" / f"{number:03d}.png") as temporary:
+            path = job.folder / "validation" / f"{word.step:06d}-{number:03d}.png"
+            with atomic_path(path) as temporary:
                 image.save(temporary, format="PNG")
-
-
-@contextlib.contextmanager
-def tracker(report_to: str, experiment: Path, shard: tuple[int, int]):
-    """A function (values, step) that writes to TensorBoard under output/EXP/logs, or nowhere."""
-    if report_to == "none":
-        yield lambda values, step: None
-        return
-    from accelerate import PartialState
-    from accelerate.tracking import TensorBoardTracker
-    from accelerate.utils import clear_environment
-
-    with clear_environment():  # processes of one launch share files alone, so none waits here
-        PartialState(cpu=True)
-    writer = TensorBoardTracker(f"fine_tune-shard{shard[0]}of{shard[1]}", experiment / "logs")
-    writer.main_process_only = False  # each process trains classes of its own
-    writer.start()
-    try:
-        yield writer.log
-    finally:
-        writer.finish()
+            images.append(image)
+    return images
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from semantic_aug.augmentations.sdedit import (
     check_prompt,
     check_strength,
 )
-from semantic_aug.augmentations.textual_inversion import check_width
 from semantic_aug.cli import (
     Parser,
     add_classes_flag,
@@ -48,9 +47,10 @@ from semantic_aug.diffusion import (
     pick_dtype,
 )
 from semantic_aug.embeddings import (
+    check_widths,
     class_tokens,
-    read_embeddings,
     read_header,
+    read_words,
     rows_digest,
     token_for,
 )
@@ -165,8 +165,6 @@ def main(argv=None):
     uses_words = "textual-inversion" in args.aug
     report_words(args, experiment, embed_paths, uses_words)
     info = inspect_model(args.model, args.revision, args.variant)
-    if info.is_xl and uses_words:
-        raise UserError(f"{args.model} is an SDXL, with two text encoders: use --aug real-guidance")
     resolution = check_resolution(info, args.resolution)
     device = pick_device(args.device)
     work = {}
@@ -189,7 +187,7 @@ def main(argv=None):
             "probs": check_probs(args.probs, len(edits), args.compose),
         }
         check_config(folder, settings, has_records(folder), args.overwrite)
-        digests = word_digests(embed_path, dataset)
+        digests = word_digests(embed_path, dataset, len(info.embedding_dims))
         stale = stale_records(folder, config_id(settings), digests)
         if stale and not args.overwrite:
             raise UserError(
@@ -339,8 +337,8 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
         empty = ", ".join(dataset.empty_classes())
         log.warning("classes without a training photo, left out: %s", empty)
     if embed_path is not None:
-        embeddings = read_embeddings(embed_path)
-        check_width(embed_path, embeddings, info.embedding_dim)
+        embeddings, *rest = read_words(embed_path, len(info.embedding_dims))
+        check_widths(embed_path, [embeddings, *rest], info.embedding_dims)
         known = class_tokens(read_header(embed_path), embeddings)
         without = [name for name in names if token_for(name, known, embeddings) is None]
         if without:
@@ -353,14 +351,18 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
             dataset.get_mask_by_idx(idx)
 
 
-def word_digests(embed_path: Path | None, dataset) -> dict[str, str]:
+def word_digests(embed_path: Path | None, dataset, num_encoders: int) -> dict[str, str]:
     """sha256 of the learned word of every class that has one; empty where none are used."""
     if embed_path is None:
         return {}
-    embeddings = read_embeddings(embed_path)
-    known = class_tokens(read_header(embed_path), embeddings)
-    tokens = {name: token_for(name, known, embeddings) for name in dataset.class_names}
-    return {name: rows_digest(embeddings[token]) for name, token in tokens.items() if token}
+    words = read_words(embed_path, num_encoders)
+    known = class_tokens(read_header(embed_path), words[0])
+    tokens = {name: token_for(name, known, words[0]) for name in dataset.class_names}
+    return {
+        name: rows_digest(*(of_encoder[token] for of_encoder in words))
+        for name, token in tokens.items()
+        if token
+    }
 
 
 def command_line(argv) -> str:

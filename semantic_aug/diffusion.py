@@ -41,8 +41,7 @@ class ModelInfo:
             folder may move.
         resolution: side in pixels of the images it was made for.
         multiple: what a resolution must be a multiple of, in pixels.
-        embedding_dim: width of the rows of its first text encoder.
-        is_xl: whether it has a second text encoder.
+        embedding_dims: width of the rows of each of its text encoders.
     """
 
     name: str
@@ -51,8 +50,12 @@ class ModelInfo:
     variant: str | None
     resolution: int
     multiple: int
-    embedding_dim: int
-    is_xl: bool
+    embedding_dims: tuple[int, ...]
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether it has two text encoders (arXiv 2307.01952, section 2.1)."""
+        return len(self.embedding_dims) == 2
 
 
 def inspect_model(name: str, revision: str | None = None, variant: str | None = None) -> ModelInfo:
@@ -73,7 +76,8 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
         raise UserError(f"{name} is no Stable Diffusion pipeline: it has no {', '.join(missing)}")
     unet = _read_json(name, "unet/config.json", revision)
     vae = _read_json(name, "vae/config.json", revision)
-    encoder = _read_json(name, "text_encoder/config.json", revision)
+    encoders = ["text_encoder", *(["text_encoder_2"] if "text_encoder_2" in index else [])]
+    encoders = [_read_json(name, f"{part}/config.json", revision) for part in encoders]
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
         raise UserError(
             f"{name}: its UNet wants more than an image, as models for inpainting or instructions "
@@ -83,7 +87,7 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         depth = 2 ** (len(unet["block_out_channels"]) - 1)
         side = side_of(unet["sample_size"])
-        dim = encoder["hidden_size"]
+        dims = tuple(encoder["hidden_size"] for encoder in encoders)
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{name}: its configuration files lack {error}") from error
     folder = Path(name).is_dir()
@@ -94,8 +98,7 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
         variant=variant,
         resolution=side * factor,
         multiple=factor * depth,
-        embedding_dim=dim,
-        is_xl="text_encoder_2" in index,
+        embedding_dims=dims,
     )
 
 
@@ -196,6 +199,15 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
     return pipeline.to(device)
+
+
+def text_encoders(pipeline) -> list[tuple]:
+    """The (tokenizer, text encoder) pairs of a pipeline: two in an SDXL, else one."""
+    parts = pipeline.components
+    pairs = [(parts["tokenizer"], parts["text_encoder"])]
+    if parts.get("text_encoder_2") is not None:
+        pairs.append((parts["tokenizer_2"], parts["text_encoder_2"]))
+    return pairs
 
 
 def _from_pretrained(info: ModelInfo, dtype: torch.dtype, variant: str | None, options: dict):

@@ -51,6 +51,12 @@ def expand_token(prompt: str, token: str, num_vectors: int) -> str:
     return prompt.replace(token, " ".join(vector_tokens(token, num_vectors)))
 
 
+def embedding_files(path: str | Path, count: int = 2) -> list[Path]:
+    """The files of a model's text encoders: `path`, and for a second one `_2` before its ending."""
+    path = Path(path)
+    return [path, path.with_name(f"{path.stem}_2{path.suffix}")][:count]
+
+
 def write_embeddings(
     path: str | Path, embeddings: Mapping[str, torch.Tensor], header: Mapping[str, object]
 ) -> None:
@@ -177,9 +183,36 @@ def token_for(class_name: str, known: Mapping[str, str], tokens: Iterable[str]) 
     return token if token in tokens else None
 
 
-def rows_digest(rows: torch.Tensor) -> str:
-    """sha256 of a word's rows: the same wherever the file lies and whatever else it holds."""
-    return hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()
+def rows_digest(*rows: torch.Tensor) -> str:
+    """sha256 of a word's rows, for each text encoder: the same wherever its file lies."""
+    return hashlib.sha256(b"".join(r.contiguous().numpy().tobytes() for r in rows)).hexdigest()
+
+
+def read_words(path: str | Path, count: int = 1) -> list[dict[str, torch.Tensor]]:
+    """What `read_embeddings` gives for each of a model's `count` text encoders.
+
+    Raises:
+        UserError: also where the second file is missing, or has other words than the first.
+    """
+    words = [read_embeddings(file) for file in embedding_files(path, count)]
+    for second in words[1:]:
+        if second.keys() != words[0].keys():
+            other = ", ".join(sorted(second.keys() ^ words[0].keys()))
+            raise UserError(
+                f"{embedding_files(path)[1]} and {path} differ in their words ({other}); run "
+                "aggregate_embeddings.py again"
+            )
+    return words
+
+
+def check_widths(path, words: Iterable[Mapping], dims: Iterable[int]) -> None:
+    """Raise UserError unless the rows fit the widths of a model's text encoders."""
+    found = [next(iter(of_encoder.values())).shape[1] for of_encoder in words]
+    if found != list(dims):
+        raise UserError(
+            f"{path} holds rows of width {' and '.join(map(str, found))}, the model's text encoder "
+            f"has {' and '.join(map(str, dims))}: they were learned with another model"
+        )
 
 
 def merge_embeddings(paths: Iterable[Path], path: Path, header: Mapping[str, object]) -> list[str]:

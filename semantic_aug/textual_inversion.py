@@ -2,11 +2,15 @@
 
 The rows are the only parameters. A photo is noised, the UNet predicts the noise under a prompt
 that holds the new word, and the squared error moves the word's rows (equation 2 of the paper).
+
+Words do not interact: AdamW treats each number by itself, and no layer of the model mixes the
+samples of a batch. So several words share each batch, and every one comes out as if alone.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,62 +18,11 @@ from torch import nn
 from torch.nn import functional
 
 from semantic_aug import UserError
+from semantic_aug.diffusion import text_encoders
 from semantic_aug.embeddings import expand_token, vector_tokens
 
-# The neutral contexts of the published method, for an object and for a style.
-OBJECT_TEMPLATES = (
-    "a photo of a {}",
-    "a rendering of a {}",
-    "a cropped photo of the {}",
-    "the photo of a {}",
-    "a photo of a clean {}",
-    "a photo of a dirty {}",
-    "a dark photo of the {}",
-    "a photo of my {}",
-    "a photo of the cool {}",
-    "a close-up photo of a {}",
-    "a bright photo of the {}",
-    "a cropped photo of a {}",
-    "a photo of the {}",
-    "a good photo of the {}",
-    "a photo of one {}",
-    "a close-up photo of the {}",
-    "a rendition of the {}",
-    "a photo of the clean {}",
-    "a rendition of a {}",
-    "a photo of a nice {}",
-    "a good photo of a {}",
-    "a photo of the nice {}",
-    "a photo of the small {}",
-    "a photo of the weird {}",
-    "a photo of the large {}",
-    "a photo of a cool {}",
-    "a photo of a small {}",
-)
-STYLE_TEMPLATES = (
-    "a painting in the style of {}",
-    "a rendering in the style of {}",
-    "a cropped painting in the style of {}",
-    "the painting in the style of {}",
-    "a clean painting in the style of {}",
-    "a dirty painting in the style of {}",
-    "a dark painting in the style of {}",
-    "a picture in the style of {}",
-    "a cool painting in the style of {}",
-    "a close-up painting in the style of {}",
-    "a bright painting in the style of {}",
-    "a good painting in the style of {}",
-    "a rendition in the style of {}",
-    "a nice painting in the style of {}",
-    "a small painting in the style of {}",
-    "a weird painting in the style of {}",
-    "a large painting in the style of {}",
-)
-TEMPLATES = {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite."""
+# The fixed noises of a validation loss, in batches that need little memory.
+VALIDATION_BATCHES, VALIDATION_BATCH_SIZE = 8, 4
 
 
 @dataclass(frozen=True)
@@ -170,7 +123,7 @@ def add_tokens(tokenizer, token: str, num_vectors: int) -> list[int]:
 
 def template_ids(tokenizer, templates: Sequence[str], token: str, num_vectors: int) -> torch.Tensor:
     """All templates with the word in its place, as [len(templates), 77] token ids."""
-    prompts = [expand_token(t.format(token), token, num_vectors) for t in templates]
+    prompts = [expand_token(t.replace("{}", token), token, num_vectors) for t in templates]
     return tokenizer(
         prompts,
         padding="max_length",
@@ -209,30 +162,77 @@ def rows_in_place(text_encoder, rows: torch.Tensor, first_id: int) -> Iterator[N
         text_encoder.set_input_embeddings(table)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The templates with a new word in them, tokenised once for all words.
+
+    Attributes:
+        ids: for each text encoder, [templates, 77] token ids.
+        first_ids: for each text encoder, the id of the word's first vector.
+    """
+
+    ids: list[torch.Tensor]
+    first_ids: list[int]
+
+    def of_word(self, number: int, num_vectors: int, templates: torch.Tensor) -> list[torch.Tensor]:
+        """Some templates with the word `number` in place of word 0, whose ids follow word 0's."""
+        shift = number * num_vectors
+        return [
+            ids[templates] + (ids[templates] >= first_id) * shift
+            for ids, first_id in zip(self.ids, self.first_ids)
+        ]
+
+
+def tokenise(pipeline, templates: Sequence[str], token: str, num_vectors: int) -> Prompts:
+    """Add a word to the pipeline's tokenizers, and the templates' ids with it in place."""
+    tokenizers = [tokenizer for tokenizer, _ in text_encoders(pipeline)]
+    first_ids = [add_tokens(tokenizer, token, num_vectors)[0] for tokenizer in tokenizers]
+    ids = [template_ids(each, templates, token, num_vectors) for each in tokenizers]
+    return Prompts(ids, first_ids)
+
+
+@contextlib.contextmanager
+def words_in_place(pipeline, rows: Sequence[Sequence[torch.Tensor]], first_ids: Sequence[int]):
+    """Within the block, the ids from `first_ids` on mean the words' rows, one word after another.
+
+    Args:
+        rows: for each word and each text encoder, [num_vectors, dim].
+    """
+    with contextlib.ExitStack() as stack:
+        for (_, encoder), of_encoder, first_id in zip(
+            text_encoders(pipeline), zip(*rows), first_ids
+        ):
+            stacked = torch.cat([each.to(pipeline.device) for each in of_encoder])
+            stack.enter_context(rows_in_place(encoder, stacked, first_id))
+        yield
+
+
 # --- photos ----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def latent_posteriors(vae, photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of the VAE's posterior of photos and of their mirror images.
+def latent_posterior(vae, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the VAE's posterior of a photo and of its mirror image.
 
     The encoder is frozen, so that once is enough; each step draws from the posterior anew.
 
     Args:
-        photos: [N, 3, H, W] in [-1, 1].
+        photo: [3, H, W] in [-1, 1].
 
     Returns:
-        Two tensors [N, 2, C, h, w], scaled as the UNet expects them; mirrored ones at [:, 1].
+        Two tensors [2, C, h, w] on the CPU, scaled as the UNet expects them; mirrored at [1].
     """
-    means, deviations = [], []
-    for photo in photos:
-        pair = torch.stack([photo, photo.flip(-1)]).to(vae.device, vae.dtype)
-        posterior = vae.encode(pair).latent_dist
-        means.append(posterior.mean.float())
-        deviations.append(posterior.std.float())
+    dtype = vae.dtype
+    overflows = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)  # SDXL's
+    if overflows:
+        vae.to(torch.float32)
+    pair = torch.stack([photo, photo.flip(-1)]).to(vae.device, vae.dtype)
+    posterior = vae.encode(pair).latent_dist
+    if overflows:
+        vae.to(dtype)
     scale = vae.config.scaling_factor
     shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return (torch.stack(means) - shift) * scale, torch.stack(deviations) * scale
+    return (posterior.mean.float().cpu() - shift) * scale, posterior.std.float().cpu() * scale
 
 
 # --- the loop --------------------------------------------------------------------------------
@@ -250,107 +250,245 @@ def noise_target(scheduler, latents, noise, timesteps) -> torch.Tensor:
     raise UserError(f"this model predicts {kind!r}; known: epsilon, v_prediction, sample")
 
 
-def photo_order(num_photos: int, generator: torch.Generator) -> Iterator[int]:
-    """Endless passes over the photos, each in a new random order."""
-    while True:
-        yield from torch.randperm(num_photos, generator=generator).tolist()
+@dataclass(frozen=True)
+class Draw:
+    """A batch of one word: B photos' latents, what noises them, and the templates they go with."""
+
+    latents: torch.Tensor  # [B, C, h, w]
+    noise: torch.Tensor  # [B, C, h, w]
+    timesteps: torch.Tensor  # [B]
+    templates: torch.Tensor  # [B]
 
 
-def train_rows(
-    pipeline,
-    noise_scheduler,
-    rows: torch.Tensor,
-    first_id: int,
-    prompt_ids: torch.Tensor,
-    posteriors: tuple[torch.Tensor, torch.Tensor],
-    settings: TrainingSettings,
-    generator: torch.Generator,
-    on_step: Callable[[int, float, float, torch.Tensor], None] = lambda *_: None,
-) -> torch.Tensor:
-    """Train the rows of one word.
+class Word:
+    """One word in training, with everything that its training depends on and shares with no other.
 
     Args:
-        pipeline: frozen; its text encoder and UNet give gradients and get none.
-        noise_scheduler: a DDPMScheduler with the model's noise levels.
-        rows: [num_vectors, dim] float32 to start from.
-        first_id: token id of the first row.
-        prompt_ids: [templates, 77]; one template is drawn per photo and step.
-        posteriors: as `latent_posteriors` returns them.
+        rows: for each text encoder, [num_vectors, dim] float32 to start from.
+        posteriors: means and deviations, [N, 2, C, h, w], of `latent_posterior` of N photos.
+        settings: of the optimisation.
         generator: CPU; the only source of chance (order, mirroring, templates, noise, timesteps).
-        on_step: called after each optimiser step with its number from 1, the loss, the learning
-            rate, and the rows.
+        device: where the rows are trained.
+        scale_loss: for a model in float16, through whose layers small gradients underflow.
 
-    Returns:
-        The trained rows, [num_vectors, dim] float32 on the CPU.
-
-    Raises:
-        TrainingDiverged: the loss is NaN or infinite.
+    Attributes:
+        step: optimiser steps done.
+        loss, rate: loss and learning rate of the last step.
+        diverged: why the training ended early, or None.
     """
-    from diffusers.optimization import get_scheduler
 
-    unet, text_encoder = pipeline.unet, pipeline.text_encoder
-    device, dtype = unet.device, unet.dtype
-    parameter = nn.Parameter(rows.to(device))
-    optimizer = torch.optim.AdamW(
-        [parameter],
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.adam_weight_decay,
-        eps=settings.adam_epsilon,
-    )
-    schedule = get_scheduler(
-        settings.lr_scheduler,
-        optimizer,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=settings.max_train_steps,
-    )
-    # Gradients that pass through float16 layers underflow unless the loss is scaled up.
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    order = photo_order(len(posteriors[0]), generator)
-    accumulation = settings.gradient_accumulation_steps
-    with rows_in_place(text_encoder, parameter, first_id):
-        for step in range(1, settings.max_train_steps + 1):
-            total = 0.0
-            for _ in range(accumulation):
-                loss = _denoising_loss(
-                    unet, text_encoder, noise_scheduler, prompt_ids, posteriors, order,
-                    settings.train_batch_size, generator,
-                )  # fmt: skip
-                scaler.scale(loss / accumulation).backward()
-                total += loss.item() / accumulation
-            rate = schedule.get_last_lr()[0]
-            if not math.isfinite(total):
-                raise TrainingDiverged(
-                    f"loss is {total} at step {step} (learning rate {rate:g}, "
-                    f"{str(dtype).removeprefix('torch.')})"
-                )
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-            on_step(step, total, rate, parameter)
-    trained = parameter.detach().float().cpu()
-    if not trained.isfinite().all():
-        raise TrainingDiverged(f"rows are not finite after step {settings.max_train_steps}")
-    return trained
+    def __init__(
+        self,
+        rows: Sequence[torch.Tensor],
+        posteriors: tuple[torch.Tensor, torch.Tensor],
+        settings: TrainingSettings,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+        scale_loss: bool = False,
+    ):
+        from diffusers.optimization import get_scheduler
+
+        self.rows = [nn.Parameter(each.detach().clone().to(device)) for each in rows]
+        self.posteriors, self.settings, self.generator = posteriors, settings, generator
+        self.step, self.loss, self.rate, self.diverged = 0, math.nan, math.nan, None
+        self.queue: list[int] = []  # what is left of this pass over the photos
+        self.optimizer = torch.optim.AdamW(
+            self.rows,
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            weight_decay=settings.adam_weight_decay,
+            eps=settings.adam_epsilon,
+        )
+        self.schedule = get_scheduler(
+            settings.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=settings.lr_warmup_steps,
+            num_training_steps=settings.max_train_steps,
+        )
+        self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=scale_loss)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.settings.max_train_steps
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there are steps left to do."""
+        return not self.is_done and self.diverged is None
+
+    def trained_rows(self) -> list[torch.Tensor]:
+        """The rows as they are now: for each text encoder, [num_vectors, dim] on the CPU."""
+        return [each.detach().float().cpu().clone() for each in self.rows]
+
+    def next_photo(self) -> int:
+        """Endless passes over the photos, each in a new random order."""
+        if not self.queue:
+            order = torch.randperm(len(self.posteriors[0]), generator=self.generator)
+            self.queue = order.tolist()
+        return self.queue.pop(0)
+
+    def draw(self, num_templates: int, num_timesteps: int) -> Draw:
+        """The next batch."""
+        size, generator = self.settings.train_batch_size, self.generator
+        photos = torch.tensor([self.next_photo() for _ in range(size)])
+        mirrored = torch.randint(2, (size,), generator=generator)
+        templates = torch.randint(num_templates, (size,), generator=generator)
+        timesteps = torch.randint(num_timesteps, (size,), generator=generator)
+        mean, deviation = (part[photos, mirrored] for part in self.posteriors)
+        latents = mean + deviation * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator)
+        return Draw(latents, noise, timesteps, templates)
+
+    def advance(self, loss: float) -> None:
+        """One optimiser step, whose gradients are there; none where the loss is not finite.
+
+        Where a float16 gradient overflowed, the step is counted and the rows stay.
+        """
+        self.loss, self.rate = loss, self.schedule.get_last_lr()[0]
+        if not math.isfinite(loss):
+            self.diverged = f"loss is {loss} at step {self.step + 1} (learning rate {self.rate:g})"
+            return
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        with warnings.catch_warnings():  # of a first step that the scaler has skipped
+            warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
+        self.step += 1
+        if self.is_done and not all(each.isfinite().all() for each in self.rows):
+            self.diverged = f"rows are not finite after step {self.step}"
+
+    def state_dict(self) -> dict:
+        """Everything that changes in training: with it, another process goes on from here."""
+        return {
+            "step": self.step,
+            "queue": list(self.queue),
+            "rows": self.trained_rows(),
+            "generator": self.generator.get_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take the place of the word whose `state_dict` this is."""
+        with torch.no_grad():
+            for mine, stored in zip(self.rows, state["rows"], strict=True):
+                mine.copy_(stored)
+        self.step, self.queue = state["step"], list(state["queue"])
+        self.generator.set_state(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
 
 
-def _denoising_loss(
-    unet, text_encoder, scheduler, prompt_ids, posteriors, order, batch_size, generator
+def train_words(pipeline, noise_scheduler, words: Sequence[Word], prompts: Prompts):
+    """Train words together; each comes out as if trained alone, but for rounding.
+
+    A word leaves the batch when its steps are done or its loss is not finite.
+
+    Args:
+        pipeline: frozen; its text encoders and UNet give gradients and get none.
+        noise_scheduler: a DDPMScheduler with the model's noise levels.
+        words: of the same batch size, accumulation and number of vectors.
+        prompts: the templates; one is drawn per photo and step.
+
+    Yields:
+        After each step, the words that took part in it.
+    """
+    num_templates = len(prompts.ids[0])
+    num_timesteps = noise_scheduler.config.num_train_timesteps
+    while running := [word for word in words if word.is_running]:
+        accumulation = running[0].settings.gradient_accumulation_steps
+        totals = torch.zeros(len(running))
+        for _ in range(accumulation):
+            draws = [word.draw(num_templates, num_timesteps) for word in running]
+            rows = [word.rows for word in running]
+            losses = denoising_losses(pipeline, noise_scheduler, rows, draws, prompts)
+            scaled = [word.scaler.scale(loss) for word, loss in zip(running, losses)]
+            (torch.stack(scaled).sum() / accumulation).backward()
+            totals += losses.detach().cpu() / accumulation
+        for word, loss in zip(running, totals.tolist()):
+            word.advance(loss)
+        yield running
+
+
+def denoising_losses(
+    pipeline,
+    noise_scheduler,
+    rows: Sequence[Sequence[torch.Tensor]],
+    draws: Sequence[Draw],
+    prompts: Prompts,
 ) -> torch.Tensor:
-    """Mean squared error of the UNet's prediction on one random batch."""
-    device, dtype = unet.device, unet.dtype
-    photos = torch.tensor([next(order) for _ in range(batch_size)])
-    mirrored = torch.randint(2, (batch_size,), generator=generator)
-    templates = torch.randint(len(prompt_ids), (batch_size,), generator=generator)
-    steps = scheduler.config.num_train_timesteps
-    timesteps = torch.randint(steps, (batch_size,), generator=generator).to(device)
-    shape = (batch_size, *posteriors[0].shape[2:])
-    draw, noise = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-    mean, deviation = (part[photos, mirrored].to(device) for part in posteriors)
-    latents = mean + deviation * draw
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    hidden = text_encoder(prompt_ids[templates].to(device))[0]
-    predicted = unet(noisy.to(dtype), timesteps, hidden.to(dtype)).sample
-    target = noise_target(scheduler, latents, noise, timesteps)
-    return functional.mse_loss(predicted.float(), target)
+    """Mean squared error of the UNet's prediction for each word's batch, in one pass: [words]."""
+    unet, device = pipeline.unet, pipeline.device
+    latents, noise, timesteps = (
+        torch.cat([getattr(draw, part) for draw in draws]).to(device)
+        for part in ("latents", "noise", "timesteps")
+    )
+    num_vectors = len(rows[0][0])
+    each = [prompts.of_word(n, num_vectors, draw.templates) for n, draw in enumerate(draws)]
+    ids = [torch.cat(of_encoder).to(device) for of_encoder in zip(*each)]
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    with words_in_place(pipeline, rows, prompts.first_ids):
+        hidden, added = encode_prompts(pipeline, ids, latents.shape[-2:])
+    predicted = unet(
+        noisy.to(unet.dtype), timesteps, hidden.to(unet.dtype), added_cond_kwargs=added
+    ).sample
+    target = noise_target(noise_scheduler, latents, noise, timesteps)
+    errors = functional.mse_loss(predicted.float(), target, reduction="none")
+    return errors.view(len(draws), -1).mean(dim=1)
+
+
+def encode_prompts(pipeline, ids: Sequence[torch.Tensor], latent_size: Sequence[int]):
+    """What the UNet is told about prompts: (hidden states [B, 77, dim], other conditions or None).
+
+    SDXL joins the last but one states of two encoders, and wants the pooled state of the second
+    and the image's size (arXiv 2307.01952, sections 2.1 and 2.2).
+    """
+    encoders = [encoder for _, encoder in text_encoders(pipeline)]
+    if len(encoders) == 1:
+        return encoders[0](ids[0])[0], None
+    states = [encoder(each, output_hidden_states=True) for encoder, each in zip(encoders, ids)]
+    hidden = torch.cat([state.hidden_states[-2] for state in states], dim=-1)
+    height, width = (int(side) * pipeline.vae_scale_factor for side in latent_size)
+    sizes = torch.tensor([height, width, 0, 0, height, width], dtype=hidden.dtype)
+    sizes = sizes.to(hidden.device).repeat(len(hidden), 1)
+    return hidden, {"text_embeds": states[1][0].to(hidden.dtype), "time_ids": sizes}
+
+
+@torch.no_grad()
+def validation_losses(
+    pipeline,
+    noise_scheduler,
+    words: Sequence[Word],
+    generators: Sequence[torch.Generator],
+    prompts: Prompts,
+) -> list[float]:
+    """Denoising loss of each word over fixed photos, noises and timesteps.
+
+    The loss of a training step says little, because it depends on the timesteps drawn far more
+    than on the rows. This one is comparable between steps: same generator state, same draws.
+
+    Args:
+        generators: one per word, in the same state each time.
+    """
+    total = VALIDATION_BATCHES * VALIDATION_BATCH_SIZE
+    num_timesteps = noise_scheduler.config.num_train_timesteps
+    # Evenly over all timesteps; a batch holds early and late ones.
+    even = ((torch.arange(total) + 0.5) * num_timesteps / total).long()
+    losses = torch.zeros(len(words))
+    for number in range(VALIDATION_BATCHES):
+        draws = []
+        for word, generator in zip(words, generators):
+            timesteps = even[number::VALIDATION_BATCHES]
+            photos = (torch.arange(len(timesteps)) + number) % len(word.posteriors[0])
+            latents = word.posteriors[0][photos, 0]
+            noise = torch.randn(latents.shape, generator=generator)
+            templates = torch.zeros(len(timesteps), dtype=torch.long)
+            draws.append(Draw(latents, noise, timesteps, templates))
+        rows = [word.rows for word in words]
+        losses += denoising_losses(pipeline, noise_scheduler, rows, draws, prompts).cpu()
+    return (losses / VALIDATION_BATCHES).tolist()

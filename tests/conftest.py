@@ -109,6 +109,70 @@ def build_pipeline(seed: int = 0, hidden_size: int = 32, prediction_type: str = 
     )
 
 
+def build_xl_pipeline(seed: int = 0):
+    """A complete SDXL with random weights, 32 px: two text encoders of different widths."""
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    parts = build_pipeline(seed).components
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        tokenizer = build_tokenizer()
+        encoder = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=48,
+                intermediate_size=96,
+                projection_dim=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=77,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32 + 48,
+            attention_head_dim=8,
+            norm_num_groups=8,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+        )
+    return StableDiffusionXLPipeline(
+        vae=parts["vae"],
+        text_encoder=parts["text_encoder"],
+        text_encoder_2=encoder,
+        tokenizer=parts["tokenizer"],
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=parts["scheduler"],
+        add_watermarker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def xl_model(tmp_path_factory) -> str:
+    """Folder of a small SDXL."""
+    folder = tmp_path_factory.mktemp("model") / "small-sdxl"
+    build_xl_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def velocity_model(tmp_path_factory) -> str:
+    """Folder of a small Stable Diffusion that predicts the velocity, as 2.x does."""
+    folder = tmp_path_factory.mktemp("model") / "small-sd-2"
+    build_pipeline(seed=3, hidden_size=48, prediction_type="v_prediction").save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> str:
     """Folder of a small Stable Diffusion, as `from_pretrained` takes it."""

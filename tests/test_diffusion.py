@@ -63,7 +63,7 @@ def test_model_is_described_without_its_weights(model):
     assert (info.name, info.revision, info.variant) == (str(model), None, None)
     assert info.resolution == 32  # 16 latents of 2 pixels
     assert info.multiple == 4  # 2 of the VAE, 2 of the UNet
-    assert info.embedding_dim == 32
+    assert info.embedding_dims == (32,)
     assert not info.is_xl
 
 
@@ -78,7 +78,10 @@ def test_revision_fp16_means_half_precision_files(small_model):
 
 def test_second_text_encoder_is_an_xl(model):
     edit_json(model / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"])
-    assert inspect_model(str(model)).is_xl
+    shutil.copytree(model / "text_encoder", model / "text_encoder_2")
+    edit_json(model / "text_encoder_2" / "config.json", hidden_size=48)
+    info = inspect_model(str(model))
+    assert info.is_xl and info.embedding_dims == (32, 48)
 
 
 def test_sample_size_of_height_and_width(model):

@@ -1,17 +1,30 @@
 """Learning words: the optimisation, fine_tune.py, and aggregate_embeddings.py."""
 
 import copy
+import errno
+import io
 import json
+import math
+import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
 import torch
-from conftest import build_pipeline, draw_photo
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from conftest import ROOT, build_pipeline, draw_photo
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import mse_loss
@@ -19,24 +32,36 @@ from torch.nn.functional import mse_loss
 import aggregate_embeddings
 import fine_tune
 import fine_tune_upstream
+import generate_augmentations
 from semantic_aug import UserError, stable_hash
-from semantic_aug.diffusion import inspect_model, load_pipeline, load_tokenizer
-from semantic_aug.embeddings import read_embeddings, read_header, write_embeddings
+from semantic_aug.augmentations.textual_inversion import TextualInversion
+from semantic_aug.diffusion import inspect_model, load_pipeline, load_tokenizer, text_encoders
+from semantic_aug.embeddings import (
+    embedding_files,
+    read_embeddings,
+    read_header,
+    read_words,
+    write_embeddings,
+)
 from semantic_aug.experiment import read_config
+from semantic_aug.templates import TEMPLATES, load_templates
 from semantic_aug.textual_inversion import (
-    TEMPLATES,
-    TrainingDiverged,
+    Prompts,
     TrainingSettings,
+    Word,
     add_tokens,
     check_num_vectors,
+    encode_prompts,
     initial_rows,
     initializer_id,
-    latent_posteriors,
+    latent_posterior,
     noise_target,
-    photo_order,
     rows_in_place,
     template_ids,
-    train_rows,
+    tokenise,
+    train_words,
+    validation_losses,
+    words_in_place,
 )
 
 CLASSES = ("cat", "stop sign", "toy train")
@@ -156,8 +181,12 @@ def test_rows_take_the_place_of_new_ids_alone(pipeline):
 # --- photos ----------------------------------------------------------------------------------
 
 
+def posteriors_of(vae, photos):
+    return tuple(torch.stack(parts) for parts in zip(*(latent_posterior(vae, p) for p in photos)))
+
+
 def test_posteriors_are_those_of_photos_and_their_mirror_images(pipeline, photos_tensor):
-    means, deviations = latent_posteriors(pipeline.vae, photos_tensor)
+    means, deviations = posteriors_of(pipeline.vae, photos_tensor)
     assert means.shape == deviations.shape == (2, 2, 4, 16, 16)
     scale = pipeline.vae.config.scaling_factor
     for mirrored, photos in enumerate((photos_tensor, photos_tensor.flip(-1))):
@@ -175,16 +204,26 @@ def test_posteriors_are_those_of_photos_and_their_mirror_images(pipeline, photos
 
 def test_posteriors_of_a_vae_with_a_shift(photos_tensor):
     vae = build_pipeline().vae
-    plain = latent_posteriors(vae, photos_tensor)
+    plain = latent_posterior(vae, photos_tensor[0])
     vae.register_to_config(shift_factor=0.5)
-    means, deviations = latent_posteriors(vae, photos_tensor)
-    assert torch.allclose(means, plain[0] - 0.5 * vae.config.scaling_factor, atol=1e-6)
-    assert torch.equal(deviations, plain[1])
+    mean, deviation = latent_posterior(vae, photos_tensor[0])
+    assert torch.allclose(mean, plain[0] - 0.5 * vae.config.scaling_factor, atol=1e-6)
+    assert torch.equal(deviation, plain[1])
 
 
-def test_every_pass_shows_each_photo_once():
-    order = photo_order(5, stream(0))
-    passes = [[next(order) for _ in range(5)] for _ in range(6)]
+def test_vae_that_overflows_in_half_precision_is_used_in_float32(photos_tensor):
+    vae = build_pipeline().vae
+    expected = latent_posterior(vae.to(torch.float16).to(torch.float32), photos_tensor[0])
+    vae.to(torch.float16)
+    vae.register_to_config(force_upcast=True)
+    for found, wanted in zip(latent_posterior(vae, photos_tensor[0]), expected):
+        assert torch.equal(found, wanted)
+    assert vae.dtype == torch.float16
+
+
+def test_every_pass_shows_each_photo_once(pipeline, photos_tensor):
+    word = word_of(pipeline, photos_tensor[[0, 1, 0, 1, 0]])
+    passes = [[word.next_photo() for _ in range(5)] for _ in range(6)]
     assert all(sorted(each) == [0, 1, 2, 3, 4] for each in passes)
     assert len({tuple(each) for each in passes}) > 3
 
@@ -203,8 +242,8 @@ def start_rows(pipeline) -> torch.Tensor:
     return initial_rows(table[40], NUM_VECTORS, stream(9))
 
 
-def train(pipeline, photos, seed=0, on_step=lambda *_: None, scheduler=None, **changes):
-    """The rows after training from `start_rows`."""
+def word_of(pipeline, photos, seed=0, rows=None, **changes) -> Word:
+    """A word at its start."""
     options = {
         "max_train_steps": 2,
         "train_batch_size": 2,
@@ -213,19 +252,34 @@ def train(pipeline, photos, seed=0, on_step=lambda *_: None, scheduler=None, **c
         "lr_scheduler": "constant",
         "lr_warmup_steps": 0,
     }
-    tokenizer = copy.deepcopy(pipeline.tokenizer)
-    first_id = add_tokens(tokenizer, "<x>", NUM_VECTORS)[0]
-    return train_rows(
-        pipeline,
-        scheduler or scheduler_of(pipeline),
-        start_rows(pipeline),
-        first_id,
-        template_ids(tokenizer, TEMPLATES["object"], "<x>", NUM_VECTORS),
-        latent_posteriors(pipeline.vae, photos),
+    return Word(
+        [start_rows(pipeline) if rows is None else rows],
+        posteriors_of(pipeline.vae, photos),
         TrainingSettings(**options | changes),
         stream(seed),
-        on_step,
+        scale_loss=pipeline.unet.dtype == torch.float16,
     )
+
+
+def prompts_of(pipeline, templates=TEMPLATES["object"]) -> Prompts:
+    tokenizer = copy.deepcopy(pipeline.tokenizer)
+    first_id = add_tokens(tokenizer, "<x>", NUM_VECTORS)[0]
+    return Prompts([template_ids(tokenizer, templates, "<x>", NUM_VECTORS)], [first_id])
+
+
+def train_together(pipeline, words, on_step=lambda word: None, scheduler=None) -> list:
+    """The rows of words after training them together."""
+    scheduler = scheduler or scheduler_of(pipeline)
+    for took_part in train_words(pipeline, scheduler, words, prompts_of(pipeline)):
+        for word in took_part:
+            on_step(word)
+    return [word.trained_rows()[0] for word in words]
+
+
+def train(pipeline, photos, seed=0, on_step=lambda word: None, scheduler=None, **changes):
+    """The rows of one word after training from `start_rows`."""
+    word = word_of(pipeline, photos, seed, **changes)
+    return train_together(pipeline, [word], on_step, scheduler)[0]
 
 
 def weights_of(pipeline) -> dict[str, torch.Tensor]:
@@ -268,7 +322,7 @@ def loss_of(pipeline, rows, photos) -> float:
     tokenizer, scheduler = copy.deepcopy(pipeline.tokenizer), scheduler_of(pipeline)
     first_id = add_tokens(tokenizer, "<x>", len(rows))[0]
     ids = template_ids(tokenizer, ["a photo of a {}"], "<x>", len(rows)).repeat(128, 1)
-    means, _ = latent_posteriors(pipeline.vae, photos)
+    means, _ = posteriors_of(pipeline.vae, photos)
     latents = means[:, 0].repeat(64, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=stream(77))
     steps = torch.randint(1000, (128,), generator=stream(78))
@@ -301,7 +355,7 @@ def test_batches_and_accumulation(pipeline, photos_tensor, monkeypatch):
     monkeypatch.setattr(pipeline.unet, "forward", spy)
     train(
         pipeline, photos_tensor, train_batch_size=3, gradient_accumulation_steps=4,
-        on_step=lambda step, loss, *_: losses.append((step, loss)),
+        on_step=lambda word: losses.append((word.step, word.loss)),
     )  # fmt: skip
     assert batches == [3] * 8
     assert [step for step, _ in losses] == [1, 2]
@@ -332,7 +386,7 @@ def test_learning_rate_follows_its_schedule(pipeline, photos_tensor, name, rates
     seen = []
     train(
         pipeline, photos_tensor, max_train_steps=4, learning_rate=1e-3, lr_scheduler=name,
-        lr_warmup_steps=2, on_step=lambda step, loss, rate, rows: seen.append(rate),
+        lr_warmup_steps=2, on_step=lambda word: seen.append(word.rate),
     )  # fmt: skip
     assert seen == pytest.approx([1e-3 * rate for rate in rates])
 
@@ -360,7 +414,7 @@ def test_model_of_velocity_is_trained_on_velocity(pipeline, photos_tensor):
         train(
             pipeline, photos_tensor, max_train_steps=1, scheduler=scheduler_of(
                 pipeline, prediction_type=kind
-            ), on_step=lambda step, loss, *_, kind=kind: losses.setdefault(kind, loss),
+            ), on_step=lambda word, kind=kind: losses.setdefault(kind, word.loss),
         )  # fmt: skip
     assert abs(losses["epsilon"] - losses["v_prediction"]) > 1e-3
 
@@ -390,22 +444,131 @@ def test_frozen_parts_may_be_in_half_precision(small_model, pipeline, photos_ten
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_diverging_rows_are_an_error(pipeline, photos_tensor, value):
-    means, deviations = latent_posteriors(pipeline.vae, photos_tensor)
-    tokenizer = copy.deepcopy(pipeline.tokenizer)
-    first_id = add_tokens(tokenizer, "<x>", NUM_VECTORS)[0]
-    settings = TrainingSettings(3, 2, 1, 1e-2, "constant", 0)
-    with pytest.raises(TrainingDiverged, match=r"loss is (nan|inf) at step 1 \(learning rate 0.01"):
-        train_rows(
-            pipeline, scheduler_of(pipeline), torch.full((NUM_VECTORS, 32), value), first_id,
-            template_ids(tokenizer, ["a {}"], "<x>", NUM_VECTORS), (means, deviations), settings,
-            stream(0),
-        )  # fmt: skip
+def test_diverging_word_stops_and_the_others_go_on(pipeline, photos_tensor, value):
+    good = [word_of(pipeline, photos_tensor, seed, max_train_steps=4) for seed in (0, 1)]
+    rows = torch.full((NUM_VECTORS, 32), value)
+    bad = word_of(pipeline, photos_tensor, 2, rows, max_train_steps=4)
+    sizes = []
+    for took_part in train_words(
+        pipeline, scheduler_of(pipeline), [good[0], bad, good[1]], prompts_of(pipeline)
+    ):
+        sizes.append(len(took_part))
+    assert sizes == [3, 2, 2, 2]
+    assert bad.diverged.startswith("loss is ") and "at step 1 (learning rate 0.01)" in bad.diverged
+    assert (bad.step, bad.is_running, bad.is_done) == (0, False, False)
+    for seed, word in enumerate(good):
+        assert word.is_done and word.diverged is None
+        alone = train(pipeline, photos_tensor, seed, max_train_steps=4)
+        assert torch.allclose(word.trained_rows()[0], alone, atol=1e-5)
 
 
-def test_a_last_step_that_breaks_the_rows_is_an_error(pipeline, photos_tensor):
-    with pytest.raises(TrainingDiverged, match="rows are not finite after step 1"):
-        train(pipeline, photos_tensor, max_train_steps=1, learning_rate=float("inf"))
+def test_a_last_step_that_breaks_the_rows_is_noticed(pipeline, photos_tensor):
+    word = word_of(pipeline, photos_tensor, max_train_steps=1, learning_rate=float("inf"))
+    train_together(pipeline, [word])
+    assert word.diverged == "rows are not finite after step 1"
+
+
+# --- several words at once -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_words_of_one_batch_come_out_as_if_alone(pipeline, photos_tensor, count):
+    """AdamW moves by about the sign of a gradient, which rounding may turn where it is tiny."""
+    photos = [photos_tensor * (0.5 + 0.1 * n) for n in range(count)]
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    starts = [initial_rows(table[40 + n], NUM_VECTORS, stream(n)) for n in range(count)]
+    changes = {"max_train_steps": 20, "train_batch_size": 2, "learning_rate": 1e-3}
+
+    def word(n):
+        return word_of(pipeline, photos[n], n, starts[n], **changes)
+
+    together = train_together(pipeline, [word(n) for n in range(count)])
+    for n, rows in enumerate(together):
+        (alone,) = train_together(pipeline, [word(n)])
+        assert torch.allclose(rows, alone, atol=2e-5)
+        assert (rows - starts[n]).abs().mean() > 3e-3
+    assert len({rows.numpy().tobytes() for rows in together}) == count
+
+
+def test_each_word_has_its_own_end(pipeline, photos_tensor):
+    words = [word_of(pipeline, photos_tensor, n, max_train_steps=n + 1) for n in range(3)]
+    sizes = [
+        len(took_part)
+        for took_part in train_words(pipeline, scheduler_of(pipeline), words, prompts_of(pipeline))
+    ]
+    assert sizes == [3, 2, 1]
+    assert [word.step for word in words] == [1, 2, 3]
+    alone = train(pipeline, photos_tensor, 2, max_train_steps=3)
+    assert torch.allclose(words[2].trained_rows()[0], alone, atol=1e-5)
+
+
+def test_overflowing_word_skips_its_own_step_alone(small_model, photos_tensor):
+    half = load_pipeline(inspect_model(small_model), torch.device("cpu"), torch.float16)
+    words = [word_of(half, photos_tensor, n, max_train_steps=3) for n in range(3)]
+    words[1].scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    rows = train_together(half, words)
+    assert torch.equal(rows[1], start_rows(half))  # three overflows, a half of the scale each
+    assert words[1].scaler.get_scale() == 2.0**37
+    assert words[1].step == 3 and words[1].diverged is None
+    for n in (0, 2):
+        alone = train(half, photos_tensor, n, max_train_steps=3)
+        assert torch.allclose(rows[n], alone, atol=5e-3)
+        assert ((rows[n] - start_rows(half)).abs().mean(dim=1) > 5e-3).all()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_state_goes_on_bit_for_bit(pipeline, photos_tensor, tmp_path, schedule, stop):
+    options = {"max_train_steps": 5, "lr_scheduler": schedule, "lr_warmup_steps": 2}
+    photos = photos_tensor[[0, 1, 0]]  # batches of two: the order is cut in the middle of a pass
+
+    def words():
+        return [word_of(pipeline, photos, n, **options) for n in range(2)]
+
+    whole = train_together(pipeline, words())
+    before, after = words(), words()
+    for _, _ in zip(
+        range(stop), train_words(pipeline, scheduler_of(pipeline), before, prompts_of(pipeline))
+    ):
+        pass
+    for number, (old, new) in enumerate(zip(before, after)):
+        torch.save(old.state_dict(), tmp_path / str(number))
+        new.load_state_dict(torch.load(tmp_path / str(number), weights_only=True))
+        assert new.step == stop
+    for found, expected in zip(train_together(pipeline, after), whole):
+        assert torch.equal(found, expected)
+
+
+def test_loss_scale_is_part_of_the_state(small_model, photos_tensor):
+    half = load_pipeline(inspect_model(small_model), torch.device("cpu"), torch.float16)
+    old, new = (word_of(half, photos_tensor) for _ in range(2))
+    old.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    train_together(half, [old])
+    new.load_state_dict(old.state_dict())
+    assert new.scaler.get_scale() == old.scaler.get_scale() == 2.0**38
+
+
+def test_validation_loss_depends_on_rows_and_nothing_else(pipeline, photos_tensor):
+    words = [word_of(pipeline, photos_tensor, n, max_train_steps=8) for n in range(2)]
+    scheduler, prompts = scheduler_of(pipeline), prompts_of(pipeline)
+
+    def losses(words, seeds=(5, 6)):
+        return validation_losses(
+            pipeline, scheduler, words, [stream(seed) for seed in seeds], prompts
+        )
+
+    before = losses(words)
+    assert losses(words) == before  # no chance of the training's is used up
+    assert losses(words[1:], seeds=(6,)) == pytest.approx(before[1:], abs=1e-5)
+    train_together(pipeline, words)
+    after = losses(words)
+    assert all(abs(x - y) > 1e-5 for x, y in zip(before, after))
+    assert losses(words) == after
+    assert torch.equal(
+        words[0].trained_rows()[0], train_together(pipeline, [
+            word_of(pipeline, photos_tensor, n, max_train_steps=8) for n in range(2)
+        ])[0]
+    )  # fmt: skip
 
 
 # --- fine_tune.py ----------------------------------------------------------------------------
@@ -524,15 +687,41 @@ def test_equal_runs_give_equal_bytes_whatever_is_watched(tune):
         "--report_to=tensorboard", name="watched",
     )  # fmt: skip
     assert bytes_of("watched") == expected
+    tune("--classes", "toy train", name="one")
+    (found,), (wanted,) = (
+        read_embeddings(word("toy_train", name=name)).values() for name in ("one", "e")
+    )
+    assert torch.allclose(found, wanted, atol=1e-5)  # in other company
+
+
+def test_shards_take_whole_groups(tune):
+    """Six words in groups of two: whoever trains them, in whatever order, the bits are the same."""
+    flags = ["--num_trials=2", "--classes_per_step=2"]
+    assert tune(*flags)[0] == 0
+    expected = bytes_of()
+    assert len(expected) == 6
     made = []
     for index in (1, 0):
-        tune("--shard_index", index, "--num_shards=2", name="shards")
+        tune(*flags, "--shard_index", index, "--num_shards=2", name="shards")
         made.append(len(bytes_of("shards")))
-    assert made == [1, 3]
+    assert made == [2, 6]
     assert bytes_of("shards") == expected
-    tune("--classes", "toy train", name="one")
-    assert bytes_of("one").items() < expected.items()
-    assert len(bytes_of("one")) == 1
+    _, err = tune(*flags, "--shard_index=3", "--num_shards=4", name="many")
+    assert "6 classes in steps of 2 are work for 3 of 4 processes; --classes_per_step 1" in err
+    assert "nothing left to do for shard 3 of 4" in err
+    assert not Path("output/many").exists()
+
+
+def test_groups_change_nothing_but_rounding(tune):
+    for size in (1, 3):
+        assert tune("--classes_per_step", size, "--num_vectors=2", name=f"by{size}")[0] == 0
+    for folder in FOLDERS:
+        one, three = (
+            next(iter(read_embeddings(word(folder, name=f"by{size}")).values())) for size in (1, 3)
+        )
+        assert torch.allclose(one, three, atol=1e-5)
+    configs = {read_config(trial(name=f"by{size}"))["id"] for size in (1, 3)}
+    assert len(configs) == 1
 
 
 def test_finished_words_are_skipped(tune, monkeypatch):
@@ -582,23 +771,188 @@ def test_other_photos_of_a_class_are_refused(tune, photos):
     assert "was made with other settings: photos (there " in err and "--overwrite" in err
 
 
-def test_interrupted_run_goes_on_where_it_was(tune, monkeypatch):
-    tune(name="whole")
-    train_class = fine_tune.train_class
+WRITES_OF_A_RUN = 19  # config.json, five checkpoints of three words, and the words
 
-    def interrupted(args, pipeline, scheduler, job, *rest):
-        if job.class_name == "stop sign":
+
+@pytest.mark.parametrize("moment", [0, 2, 5, 9, 12, 14, 15, 16, 17, 18, WRITES_OF_A_RUN])
+def test_interrupted_run_goes_on_where_it_was(tune, monkeypatch, moment):
+    """Whichever file was being written: the rerun ends with the same bytes and leaves no other."""
+    flags = ["--max_train_steps=5", "--checkpointing_steps=1", "--checkpoints_total_limit=1"]
+    writes, replace = [], os.replace
+
+    def interrupting(*args):
+        writes.append(args)
+        if len(writes) == moment + 1:
             raise KeyboardInterrupt
-        return train_class(args, pipeline, scheduler, job, *rest)
+        replace(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tune, "train_class", interrupted)
-        status, err = tune()
-    assert status == 130
-    assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
-    assert len(bytes_of()) == 1
-    assert tune()[0] == 0
+        patch.setattr(os, "replace", interrupting)
+        status, err = tune(*flags)
+    if moment == WRITES_OF_A_RUN:
+        assert (status, len(writes)) == (0, WRITES_OF_A_RUN)  # so the moments above are all
+    else:
+        assert status == 130
+        assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
+    monkeypatch.setattr(fine_tune, "load_pipeline", load_pipeline)
+    assert tune(*flags)[0] == 0
+    assert bytes_of() == whole_run(tune)
+    left = [path for path in Path("output/e").rglob("*") if "checkpoint" in path.name]
+    assert left == []
+
+
+whole = {}
+
+
+def whole_run(tune) -> dict[str, bytes]:
+    """The words of an uninterrupted run, trained once for all tests."""
+    if not whole:
+        assert tune("--max_train_steps=5", name="whole")[0] == 0
+        whole.update(bytes_of("whole"))
+    return whole
+
+
+def stop_after(monkeypatch, step: int):
+    """Interrupt the training once that many steps are done."""
+    from semantic_aug import textual_inversion
+
+    def stopping(*args):
+        for took_part in textual_inversion.train_words(*args):
+            yield took_part
+            if took_part[0].step == step:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(fine_tune, "train_words", stopping)
+
+
+def test_checkpoints_are_kept_as_told_and_gone_on_from(tune, monkeypatch):
+    flags = ["--max_train_steps=5", "--checkpointing_steps=1", "--checkpoints_total_limit=3"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5 - 1)
+        assert tune(*flags)[0] == 130
+    names = sorted(path.name for path in (trial() / "cat").iterdir())
+    assert names == ["checkpoint-2.pt", "checkpoint-3.pt", "checkpoint-4.pt"]
+    (trial() / "toy_train" / "checkpoint-4.pt").unlink()  # as if killed before this was written
+    _, err = tune(*flags)
+    assert "seed=0_ex=1/cat: goes on from step 3 of 5" in err.splitlines()
+    assert bytes_of() == whole_run(tune)
+
+
+def test_words_that_share_no_checkpoint_go_on_apart(tune, monkeypatch):
+    flags = ["--max_train_steps=5", "--checkpointing_steps=2", "--checkpoints_total_limit=1"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        tune(*flags)
+    for path in (trial() / "cat").iterdir():
+        path.unlink()
+    status, err = tune(*flags)
+    assert status == 0
+    assert "stop_sign: goes on from step 4 of 5" in err and "cat: goes on" not in err
+    tune("--max_train_steps=5", name="other")
+    for folder in FOLDERS:
+        rows = [next(iter(read_embeddings(word(folder, name=n)).values())) for n in ("e", "other")]
+        assert torch.allclose(*rows, atol=1e-5)
+
+
+def test_one_checkpoint_by_its_path(tune, monkeypatch, tmp_path):
+    flags = ["--max_train_steps=5", "--checkpointing_steps=1", "--checkpoints_total_limit=9"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        tune(*flags)
+    kept = tmp_path / "kept.pt"
+    shutil.copy(trial() / "cat" / "checkpoint-2.pt", kept)
+    _, err = tune(*flags, f"--resume_from_checkpoint={kept}")
+    assert "seed=0_ex=1/cat: goes on from step 2 of 5" in err
+    assert "seed=0_ex=1/toy_train: goes on from step 2 of 5" in err  # where all meet
+    expected = whole_run(tune)
+    for folder in FOLDERS:
+        name = f"seed=0_ex=1/{folder}/learned_embeds.safetensors"
+        Path("expected.safetensors").write_bytes(expected[name])
+        (wanted,) = read_embeddings("expected.safetensors").values()
+        (found,) = read_embeddings(word(folder)).values()
+        assert torch.allclose(found, wanted, atol=1e-5)
+    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    for path, message in (
+        (tmp_path / "absent.pt", f"checkpoint {tmp_path / 'absent.pt'} does not exist"),
+        (word(), f"cannot read checkpoint {word()}: it is damaged"),
+    ):
+        status, err = tune(*flags, f"--resume_from_checkpoint={path}", name="new")
+        assert (status, err.count("\n")) == (2, 1) and message in err
+    status, err = tune(*flags, f"--resume_from_checkpoint={kept}", "--seed=5", name="new")
+    assert status == 2
+    assert f"{kept} is of class 'cat' with seed 0 and 1 examples per class, which is not" in err
+
+
+def test_checkpoint_of_other_settings_is_refused_by_name(tune, monkeypatch, tmp_path):
+    flags = ["--max_train_steps=3", "--checkpointing_steps=1", "--classes", "cat"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        tune(*flags)
+    kept = tmp_path / "kept.pt"
+    shutil.copy(trial() / "cat" / "checkpoint-2.pt", kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tune, "load_pipeline", fail)
+        status, err = tune(*flags, "--learning_rate=0.1")
+        assert status == 2 and "learning_rate (there 0.0005, now 0.1)" in err
+        status, err = tune(*flags, "--initializer_token=motor")
+        assert status == 2 and "initializer (there cat, now motor)" in err
+        resume = f"--resume_from_checkpoint={kept}"
+        status, err = tune(*flags, resume, "--num_vectors=2", name="new")
+        assert status == 2 and err.count("\n") == 1
+        assert "kept.pt was made with other settings: num_vectors (there 1, now 2)" in err
+    assert tune(*flags, "--learning_rate=0.1", "--overwrite")[0] == 0
+    tune(*flags, "--learning_rate=0.1", name="fresh")
+    assert bytes_of() == bytes_of("fresh")
+
+
+def test_full_disk_during_a_checkpoint_keeps_the_one_before(tune, monkeypatch):
+    flags = ["--max_train_steps=5", "--checkpointing_steps=1", "--checkpoints_total_limit=1"]
+    save = torch.save
+
+    def full(content, path):
+        if "checkpoint-3" in str(path) and "toy_train" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(content, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        status, err = tune(*flags)
+    assert status == 2
+    last = err.splitlines()[-1]
+    assert "No space left on device; make room and run the same command again" in last
+    assert not list(Path("output").rglob("*.tmp"))
+    assert (trial() / "toy_train" / "checkpoint-2.pt").exists()
+    _, err = tune(*flags)
+    assert "toy_train: goes on from step 2 of 5" in err
+    assert bytes_of() == whole_run(tune)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", [1, 3, 6])
+def test_killed_process_goes_on(tune, workdir, photos, small_model, wanted):
+    """`kill -9` while checkpoints are being written, at three moments."""
+    flags = ["--max_train_steps=40", "--checkpointing_steps=1", "--checkpoints_total_limit=1"]
+    argv = [
+        sys.executable, str(ROOT / "fine_tune.py"), "--dataset=folder", f"--data_dir={photos}",
+        "--experiment_name=e", f"--model_path={small_model}", "--train_batch_size=1",
+        "--report_to=none", *flags,
+    ]  # fmt: skip
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: more give other last bits
+    process = subprocess.Popen(argv, cwd=workdir, env=one_thread, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        steps = [int(p.stem.split("-")[1]) for p in Path("output").rglob("checkpoint-*.pt")]
+        if max(steps, default=0) >= wanted:
+            break
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -9  # it was still at work
+    status, err = tune(*flags)
+    assert status == 0 and "goes on from step" in err
+    tune("--max_train_steps=40", name="whole")
     assert bytes_of() == bytes_of("whole")
+    assert not list(Path("output/e").rglob("*.tmp")) and not list(Path("output/e").rglob("*.pt"))
 
 
 def test_overwrite_trains_again(tune):
@@ -645,7 +999,8 @@ def broken_model(small_model, tmp_path_factory) -> str:
 def test_diverging_class_is_left_out_and_named(tune, broken_model):
     status, err = tune(model=broken_model)
     assert status == 1
-    assert "seed=0_ex=1/stop_sign: loss is nan at step 1 (learning rate 0.0005, float32); " in err
+    line = "seed=0_ex=1/stop_sign: loss is nan at step 1 (learning rate 0.0005) in float32; "
+    assert line in err
     assert err.splitlines()[-1] == "not trained: seed=0_ex=1/stop_sign"
     assert sorted(bytes_of()) == [
         f"seed=0_ex=1/{name}/learned_embeds.safetensors" for name in ("cat", "toy_train")
@@ -706,14 +1061,164 @@ def test_broken_weights_are_one_line(tune, small_model, tmp_path):
     assert not Path("output").exists()
 
 
-def test_xl_model_is_refused(tune, small_model, tmp_path):
-    model = shutil.copytree(small_model, tmp_path / "model")
-    index = json.loads((model / "model_index.json").read_text())
-    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
-    (model / "model_index.json").write_text(json.dumps(index))
-    status, err = tune(model=model)
-    assert status == 2
-    assert "is an SDXL, with two text encoders; expected SD 1.x or 2.x" in err
+def test_diverging_class_keeps_its_last_checkpoint(tune, monkeypatch):
+    from semantic_aug import textual_inversion
+
+    def breaking(*args):
+        for took_part in textual_inversion.train_words(*args):
+            yield took_part
+            if len(took_part) == 3 and took_part[1].step == 2:
+                with torch.no_grad():
+                    took_part[1].rows[0].fill_(math.nan)
+
+    flags = ["--max_train_steps=5", "--checkpointing_steps=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tune, "train_words", breaking)
+        status, err = tune(*flags)
+    assert status == 1
+    assert "loss is nan at step 3 (learning rate 0.0005) in float32; this class is left out, the "
+    assert "the checkpoint of step 2 is kept; try a lower --learning_rate" in err
+    assert len(bytes_of()) == 2
+    assert [path.name for path in sorted((trial() / "stop_sign").iterdir())] == [
+        "checkpoint-1.pt", "checkpoint-2.pt",
+    ]  # fmt: skip
+    _, err = tune(*flags)
+    assert "stop_sign: goes on from step 2 of 5" in err
+    (found,) = read_embeddings(word("stop_sign")).values()
+    assert found.isfinite().all()
+
+
+# --- every Stable Diffusion ------------------------------------------------------------------
+
+
+def test_model_of_velocity(tune, velocity_model):
+    assert tune("--classes", "cat", model=velocity_model)[0] == 0
+    ((_, rows),) = read_embeddings(word()).items()
+    assert rows.shape == (1, 48)
+
+
+def test_xl_learns_rows_of_both_text_encoders(tune, xl_model, photos, capsys):
+    """They are loaded by stock diffusers, and the project's own augmentation sees the same."""
+    status, err = tune(
+        "--num_vectors=2", "--learning_rate=0.1", "--validation_prompt=a photo of a *",
+        "--num_validation_images=1", model=xl_model,
+    )  # fmt: skip
+    assert status == 0, err
+    assert Image.open(next((trial() / "cat" / "validation").iterdir())).size == (32, 32)
+    first, second = (
+        read_embeddings(trial() / "stop_sign" / name)["<stop_sign>"]
+        for name in ("learned_embeds.safetensors", "learned_embeds_2.safetensors")
+    )
+    assert (first.shape, second.shape) == ((2, 32), (2, 48))
+    stock = StableDiffusionXLPipeline.from_pretrained(xl_model)
+    (start,) = stock.tokenizer("sign", add_special_tokens=False).input_ids
+    for rows, encoder in ((first, stock.text_encoder), (second, stock.text_encoder_2)):
+        moved = (rows - encoder.get_input_embeddings().weight[start]).abs().mean(dim=1)
+        assert (moved > 0.05).all()  # both learn
+
+    assert aggregate_embeddings.main(["--experiment_name=e"]) is None
+    merged = Path("output/e/fine-tuned-merged/seed=0_ex=1.safetensors")
+    words = read_words(merged, 2)
+    assert torch.equal(words[0]["<stop_sign>"], first)
+    assert torch.equal(words[1]["<stop_sign>"], second)
+    for rows, tokenizer, encoder in (
+        (words[0], stock.tokenizer, stock.text_encoder),
+        (words[1], stock.tokenizer_2, stock.text_encoder_2),
+    ):
+        stock.load_textual_inversion(
+            [{token: each} for token, each in rows.items()],
+            tokenizer=tokenizer, text_encoder=encoder,
+        )  # fmt: skip
+    expected = stock.encode_prompt("a photo of a <stop_sign>")
+    own = load_pipeline(inspect_model(xl_model), torch.device("cpu"), torch.float32)
+    aug = TextualInversion(merged, own, strength=0.5, num_inference_steps=2)
+    found = aug.edit.pipeline.encode_prompt("a photo of a <stop_sign>")
+    for x, y in zip(found, expected):
+        assert torch.allclose(x, y, atol=1e-5)
+    plain = own.encode_prompt("a photo of a <stop_sign>")
+    assert not torch.equal(plain[0], expected[0]) and not torch.equal(plain[2], expected[2])
+
+    argv = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e", "--num_synthetic=1",
+            f"--model_path={xl_model}", "--num_inference_steps=2"]  # fmt: skip
+    assert run(generate_augmentations.main, argv, capsys)[0] == 0
+    images = Path("output/e/aug/seed=0_ex=1")
+    before = {path.name: path.read_bytes() for path in images.glob("*.png")}
+    assert len(before) == 3
+    second = embedding_files(merged)[1]
+    rows = read_embeddings(second)
+    write_embeddings(second, rows | {"<cat>": rows["<cat>"] + 1}, read_header(second))
+    status, err = run(generate_augmentations.main, argv, capsys)
+    assert status == 2 and "made with other words" in err and "cat" in err
+    second.unlink()
+    status, err = run(generate_augmentations.main, argv, capsys)
+    assert (status, err.count("\n")) == (2, 2) and f"{second} does not exist" in err
+
+
+def test_training_sees_the_prompts_as_the_pipeline_does(xl_model):
+    """The conditions of training are those of stock inference, for both kinds of model."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(xl_model)
+    rows = [torch.randn(2, 32, generator=stream(1)), torch.randn(2, 48, generator=stream(2))]
+    pairs = text_encoders(pipeline)
+    for (tokenizer, encoder), each in zip(pairs, rows):
+        pipeline.load_textual_inversion([{"<y>": each}], tokenizer=tokenizer, text_encoder=encoder)
+    expected = pipeline.encode_prompt("a photo of a <y>", do_classifier_free_guidance=False)
+    fresh = StableDiffusionXLPipeline.from_pretrained(xl_model)
+    prompts = tokenise(fresh, ["a photo of a {}"], "<x>", 2)
+    other = [torch.zeros_like(each) for each in rows]
+    for number, words in enumerate(([rows, other], [other, rows])):
+        ids = prompts.of_word(number, 2, torch.tensor([0]))
+        with torch.no_grad(), words_in_place(fresh, words, prompts.first_ids):
+            hidden, added = encode_prompts(fresh, ids, (16, 16))
+        assert torch.equal(hidden, expected[0])
+        assert torch.equal(added["text_embeds"], expected[2])
+        assert added["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]]
+
+
+def test_word_without_its_second_file_is_not_merged(tune, xl_model, merge):
+    tune(model=xl_model)
+    missing = trial() / "cat" / "learned_embeds_2.safetensors"
+    missing.unlink()
+    status, _, err = merge()
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"{missing} is missing, and other classes have theirs" in err
+
+
+# --- sentences -------------------------------------------------------------------------------
+
+
+def test_sentences_for_machine_parts_and_of_a_file(tune, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("\ufeffa weld of the {} kind\n\n  the {} {{seam}}  \n", encoding="utf-8")
+    assert load_templates(str(own)) == ("a weld of the {} kind", "the {} {{seam}}")
+    flags = ["--classes", "cat"]
+    tune(*flags, name="plain")
+    for name in ("mvip", "object", str(own)):
+        experiment = Path(name).stem
+        assert tune(*flags, f"--templates={name}", name=experiment)[0] == 0
+    rows = {n: word(name=n).read_bytes() for n in ("plain", "object", "mvip", "own")}
+    assert rows["plain"] == rows["object"]
+    assert len(set(rows.values())) == 3
+    kept = read_config(trial(name="own"))["settings"]["templates"]
+    assert kept == ["a weld of the {} kind", "the {} {{seam}}"]
+    assert read_config(trial(name="mvip"))["settings"]["templates"] == "mvip"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "expected object, style, mvip or a text file of one sentence per line (No such"),
+        ("", "own.txt is empty"),
+        ("a {}\nno word\n", "line 2 of own.txt is 'no word', expected a sentence that holds {} on"),
+        ("a {} and a {}", "line 1 of own.txt"),
+        (b"\xff\xfe{}", "it is not UTF-8 text"),
+    ],
+)
+def test_sentences_that_cannot_be_used(tune, workdir, content, message):
+    if content is not None:
+        Path("own.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    status, err = tune("--templates=own.txt")
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err and "--templates" in err
 
 
 def test_own_token_for_one_class(tune):
@@ -776,7 +1281,8 @@ def test_flag_has_an_effect(tune, photos, flag):
     assert (rows[0] - rows[1]).abs().max() > 1e-6
     settings = [read_config(trial(name=name))["settings"] for name in ("plain", "changed")]
     differing = [key for key in settings[0] if settings[0][key] != settings[1][key]]
-    assert differing == [flag.removeprefix("--").split("=")[0]]
+    name = flag.removeprefix("--").split("=")[0]
+    assert differing == ["templates" if name == "learnable_property" else name]
 
 
 def test_center_crop_takes_the_middle():
@@ -822,13 +1328,13 @@ def test_validation_images_show_the_word(tune):
     images = {}
     for folder in ("cat", "toy_train"):
         paths = sorted((trial(name="shown") / folder / "validation").iterdir())
-        assert [path.name for path in paths] == ["000.png", "001.png"]
+        assert [path.name for path in paths] == ["000002-000.png", "000002-001.png"]
         images[folder] = [Image.open(path).tobytes() for path in paths]
         assert Image.open(paths[0]).size == (32, 32)
         assert images[folder][0] != images[folder][1]
     _, err = tune("--validation_prompt=a photo of a cat", *flags, "--classes", "cat", name="plain")
     assert "--validation_prompt has no *: its images will not show the learned words" in err
-    plain = Image.open(trial(name="plain") / "cat" / "validation" / "000.png").tobytes()
+    plain = Image.open(trial(name="plain") / "cat" / "validation" / "000002-000.png").tobytes()
     assert plain != images["cat"][0]  # the word, not its class's name, made the image
 
 
@@ -845,6 +1351,130 @@ def test_losses_go_to_tensorboard(tune):
     assert events.Scalars("lr/seed=0_ex=1/cat")[0].value == pytest.approx(5e-4)
     tune(name="quiet")
     assert not Path("output/quiet/logs").exists()
+
+
+def test_validation_while_learning(tune):
+    """Losses and images at the start, in between and at the end, in files and in TensorBoard."""
+    status, err = tune(
+        "--classes", "cat", "toy train", "--max_train_steps=5", "--validation_steps=2",
+        "--validation_prompt=a photo of a *", "--num_validation_images=1",
+        "--learning_rate=0.1", "--report_to=tensorboard",
+    )  # fmt: skip
+    assert status == 0
+    folder = trial() / "cat" / "validation"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["000002-000.png", "000004-000.png", "000005-000.png", "loss.csv"]
+    table = [line.split(",") for line in (folder / "loss.csv").read_text().splitlines()]
+    assert table[0] == ["step", "loss"] and [int(row[0]) for row in table[1:]] == [0, 2, 4, 5]
+    losses = [float(row[1]) for row in table[1:]]
+    assert len(set(losses)) == 4 and all(0.5 < loss < 2 for loss in losses)
+    assert re.search(r"step 4: validation loss \d\.\d+, mean of 2 classes", err)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = {path.parent for path in Path("output/e/logs").rglob("events*")}
+    events = EventAccumulator(str(events)).Reload()
+    scalars = events.Scalars("validation_loss/seed=0_ex=1/cat")
+    assert [event.step for event in scalars] == [0, 2, 4, 5]
+    assert [event.value for event in scalars] == pytest.approx(losses, abs=1e-6)
+    images = events.Images("validation/seed=0_ex=1/cat")
+    assert [event.step for event in images] == [2, 4, 5]
+    shown = Image.open(io.BytesIO(images[-1].encoded_image_string))
+    assert shown.tobytes() == Image.open(folder / "000005-000.png").tobytes()
+
+
+def test_validation_losses_of_an_interrupted_run_are_those_of_a_whole_one(tune, monkeypatch):
+    flags = ["--max_train_steps=5", "--validation_steps=1", "--checkpointing_steps=2"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        tune(*flags)
+    tune(*flags)
+    tune(*flags, name="whole")
+    tables = [
+        (trial(name=n) / "cat" / "validation" / "loss.csv").read_text() for n in ("e", "whole")
+    ]
+    assert tables[0] == tables[1] and tables[0].count("\n") == 7
+
+
+def test_tracker_that_is_not_there(tune, monkeypatch):
+    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    status, err = tune("--report_to=mlflow")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--report_to: mlflow is not installed; pip install mlflow, or choose one of " in err
+    assert "tensorboard, none" in err
+    status, err = tune("--report_to=paper")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "got 'paper', expected one of " in err and "wandb" in err
+
+
+def test_other_trackers_are_passed_to_accelerate(tune, monkeypatch):
+    import accelerate.tracking
+
+    logged = []
+
+    class Notebook(accelerate.tracking.GeneralTracker):
+        name, requires_logging_directory = "notebook", False
+
+        def __init__(self, run_name):
+            self.run_name = run_name
+            super().__init__()
+
+        tracker = property(lambda self: self)
+
+        def start(self):
+            pass
+
+        def log(self, values, step=None, **kwargs):
+            logged.append((self.run_name, step, values))
+
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: ["notebook"])
+    accelerate.tracking.register_tracker_class(Notebook)
+    try:
+        assert tune("--classes", "cat", "--report_to=notebook")[0] == 0
+    finally:
+        del accelerate.tracking.LOGGER_TYPE_TO_CLASS["notebook"]
+    assert [(run, step) for run, step, _ in logged] == [("fine_tune-shard0of1", n) for n in (1, 2)]
+    assert set(logged[0][2]) == {"loss/seed=0_ex=1/cat", "lr/seed=0_ex=1/cat"}
+
+
+@pytest.mark.parametrize("flag", ["--attention_slicing", "--compile"])
+def test_ways_to_save_are_no_settings(tune, monkeypatch, flag):
+    compiled = []
+    monkeypatch.setattr(
+        UNet2DConditionModel, "compile", lambda self, *args, **kwargs: compiled.append(self)
+    )
+    tune("--classes", "cat", name="plain")
+    assert tune("--classes", "cat", flag, name="saving")[0] == 0
+    assert len(compiled) == (flag == "--compile")
+    rows = [read_embeddings(word(name=name))["<cat>"] for name in ("plain", "saving")]
+    assert torch.allclose(*rows, atol=1e-5)
+    configs = [read_config(trial(name=name))["id"] for name in ("plain", "saving")]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.slow
+def test_compiled_unet_gives_the_same_words(tune):
+    tune(name="plain")
+    status, err = tune("--compile", "--validation_steps=1", name="compiled")
+    assert status == 0, err
+    for folder in FOLDERS:
+        rows = [read_embeddings(word(folder, name=name)) for name in ("plain", "compiled")]
+        for x, y in zip(*(each.values() for each in rows)):
+            assert torch.allclose(x, y, atol=1e-5)
+
+
+def test_each_photo_is_encoded_once(tune, monkeypatch):
+    """Nested subsets of two sizes, two seeds: nine photos, however many trials."""
+    encoded = []
+
+    def counting(vae, photo):
+        encoded.append(photo.numpy().tobytes())
+        return latent_posterior(vae, photo)
+
+    monkeypatch.setattr(fine_tune, "latent_posterior", counting)
+    flags = ["--examples_per_class", "1", "3", "--num_trials=2"]
+    assert tune(*flags)[0] == 0
+    assert len(encoded) == len(set(encoded)) == 9
 
 
 ODD_CLASSES = ("MOTOR Block", "motor block", "a.b", "Stra\u00dfe \u0130", "hidden..", "<x>")

@@ -1,0 +1,82 @@
+"""Checkpoints of words in training: output/EXP/fine-tuned/seed=S_ex=N/CLASS/checkpoint-STEP.pt.
+
+Each word has files of its own, because each is trained as if alone. They are removed once the word
+is finished.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from semantic_aug import UserError
+from semantic_aug.experiment import atomic_path
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The checkpoint after `step` optimiser steps of the word whose folder this is."""
+    return folder / f"checkpoint-{step}.pt"
+
+
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a word's folder by step, earliest first."""
+    found = {}
+    for path in folder.glob("checkpoint-*.pt"):
+        match = re.fullmatch(r"checkpoint-(\d+)\.pt", path.name)
+        if match:
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def write_checkpoint(path: Path, state: Mapping, header: Mapping, settings: Mapping) -> None:
+    """Write a word's state, whole or not at all, with what it depends on."""
+    texts = {key: str(value) for key, value in header.items()}
+    with atomic_path(path) as temporary:
+        torch.save({"state": state, "header": texts, "settings": json.dumps(settings)}, temporary)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The dictionary with `step`, `state`, `header` and `settings` of a checkpoint.
+
+    Raises:
+        UserError: the file is missing or damaged, or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        found["settings"] = json.loads(found["settings"])
+        step, _ = int(found["state"]["step"]), found["header"]["class"]
+    except Exception as error:  # on broken files, the unpickler raises all that Python has
+        raise UserError(
+            f"cannot read checkpoint {path}: it is damaged, or not one of fine_tune.py; remove it "
+            "to start from an earlier one"
+        ) from error
+    return found | {"step": step}
+
+
+def differing_keys(checkpoint: Mapping, header: Mapping, settings: Mapping) -> list[str]:
+    """What a checkpoint was made with that differs from now, as texts of key and both values."""
+    before, now = checkpoint["settings"], json.loads(json.dumps(settings))
+    differing = [
+        f"{key} (there {json.dumps(before.get(key))}, now {json.dumps(now.get(key))})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    there = checkpoint["header"]
+    keys = ("class", "seed", "examples_per_class", "token", "initializer", "steps", "photos")
+    differing += [
+        f"{key} (there {there.get(key)}, now {header[key]})"
+        for key in keys
+        if there.get(key) != str(header[key])
+    ]
+    return differing
+
+
+def remove_checkpoints(folder: Path, keep: int = 0) -> None:
+    """Remove all checkpoints of a word but the latest `keep`."""
+    found = list(list_checkpoints(folder).values())
+    for path in found[: max(0, len(found) - keep)]:
+        path.unlink(missing_ok=True)
