@@ -22,35 +22,6 @@ def pick_device():
     return torch.device("cpu")
 
 
-class ThreadChoice:
-    """Tries one and two threads every 80 steps and keeps the faster.
-
-    Two threads that wait for each other are slower than one where another process holds a core;
-    on a quiet machine they are nearly twice as fast.
-    """
-
-    def __init__(self, device):
-        self.active = device.type == "cpu" and "SAMPLE_THREADS" not in os.environ
-        self.count, self.times, self.last = 0, {1: [], 2: []}, time.time()
-
-    def step(self):
-        if not self.active:
-            return
-        now = time.time()
-        phase = self.count % 80
-        if phase < 9:
-            if phase not in (0, 4):  # the first step after a change is not typical
-                self.times[torch.get_num_threads()].append(now - self.last)
-            if phase in (0, 4):
-                torch.set_num_threads(2 if phase == 0 else 1)
-            if phase == 8:
-                typical = {n: float(np.median(t[-4:])) for n, t in self.times.items()}
-                torch.set_num_threads(min(typical, key=typical.get))
-                self.times = {1: [], 2: []}
-        self.count += 1
-        self.last = time.time()
-
-
 def step_generators(seed, step):
     """(numpy generator for indices and augmentation, torch CPU generator for noise) of one step."""
     torch_rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -89,7 +60,6 @@ class Run:
             name: {k: v.detach().clone() for k, v in module.state_dict().items()}
             for name, module in modules.items()
         }
-        self.threads = ThreadChoice(next(next(iter(modules.values())).parameters()).device)
         self.seconds, self.started, self.saved = 0.0, time.time(), time.time()
         if self.path.exists():
             state = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -125,14 +95,12 @@ class Run:
     def advance(self, losses, total, log_every=50):
         """After a step: average the weights, log, save now and then."""
         self.step += 1
-        self.threads.step()
         if self.step % 4 == 0 or self.step == total:
             self.update_average()
         self.losses.append(losses)
         if self.step % log_every == 0 or self.step == total:
             mean = {k: float(np.mean([x[k] for x in self.losses])) for k in losses}
             line = {"step": self.step, **{k: round(v, 5) for k, v in mean.items()}}
-            line["threads"] = torch.get_num_threads()
             line["seconds"] = round(self.seconds + time.time() - self.started, 1)
             with open(self.folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
