@@ -210,6 +210,30 @@ def text_encoders(pipeline) -> list[tuple]:
     return pairs
 
 
+@torch.no_grad()
+def encode_image(vae, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the VAE's posterior, [B, C, h, w], of images [B, 3, H, W] in [-1, 1].
+
+    SDXL's VAE overflows in float16 and says so in its configuration: it is used in float32.
+    """
+    dtype = vae.dtype
+    overflows = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if overflows:
+        vae.to(torch.float32)
+    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+    if overflows:
+        vae.to(dtype)
+    return posterior.mean, posterior.std
+
+
+def scale_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the UNet expects them, of about unit variance."""
+    config = vae.config
+    shift = torch.tensor(getattr(config, "latents_mean", None) or 0.0).view(-1, 1, 1).to(latents)
+    scale = torch.tensor(getattr(config, "latents_std", None) or 1.0).view(-1, 1, 1).to(latents)
+    return (latents - shift) * config.scaling_factor / scale
+
+
 def _from_pretrained(info: ModelInfo, dtype: torch.dtype, variant: str | None, options: dict):
     from diffusers import DiffusionPipeline
 

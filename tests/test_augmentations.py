@@ -1,14 +1,13 @@
 """Augmentations: sizes, random streams, masks, learned words, compositions, and the contract."""
 
 import copy
-import types
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_pipeline
-from diffusers import DDIMScheduler
+from diffusers import AutoPipelineForImage2Image, DDIMScheduler
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -73,6 +72,30 @@ def test_images_keep_their_sizes(pipeline, mask):
     assert [image.size for image in images] == sizes
     assert {image.mode for image in images} == {"RGB"}
     assert [len(each) for each in edits] == [1] * 5
+
+
+@pytest.mark.parametrize("family", ["small_model", "xl_model", "velocity_model"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_edits_are_those_of_the_stock_pipeline(family, guidance_scale, request):
+    """Photos and prompts are encoded once and kept; pixels stay what they are without that."""
+    folder = request.getfixturevalue(family)
+    ours = load_pipeline(inspect_model(folder), torch.device("cpu"), torch.float32)
+    aug = RealGuidance(ours, **FAST, guidance_scale=guidance_scale)
+    stock = AutoPipelineForImage2Image.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    encoded = []
+    forward = ours.vae.encode
+    ours.vae.encode = lambda pixels: encoded.append(len(pixels)) or forward(pixels)
+    images = [photo((32, 32), seed=i % 2) for i in range(4)]
+    streams = [stream(i) for i in range(4)]
+    found, _ = aug.augment(images, [0] * 4, [{"name": "cat"}] * 4, streams)
+    expected = stock(
+        ["a photo of a cat"] * 4, image=images, guidance_scale=guidance_scale,
+        generator=[stream(i) for i in range(4)], **FAST,
+    ).images  # fmt: skip
+    for x, y in zip(found, expected):
+        assert np.abs(pixels(x) - pixels(y)).max() <= 1
+    assert encoded == [1, 1]
 
 
 def test_one_image_gives_image_and_label(pipeline):
@@ -396,13 +419,6 @@ def test_file_with_a_token_of_the_model(pipeline, tmp_path):
     path = embeddings(tmp_path / "a.safetensors", token="<|startoftext|>")
     with pytest.raises(UserError, match=r"a\.safetensors: Token <\|startoftext\|> already in"):
         TextualInversion(path, pipeline)
-
-
-def test_model_with_two_text_encoders_is_refused(tmp_path):
-    path = embeddings(tmp_path / "a.safetensors")
-    parts = {"text_encoder_2": torch.nn.Identity()}
-    with pytest.raises(UserError, match="got an SDXL model"):
-        TextualInversion(path, types.SimpleNamespace(**parts))
 
 
 def test_missing_file(pipeline, tmp_path):

@@ -202,13 +202,16 @@ def test_posteriors_are_those_of_photos_and_their_mirror_images(pipeline, photos
     assert not torch.allclose(means[:, 0], means[:, 1], atol=1e-3)
 
 
-def test_posteriors_of_a_vae_with_a_shift(photos_tensor):
+def test_posteriors_of_a_vae_whose_latents_are_standardised(photos_tensor):
     vae = build_pipeline().vae
     plain = latent_posterior(vae, photos_tensor[0])
-    vae.register_to_config(shift_factor=0.5)
+    vae.register_to_config(latents_mean=[0.5, 0.0, 0.0, 1.0], latents_std=[2.0, 1.0, 1.0, 1.0])
     mean, deviation = latent_posterior(vae, photos_tensor[0])
-    assert torch.allclose(mean, plain[0] - 0.5 * vae.config.scaling_factor, atol=1e-6)
-    assert torch.equal(deviation, plain[1])
+    factor = vae.config.scaling_factor
+    assert torch.allclose(mean[:, 0], (plain[0][:, 0] - 0.5 * factor) / 2, atol=1e-6)
+    assert torch.allclose(mean[:, 3], plain[0][:, 3] - factor, atol=1e-6)
+    assert torch.allclose(deviation[:, 0], plain[1][:, 0] / 2, atol=1e-6)
+    assert torch.allclose(deviation[:, 1:], plain[1][:, 1:], atol=1e-6)
 
 
 def test_vae_that_overflows_in_half_precision_is_used_in_float32(photos_tensor):
