@@ -19,6 +19,15 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+# --scheduler: the class in diffusers and what differs from the model's own configuration.
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+
 # What the libraries raise on missing, broken or unknown files of a model.
 _LOADING_ERRORS = (
     OSError,
@@ -199,6 +208,36 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
     return pipeline.to(device)
+
+
+def set_scheduler(pipeline, name: str | None) -> None:
+    """Exchange the sampler: a name of SCHEDULERS, or None for the model's own."""
+    if name is None:
+        return
+    import diffusers
+
+    kind, options = SCHEDULERS[name]
+    pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **options)
+
+
+def tune_for_speed(pipeline, compile_unet: bool) -> None:
+    """Weights in the order that convolutions of GPUs want, and a compiled UNet if asked for."""
+    if pipeline.device.type == "cuda":
+        for part in (pipeline.unet, pipeline.vae):
+            part.to(memory_format=torch.channels_last)
+    if compile_unet:
+        pipeline.unet.compile()
+
+
+def tune_for_memory(pipeline) -> None:
+    """Parts wait in the CPU's memory until they are needed; images are decoded piece by piece."""
+    pipeline.vae.enable_slicing()
+    pipeline.vae.enable_tiling()
+    pipeline.enable_attention_slicing()
+    if pipeline.device.type == "cuda":
+        device = pipeline.device
+        pipeline.to("cpu")
+        pipeline.enable_model_cpu_offload(device=device)
 
 
 def text_encoders(pipeline) -> list[tuple]:

@@ -259,7 +259,7 @@ def test_prompt_with_other_fields_is_refused(pipeline, prompt, field):
     for make in (check_prompt, lambda text: RealGuidance(pipeline, prompt=["a {name}", text])):
         with pytest.raises(UserError) as refused:
             make(prompt)
-        assert f"has the field {{{field}}}; known: {{name}}" in str(refused.value)
+        assert f"has the field {{{field}}}; known: {{name}}, " in str(refused.value)
 
 
 @pytest.mark.parametrize("prompt", ["a {name", "a }", "{"])
