@@ -89,13 +89,14 @@ def blend(
 ) -> Image.Image:
     """The edit within a region, the photo outside, and a seam of `feather` pixels around it.
 
-    The edit's share falls from 1 at the region's edge to 0 at `feather` pixels from it; beyond
-    that the photo's pixels are untouched.
+    The edit's share falls evenly from 1 at the region's edge to 0 beyond `feather` pixels from it,
+    where the photo's pixels are untouched.
     """
     if not region.any():
         return photo.copy()
     share = region.astype(np.float64)
     if feather > 0:
-        share = np.clip(1 - ndimage.distance_transform_edt(~region) / (feather + 1), 0, 1)
+        distance = ndimage.distance_transform_edt(~region)
+        share = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
     share = Image.fromarray(np.round(share * 255).astype(np.uint8))
     return Image.composite(edited, photo, share)

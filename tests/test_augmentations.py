@@ -11,6 +11,7 @@ from diffusers import AutoPipelineForImage2Image, DDIMScheduler
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from semantic_aug import UserError
 from semantic_aug.augmentations import AUGMENTATIONS, augmentation_class
@@ -295,6 +296,101 @@ def test_mask_of_nothing_and_of_everything(pipeline, value, same):
     metadata = {"name": "cat", "mask": np.full((40, 48), value, np.uint8)}
     result = aug(photo(), 0, metadata, stream(0))[0]
     assert np.array_equal(pixels(result), pixels(photo())) == same
+
+
+def test_region_grows_and_has_a_seam(pipeline):
+    options = {"mask": True, "strength": 1, "num_inference_steps": 2}
+    metadata = {"name": "cat", "mask": disc()}
+    far = ndimage.distance_transform_edt(disc() == 0)
+
+    def changed(**more):
+        image, _ = RealGuidance(pipeline, **options, **more)(photo(), 0, metadata, stream(0))
+        return (pixels(image) != pixels(photo())).any(axis=-1)
+
+    assert changed(mask_grow_radius=4)[(far > 2) & (far <= 4)].mean() > 0.9
+    assert not changed(mask_grow_radius=4)[far > 4].any()
+    assert changed(mask_feather=5)[(far > 0) & (far < 3)].mean() > 0.7
+    assert not changed(mask_feather=5)[far > 5].any()
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+def test_wide_photo_keeps_its_shape_unless_told_otherwise(pipeline, monkeypatch, fit):
+    """A disc at next to no strength comes back as a disc; the square shows it round or not."""
+    seen = []
+    preprocess = pipeline.image_processor.preprocess
+    monkeypatch.setattr(
+        pipeline.image_processor,
+        "preprocess",
+        lambda image, *a: seen.append(image) or preprocess(image),
+    )
+    wide = Image.fromarray(np.repeat(disc((96, 48))[..., None], 3, axis=2))
+    aug = RealGuidance(pipeline, fit=fit, num_inference_steps=50, strength=0.02)
+    monkeypatch.setattr(aug.edit.pipeline, "image_processor", pipeline.image_processor)
+    image, _ = aug(wide, 0, {"name": "cat"}, stream(0))
+    assert image.size == (96, 48)
+    square = np.asarray(seen[0])[..., 0] > 127
+    if fit == "pad":
+        square = square[8:24]  # without what is mirrored
+    if fit != "crop":  # there the disc lies outside
+        rows, columns = (np.ptp(np.flatnonzero(square.any(axis=axis))) for axis in (1, 0))
+        assert (rows / columns > 1.5) == (fit == "squash")
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_what_does_not_fit_into_memory_is_halved(pipeline, monkeypatch, caplog, mask):
+    metadata = [{"name": "cat", "mask": disc()}] * 5
+
+    def augment(aug):
+        images, _ = aug.augment([photo()] * 5, [0] * 5, metadata, [stream(i) for i in range(5)])
+        return [pixels(image) for image in images]
+
+    expected = augment(RealGuidance(pipeline, mask=mask, **FAST))
+    aug, sizes = RealGuidance(pipeline, mask=mask, **FAST), []
+    kind = type(aug.edit.pipeline)
+    call = kind.__call__
+
+    def small(self, *args, generator, **kwargs):
+        torch.randn(3, generator=generator[0])  # what an attempt that fails has drawn
+        if len(generator) > 2:
+            raise torch.cuda.OutOfMemoryError
+        generator[0].manual_seed(generator[0].initial_seed())
+        if not mask:
+            torch.randn(1, 4, 16, 16, generator=generator[0])
+        sizes.append(len(generator))
+        return call(self, *args, generator=generator, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", small)
+    for x, y in zip(augment(aug), expected):
+        assert np.abs(x - y).max() <= 2
+    assert sizes == [2, 1, 2]
+    assert "2 images at once" in caplog.text
+    assert augment(aug) and aug.edit.batch_size == 2
+
+
+def test_single_image_that_does_not_fit_says_what_to_do(pipeline, monkeypatch):
+    aug = RealGuidance(pipeline, **FAST)
+
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(type(aug.edit.pipeline), "__call__", full)
+    with pytest.raises(UserError, match="memory does not suffice for a single image: use --low_m"):
+        aug(photo(), 0, {"name": "cat"}, stream(0))
+
+
+def test_fields_of_prompts(pipeline, tmp_path):
+    path = embeddings(tmp_path / "a.safetensors")
+    prompt = "{name}, {token}, {description}"
+    aug = TextualInversion(path, pipeline, prompt=prompt, **FAST)
+    metadata = [{"name": "cat", "description": "a {grey} one"}]
+    _, edits = aug.augment([photo()], [0], metadata, [stream(0)])
+    assert edits[0][0].prompt == "<cat>, <cat>, a {grey} one"
+    with pytest.raises(UserError, match=r"asks for .token., and only --aug textual-inversion has"):
+        RealGuidance(pipeline, prompt="a {token}", **FAST)(photo(), 0, {"name": "cat"}, stream(0))
+    with pytest.raises(UserError, match=r"asks for .description., and the dataset describes no"):
+        RealGuidance(pipeline, prompt="{description}", **FAST)(
+            photo(), 0, {"name": "cat"}, stream(0)
+        )
 
 
 def test_mask_is_needed_only_where_it_is_used(pipeline):
