@@ -63,7 +63,9 @@ def write_page(
     Raises:
         UserError: an image cannot be read.
     """
-    total = len(indices) + sum(len(records[idx]) for records in variants.values() for idx in indices)
+    total = len(indices) + sum(
+        len(records[idx]) for records in variants.values() for idx in indices
+    )
     data = page_data(dataset, indices, folders, variants, embed=total <= embed, page=path)
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = template.replace("{{TITLE}}", html.escape(title))

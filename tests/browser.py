@@ -28,7 +28,7 @@ class Browser:
         arguments = [CHROMIUM, *flags.split(), "--remote-debugging-pipe", "--hide-scrollbars",
                      f"--user-data-dir={profile}", "about:blank"]  # fmt: skip
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", *arguments],
+            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", *arguments],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -121,7 +121,9 @@ class Browser:
         text = {"Enter": "\r"}.get(key)
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}
         down = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
-        self.send("Input.dispatchKeyEvent", type="keyDown", **down, **({"text": text} if text else {}))
+        self.send(
+            "Input.dispatchKeyEvent", type="keyDown", **down, **({"text": text} if text else {})
+        )
         self.send("Input.dispatchKeyEvent", type="keyUp", **down)
 
     def hover(self, selector: str) -> None:
