@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from semantic_aug import UserError
 from semantic_aug.cli import (
     Parser,
     add_classes_flag,
@@ -24,6 +25,7 @@ from semantic_aug.cli import (
     command,
     dataset_of,
     experiment_of,
+    non_negative,
     non_negative_int,
     positive_int,
     progress_bar,
@@ -32,7 +34,7 @@ from semantic_aug.cli import (
 from semantic_aug.experiment import atomic_path, aug_dir, folder_names, read_config
 from semantic_aug.few_shot_dataset import read_image
 from semantic_aug.generation import RECORDS_DIR, read_records, read_variants
-from semantic_aug.report_page import EMBED, write_page
+from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
 
 GAP = 2  # pixels between pictures
 SHEET_ROWS = 100  # a sheet with more would be too tall for most viewers
@@ -53,6 +55,13 @@ def parse_args(argv=None):
         help="up to so many pictures lie within the page, which can then be sent to somebody; "
         "of more, it shows the files beside it",
     )
+    parser.add_argument(
+        "--near_duplicate",
+        type=non_negative,
+        default=NEAR_DUPLICATE,
+        help="flag variants that differ from their photo by less, of 255, in the sixteenth of the "
+        "picture where they differ most; both are compared at 32x32 pixels",
+    )
     sheets = parser.add_argument_group("contact sheets")
     sheets.add_argument("--variants", type=positive_int, default=4, help="pictures of each set")
     sheets.add_argument("--cell", type=positive_int, default=96, help="pixels of a picture")
@@ -67,6 +76,8 @@ def main(argv=None):
         folders = {name: aug_dir(experiment, name, trial) for name in args.aug_name}
         dataset = dataset_of(args, "train", trial)
         indices = dataset.indices(args.classes)
+        if not indices:
+            raise UserError("none of the classes chosen has a photo")
         variants = {
             name: records_by_photo(folder, dataset, indices) for name, folder in folders.items()
         }
@@ -75,7 +86,9 @@ def main(argv=None):
             f"{args.experiment_name} · seed {trial.seed}, "
             f"{trial.examples_per_class} examples per class"
         )
-        write_page(path, title, dataset, indices, folders, variants, embed=args.embed)
+        write_page(
+            path, title, dataset, indices, folders, variants, args.embed, args.near_duplicate
+        )
         write_sheets(
             path.with_suffix(""), dataset, indices, folders, variants, args.variants, args.cell
         )

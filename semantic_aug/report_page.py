@@ -46,6 +46,7 @@ def write_page(
     folders: Mapping[str, Path],
     variants: Mapping[str, Mapping[int, Sequence[dict]]],
     embed: int = EMBED,
+    near_duplicate: float = NEAR_DUPLICATE,
 ) -> None:
     """Write the page of a trial to `path`.
 
@@ -59,6 +60,7 @@ def write_page(
         folders: where the images of each set lie, by the name of the set.
         variants: of each set, the records of each photo; a record may have `score`, `kept` and
             `seconds`.
+        near_duplicate: variants whose `change_of` is less, of 255, are flagged.
 
     Raises:
         UserError: an image cannot be read.
@@ -67,10 +69,11 @@ def write_page(
         len(records[idx]) for records in variants.values() for idx in indices
     )
     data = page_data(dataset, indices, folders, variants, embed=total <= embed, page=path)
+    data["near_duplicate"] = near_duplicate
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = template.replace("{{TITLE}}", html.escape(title))
     write_text(path, page.replace("{{DATA}}", script_json(data)))
-    flagged = sum(v["change"] < NEAR_DUPLICATE for v in data["variants"])
+    flagged = sum(v["change"] < near_duplicate for v in data["variants"])
     if flagged:
         log.warning(
             "%s: %d of %d variants are near-duplicates of their photos",
@@ -131,7 +134,6 @@ def page_data(dataset, indices, folders, variants, *, embed: bool, page: Path) -
         for _ in progress_bar(iterable=jobs, total=len(rows), desc="variants", unit="image"):
             pass
     return {
-        "near_duplicate": NEAR_DUPLICATE,
         "classes": list(dataset.class_names),
         "sets": [
             {"name": name, "folder": quote(_relative(folder, page.parent), safe="/=")}

@@ -143,6 +143,22 @@ def test_an_unfinished_generation_is_shown(trial):
     assert [found.count(number) for number in range(8)] == [2, 3, 3, 0, 3, 3, 3, 3]
 
 
+def test_near_duplicates_as_the_user_defines_them(trial, capsys):
+    report.main([*FLAGS, "--aug_name=plain", "--near_duplicate=300"])
+    assert page_data()["near_duplicate"] == 300
+    assert "24 of 24 variants are near-duplicates" in capsys.readouterr().err
+    report.main([*FLAGS, "--aug_name=plain", "--near_duplicate=0"])
+    assert "near-duplicates" not in capsys.readouterr().err
+
+
+def test_classes_without_a_photo_are_one_line(trial, capsys):
+    Path("photos/val/later").mkdir()
+    draw_photo(Path("photos/val/later/0.png").resolve(), (1, 2, 3), 0)
+    with pytest.raises(SystemExit):
+        report.main([*FLAGS, "--aug_name=plain", "--classes", "later"])
+    assert "error: none of the classes chosen has a photo" in capsys.readouterr().err
+
+
 def test_seconds_where_records_have_them(trial):
     folder = Path("output/e/plain/seed=0_ex=2")
     records = read_records(folder)
@@ -427,11 +443,12 @@ def test_text_has_contrast(browser, page):
 
 def many_records(variants_per_photo: int, examples_per_class: int) -> None:
     """50,000 images of ten classes, all links to one file, with records and scores."""
-    for label in range(10):
-        for number in range(examples_per_class):
-            path = Path(f"photos/train/class {label}/{number:05d}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (32, 24), (25 * label, number % 256, 99)).save(path)
+    for split, count in (("train", examples_per_class), ("val", 1), ("test", 1)):
+        for label in range(10):
+            for number in range(count):
+                path = Path(f"photos/{split}/class {label}/{number:05d}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 24), (25 * label, number % 256, 99)).save(path)
     dataset = build_dataset(
         "folder", "train", data_dir="photos", examples_per_class=examples_per_class
     )
