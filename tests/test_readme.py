@@ -173,11 +173,12 @@ def test_readme_names_every_script_and_no_flag_that_does_not_exist():
     scripts = {command[1] for command in commands()}
     assert scripts == {
         "fine_tune.py", "fine_tune_upstream.py", "aggregate_embeddings.py",
-        "generate_augmentations.py", "train_classifier.py",
+        "generate_augmentations.py", "train_classifier.py", "semantic_aug.report",
     }  # fmt: skip
     known = set()
     for path in ROOT.glob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text()))
-    known |= set(re.findall(r'"(--\w+)"', (ROOT / "semantic_aug/cli.py").read_text()))
+    for name in ("cli", "report"):
+        known |= set(re.findall(r'"(--\w+)"', (ROOT / f"semantic_aug/{name}.py").read_text()))
     used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--logdir"}
     assert used <= known
