@@ -62,7 +62,7 @@ stage classify-randaugment "${classify[@]}" --num_synthetic 0 --augmentation ran
   --method real-randaugment
 stage classify-real-guidance "${classify[@]}" --aug_name real-guidance
 stage classify-textual-inversion "${classify[@]}" --aug_name textual-inversion
-stage sheet -m semantic_aug.report "${data[@]}" --aug_name real-guidance textual-inversion
+stage report -m semantic_aug.report "${data[@]}" --aug_name real-guidance textual-inversion
 
 "$venv/bin/python" - "$out" $k $trials <<'PYTHON'
 import sys
@@ -81,4 +81,4 @@ printf '\n%-28s %8s\n' stage seconds
 for file in "$out"/.seconds-*; do
   printf '%-28s %8d\n' "${file##*seconds-}" "$(cat "$file")"
 done
-printf '\npictures: %s\n' "$out/report/seed=0_ex=$k.png"
+printf '\npictures: %s\npage: %s\n' "$out/report/seed=0_ex=$k."{png,html}

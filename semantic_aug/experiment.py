@@ -4,6 +4,7 @@ output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors
 output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
 output/EXP/results/METHOD/results_{S}_{N}.csv, summary.csv
+output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
 """
 
 import contextlib

@@ -76,12 +76,16 @@ def test_fast_path_interrupted_and_run_again(demo, tmp_path):
         assert f"{100 * float(row['mean_accuracy']):.1f}" == accuracy
         assert float(accuracy) > 100 / WORDS * 3  # far above chance, whatever helps
     stages = re.findall(r"^([\w-]+) +\d+$", text, re.MULTILINE)
-    assert {"fine_tune", "textual-inversion", "classify-real", "sheet"} <= set(stages)
-    sheet = Path(text.splitlines()[-1].removeprefix("pictures: "))
+    assert {"fine_tune", "textual-inversion", "classify-real", "report"} <= set(stages)
+    sheet, page = (
+        Path(line.removeprefix(f"{kind}: "))
+        for kind, line in zip(("pictures", "page"), text.splitlines()[-2:])
+    )
+    assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     with Image.open(sheet) as image:
         assert image.width > 500 and image.height > 12 * 64
 
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png") if path != sheet}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*-*/seed*/*.png")}
     again, _ = demo("--fast").communicate(timeout=600)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert dict(re.findall(r"^([\w-]+) +(\d+\.\d) %$", again, re.MULTILINE)) == table
