@@ -128,6 +128,7 @@ class FewShotDataset(Dataset):
             except UnicodeEncodeError:  # a folder's name of another encoding
                 raise UserError(f"the class name {name!r} is not valid UTF-8: rename it") from None
         self.num_classes = len(self.class_names)
+        self._label_of = {name: label for label, name in enumerate(self.class_names)}
         self.records = self._select(list(self.list_records(split)))
         if crop_to_object and all(record.mask is None for record in self.records):
             raise UserError(f"crop_to_object: no photo of split {split!r} has a mask")
@@ -147,7 +148,12 @@ class FewShotDataset(Dataset):
 
     def record(self, path: Path, class_name: str, mask=None, description: str = "") -> Record:
         """A `Record` whose source is the path relative to the data root."""
-        source = path.relative_to(self.data_dir).as_posix()
+        # `relative_to` gives the same, five times slower: ten seconds for a million photos.
+        root, text = str(self.data_dir), str(path)
+        if text.startswith(root + os.sep):
+            source = text[len(root) + 1 :].replace(os.sep, "/")
+        else:
+            source = path.relative_to(self.data_dir).as_posix()
         return Record(path, class_name, source, mask, description)
 
     @staticmethod
@@ -156,13 +162,14 @@ class FewShotDataset(Dataset):
         if not folder.is_dir():
             return []
         with os.scandir(folder) as entries:
-            return sorted(
-                folder / entry.name
+            names = sorted(
+                entry.name
                 for entry in entries
-                if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+                if entry.name.lower().endswith(IMAGE_SUFFIXES)
                 and not entry.name.startswith(".")
                 and not entry.is_dir()
             )
+        return [folder / name for name in names]
 
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
@@ -199,7 +206,7 @@ class FewShotDataset(Dataset):
         The order within a class comes from a hash of (seed, class, source), so that it depends
         neither on the file system nor on the other photos, and subsets are nested.
         """
-        label_of = {name: label for label, name in enumerate(self.class_names)}
+        label_of = self._label_of
         by_class = defaultdict(list)
         class_of = {}
         for record in records:
@@ -270,7 +277,7 @@ class FewShotDataset(Dataset):
 
     def get_label_by_idx(self, idx: int) -> int:
         """Index into `class_names`."""
-        return self.class_names.index(self.records[idx].class_name)
+        return self._label_of[self.records[idx].class_name]
 
     def get_metadata_by_idx(self, idx: int) -> dict:
         """`name` (the class) and `source` of photo `idx`, and its `description` if it has one."""
