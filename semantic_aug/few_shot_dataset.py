@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -27,12 +28,12 @@ CROP_MARGIN = 16  # pixels around the object, for crop_to_object
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One labelled photo.
 
     Attributes:
-        path: the image file.
+        path: the image file, or what opens as one with `open("rb")`.
         class_name: one of the dataset's `class_names`.
         source: stable identity of the photo, its path relative to the data root.
         mask: an image file, or a function that returns an H x W array; nonzero means object.
@@ -357,7 +358,7 @@ class FewShotDataset(Dataset):
         for idx in range(len(self)) if indices is None else indices:
             digest.update(f"{sources[idx]}\n".encode())
             if self._has_records:
-                with open(self.records[idx].path, "rb") as file:
+                with open_bytes(self.records[idx].path) as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 
@@ -430,7 +431,7 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         UserError: the file is missing, empty, truncated, or no image.
     """
-    with _opened(path) as image:
+    with open_image(path) as image:
         image.load()
         rgb = to_rgb(_upright(image))
     rgb.info = {}  # its EXIF would have others turn the image once more
@@ -439,7 +440,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 def check_image(path: str | Path) -> None:
     """Raise UserError unless `read_image` would succeed; cheaper for large JPEG files."""
-    with _opened(path) as image:
+    with open_image(path) as image:
         # An eighth is the most that the JPEG decoder can leave out.
         image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
         image.load()
@@ -447,17 +448,22 @@ def check_image(path: str | Path) -> None:
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file, upright, without decoding it."""
-    with _opened(path) as image:
+    with open_image(path) as image:
         # Pillow gives the upright size of a TIFF, and the stored size of all others.
         turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 
+def open_bytes(path: str | Path) -> BinaryIO:
+    """A file, or what opens as one, for reading."""
+    return open(path, "rb") if isinstance(path, str | os.PathLike) else path.open("rb")
+
+
 @contextlib.contextmanager
-def _opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
+def open_image(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
     """An image file; whatever goes wrong with it inside the block becomes a UserError."""
     try:
-        with Image.open(path) as image:
+        with open_bytes(path) as file, Image.open(file) as image:
             yield image
     except Exception as error:  # on broken files, decoders raise all that Python has
         raise UserError(f"cannot read {what} {path}: {_reason(path, error)}") from error
@@ -489,10 +495,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _reason(path: str | Path, error: Exception) -> str:
-    if not Path(path).exists():
-        return "no such file"
-    if Path(path).stat().st_size == 0:
-        return "the file is empty"
+    if isinstance(path, str | os.PathLike):
+        if not Path(path).exists():
+            return "no such file"
+        if Path(path).stat().st_size == 0:
+            return "the file is empty"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -516,7 +523,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def read_mask(path: str | Path) -> np.ndarray:
     """A mask file as [H, W] uint8: 255 where any colour channel (or palette index) is nonzero."""
-    with _opened(path, "mask") as image:
+    with open_image(path, "mask") as image:
         image.load()
         return binary_mask(_upright(image))
 

@@ -901,7 +901,7 @@ def test_data_roots_from_the_environment(tmp_path, workdir, monkeypatch, kind):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cocoo", r"got 'cocoo', expected coco, mvip, folder, or package.module:ClassName"),
+        ("cocoo", r"got 'cocoo', expected coco, mvip, .* hf, or package.module:ClassName"),
         ("semantic_aug.datasets.coco", r"expected coco, mvip"),
         (":COCODataset", r"expected coco, mvip"),
         ("semantic_aug.datasets.coco:", r"expected coco, mvip"),

@@ -39,6 +39,7 @@ class FolderDataset(FewShotDataset):
     def __init__(self, *, masks: str = "", **kwargs):
         self.masks = masks
         super().__init__(**kwargs)
+        vars(self).pop("_found", None)  # perhaps a million records, of which a trial has few
 
     def list_class_names(self) -> list[str]:
         return self._found[0]

@@ -1,12 +1,15 @@
 """What the readers of published layouts share: roots, image names, label files, missing splits."""
 
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from semantic_aug import UserError, stable_hash
-from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
+from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record, open_image, read_size
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +160,7 @@ def read_mat(path: Path, *variables: str) -> list:
 
 
 def complete_splits(
-    root: Path, published: Mapping[str, Iterable[Record]]
+    root: Path | str, published: Mapping[str, Iterable[Record]]
 ) -> dict[str, list[Record]]:
     """All three splits, the missing ones cut class by class in an order from hashes of the ids.
 
@@ -214,5 +217,41 @@ def _fifth(photos: list) -> int:
 _CUTS = {
     ("val", "test"): ("train", _cut_all, "photos are cut into 60 % train, 20 % val and 20 % test"),
     ("val",): ("train", _cut_val, "no photos for val, 20 % of train are taken"),
+    ("train", "test"): ("val", _halve_val, "no photos for test, half of val is taken"),
     ("test",): ("val", _halve_val, "no photos for test, half of val is taken"),
 }
+
+
+# --- masks -----------------------------------------------------------------------------------
+
+
+def read_indices(path: Path) -> np.ndarray:
+    """[H, W] uint8: the palette indices or grey values of an image file.
+
+    Raises:
+        UserError: the file cannot be read, or has colours in place of indices.
+    """
+    with open_image(path, "mask") as image:
+        if image.mode not in ("P", "L"):
+            raise ValueError(f"expected one index per pixel, got mode {image.mode}")
+        return np.asarray(image)
+
+
+def box_mask(photo: Path, box: list[str], table: Path) -> functools.partial:
+    """A function for the mask of a box, left, top, right, bottom in pixels, all inside.
+
+    Raises:
+        UserError: these are not four numbers of the file `table`.
+    """
+    try:
+        left, top, right, bottom = map(int, box)
+    except ValueError as error:
+        raise UserError(f"{table}: {photo.name} has the box {box}, expected 4 numbers") from error
+    return functools.partial(_box_mask, photo, (left, top, right, bottom))
+
+
+def _box_mask(photo: Path, box: tuple[int, int, int, int]) -> np.ndarray:
+    (width, height), (left, top, right, bottom) = read_size(photo), box
+    mask = np.zeros((height, width), np.uint8)
+    mask[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = 1
+    return mask
