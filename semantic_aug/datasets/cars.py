@@ -9,14 +9,17 @@ import numpy as np
 from semantic_aug import UserError
 from semantic_aug.datasets.layout import (
     check_labelled,
-    check_root,
     complete_splits,
+    find_layout,
     images_by_stem,
     listed_images,
     read_mat,
 )
 from semantic_aug.few_shot_dataset import FewShotDataset, Record
 
+# What lies in the root; the last has the names of the classes.
+TWO_FOLDERS = ("cars_train", "cars_test", "devkit/cars_meta.mat")
+ONE_FOLDER = ("car_ims", "cars_annos.mat")
 TEST_LABELS = "cars_test_annos_withlabels.mat"
 
 
@@ -38,20 +41,15 @@ class CarsDataset(FewShotDataset):
     default_dir = "data/stanford_cars"
 
     def list_class_names(self) -> list[str]:
-        if self._is_one_folder():
-            check_root(self, "car_ims", "cars_annos.mat")
-            path = self.data_dir / "cars_annos.mat"
-        else:
-            check_root(self, "cars_train", "cars_test", "devkit/cars_meta.mat")
-            path = self.data_dir / "devkit" / "cars_meta.mat"
-        return [str(name) for name in np.atleast_1d(*read_mat(path, "class_names"))]
+        *_, path = find_layout(self, TWO_FOLDERS, ONE_FOLDER)
+        return [str(name) for name in np.atleast_1d(*read_mat(self.data_dir / path, "class_names"))]
 
     def list_records(self, split: str) -> Iterable[Record]:
         return self._splits[split]
 
     @functools.cached_property
     def _splits(self) -> dict[str, list[Record]]:
-        if self._is_one_folder():
+        if find_layout(self, TWO_FOLDERS, ONE_FOLDER) is ONE_FOLDER:
             path, images = self.data_dir / "cars_annos.mat", self.data_dir / "car_ims"
             rows = read_rows(path, "relative_im_path", "class", "test")
             published = {
@@ -83,9 +81,6 @@ class CarsDataset(FewShotDataset):
                 return folder / name
         why = "; cars_test_annos.mat has no labels" if name == TEST_LABELS else ""
         raise UserError(f"{name} is neither in {self.data_dir} nor in devkit/: download it{why}")
-
-    def _is_one_folder(self) -> bool:
-        return (self.data_dir / "car_ims").exists() or (self.data_dir / "cars_annos.mat").exists()
 
 
 def read_rows(path: Path, *fields: str) -> list[tuple]:

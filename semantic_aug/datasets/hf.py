@@ -15,6 +15,7 @@ SPLIT_NAMES = {
     "val": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing"),
 }
+FILE_KINDS = ("imagefolder", "parquet", "arrow", "webdataset")  # with --data_dir
 
 
 class HuggingFaceDataset(FewShotDataset):
@@ -56,8 +57,11 @@ class HuggingFaceDataset(FewShotDataset):
         del self._tables  # open files, of which the records hold what they need
 
     def _find_data_dir(self, data_dir: str | Path | None) -> Path | None:
-        """Most need no root; where one is given, it must be there."""
-        return super()._find_data_dir(data_dir) if data_dir else None
+        """The folder that is read; None for a dataset of the hub."""
+        if data_dir is None and self.name not in FILE_KINDS:
+            folder = Path(self.name).expanduser()
+            return folder.absolute() if folder.is_dir() else None
+        return super()._find_data_dir(data_dir).absolute()
 
     def list_class_names(self) -> list[str]:
         tables = self._tables.values()
@@ -87,21 +91,35 @@ class HuggingFaceDataset(FewShotDataset):
             if on_disk[row]:
                 image = Path(paths[row] or "missing")
             source = f"{split}/{row:07d}"
-            if on_disk[row] and self.data_dir and image.is_relative_to(self.data_dir.absolute()):
-                source = image.relative_to(self.data_dir.absolute()).as_posix()
+            if on_disk[row] and self.data_dir and image.is_relative_to(self.data_dir):
+                source = image.relative_to(self.data_dir).as_posix()
             yield Record(image, names[label] if names else str(label), source)
 
     # --- tables ------------------------------------------------------------------------------
 
+    def _load(self) -> dict:
+        """Split name -> table, as the library gives it."""
+        name = self.name
+        options = {"name": self.config or None, "revision": self.revision or None}
+        if self.data_dir is not None and self.data_dir != Path(name).expanduser().absolute():
+            options["data_dir"] = str(self.data_dir)
+        elif self.data_dir is not None:
+            name = str(self.data_dir)
+        try:
+            return datasets_library().load_dataset(name, **options)
+        except UserError:
+            raise
+        except Exception as error:  # the library and its readers raise all that Python has
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else repr(error)
+            raise UserError(
+                f"hf:{name} cannot be loaded: {reason}; expected a dataset of the hub, a folder, "
+                f"or one of {', '.join(FILE_KINDS)} with --data_dir"
+            ) from error
+
     @functools.cached_property
     def _tables(self) -> dict:
         """Split -> table, for those splits that were published."""
-        loaded = load(
-            self.name,
-            self.config or None,
-            data_dir=None if self.data_dir is None else str(self.data_dir.absolute()),
-            revision=self.revision or None,
-        )
+        loaded = self._load()
         tables = {
             split: loaded[name]
             for split in SPLITS
@@ -153,27 +171,6 @@ def datasets_library():
             f"--dataset hf:NAME needs the library datasets ({error}): pip install datasets"
         ) from error
     return datasets
-
-
-def load(name: str, config: str | None, **options) -> dict:
-    """Split name -> table.
-
-    Raises:
-        UserError: no such dataset, or it cannot be reached or read.
-    """
-    library = datasets_library()
-    # The library takes a folder for a name of the hub unless it looks like a path.
-    path = Path(name).expanduser()
-    if path.is_dir() and options["data_dir"] is None:
-        name, options["data_dir"] = str(path.absolute()), None
-    try:
-        return library.load_dataset(name, config, **options)
-    except Exception as error:  # the library and its readers raise all that Python has
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"hf:{name} cannot be loaded: {reason}; expected a dataset of the hub, a folder, or "
-            "imagefolder or parquet with --data_dir"
-        ) from error
 
 
 def choose(option: str, given: str, features: dict, fits, default: str = "") -> str:

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,31 +18,42 @@ log = logging.getLogger(__name__)
 
 
 def check_root(dataset: FewShotDataset, *needed: str) -> None:
-    """Raise unless all `needed` files and folders lie in the dataset's root.
+    """Raise unless all `needed` files and folders lie in the dataset's root; see `find_layout`."""
+    find_layout(dataset, needed)
+
+
+def find_layout(dataset: FewShotDataset, *layouts: Sequence[str]) -> Sequence[str]:
+    """The first of several lists of files and folders that lie in the dataset's root as a whole.
 
     Raises:
         UserError: says what was expected and what is there, and where the right level is, if it
             is one above or one below.
     """
     root = dataset.data_dir
-    missing = [name for name in needed if not (root / name).exists()]
-    if missing:
-        raise UserError(
-            f"{root} is no root of {type(dataset).__name__}: {missing[0]} is missing, expected "
-            f"{', '.join(needed)} in it, found {what_is_in(root)}; {right_root(dataset, needed)}"
-        )
+    missing = {
+        layout: [name for name in layout if not (root / name).exists()] for layout in layouts
+    }
+    for layout, names in missing.items():
+        if not names:
+            return layout
+    nearest = min(missing.values(), key=len)
+    raise UserError(
+        f"{root} is no root of {type(dataset).__name__}: {nearest[0]} is missing, expected "
+        f"{', or '.join(map(', '.join, layouts))} in it, found {what_is_in(root)}; "
+        f"{right_root(dataset, *layouts)}"
+    )
 
 
-def right_root(dataset: FewShotDataset, needed: Iterable[str]) -> str:
+def right_root(dataset: FewShotDataset, *layouts: Sequence[str]) -> str:
     """What to do about a wrong root: the folder one level above or below, if that is right.
 
     Args:
-        needed: patterns of what a root holds.
+        layouts: lists of patterns of what a root holds.
     """
-    root, needed = dataset.data_dir, list(needed)
+    root = dataset.data_dir
     below = [(folder, "high") for folder in FewShotDataset.folders_in(root)]
     for folder, level in [(root.resolve().parent, "low"), *below]:
-        if all(next(folder.glob(name), None) for name in needed):
+        if any(all(next(folder.glob(name), None) for name in layout) for layout in layouts):
             return f"this is one level too {level}: pass --data_dir {folder}"
     variable = f" or set {dataset.env}" if dataset.env else ""
     return f"pass it as --data_dir{variable}"
