@@ -1008,8 +1008,9 @@ def watch(event, args):
     if event in ("open", "os.listdir", "os.scandir", "os.mkdir") and isinstance(args[0], str):
         seen.append(os.path.realpath(args[0]))
 sys.addaudithook(watch)
-import semantic_aug.datasets, semantic_aug.datasets.coco, semantic_aug.datasets.mvip
-import semantic_aug.datasets.folder
+import importlib, semantic_aug.datasets.check, semantic_aug.datasets.__main__
+for path in semantic_aug.datasets.DATASETS.values():
+    importlib.import_module(path.partition(":")[0])
 program = (os.path.join(own, "semantic_aug"), sys.prefix, sys.base_prefix)
 print([path for path in seen if path != own and not path.startswith(program)])
 """

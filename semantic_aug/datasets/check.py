@@ -52,7 +52,9 @@ class Findings:
             ],
             "unreadable photos": [photo.error for photo in self.photos if photo.error],
             "photos without a mask, while others have one": [
-                photo.source for photo in self.photos if has_masks and photo.mask == "none"
+                photo.source
+                for photo in self.photos
+                if has_masks and photo.mask == "none" and not photo.error
             ],
             "masks that cannot be used": [
                 photo.mask_error for photo in self.photos if photo.mask_error

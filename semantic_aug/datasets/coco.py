@@ -201,7 +201,7 @@ _SEGMENTATION = re.compile(
     "segmentation" (?<! \\"segmentation") \s*:\s*
     (?: \[ [^"{}]* \]
       | \{ [^{}"]*+ (?: "(?:[^"\\]|\\.)*+" [^{}"]*+ )*+ \} )
-    (?= \s* (?: \} | ,\s*" ))
+    (?= \s* (?: \} | ,\s* "(?:[^"\\]|\\.)*+" \s*: ))
     """,
     re.VERBOSE,
 )
@@ -227,8 +227,8 @@ def _without_outlines(path: Path, chunk_size: int = 1 << 23) -> str:
                     kept += b'"segmentation":[%d,%d]' % (start + begin, end - begin)
                 done = end
             # The last key may have its value, and the last bytes may be half a key, in what comes.
-            last = text.rfind(_KEY, done) - 1
-            rest = max(done, last if last >= 0 else len(text) - len(_KEY))
+            last = text.rfind(_KEY, done)
+            rest = max(done, (len(text) - len(_KEY) if last < 0 else last) - 1)
             kept += text[done:rest]
             text, start = text[rest:], start + rest
     return (kept + text).decode("utf-8-sig")
