@@ -12,13 +12,14 @@ the time without / the time with an index, of medians.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from coco_index import peak_mb
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -48,15 +49,14 @@ def write_folders(root: Path, num_classes: int) -> None:
 
 
 def measure(root: str) -> None:
-    """Print seconds, peak MB of the process, and the number of photos, of all and of a trial."""
+    """Print seconds, peak MB of the process, and the number of photos in the trial."""
     from semantic_aug.datasets import build_dataset
 
     options = {"data_dir": root, "dataset_args": [f"class_list={root}/classes.txt"]}
     start = time.perf_counter()
     trial = len(build_dataset("imagenet", "train", examples_per_class=4, **options))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 / 1e3)
-    print(json.dumps([seconds, peak, trial]))
+    print(json.dumps([seconds, peak_mb(), trial]))
 
 
 def main(argv=None):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset, coco, index
-from semantic_aug.datasets.coco import _without_outlines, read_photos, read_segmentation
+from semantic_aug.datasets.coco import Photo, _without_outlines, read_photos
 from semantic_aug.datasets.index import cache_dir, cached, image_names
 
 LONG_AGO = 1_500_000_000
@@ -293,15 +293,15 @@ def test_coco_file_that_changed_since_it_was_listed(cache, tmp_path):
     path = write_instances(tmp_path, [SQUARE])
     dataset = build_dataset("coco", "train", data_dir=tmp_path)
     path.write_text(path.read_text().replace("{", "{ ", 1))
-    with pytest.raises(UserError, match="has changed since the photos were listed: start again"):
+    with pytest.raises(UserError, match="has changed since it was read: start again"):
         dataset.get_mask_by_idx(0)
 
 
 def test_coco_a_range_that_holds_no_outline(tmp_path):
     path = tmp_path / "file.json"
     path.write_text('{"segmentation": [[1, 2,, 3]], "id": 1}')
-    with pytest.raises(UserError, match="malformed segmentation of a photo"):
-        read_segmentation(path, [1, 30], 10, 12)
+    with pytest.raises(UserError, match=r"malformed segmentation of 1.jpg in .*file.json"):
+        Photo(path, 1, "1.jpg", 10, 12, "cat", [1, 30]).mask()
 
 
 def test_coco_index_agrees_with_pycocotools_on_real_photos(real_data, cache):
@@ -314,5 +314,4 @@ def test_coco_index_agrees_with_pycocotools_on_real_photos(real_data, cache):
     for photo in photos:
         largest = max(plain.imgToAnns[photo.id], key=lambda each: (each["area"], -each["id"]))
         assert photo.class_name == plain.cats[largest["category_id"]]["name"]
-        mask = read_segmentation(path, photo.segmentation, photo.height, photo.width)
-        assert np.array_equal(mask, plain.annToMask(largest))
+        assert np.array_equal(photo.mask(), plain.annToMask(largest))

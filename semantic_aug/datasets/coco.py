@@ -15,7 +15,7 @@ import pycocotools.mask
 from semantic_aug import UserError, stable_hash
 from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import right_root, what_is_in
-from semantic_aug.few_shot_dataset import FewShotDataset, Record
+from semantic_aug.few_shot_dataset import FewShotDataset, Record, collection_paused
 
 # In the order of COCO's category ids, which have gaps: 1 to 90.
 CLASS_NAMES = [
@@ -89,17 +89,8 @@ class COCODataset(FewShotDataset):
                 continue
             if split != "train" and not self.published_val and val_or_test(photo.id) != split:
                 continue
-            mask = None
-            if photo.segmentation:  # not a closure, so that records can be pickled
-                mask = functools.partial(
-                    read_segmentation,
-                    annotations,
-                    photo.segmentation,
-                    photo.height,
-                    photo.width,
-                    photo.file_name,
-                )
-            yield self.record(folder / photo.file_name, photo.class_name, mask)
+            mask = photo.mask if photo.segmentation else None
+            yield self.record(f"{folder.name}/{photo.file_name}", photo.class_name, mask)
 
 
 def val_or_test(image_id: int) -> str:
@@ -113,9 +104,11 @@ def val_or_test(image_id: int) -> str:
 class Photo(NamedTuple):
     """An image of an annotation file, reduced to its largest annotation.
 
-    `segmentation` is what `read_segmentation` takes, None without one.
+    `segmentation` is `[offset, length]` of its key and value in the file, in bytes; or the value
+    itself, if it is no outline at all; or None without one.
     """
 
+    annotations: Path
     id: int
     file_name: str
     height: int
@@ -123,8 +116,31 @@ class Photo(NamedTuple):
     class_name: str
     segmentation: list | dict | str | None
 
+    def mask(self) -> np.ndarray:
+        """The [height, width] uint8 mask, 0 or 1, of the annotation.
+
+        Raises:
+            UserError: it is malformed, or the file has changed.
+        """
+        value = self.segmentation
+        if isinstance(value, list) and [type(each) for each in value] == [int, int]:
+            offset, length = value
+            with open(self.annotations, "rb") as file:
+                file.seek(offset)
+                key, _, text = file.read(length).partition(b":")
+            if key.strip() != _KEY:
+                raise UserError(f"{self.annotations} has changed since it was read: start again")
+            try:
+                value = json.loads(text)
+            except ValueError as error:
+                raise UserError(
+                    f"malformed segmentation of {self.file_name} in {self.annotations}: {error}"
+                ) from error
+        return decode_segmentation(value, self.height, self.width, self.file_name)
+
 
 @functools.lru_cache(maxsize=2)
+@collection_paused()
 def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
     """The annotated images of a COCO annotation file, by image id.
 
@@ -140,7 +156,8 @@ def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
         UserError: the file is no readable COCO annotation file, or has other categories.
     """
     try:
-        return [Photo(*row) for row in cached("coco", [path], lambda: _largest_objects(path))]
+        rows = cached("coco", [path], lambda: _largest_objects(path))
+        return [Photo(path, *row) for row in rows]
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -155,7 +172,7 @@ def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
 
 
 def _largest_objects(path: Path) -> list[tuple]:
-    """The fields of a `Photo` of every annotated image, by image id."""
+    """The fields of a `Photo`, from the second, of every annotated image, by image id."""
     largest = {}  # image id -> (-area, annotation id, category id, segmentation)
 
     def take_annotation(found: dict) -> dict | None:
@@ -232,33 +249,6 @@ def _without_outlines(path: Path, chunk_size: int = 1 << 23) -> str:
             kept += text[done:rest]
             text, start = text[rest:], start + rest
     return (kept + text).decode("utf-8-sig")
-
-
-def read_segmentation(
-    path: Path, segmentation: list | dict | str, height: int, width: int, name: str = "a photo"
-) -> np.ndarray:
-    """The [height, width] uint8 mask, 0 or 1, of a segmentation in an annotation file.
-
-    Args:
-        path: the annotation file.
-        segmentation: `[offset, length]` in bytes, its key included; or a value itself.
-        height, width, name: of the photo; the name is for messages.
-
-    Raises:
-        UserError: it is malformed, or the file has changed.
-    """
-    if isinstance(segmentation, list) and [type(each) for each in segmentation] == [int, int]:
-        offset, length = segmentation
-        with open(path, "rb") as file:
-            file.seek(offset)
-            key, _, value = file.read(length).partition(b":")
-        if key.strip() != _KEY:
-            raise UserError(f"{path} has changed since the photos were listed: start again")
-        try:
-            segmentation = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"malformed segmentation of {name} in {path}: {error}") from error
-    return decode_segmentation(segmentation, height, width, name)
 
 
 def decode_segmentation(

@@ -70,8 +70,8 @@ class FolderDataset(FewShotDataset):
         if not any(paths for split in SPLITS for paths in found[split].values()):
             raise UserError(f"{self.data_dir} {self._what_is_there()}; expected {_EXPECTED}")
         records = {
-            split: [self.record(path, name) for name in found[split] for path in found[split][name]]
-            for split in SPLITS
+            split: [self.record(path, name) for name, paths in classes.items() for path in paths]
+            for split, classes in found.items()
         }
         splits = complete_splits(self.data_dir, records)
         loose = self.images_in(self.data_dir)
@@ -95,14 +95,16 @@ class FolderDataset(FewShotDataset):
             )
         return bool(classes)
 
-    def _by_class(self, roots: Iterable[Path]) -> dict[str, list[Path]]:
+    def _by_class(self, roots: Iterable[Path]) -> dict[str, list[str]]:
+        """Class -> its photos, relative to the data root."""
         folders = [folder for root in roots for folder in self.folders_in(root)]
         folders = [folder for folder in folders if not self._holds_masks(folder)]
         by_class = {}
         for folder, names in image_names(folders).items():
             # macOS decomposes accents in names of files; the class is the same.
             paths = by_class.setdefault(unicodedata.normalize("NFC", folder.name), [])
-            paths += [folder / name for name in names]
+            place = folder.relative_to(self.data_dir).as_posix()
+            paths += [f"{place}/{name}" for name in names]
         return by_class
 
     def _what_is_there(self) -> str:

@@ -119,9 +119,9 @@ class ImageNetDataset(FewShotDataset):
             log.warning("%d folders in %s are no classes: %s", len(unknown), split, unknown[0])
         known = [folder for folder in folders if folder.name in self._classes]
         for folder, names in image_names(known).items():
-            class_name = self._classes[folder.name]
+            class_name, place = self._classes[folder.name], f"{split}/{folder.name}"
             for name in names:
-                yield self.record(folder / name, class_name)
+                yield self.record(f"{place}/{name}", class_name)
 
     def _numbered_val(self) -> Iterator[Record]:
         """Photos in one folder, `ILSVRC2012_val_00000001.JPEG`; line 1 of a list is its class."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from semantic_aug import stable_hash
 from semantic_aug.experiment import atomic_path
-from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.few_shot_dataset import FewShotDataset, collection_paused
 
 KEEP_FROM = 1.0  # seconds; what took less to build is built again
 SETTLED = 2e9  # ns; a file system's clock may not tell two changes in one such span apart
@@ -28,6 +28,7 @@ def cache_dir() -> Path:
     return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "semantic_aug"
 
 
+@collection_paused()  # of lists as long as the dataset
 def cached(kind: str, paths: Iterable[Path], build: Callable[[], object]) -> object:
     """`build()`, or what it gave before from the same files.
 
