@@ -728,7 +728,8 @@ def test_folder_roots_that_are_wrong(tmp_path, workdir):
     write_photos(tmp_path / "photos" / "cat", 3)
     deep = message(tmp_path / "photos" / "cat")
     assert "cat holds photos itself (0.png ...): give the folder above it" in deep
-    assert "has no photo in its 1 folders (photos)" in message(tmp_path)
+    high = message(tmp_path)
+    assert f"is one level too high: give {tmp_path / 'photos'}, whose folders hold photos" in high
     (tmp_path / "empty").mkdir()
     assert "has no folders in it" in message(tmp_path / "empty")
     for name in "abcd":

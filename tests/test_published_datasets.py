@@ -350,7 +350,9 @@ def test_a_root_one_level_too_high_or_too_low_is_named(published, kind, folder):
     with pytest.raises(UserError) as nowhere:
         (root.parent / "x" / "y" / "z").mkdir(parents=True)
         build_dataset(name, "train", data_dir=root.parent / "x" / "y")
-    assert f"found z/; pass it as --data_dir or set {dataset_class(name).env}" in str(nowhere.value)
+    assert f"found z/; pass the root as --data_dir or set {dataset_class(name).env}" in str(
+        nowhere.value
+    )
     assert all("\n" not in str(each.value) for each in (high, low, nowhere))
 
 

@@ -111,6 +111,9 @@ class FolderDataset(FewShotDataset):
         loose = self.images_in(self.data_dir)
         if loose:
             return f"holds photos itself ({loose[0].name} ...): give the folder above it"
+        for folder in self.folders_in(self.data_dir):
+            if any(self.images_in(inner) for inner in self.folders_in(folder)):
+                return f"is one level too high: give {folder}, whose folders hold photos"
         folders = [folder.name for folder in self.folders_in(self.data_dir)]
         if not folders:
             return "has no folders in it"

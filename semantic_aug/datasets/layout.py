@@ -56,7 +56,7 @@ def right_root(dataset: FewShotDataset, *layouts: Sequence[str]) -> str:
         if any(all(next(folder.glob(name), None) for name in layout) for layout in layouts):
             return f"this is one level too {level}: pass --data_dir {folder}"
     variable = f" or set {dataset.env}" if dataset.env else ""
-    return f"pass it as --data_dir{variable}"
+    return f"pass the root as --data_dir{variable}"
 
 
 def what_is_in(folder: Path) -> str:
