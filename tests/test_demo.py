@@ -67,7 +67,7 @@ def test_fast_path_interrupted_and_run_again(demo, tmp_path):
         records = [json.loads(line) for line in (folder / "metadata.jsonl").open()]
         assert len(records) == len(list(folder.glob("*.png"))) == WORDS * 4 * 2
         assert {record["aug"][0] for record in records} == {method}
-        assert {record["strength"][0] for record in records} == {0.25, 0.5, 0.75}
+        assert {record["strength"][0] for record in records} == {0.15, 0.25, 0.35}
     table = dict(re.findall(r"^([\w-]+) +(\d+\.\d) %$", text, re.MULTILINE))
     assert set(table) == set(METHODS)
     for method, accuracy in table.items():

@@ -26,7 +26,11 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     lines = [line.replace("python -m semantic_aug.", "python semantic_aug.") for line in lines]
-    return [shlex.split(line) for line in lines if re.match(r"python (\w+\.py|semantic_aug)", line)]
+    return [
+        shlex.split(line)
+        for line in lines
+        if re.match(r"python (\w+\.py|semantic_aug.report)", line)
+    ]
 
 
 def write_coco(root):

@@ -474,7 +474,7 @@ def test_a_last_step_that_breaks_the_rows_is_noticed(pipeline, photos_tensor):
 # --- several words at once -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("count", [1, 3, 5])
 def test_words_of_one_batch_come_out_as_if_alone(pipeline, photos_tensor, count):
     """AdamW moves by about the sign of a gradient, which rounding may turn where it is tiny."""
     photos = [photos_tensor * (0.5 + 0.1 * n) for n in range(count)]
