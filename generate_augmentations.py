@@ -7,14 +7,21 @@ Writes output/EXP/AUG/seed=S_ex=N/ with images, records/ and metadata.jsonl. Wor
 learned by fine_tune.py and merged by aggregate_embeddings.py are used where they are, else the
 class names (--aug says which). What is there already is not made again, so that the same command
 goes on after an interruption. Next: train_classifier.py.
+
+    python generate_augmentations.py --reproduce output/EXP/AUG/seed=S_ex=N/000000-000.png
+
+makes one image again and says whether it is equal.
 """
 
+import argparse
 import functools
 import logging
 import re
 import shlex
 import sys
 from pathlib import Path
+
+from PIL import Image, ImageChops
 
 from semantic_aug import UserError
 from semantic_aug.augmentations import augmentation_class
@@ -67,9 +74,17 @@ from semantic_aug.experiment import (
     check_config,
     config_id,
     merged_file,
+    read_config,
 )
 from semantic_aug.framing import FITS
-from semantic_aug.generation import generate, has_records, read_records, stale_records
+from semantic_aug.generation import (
+    Job,
+    compute,
+    generate,
+    has_records,
+    read_records,
+    stale_records,
+)
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
 
@@ -196,6 +211,9 @@ def parse_args(argv=None):
 
 @command
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else [str(arg) for arg in argv]
+    if any(arg.split("=")[0] == "--reproduce" for arg in argv):
+        return reproduce(argv)
     args = parse_args(argv)
     experiment, trials, shard = experiment_of(args), trials_of(args), shard_of(args)
 
@@ -250,17 +268,8 @@ def main(argv=None):
             )
         work[trial] = (dataset, indices, embed_path, settings, digests)
 
-    precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
-
-    @functools.cache  # once for all trials, and only if an image is missing
-    def pipeline():
-        loaded = load_pipeline(info, device, pick_dtype(device, precision))
-        set_scheduler(loaded, args.scheduler)
-        if args.low_memory:
-            tune_for_memory(loaded)
-        tune_for_speed(loaded, args.compile)
-        return loaded
-
+    # Once for all trials, and only if an image is missing.
+    pipeline = functools.cache(functools.partial(build_pipeline, args, info, device))
     # Augmentations of which one is drawn per image get their images from more jobs, so that each
     # has a full batch all the same.
     alternatives = len(edits) if args.compose == "parallel" else 1
@@ -289,6 +298,72 @@ def main(argv=None):
         total = len(indices) * args.num_synthetic
         there = len(read_records(folder, config_id(settings)))
         print(f"{folder}: {made} images made now; {there} there, {total} wanted")
+
+
+def build_pipeline(args, info, device):
+    """The model, loaded and set up as the flags say."""
+    precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
+    pipeline = load_pipeline(info, device, pick_dtype(device, precision))
+    set_scheduler(pipeline, args.scheduler)
+    if args.low_memory:
+        tune_for_memory(pipeline)
+    tune_for_speed(pipeline, args.compile)
+    return pipeline
+
+
+def reproduce(argv) -> None:
+    """Make one image again from its record and its folder's config.json, and compare."""
+    parser = Parser("Make one synthetic image again, and say whether it is equal.")
+    parser.add_argument("--reproduce", metavar="IMAGE", required=True, type=Path)
+    parser.add_argument("--data_dir", help="where the photos are now (default: where they were)")
+    parser.add_argument("--model_path", help="where the model is now (default: where it was)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    given = parser.parse_args(argv)
+    path, config = given.reproduce, read_config(given.reproduce.parent)
+    records = {record["file_name"]: record for record in read_records(path.parent)}
+    if config is None or path.name not in records:
+        raise UserError(
+            f"--reproduce: {path} is no image of generate_augmentations.py with a record"
+        )
+    record, stored, settings = records[path.name], config["arguments"], config["settings"]
+    args = argparse.Namespace(**stored)
+    args.data_dir, args.device = given.data_dir or args.data_dir, given.device
+    args.model = given.model_path or args.model
+    trial = Trial(record["seed"], record["examples_per_class"])
+    info, device = inspect_model(args.model, args.revision, args.variant), pick_device(args.device)
+    dataset = dataset_of(args, "train", trial)
+    uses_words = "textual-inversion" in args.aug
+    embed_path = find_embeddings(args, path.parent.parent.parent, trial) if uses_words else None
+    digest = word_digests(embed_path, dataset, len(info.embedding_dims)).get(record["class_name"])
+    for what, before, now in (
+        ("other weights of the model", settings["model"], info.identity),
+        ("other photos of the trial", settings["photos"], dataset.photo_digest()),
+        ("other rows of the learned word", record["embeddings"], digest),
+    ):
+        if before != now:
+            raise UserError(
+                f"--reproduce: there are {what} than {path} was made with (then {before}, now {now})"
+            )
+    sources = dataset.sources()
+    job = Job(sources.index(record["source"]), record["repeat"])
+    augmentation = build_augmentation(
+        args,
+        settings["edits"],
+        lambda: build_pipeline(args, info, device),
+        record["resolution"],
+        embed_path,
+    )
+    ((_, image, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
+    with Image.open(path) as there:
+        difference = ImageChops.difference(image, there.convert("RGB"))
+    largest = max(high for _, high in difference.getextrema())
+    if largest == 0:
+        print(f"{path}: equal")
+    elif largest <= 2:
+        print(f"{path}: at most {largest} of 255 apart, as images of another batch size are")
+    else:
+        print(f"{path}: differs by up to {largest} of 255")
+        raise SystemExit(1)
 
 
 def read_prompts(prompts: list[str]) -> list[str]:

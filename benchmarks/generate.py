@@ -123,13 +123,13 @@ def ours(args) -> dict:
     from semantic_aug import generation
 
     started = {}
-    compute = generation._compute
+    compute = generation.compute
 
     def first_block(*arguments):
         started.setdefault("at", time.perf_counter())
         return compute(*arguments)
 
-    generation._compute = first_block
+    generation.compute = first_block
     dataset, _ = photos_of(args)
     generate_augmentations.main([
         "--dataset=mvip", f"--data_dir={args.data_dir}", f"--output_dir={args.work}",

@@ -146,7 +146,7 @@ def generate(
         ):
             try:
                 for block in todo:
-                    for job, image, edits in _compute(dataset, augmentation, block, sources, seed):
+                    for job, image, edits in compute(dataset, augmentation, block, sources, seed):
                         if job.file_name in finished:
                             continue
                         record = _record(dataset, job, sources, edits, constants or {})
@@ -175,7 +175,7 @@ def _save(image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
-def _compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Iterator[tuple]:
+def compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Iterator[tuple]:
     """(job, image, edits) of a block."""
     images, labels, metadata = [], [], []
     photos = {job.index: dataset.get_image_by_idx(job.index) for job in block}  # decoded once
@@ -424,7 +424,7 @@ def augment_dataset(
     sources, variants = dataset.sources(), {}
     jobs = make_jobs(range(len(dataset)), num_repeats)
     for job in progress_bar(iterable=jobs, desc="generate", unit="image"):
-        for _, image, _ in _compute(dataset, augmentation, [job], sources, dataset.seed):
+        for _, image, _ in compute(dataset, augmentation, [job], sources, dataset.seed):
             label = dataset.get_label_by_idx(job.index)
             variants.setdefault(job.index, []).append((image, label))
     return variants

@@ -504,6 +504,40 @@ def test_full_disk_says_how_many_were_made_and_loses_none(make, monkeypatch):
     assert len(read_records(folder)) == 6
 
 
+def test_one_image_again(make, photos, workdir, small_model, capsys):
+    make("--strength", 0.5, 1.0, "--prompt", "a {name}", "one {name}", "--batch_size=1")
+    folder = Path("output/e/aug/seed=0_ex=1")
+    before = contents(folder)
+    path = folder / "000001-001.png"
+
+    def again(*flags):
+        capsys.readouterr()
+        try:
+            generate_augmentations.main([f"--reproduce={path}", "--device=cpu", *flags])
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    assert again()[:2] == (0, f"{path}: equal\n")
+    assert contents(folder) == before
+    moved = photos.rename(photos.parent / "moved")
+    assert again(f"--data_dir={moved}")[:2] == (0, f"{path}: equal\n")
+    with Image.open(path) as image:
+        pixels = np.asarray(image).astype(np.uint8).copy()
+    pixels[3, 3] ^= 64
+    Image.fromarray(pixels).save(path)
+    status, out, _ = again(f"--data_dir={moved}")
+    assert (status, out) == (1, f"{path}: differs by up to 64 of 255\n")
+    source = next(r["source"] for r in read_records(folder) if r["file_name"] == path.name)
+    Image.new("RGB", (48, 40)).save(moved / source)
+    status, _, err = again(f"--data_dir={moved}")
+    assert status == 2 and "other photos of the trial than" in err
+    path = folder / "000099-000.png"
+    status, _, err = again()
+    assert (status, err.count("\n")) == (2, 1) and "is no image of generate_augm" in err
+
+
 def test_finished_work_loads_no_model_and_still_derives_metadata(
     photos, small_model, workdir, monkeypatch, capsys
 ):
