@@ -341,9 +341,7 @@ def reproduce(argv) -> None:
         ("other rows of the learned word", record["embeddings"], digest),
     ):
         if before != now:
-            raise UserError(
-                f"--reproduce: there are {what} than {path} was made with (then {before}, now {now})"
-            )
+            raise UserError(f"--reproduce: {path} was made with {what}: then {before}, now {now}")
     sources = dataset.sources()
     job = Job(sources.index(record["source"]), record["repeat"])
     augmentation = build_augmentation(

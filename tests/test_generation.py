@@ -532,7 +532,7 @@ def test_one_image_again(make, photos, workdir, small_model, capsys):
     source = next(r["source"] for r in read_records(folder) if r["file_name"] == path.name)
     Image.new("RGB", (48, 40)).save(moved / source)
     status, _, err = again(f"--data_dir={moved}")
-    assert status == 2 and "other photos of the trial than" in err
+    assert status == 2 and "was made with other photos of the trial: then" in err
     path = folder / "000099-000.png"
     status, _, err = again()
     assert (status, err.count("\n")) == (2, 1) and "is no image of generate_augm" in err
