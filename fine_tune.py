@@ -262,6 +262,8 @@ def main(argv=None):
     args.templates = args.templates or args.learnable_property
     templates = load_templates(args.templates)
     info = inspect_model(args.model, args.revision, args.variant)
+    if info.for_inpainting:
+        raise UserError(f"{args.model} is for inpainting alone; expected the model that it is of")
     args.resolution = check_resolution(info, args.resolution)
     device = pick_device(args.device)
     tokenizer = load_tokenizer(info)

@@ -231,6 +231,8 @@ def main(argv=None):
     uses_words = "textual-inversion" in args.aug
     report_words(args, experiment, embed_paths, uses_words)
     info = inspect_model(args.model, args.revision, args.variant)
+    if info.for_inpainting and not all(edit["mask"] for edit in edits):
+        raise UserError(f"{args.model} is for inpainting alone: it needs --mask 1")
     resolution = check_resolution(info, args.resolution)
     device = pick_device(args.device)
     masked = any(edit["mask"] for edit in edits)

@@ -51,6 +51,7 @@ class ModelInfo:
         resolution: side in pixels of the images it was made for.
         multiple: what a resolution must be a multiple of, in pixels.
         embedding_dims: width of the rows of each of its text encoders.
+        for_inpainting: whether its UNet sees a mask and the masked photo beside the latents.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ModelInfo:
     resolution: int
     multiple: int
     embedding_dims: tuple[int, ...]
+    for_inpainting: bool = False
 
     @property
     def is_xl(self) -> bool:
@@ -87,10 +89,11 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
     vae = _read_json(name, "vae/config.json", revision)
     encoders = ["text_encoder", *(["text_encoder_2"] if "text_encoder_2" in index else [])]
     encoders = [_read_json(name, f"{part}/config.json", revision) for part in encoders]
-    if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels not in (latents, 2 * latents + 1):
         raise UserError(
-            f"{name}: its UNet wants more than an image, as models for inpainting or instructions "
-            "do; expected an ordinary Stable Diffusion (--mask works with those)"
+            f"{name}: its UNet wants more than an image, as models for instructions or depth do; "
+            "expected an ordinary Stable Diffusion or one for inpainting"
         )
     try:
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -108,6 +111,7 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
         resolution=side * factor,
         multiple=factor * depth,
         embedding_dims=dims,
+        for_inpainting=channels != latents,
     )
 
 

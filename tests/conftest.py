@@ -166,6 +166,22 @@ def xl_model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def inpainting_model(tmp_path_factory) -> str:
+    """Folder of a small Stable Diffusion whose UNet sees a mask and the masked photo."""
+    from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
+
+    parts = build_pipeline().components
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        config = {k: v for k, v in parts["unet"].config.items() if not k.startswith("_")}
+        parts["unet"] = UNet2DConditionModel(**{**config, "in_channels": 9})
+    folder = tmp_path_factory.mktemp("model") / "small-inpainting"
+    pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def velocity_model(tmp_path_factory) -> str:
     """Folder of a small Stable Diffusion that predicts the velocity, as 2.x does."""
     folder = tmp_path_factory.mktemp("model") / "small-sd-2"

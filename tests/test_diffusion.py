@@ -277,9 +277,15 @@ def test_incomplete_configuration_names_the_key(model, file, key):
     assert_refused(model, f"lack '{key}'")
 
 
-def test_inpainting_model_is_refused(model):
-    edit_json(model / "unet" / "config.json", in_channels=9)
+def test_model_for_instructions_is_refused(model):
+    edit_json(model / "unet" / "config.json", in_channels=8)
     assert_refused(model, "its UNet wants more than an image")
+
+
+def test_model_for_inpainting_is_known(model):
+    assert not inspect_model(str(model)).for_inpainting
+    edit_json(model / "unet" / "config.json", in_channels=9)
+    assert inspect_model(str(model)).for_inpainting
 
 
 @pytest.mark.parametrize("file", [UNET, TEXT_ENCODER, "vae/diffusion_pytorch_model.safetensors"])

@@ -401,6 +401,24 @@ def images_of(name="aug") -> dict[str, np.ndarray]:
     return {p.name: np.asarray(Image.open(p)).astype(int) for p in sorted(folder.glob("*.png"))}
 
 
+def test_model_for_inpainting_edits_the_region_alone(make, photos, inpainting_model, capsys):
+    flags = ["--mask=1", "--dataset_args", f"masks={photos.parent / 'masks'}", "--strength=1"]
+    status, err = make(*flags, f"--model_path={inpainting_model}")
+    assert status == 0, err
+    folder = Path("output/e/aug/seed=0_ex=1")
+    for record in read_records(folder):
+        source = np.asarray(Image.open(photos / record["source"]).convert("RGB"))
+        mask = np.asarray(Image.open(photos.parent / "masks" / record["source"])) > 0
+        image = np.asarray(Image.open(folder / record["file_name"]))
+        assert np.array_equal(image[~mask], source[~mask])
+        assert (image[mask] != source[mask]).any(axis=-1).mean() > 0.9
+    status, err = make(f"--model_path={inpainting_model}", name="other")
+    assert (status, err.splitlines()[-1]) == (2, (
+        f"generate_augmentations.py: error: {inpainting_model} is for inpainting alone: it needs "
+        "--mask 1"
+    ))  # fmt: skip
+
+
 def test_prompts_of_a_file(make):
     Path("prompts.txt").write_text("\ufeffa {name} at night\n\n  a wet {name}\n", encoding="utf-8")
     assert make("--prompt", "prompts.txt")[0] == 0
