@@ -15,7 +15,6 @@ weights at 512 pixels.
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import statistics
@@ -25,8 +24,17 @@ import time
 from pathlib import Path
 
 from common import ROOT, compare, report_side, threads
+from words import (
+    NUM_VECTORS,
+    SEED,
+    K,
+    class_names,
+    dataset,
+    load_model,
+    losses_on_validation_photos,
+)
 
-K, SEED, NUM_VECTORS, LEARNING_RATE = 4, 0, 4, 5e-3
+LEARNING_RATE = 5e-3
 
 
 def parse_args(argv=None):
@@ -73,17 +81,6 @@ def main(argv=None):
           f"{result['loss_plain']:.4f}, ours: {result['loss_ours']:.4f}, difference per class "
           f"{result['difference']:+.4f} ± {result['standard_error']:.4f}")  # fmt: skip
     print(json.dumps(result))
-
-
-def class_names(args) -> list[str]:
-    return dataset(args, "train").class_names[: args.classes]
-
-
-def dataset(args, split: str):
-    from semantic_aug.datasets import build_dataset
-
-    few = {"seed": SEED, "examples_per_class": K} if split == "train" else {}
-    return build_dataset("mvip", split, data_dir=args.data_dir, **few)
 
 
 # --- the plain way ---------------------------------------------------------------------------
@@ -229,65 +226,17 @@ def profiled(wanted: bool):
 
 def held_out(args) -> dict:
     """Losses of both sides' rows on validation photos, and the floor of our time."""
-    import torch
-    from diffusers import DDPMScheduler
-
-    import fine_tune
-    from semantic_aug.diffusion import inspect_model, load_pipeline, text_encoders
     from semantic_aug.embeddings import read_embeddings
-    from semantic_aug.few_shot_dataset import image_to_tensor
-    from semantic_aug.textual_inversion import (
-        TrainingSettings,
-        Word,
-        initial_rows,
-        initializer_id,
-        latent_posterior,
-        tokenise,
-        validation_losses,
-    )
 
-    device = torch.device(args.device)
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
-    info = inspect_model(args.model)
-    with contextlib.redirect_stderr(io.StringIO()):
-        pipeline = load_pipeline(info, device, dtype)
-    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    prompts = tokenise(pipeline, ["a photo of a {}"], fine_tune.TRAINING_TOKEN, NUM_VECTORS)
-    settings = TrainingSettings(1, args.batch, 1, 0.0, "constant", 0)
-    photos, words, losses = dataset(args, "val"), {}, {}
-    (tokenizer, encoder), *_ = text_encoders(pipeline)
-    latest = max(Path(args.work).glob("ours-*"))
-    posteriors = {}
+    latest = max(Path(args.work).glob("ours-*")) / "fine-tuned" / f"seed={SEED}_ex={K}"
+    rows = {"start": None, "plain": {}, "ours": {}}
     for name in class_names(args):
-        each = [
-            latent_posterior(
-                pipeline.vae, image_to_tensor(photos.get_image_by_idx(i), info.resolution)
-            )
-            for i in photos.indices([name])
-        ]
-        posteriors[name] = tuple(torch.stack(parts) for parts in zip(*each))
-    for side in ("start", "plain", "ours"):
-        words[side] = []
-        for name in class_names(args):
-            if side == "start":
-                table = encoder.get_input_embeddings().weight
-                start = table[initializer_id(tokenizer, None, name)]
-                rows = initial_rows(start, NUM_VECTORS, torch.Generator().manual_seed(0))
-            else:
-                folder = latest / "fine-tuned" / f"seed={SEED}_ex={K}" / name.replace(" ", "_")
-                path = {
-                    "plain": Path(args.work) / "plain" / f"{name}.safetensors",
-                    "ours": folder / "learned_embeds.safetensors",
-                }[side]
-                (rows,) = read_embeddings(path).values()
-            words[side].append(Word([rows], posteriors[name], settings, torch.Generator(), device))
-        draws = []
-        for seed in range(4):  # 128 noises per class
-            generators = [torch.Generator().manual_seed(seed) for _ in words[side]]
-            draws.append(
-                validation_losses(pipeline, noise_scheduler, words[side], generators, prompts)
-            )
-        losses[side] = [statistics.mean(of_class) for of_class in zip(*draws)]
+        path = latest / name.replace(" ", "_") / "learned_embeds.safetensors"
+        (rows["ours"][name],) = read_embeddings(path).values()
+        path = Path(args.work) / "plain" / f"{name}.safetensors"
+        (rows["plain"][name],) = read_embeddings(path).values()
+    pipeline = load_model(args)
+    losses = losses_on_validation_photos(args, pipeline, rows)
     differences = [x - y for x, y in zip(losses["ours"], losses["plain"])]
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     return {
