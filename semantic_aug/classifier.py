@@ -22,6 +22,7 @@ from semantic_aug.sampling import MIX, Examples, draw_epoch
 from semantic_aug.standard_augmentation import augment
 
 LAST, BEST_VAL = "last", "best_val"
+DIVERGED = 1000  # times the loss of guessing
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ def train_trial(
             with backbone.training():
                 scores = _train_epoch(head, optimizer, draws, examples.labels, batches(draws))
             validated = evaluate(head, validation())
-            if not math.isfinite(scores.mean_loss) or not math.isfinite(validated.mean_loss):
-                raise UserError(_diverged(trial, epoch, options))
+            if _has_diverged(scores, validated):
+                raise UserError(_diverged(trial, epoch, scores.mean_loss, options))
             history.append((scores, validated))
             rank = (validated.mean_accuracy, -validated.mean_loss)
             if best is None or options.select == LAST or rank > best[0]:
@@ -190,11 +191,20 @@ def _whole_features(backbone, examples: Examples, trial: Trial, cache) -> torch.
     return features
 
 
-def _diverged(trial: Trial, epoch: int, options: TrainingOptions) -> str:
+def _has_diverged(*scores: Scores) -> bool:
+    """Whether a loss is no number, or a thousand times what guessing gives."""
+    losses = [each.mean_loss for each in scores]
+    return not all(loss < DIVERGED * math.log(1 + len(scores[0].loss)) for loss in losses)
+
+
+def _diverged(trial: Trial, epoch: int, loss: float, options: TrainingOptions) -> str:
     rates = f"--learning_rate {options.learning_rate:g}"
     if options.finetune != FROZEN:
         rates += f" and --backbone_learning_rate {options.backbone_learning_rate:g}"
-    return f"{trial.name}: the loss is not finite in epoch {epoch} at {rates}: choose a smaller one"
+    return (
+        f"{trial.name}: training diverges at {rates}: its loss is {loss:.3g} in epoch {epoch}; "
+        "choose a smaller one"
+    )
 
 
 def _copy(weights: dict) -> dict:

@@ -376,11 +376,12 @@ def read_variants(
     missing = [idx for idx in wanted for n in range(needed) if n not in by_photo.get(idx, {})]
     if missing:
         source = dataset.sources()[missing[0]]
-        gone = {r["file_name"] for r in recorded} - {r["file_name"] for r in records}
+        there = {record["file_name"] for record in records}
+        gone = sorted({record["file_name"] for record in recorded} - there)
+        lost = f"; records name {len(gone)} files that are not there, as {gone[0]}" if gone else ""
         raise MissingImages(
             f"{len(missing)} of {len(wanted) * needed} synthetic images are missing in "
-            f"{folder}, the first of photo {source}"
-            + (f"; records name {len(gone)} files that are not there, as {min(gone)}" * bool(gone))
+            f"{folder}, the first of photo {source}{lost}"
         )
     scores = {} if ignore_filter else read_scores(folder)
     rejected = {name for name, each in scores.items() if each.get("kept") is False}

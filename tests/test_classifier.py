@@ -17,23 +17,14 @@ from PIL import Image
 
 import train_classifier
 from semantic_aug import classifier
-from semantic_aug.classifier import (
-    Examples,
-    TrainingOptions,
-    class_scores,
-    draw_epoch,
-    evaluate,
-    load_backbone,
-    load_examples,
-    read_preprocessing,
-    split_features,
-    train_trial,
-)
+from semantic_aug.backbone import load_backbone
+from semantic_aug.classifier import TrainingOptions, evaluate, train_trial
 from semantic_aug.experiment import Trial, read_config
+from semantic_aug.features import load_split, split_features
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.results import TEST, TRAINING, VALIDATION, metric_names
-from semantic_aug.standard_augmentation import OPERATIONS, flip_rotate, rand_augment
+from semantic_aug.sampling import load_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -183,6 +174,10 @@ def final(path, split=VALIDATION, metric="Accuracy") -> float:
     )
 
 
+def val_features(backbone, dataset):
+    return split_features(backbone, load_split(dataset, backbone.image_size))
+
+
 def make_synthetic(folder: Path, seed: int, examples: int, number: int) -> None:
     dataset = Colours(
         seed=seed, examples_per_class=examples, generative_aug=Tinted(), synthetic_dir=folder
@@ -196,24 +191,35 @@ def make_synthetic(folder: Path, seed: int, examples: int, number: int) -> None:
 def test_files_columns_and_rows_of_every_trial(data, resnet, capsys):
     run(resnet, "--num_synthetic=0", "--examples_per_class", 1, 2, "--num_trials=2", "--seed=3")
     folder = data / "output/exp/results/real"
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert {path.name for path in folder.iterdir()} == {
+        "accuracy.png",
         "config.json",
+        *(f"confusion_{seed}_{k}.csv" for seed in (3, 4) for k in (1, 2)),
+        "confusion.png",
+        "per_class.png",
         *(f"results_{seed}_{k}.csv" for seed in (3, 4) for k in (1, 2)),
         "summary.csv",
-    ]
+    }
     rows = read(folder / "results_4_2.csv")
     assert list(rows[0]) == ["seed", "examples_per_class", "epoch", "value", "metric", "split"]
     assert {(row["seed"], row["examples_per_class"]) for row in rows} == {("4", "2")}
     counts = Counter((row["split"], row["epoch"]) for row in rows)
     metrics = 2 * (1 + len(COLOURS))  # loss and accuracy: the mean, and each class with photos
+    whole = ("Top-1", "Top-5", "Macro F1", "ECE")
     assert counts == {
-        **{(split, epoch): metrics for split in (TRAINING, VALIDATION) for epoch in "01"},
-        (TEST, "1"): metrics,
+        **{(TRAINING, epoch): metrics for epoch in "01"},
+        (VALIDATION, "0"): metrics + len(whole),
+        (VALIDATION, "1"): metrics + len(whole) + 1,  # and that it is the selected epoch
+        (TEST, "1"): metrics + len(whole),
     }
     assert {row["metric"] for row in rows} == {
-        f"{what}{name}"
-        for what in ("Loss", "Accuracy")
-        for name in ("", " Red", " Big Green", " Blue")
+        *(
+            f"{what}{name}"
+            for what in ("Loss", "Accuracy")
+            for name in ("", " Red", " Big Green", " Blue")
+        ),
+        *whole,
+        "Selected",
     }
     for split in (VALIDATION, TEST):
         classes = [
@@ -270,7 +276,7 @@ def test_shuffled_labels_stay_at_chance(workdir, resnet):
 
 
 def test_every_image_passes_the_backbone_once(data, resnet, monkeypatch):
-    passed, load = [], classifier.load_backbone
+    passed, load = [], load_backbone
 
     def counting(*args):
         backbone = load(*args)
@@ -398,7 +404,7 @@ def test_classes_and_logdir(data, resnet, capsys):
     out = capsys.readouterr()
     assert "2 photos and 0 synthetic images of 2 classes" in out.out
     assert "green" not in out.err and "absent" not in out.err
-    assert not (data / "output").exists()
+    assert not (data / "output/exp/results").exists()
 
 
 def test_a_dataset_without_test_split_reports_two_splits(workdir, resnet, capsys):
@@ -499,44 +505,6 @@ def test_other_synthetic_images_are_other_settings_for_finished_trials_alone(dat
     assert "2 results that were made with other settings are removed" in capsys.readouterr().out
 
 
-def test_probability_one_shows_every_synthetic_image_and_no_photo():
-    examples = Examples(
-        torch.zeros((2 + 5, 3, 4, 4), dtype=torch.uint8),
-        torch.tensor([0, 1, 0, 0, 1, 1, 1]),
-        torch.tensor([2, 4]),
-        torch.tensor([2, 3]),
-    )
-
-    def drawn(probability):
-        options = TrainingOptions(
-            iterations_per_epoch=100, batch_size=50, synthetic_probability=probability
-        )
-        return draw_epoch(examples, options, torch.Generator().manual_seed(1))
-
-    shown = Counter(drawn(1.0).flatten().tolist())
-    assert set(shown) == {2, 3, 4, 5, 6}
-    expected = {2: 1250, 3: 1250, 4: 833, 5: 833, 6: 833}
-    assert all(abs(shown[n] - expected[n]) < 150 for n in expected)
-    assert set(drawn(0.0).flatten().tolist()) == {0, 1}
-    half = drawn(0.5)
-    assert 0.45 < (half >= 2).double().mean() < 0.55
-    # The photo that a draw stands for does not depend on the probability: methods are paired.
-    photo = examples.labels[half]
-    assert torch.equal(photo, examples.labels[drawn(0.0)])
-
-
-def test_a_photo_without_variants_stands_for_itself():
-    examples = Examples(
-        torch.zeros((3, 3, 4, 4), dtype=torch.uint8),
-        torch.tensor([0, 1, 1]),
-        torch.tensor([2, 2]),
-        torch.tensor([0, 1]),
-    )
-    options = TrainingOptions(iterations_per_epoch=20, batch_size=10, synthetic_probability=1.0)
-    shown = draw_epoch(examples, options, torch.Generator().manual_seed(0))
-    assert set(shown.flatten().tolist()) == {0, 2}
-
-
 @pytest.mark.parametrize("shift, accuracy", [(0, 1.0), (1, 0.0)])
 def test_wrong_synthetic_labels_spoil_the_classifier(data, resnet, shift, accuracy):
     backbone = load_backbone(resnet, CPU)
@@ -545,11 +513,11 @@ def test_wrong_synthetic_labels_spoil_the_classifier(data, resnet, shift, accura
         idx: [(train.get_image_by_idx(idx), (train.get_label_by_idx(idx) + shift) % 3)]
         for idx in range(len(train))
     }
-    options = TrainingOptions(2, 60, 8, 0.02, synthetic_probability=1.0, augmentation="none")
+    options = TrainingOptions(2, 60, 8, 0.02, synthetic_probability=1.0, augmentation=())
     examples = load_examples(train, backbone.image_size)
-    validation = split_features(backbone, val)
-    _, history = train_trial(examples, validation, backbone, options, Trial(0, 3), 4)
-    assert history[-1][1].mean_accuracy == accuracy
+    validation = val_features(backbone, val)
+    result = train_trial(examples, lambda: validation, backbone, options, Trial(0, 3), 4)
+    assert result.validation.mean_accuracy == accuracy
 
 
 # --- training and evaluation -----------------------------------------------------------------
@@ -560,9 +528,9 @@ def test_the_backbone_is_frozen_and_its_batch_norm_does_not_move(data, resnet):
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     assert any("running_mean" in key for key in before)
     examples = load_examples(Colours(examples_per_class=1), backbone.image_size)
-    validation = split_features(backbone, Colours(split="val"))
+    validation = val_features(backbone, Colours(split="val"))
     options = TrainingOptions(1, 5, 4, 0.01)
-    head, _ = train_trial(examples, validation, backbone, options, Trial(0, 1), 4)
+    head = train_trial(examples, lambda: validation, backbone, options, Trial(0, 1), 4).head
     after = backbone.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not backbone.model.training
@@ -579,9 +547,10 @@ def test_a_class_without_training_photos_is_never_predicted(data, resnet):
         path.unlink()
     backbone = load_backbone(resnet, CPU)
     examples = load_examples(Colours(), backbone.image_size)
-    validation = split_features(backbone, Colours(split="val"))
-    options = TrainingOptions(1, 30, 8, 0.02, augmentation="none")
-    head, history = train_trial(examples, validation, backbone, options, Trial(0, 1), 4)
+    validation = val_features(backbone, Colours(split="val"))
+    options = TrainingOptions(1, 30, 8, 0.02, augmentation=())
+    result = train_trial(examples, lambda: validation, backbone, options, Trial(0, 1), 4)
+    head, history = result.head, result.history
     predicted = head(validation.features).argmax(dim=1)
     assert set(predicted.tolist()) == {0, 1}
     assert history[0][1].accuracy.isnan().tolist() == [False, False, True, True]
@@ -591,169 +560,27 @@ def test_a_class_without_training_photos_is_never_predicted(data, resnet):
     assert "Accuracy Blue" not in {row["metric"] for row in rows}
 
 
-def test_accuracy_is_the_mean_over_classes():
-    labels = torch.tensor([0, 0, 0, 2])
-    hits = torch.tensor([True, True, False, True])
-    scores = class_scores(torch.tensor([1.0, 2.0, 3.0, 5.0]), hits, labels, 4)
-    assert scores.accuracy[[0, 2]].tolist() == pytest.approx([2 / 3, 1])
-    assert scores.accuracy.isnan().tolist() == [False, True, False, True]
-    assert scores.mean_accuracy == pytest.approx(5 / 6)
-    assert scores.mean_loss == pytest.approx((2 + 5) / 2)
-
-
-def test_a_diverging_loss_stops_and_leaves_no_result(data, resnet, capsys):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--learning_rate=1e37"],
+        ["--learning_rate=1e6"],
+        ["--finetune=all", "--backbone_learning_rate=1e20"],
+    ],
+)
+def test_a_diverging_loss_stops_and_leaves_no_result(data, resnet, capsys, flags):
     run(resnet, "--num_synthetic=0", "--method=m")
     for name in ("results_0_1.csv", "config.json"):
         (data / "output/exp/results/m" / name).unlink()
-    line = fails(capsys, resnet, "--num_synthetic=0", "--method=m", "--learning_rate=1e37")
-    assert "not finite in epoch 0" in line and "--learning_rate 1e+37" in line
+    line = fails(capsys, resnet, "--num_synthetic=0", "--method=m", *flags)
+    rate = flags[-1].partition("=")[2].replace("e", "e+").replace("e+6", "e+06")
+    assert "training diverges" in line and rate in line and "smaller" in line
     assert not list((data / "output/exp/results/m").glob("results_*"))
 
 
 def test_titles_that_would_meet_stay_as_they_are():
     assert metric_names(["cat", "toy train"]) == ["Cat", "Toy Train"]
     assert metric_names(["cat", "Cat", "dog"]) == ["cat", "Cat", "Dog"]
-
-
-# --- standard augmentation -------------------------------------------------------------------
-
-
-def test_equal_images_of_a_batch_come_out_different():
-    image = torch.rand((3, 20, 20), generator=torch.Generator().manual_seed(0))
-    batch = image.expand(64, -1, -1, -1)
-    for augment, least in ((flip_rotate, 64), (rand_augment, 50)):
-        results = [augment(batch, torch.Generator().manual_seed(5)) for _ in range(2)]
-        assert torch.equal(*results)
-        assert results[0].shape == batch.shape
-        assert results[0].min() >= 0 and results[0].max() <= 1
-        different = {tuple(each.flatten()[::7].tolist()) for each in results[0]}
-        assert len(different) >= least  # two draws of RandAugment may leave an image as it is
-        other = augment(batch, torch.Generator().manual_seed(6))
-        assert not torch.equal(other, results[0])
-
-
-def test_flip_rotate_mirrors_half_and_leaves_no_black_corners():
-    white = torch.ones((8, 3, 32, 32))
-    assert torch.allclose(flip_rotate(white, torch.Generator().manual_seed(0)), white)
-    half = torch.zeros((400, 3, 17, 17))
-    half[..., :8] = 1
-    turned = flip_rotate(half, torch.Generator().manual_seed(0))
-    mirrored = turned[..., :8].mean((1, 2, 3)) < 0.5
-    assert 160 < mirrored.sum() < 240
-    # Four pixels above the middle, the edge moves by up to 4 tan(15 degrees) pixels.
-    moved = (turned[:, 0, 4].sum(dim=1) - 8) * (1 - 2 * mirrored.float())
-    most = 4 * math.tan(math.radians(15))
-    assert 0.9 * most < moved.max() < 1.1 * most
-    assert -1.1 * most < moved.min() < -0.9 * most
-
-
-@pytest.mark.parametrize("number", range(len(OPERATIONS)))
-def test_every_operation_acts_per_image_and_is_gentle_at_magnitude_zero(number):
-    images = torch.rand((4, 3, 40, 40), generator=torch.Generator().manual_seed(number))
-    images = 0.25 + images / 2
-    magnitudes = torch.tensor([0.0, 0.3, 0.6, -0.6])
-    results = OPERATIONS[number](images, magnitudes)
-    for n in range(4):
-        alone = OPERATIONS[number](images[n : n + 1], magnitudes[n : n + 1])
-        assert torch.allclose(alone[0], results[n], atol=1e-5)
-    if number >= 3:  # those that have a magnitude
-        assert torch.allclose(results[0], images[0], atol=1 / 255)
-        assert (results[2] - images[2]).abs().max() > 0.01
-    elif number > 0:
-        assert results.min() < 0.01 and results.max() > 0.99
-
-
-# --- backbones -------------------------------------------------------------------------------
-
-
-def test_features_are_those_of_normalised_images(resnet):
-    backbone = load_backbone(resnet, CPU)
-    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    mean = torch.tensor([0.4, 0.5, 0.6]).reshape(3, 1, 1)
-    std = torch.tensor([0.2, 0.3, 0.25]).reshape(3, 1, 1)
-    with torch.no_grad():
-        maps = backbone.model(pixel_values=(images / 255 - mean) / std).last_hidden_state
-    assert torch.allclose(backbone(images), maps.mean((2, 3)), atol=1e-6)
-    assert torch.allclose(backbone(images / 255), backbone(images), atol=1e-6)
-    assert (backbone.num_features, backbone.image_size) == (24, (16, 16))
-
-
-def _vit(half=False):
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return ViTForImageClassification(
-        ViTConfig(image_size=16, patch_size=8, intermediate_size=32, **config)
-    )
-
-
-def _convnext():
-    from transformers import ConvNextConfig, ConvNextModel
-
-    return ConvNextModel(ConvNextConfig(hidden_sizes=[8, 12], depths=[1, 1], num_stages=2))
-
-
-def _swin():
-    from transformers import SwinConfig, SwinModel
-
-    return SwinModel(
-        SwinConfig(
-            image_size=16, patch_size=4, embed_dim=8, depths=[1], num_heads=[2], window_size=2
-        )
-    )
-
-
-def _clip():
-    from transformers import CLIPConfig, CLIPModel
-
-    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tower["intermediate_size"] = 16
-    text = {**tower, "vocab_size": 40, "eos_token_id": 1, "bos_token_id": 0}
-    vision = {**tower, "image_size": 16, "patch_size": 8}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-
-
-@pytest.mark.parametrize(
-    "make, num_features", [(_vit, 16), (_convnext, 12), (_swin, 8), (_clip, 16)]
-)
-@pytest.mark.parametrize("half", [False, True])
-def test_any_image_model_gives_features(tmp_path, make, num_features, half):
-    model = make().half() if half else make()
-    model.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 16}}')
-    first, again = (load_backbone(str(tmp_path), CPU) for _ in range(2))
-    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    features = first.features(images)
-    assert features.shape == (3, num_features) and features.dtype == torch.float32
-    assert torch.equal(features, again.features(images))  # nothing random, such as a new pooler
-    assert first.identity == again.identity
-    assert features.std(dim=0).max() > 0
-    tokens = first.model(pixel_values=(images / 255 - first.mean) / first.std).last_hidden_state
-    if make in (_vit, _clip):
-        assert torch.allclose(features, tokens[:, 0], atol=1e-6)
-        larger = load_backbone(str(tmp_path), CPU, (24, 32))
-        assert larger(torch.zeros(1, 3, 24, 32)).shape == (1, num_features)
-
-
-def test_preprocessing_is_read_or_replaced_with_a_notice(tmp_path, caplog):
-    file = tmp_path / "preprocessor_config.json"
-    crop = {"size": 256, "crop_size": 224, "do_center_crop": True, "image_mean": 0.5}
-    file.write_text(json.dumps(crop))
-    mean, std, size = read_preprocessing(str(tmp_path))
-    assert (mean, std, size) == ((0.5,) * 3, classifier.IMAGENET_STD, (224, 224))
-    file.write_text(json.dumps({"size": {"height": 24, "width": 32}, "do_normalize": False}))
-    assert read_preprocessing(str(tmp_path)) == ((0,) * 3, (1,) * 3, (24, 32))
-    assert not caplog.records
-    file.unlink()
-    expected = (classifier.IMAGENET_MEAN, classifier.IMAGENET_STD, None)
-    assert read_preprocessing(str(tmp_path)) == expected
-    assert "has no preprocessor_config.json" in caplog.text
-
-
-def test_without_a_configured_size_images_are_the_models_or_224(tmp_path):
-    assert load_backbone(save_resnet(tmp_path / "a"), CPU).image_size == (224, 224)
-    _vit().save_pretrained(tmp_path / "b")
-    assert load_backbone(str(tmp_path / "b"), CPU).image_size == (16, 16)
 
 
 # --- bad input -------------------------------------------------------------------------------
@@ -769,7 +596,22 @@ def test_without_a_configured_size_images_are_the_models_or_224(tmp_path):
         (["--learning_rate=fast"], "positive"),
         (["--learning_rate=1e39"], "positive"),
         (["--num_synthetic=-1"], "from 0"),
-        (["--augmentation=mixup"], "flip-rotate"),
+        (["--augmentation=blur"], "flip-rotate"),
+        (["--augmentation", "none", "mixup"], "none alone"),
+        (["--augmentation", "mixup", "mixup"], "each name once"),
+        (["--utilization=append"], "needs synthetic images"),
+        (["--utilization=both"], "append"),
+        (["--utilization=append", "--num_synthetic=1", "--synthetic_probability=1"], "to --util"),
+        (["--finetune=last"], "last:2"),
+        (["--finetune=last:0"], "last:2"),
+        (["--finetune=last:3"], "ResNetModel has 2 blocks"),
+        (["--backbone_learning_rate=1e-3"], "needs --finetune"),
+        (["--from_scratch"], "needs --finetune all"),
+        (["--compare", "other"], "there are: none"),
+        (["--compare", "exp:real"], "is the method that is to be compared"),
+        (["--compare", "../x:real"], "--experiment_name"),
+        (["--select=best_test"], "best_val"),
+        (["--num_workers=0"], "from 1"),
         (["--num_epochs=none"], "--num_epochs"),
         (["--nonsense=1"], "--nonsense"),
         (["--method=../up"], "--method"),
