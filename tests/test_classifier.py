@@ -1,7 +1,6 @@
 """train_classifier.py and what it is made of: features, augmentation, training, result files."""
 
 import csv
-import json
 import math
 import os
 import random
@@ -13,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_resnet
 from PIL import Image
 
 import train_classifier
-from semantic_aug import classifier
+from semantic_aug import classifier, images
 from semantic_aug.backbone import load_backbone
 from semantic_aug.classifier import TrainingOptions, evaluate, train_trial
 from semantic_aug.experiment import Trial, read_config
@@ -25,6 +25,7 @@ from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.results import TEST, TRAINING, VALIDATION, metric_names
 from semantic_aug.sampling import load_examples
+from semantic_aug.timing import GENERATE, TRAIN, timed
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -113,26 +114,6 @@ def draw_photos(root: Path, counts=COUNTS, colours=COLOURS, order=0) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (24, 20), colour).save(path)
     return root
-
-
-def save_resnet(folder: Path, preprocessor: dict | None = None, half: bool = False) -> str:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = ResNetForImageClassification(
-            ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], layer_type="basic")
-        )
-    (model.half() if half else model).save_pretrained(folder)
-    if preprocessor is not None:
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
-def resnet(tmp_path_factory) -> str:
-    config = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "size": 16}
-    return save_resnet(tmp_path_factory.mktemp("backbone"), config)
 
 
 @pytest.fixture
@@ -581,6 +562,342 @@ def test_a_diverging_loss_stops_and_leaves_no_result(data, resnet, capsys, flags
 def test_titles_that_would_meet_stay_as_they_are():
     assert metric_names(["cat", "toy train"]) == ["Cat", "Toy Train"]
     assert metric_names(["cat", "Cat", "dog"]) == ["cat", "Cat", "Dog"]
+
+
+# --- protocol --------------------------------------------------------------------------------
+
+
+def selected(rows) -> int:
+    (row,) = [row for row in rows if row["metric"] == "Selected"]
+    return int(row["epoch"])
+
+
+def values_of(rows, split, metric="Accuracy") -> list[float]:
+    return [float(r["value"]) for r in rows if (r["split"], r["metric"]) == (split, metric)]
+
+
+@pytest.mark.parametrize("finetune", ["none", "all"])
+def test_best_val_reports_the_best_epoch_and_test_by_its_weights(data, resnet, finetune):
+    common = ["--num_synthetic=0", "--learning_rate=0.05", f"--finetune={finetune}"]
+    common += ["--iterations_per_epoch=3", "--batch_size=2", "--augmentation=flip-rotate"]
+    folder = data / "output/exp/results"
+    run(resnet, *common, "--num_epochs=6", "--select=best_val", "--method=best")
+    rows = read(folder / "best/results_0_1.csv")
+    accuracies, losses = values_of(rows, VALIDATION), values_of(rows, VALIDATION, "Loss")
+    ranks = [(accuracy, -loss) for accuracy, loss in zip(accuracies, losses)]
+    best = ranks.index(max(ranks))
+    assert selected(rows) == best < 5  # else the test says nothing
+    assert {row["epoch"] for row in rows if row["split"] == TEST} == {str(best)}
+    # Training that ends there gives the same numbers: the draws of an epoch come from one stream.
+    run(resnet, *common, f"--num_epochs={best + 1}", "--method=short")
+    short = read(folder / "short/results_0_1.csv")
+    for metric in ("Accuracy", "Loss", "ECE", "Macro F1"):
+        assert values_of(rows, TEST, metric) == values_of(short, TEST, metric)
+    summary = {row["split"]: row for row in read(folder / "best/summary.csv")}
+    assert float(summary[VALIDATION]["mean_accuracy"]) == pytest.approx(max(accuracies), abs=1e-6)
+    run(resnet, *common, "--num_epochs=6", "--method=last")
+    assert selected(read(folder / "last/results_0_1.csv")) == 5
+
+
+def test_confusions_count_every_photo_of_a_split(data, resnet):
+    run(resnet, "--num_synthetic=0", "--learning_rate=0.02", "--iterations_per_epoch=40")
+    folder = data / "output/exp/results/real"
+    rows = read(folder / "confusion_0_1.csv")
+    for split, count in ((VALIDATION, COUNTS["val"]), (TEST, COUNTS["test"])):
+        mine = [row for row in rows if row["split"] == split]
+        for name in COLOURS:
+            assert sum(int(row["count"]) for row in mine if row["true"] == name) == count
+        right = sum(int(row["count"]) for row in mine if row["true"] == row["predicted"])
+        assert right / (3 * count) == final(folder / "results_0_1.csv", split, "Top-1")
+
+
+def test_classes_without_test_photos_are_named_and_left_out(data, resnet, capsys):
+    for path in (data / "photos/test").glob("blue_*"):
+        path.unlink()
+    run(resnet, "--num_synthetic=0", "--learning_rate=0.02", "--iterations_per_epoch=40")
+    assert "no test photo of 'blue': left out of its mean accuracy" in capsys.readouterr().err
+    rows = read(data / "output/exp/results/real/results_0_1.csv")
+    tested = {row["metric"] for row in rows if row["split"] == TEST}
+    assert "Accuracy Red" in tested and "Accuracy Blue" not in tested
+
+
+# --- speed: features, memory, workers --------------------------------------------------------
+
+
+@pytest.fixture
+def passed(monkeypatch) -> list[int]:
+    """How many images each pass of a backbone had, counted without the probe when it is loaded."""
+    counts = []
+
+    def counting(*args):
+        backbone = load_backbone(*args)
+        backbone.model.register_forward_hook(lambda m, i, output: counts.append(len(output[0])))
+        return backbone
+
+    monkeypatch.setattr(train_classifier, "load_backbone", counting)
+    return counts
+
+
+def test_validation_passes_once_for_fifty_epochs_and_in_the_next_run_never(data, resnet, passed):
+    more = ["--num_synthetic=0", "--num_epochs=50", "--iterations_per_epoch=2"]
+    run(resnet, *more)
+    assert sum(passed) == 3 * (COUNTS["val"] + COUNTS["test"] + 1)
+    passed.clear()
+    run(resnet, *more, "--method=again")
+    assert sum(passed) == 0
+    folder = data / "output/exp/results"
+    first, again = (folder / name / "results_0_1.csv" for name in ("real", "again"))
+    assert first.read_bytes() == again.read_bytes()
+    # Random augmentation changes what is trained on; what is evaluated stays.
+    run(resnet, *more, "--method=flips", "--augmentation=flip-rotate")
+    assert sum(passed) == 50 * 2 * 4
+
+
+def test_the_cache_knows_files_backbones_and_sizes_by_their_content(
+    data, resnet, passed, tmp_path, capsys
+):
+    def passes(*flags, backbone=resnet):
+        passed.clear()
+        run(backbone, "--num_synthetic=0", *flags, f"--method=m{len(list(data.rglob('m*')))}")
+        return sum(passed)
+
+    val, test, train = (3 * COUNTS[split] for split in ("val", "test", "train"))
+    everything = val + test + 3
+    assert passes() == everything
+    shutil.copytree(data / "photos", data / "moved")
+    assert passes("--data_dir=moved") == 0
+    photo = data / "photos/val/red_0.png"
+    Image.new("RGB", (24, 20), (250, 0, 0)).save(photo)
+    assert passes() == val
+    assert passes("--image_size=24") == everything
+    assert passes(backbone=save_resnet(tmp_path / "half", {"size": 16}, half=True)) == everything
+    cache = data / "output/exp/cache"
+    for file in cache.iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    assert passes() == everything
+    assert "made again" in capsys.readouterr().err
+    assert passes() == 0
+    # Broken photos are named in every run.
+    photo.write_bytes(b"")
+    for _ in range(2):
+        assert passes() == val - 1
+        assert "val/red_0.png" in capsys.readouterr().err
+    assert train == 9
+
+
+@pytest.mark.parametrize("flags", [["--augmentation=cutmix"], ["--finetune=last:1"], []])
+def test_memory_and_workers_change_nothing(data, resnet, flags, monkeypatch):
+    make_synthetic(data / "output/exp/aug/seed=0_ex=2", 0, 2, 2)
+    decoded = []
+    read_pixels = images.resized_pixels
+
+    def counting(*args):
+        decoded.append(1)
+        return read_pixels(*args)
+
+    monkeypatch.setattr(images, "resized_pixels", counting)
+    files, numbers = [], []
+    for number, machine in enumerate(["", "--image_memory=0", "--num_workers=1"]):
+        decoded.clear()
+        more = [machine, "--image_memory=0"] if number == 2 else [machine] if machine else []
+        shutil.rmtree(data / "output/exp/cache", ignore_errors=True)
+        run(resnet, "--examples_per_class=2", *flags, *more, f"--method=m{number}")
+        files.append((data / f"output/exp/results/m{number}/results_0_2.csv").read_bytes())
+        numbers.append(len(decoded))
+    assert files[0] == files[1] == files[2]
+    assert numbers[1] == numbers[2]
+    assert numbers[1] > numbers[0] if flags else numbers[1] == numbers[0]
+
+
+# --- tuning a part of the backbone -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("finetune", ["all", "last:1"])
+def test_tuned_backbones_start_anew_in_every_trial(data, resnet, finetune):
+    common = ["--num_synthetic=0", f"--finetune={finetune}", "--backbone_learning_rate=0.01"]
+    run(resnet, *common, "--num_trials=2", "--method=both")
+    run(resnet, *common, "--seed=1", "--method=alone")
+    folder = data / "output/exp/results"
+    both, alone = ((folder / name / "results_1_1.csv").read_bytes() for name in ("both", "alone"))
+    assert both == alone
+    run(resnet, "--num_synthetic=0", "--seed=1", "--method=frozen")
+    assert (folder / "frozen/results_1_1.csv").read_bytes() != alone
+    settings = read_config(folder / "alone")["settings"]
+    assert (settings["finetune"], settings["backbone_learning_rate"]) == (finetune, 0.01)
+
+
+def test_a_network_from_scratch_learns_colours(data, tmp_path):
+    folder = save_resnet(tmp_path / "new", {"size": 16})
+    (tmp_path / "new/model.safetensors").unlink()
+    run(
+        folder, "--from_scratch", "--finetune=all", "--num_synthetic=0", "--examples_per_class=3",
+        "--iterations_per_epoch=40", "--learning_rate=0.02", "--backbone_learning_rate=0.01",
+        "--batch_size=9",
+    )  # fmt: skip
+    assert final(data / "output/exp/results/real/results_0_3.csv", TEST) == 1
+
+
+def test_unreadable_evaluation_photos_are_left_out_while_tuning_too(data, resnet, capsys):
+    (data / "photos/val/red_0.png").write_bytes(b"")
+    run(resnet, "--num_synthetic=0", "--finetune=last:1")
+    assert "1 of 12 photos of split 'val' cannot be read" in capsys.readouterr().err
+
+
+# --- synthetic images: ways to use them, filters ---------------------------------------------
+
+
+def reject(folder: Path, *names: str, kept=False) -> None:
+    """What a filter appends to the records."""
+    identity = read_config(folder)["id"]
+    with open(folder / "records" / f"{identity}.9.filter.jsonl", "a") as file:
+        for name in names:
+            file.write(json.dumps({"file_name": name, "score": 0.1, "kept": kept}) + "\n")
+
+
+def test_only_kept_images_are_used_where_a_filter_has_run(data, resnet, capsys):
+    folder = data / "output/exp/aug/seed=0_ex=1"
+    make_synthetic(folder, 0, 1, 3)
+    run(resnet)
+    reject(folder, "000000-000.png", "000001-001.png")
+    reject(folder, "000002-002.png", kept=True)
+    assert "2 rejected" in fails(capsys, resnet)  # other images give another result
+    run(resnet, "--method=kept")
+    assert "3 photos and 7 synthetic images" in capsys.readouterr().out
+    run(resnet, "--method=two", "--num_synthetic=2")  # the first two that were kept
+    assert "3 photos and 6 synthetic images" in capsys.readouterr().out
+    run(resnet, "--ignore_filter", "--method=everything")
+    assert "3 photos and 9 synthetic images" in capsys.readouterr().out
+    results = data / "output/exp/results"
+    unfiltered, everything = (
+        (results / name / "results_0_1.csv").read_bytes() for name in ("aug", "everything")
+    )
+    assert unfiltered == everything
+    reject(folder, *(f"00000{n}-00{m}.png" for n in range(3) for m in range(3)))
+    assert "rejected every synthetic image" in fails(capsys, resnet, "--method=none")
+
+
+@pytest.mark.parametrize("utilization", ["mix", "append", "pretrain", "balance"])
+def test_wrong_records_spoil_the_result_however_images_are_used(data, resnet, utilization):
+    good, bad = data / "output/exp/aug/seed=0_ex=3", data / "output/exp/bad/seed=0_ex=3"
+    for folder in (good, bad):
+        make_synthetic(folder, 0, 3, 8)
+    swap_pictures(bad)
+    common = ["--examples_per_class=3", "--learning_rate=0.02", "--iterations_per_epoch=40"]
+    common += [f"--utilization={utilization}", "--num_epochs=4"]
+    for name in ("aug", "bad"):
+        run(resnet, *common, f"--aug_name={name}")
+    losses = {}
+    for name in ("aug", "bad"):
+        file = data / f"output/exp/results/{name}/results_0_3.csv"
+        losses[name] = [value for value in values_of(read(file), VALIDATION, "Loss")]
+    assert final(data / "output/exp/results/aug/results_0_3.csv", TEST) == 1
+    # Two epochs in, pretrain has seen nothing but wrong pictures; the photos then mend it.
+    assert losses["bad"][1] > 2 * losses["aug"][1]
+    if utilization in ("append", "balance"):
+        assert final(data / "output/exp/results/bad/results_0_3.csv", TEST) <= 0.5
+
+
+def swap_pictures(folder: Path) -> None:
+    """Each record now stands for a picture of the next class."""
+    records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    pictures = {r["file_name"]: (folder / r["file_name"]).read_bytes() for r in records}
+    names = [name for r in records for name in [r["file_name"]]]
+    shift = len(names) // 3
+    for name, other in zip(names, names[shift:] + names[:shift]):
+        (folder / name).write_bytes(pictures[other])
+
+
+def test_records_that_name_missing_files_are_an_error(data, resnet, capsys):
+    folder = data / "output/exp/aug/seed=0_ex=1"
+    make_synthetic(folder, 0, 1, 2)
+    for number in range(3):  # the last variant of every photo: no hole among the others
+        (folder / f"00000{number}-001.png").unlink()
+    line = fails(capsys, resnet)
+    assert "3 of 6 synthetic images are missing" in line
+    assert "records name 3 files that are not there, as 000000-001.png" in line
+    run(resnet, "--num_synthetic=1")
+
+
+def test_records_of_other_classes_are_refused(data, resnet, capsys):
+    make_synthetic(data / "output/exp/aug/seed=0_ex=1", 0, 1, 1)
+    line = fails(capsys, resnet, "--dataset_args", "names=big green,red,blue")
+    assert "was made with other classes: label 0 is 'red' there and 'big green' here" in line
+
+
+# --- comparison, cost, pictures --------------------------------------------------------------
+
+
+def test_a_comparison_is_paired_by_trial(data, resnet, capsys):
+    common = ["--num_synthetic=0", "--examples_per_class", 1, 2]
+    run(resnet, *common, "--num_trials=4", "--method=base")
+    run(resnet, *common, "--num_trials=3", "--seed=1", "--method=base", experiment="other")
+    capsys.readouterr()
+    more = ["--learning_rate=0.01", "--num_trials=3", "--method=new"]
+    run(resnet, *common, *more, "--compare", "base", "other:base")
+    out = capsys.readouterr()
+    folder = data / "output/exp/results"
+    rows = read(folder / "new/comparison.csv")
+    assert [(row["other"], row["num_trials"]) for row in rows if row["split"] == TEST] == [
+        ("base", "3"), ("base", "3"), ("other:base", "2"), ("other:base", "2"),
+    ]  # fmt: skip
+    row = next(row for row in rows if row["split"] == TEST)
+    names = [f"results_{seed}_1.csv" for seed in range(3)]
+    new, base = ([final(folder / m / name, TEST) for name in names] for m in ("new", "base"))
+    differences = [a - b for a, b in zip(new, base)]
+    assert float(row["difference"]) == pytest.approx(sum(differences) / 3, abs=1e-6)
+    assert row["method"] == "new" and row["examples_per_class"] == "1"
+    assert "base was made with another learning_rate" in out.err
+    assert "new - base, 1 per class, test:" in out.out
+
+
+def test_nothing_in_common_is_said_before_anything_is_trained(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--method=base", "--seed=5")
+    line = fails(capsys, resnet, "--num_synthetic=0", "--method=new", "--compare", "base")
+    assert "has no result of seed=0_ex=1" in line
+    assert not (data / "output/exp/results/new").exists()
+    line = fails(capsys, resnet, "--num_synthetic=0", "--method=new", "--compare", "lost")
+    assert "no results in output/exp/results/lost; there are: base" in line
+
+
+def test_cost_stands_beside_gain(data, resnet):
+    for seed in (0, 1):
+        with timed(data / "output/exp", GENERATE, "aug", Trial(seed, 1), CPU) as work:
+            work.images = 3
+        make_synthetic(data / f"output/exp/aug/seed={seed}_ex=1", seed, 1, 1)
+    run(resnet, "--num_synthetic=0", "--num_trials=2")
+    run(resnet, "--num_trials=2", "--learning_rate=0.02")
+    timing = json.loads((data / "output/exp/timing.json").read_text())
+    stages = {(t["stage"], t["method"], t["seed"], t["images"], t["device"]) for t in timing}
+    evaluated = 3 * (COUNTS["val"] + COUNTS["test"])
+    assert stages == {
+        *((GENERATE, "aug", seed, 3, "cpu") for seed in (0, 1)),
+        *((TRAIN, m, seed, 2 * 5 * 4, "cpu") for m in ("real", "aug") for seed in (0, 1)),
+        *((TRAIN, m, None, evaluated, "cpu") for m in ("real", "aug")),
+    }
+    results = data / "output/exp/results"
+    row = next(row for row in read(results / "aug/summary.csv") if row["split"] == TEST)
+    means = [
+        sum(final(results / m / f"results_{seed}_1.csv", TEST) for seed in (0, 1)) / 2
+        for m in ("aug", "real")
+    ]
+    assert float(row["gain"]) == pytest.approx(means[0] - means[1], abs=1e-6)
+    seconds = float(row["generate_seconds"]) + float(row["train_seconds"])
+    assert row["fine_tune_seconds"] == ""
+    per_minute = 100 * float(row["gain"]) / (seconds / 60)
+    assert float(row["gain_per_minute"]) == pytest.approx(per_minute, rel=1e-4)
+    real = next(row for row in read(results / "real/summary.csv") if row["split"] == TEST)
+    assert real["gain"] == real["gain_per_minute"] == "" != real["train_seconds"]
+
+
+def test_pictures_are_pictures(data, resnet):
+    run(resnet, "--num_synthetic=0", "--num_trials=2", "--examples_per_class", 1, 2)
+    run(resnet, "--num_synthetic=0", "--num_trials=2", "--method=new", "--compare", "real")
+    for name in ("accuracy.png", "per_class.png", "confusion.png"):
+        with Image.open(data / "output/exp/results/new" / name) as image:
+            image.load()
+            grey = image.convert("L")
+            assert min(image.size) > 300
+            assert grey.getextrema() == (0, 255)
 
 
 # --- bad input -------------------------------------------------------------------------------
