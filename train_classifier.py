@@ -374,9 +374,10 @@ def _train_set(args, trial: Trial, folder: Path | None) -> FewShotDataset:
             dataset.load_synthetic(folder, args.num_synthetic, args.classes, args.ignore_filter)
         except UserError as error:
             again = "" if isinstance(error, MissingImages) else " --overwrite"
+            instead = " (or pass --num_synthetic=0 for real photos only)"
             raise UserError(
-                f"{error}; make them with: {_generation_command(args, trial, folder)}{again} "
-                "(or pass --num_synthetic=0 for real photos only)"
+                f"{error}; make them with: {_generation_command(args, trial, folder)}{again}"
+                + (instead if args.utilization == MIX else "")
             ) from error
     return dataset
 
