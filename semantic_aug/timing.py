@@ -8,8 +8,9 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from semantic_aug.experiment import (
@@ -58,7 +59,7 @@ def timed(
     experiment: Path,
     stage: str,
     method: str = "",
-    trial: Trial | None = None,
+    trials: Trial | Sequence[Trial] | None = None,
     device=None,
     again: bool = False,
 ) -> Iterator[Work]:
@@ -70,10 +71,11 @@ def timed(
     What was done before an interruption is recorded too.
 
     Args:
+        trials: what the work is for; of several, such as one for each of the words that are
+            trained together, each gets an equal share.
         device: a torch.device, where one computed.
     """
-    seed, examples = (None, None) if trial is None else (trial.seed, trial.examples_per_class)
-    work = Work(stage, method, seed, examples, device_name(device), again=again)
+    work = Work(stage, method, device=device_name(device), again=again)
     started = time.monotonic()
     try:
         yield work
@@ -84,8 +86,26 @@ def timed(
             path = experiment / TIMING / f"{hostname()}-{os.getpid()}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(work)) + "\n")
+                for share in _shares(work, trials):
+                    file.write(json.dumps(asdict(share)) + "\n")
             write_timing(experiment)
+
+
+def _shares(work: Work, trials: Trial | Sequence[Trial] | None) -> list[Work]:
+    """The work on each trial."""
+    if not trials:
+        return [work]
+    trials = [trials] if isinstance(trials, Trial) else trials
+    return [
+        replace(
+            work,
+            seed=trial.seed,
+            examples_per_class=trial.examples_per_class,
+            seconds=work.seconds * number / len(trials),
+            images=None if work.images is None else round(work.images * number / len(trials)),
+        )
+        for trial, number in Counter(trials).items()
+    ]
 
 
 def device_name(device) -> str:

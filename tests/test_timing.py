@@ -53,6 +53,16 @@ def test_work_done_again_replaces_what_was_in_vain(tmp_path, clock):
     assert [(row["seed"], row["seconds"]) for row in read_timing(tmp_path)] == [(0, 4), (1, 1)]
 
 
+def test_words_of_several_trials_that_are_trained_together_share_the_time(tmp_path, clock):
+    together = [Trial(0, 1), Trial(0, 2), Trial(0, 2), Trial(0, 2)]
+    work(clock, tmp_path, 8, 400, FINE_TUNE, "", together, CPU)
+    rows = read_timing(tmp_path)
+    assert [(row["examples_per_class"], row["seconds"], row["images"]) for row in rows] == [
+        (1, 2, 100),
+        (2, 6, 300),
+    ]
+
+
 def test_a_torn_line_is_left_out(tmp_path, clock):
     work(clock, tmp_path, 3, 10, TRAIN, "real", Trial(0, 1), CPU)
     (file,) = (tmp_path / "timing").iterdir()
