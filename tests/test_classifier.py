@@ -560,6 +560,25 @@ def test_a_diverging_loss_stops_and_leaves_no_result(data, resnet, capsys, flags
     assert not list((data / "output/exp/results/m").glob("results_*"))
 
 
+def test_mixed_images_are_learned_by_both_labels():
+    """Image i shows image 1 - i alone: learned with its partner's label, a head turns round."""
+    features, labels = torch.tensor([[5.0, 0], [0, 5.0]]), torch.tensor([0, 1])
+
+    def learned(share):
+        head = classifier.make_head(
+            2, torch.ones(2, dtype=torch.bool), CPU, classifier.trial_generator(Trial(0, 1))
+        )
+        optimizer = torch.optim.Adam(head.linear.parameters(), lr=0.1)
+        draws = torch.tensor([[0, 1]]).expand(60, -1)
+        batch = (features, torch.tensor([1, 0]), torch.full((2,), share))
+        classifier._train_epoch(head, optimizer, draws, labels, iter([batch] * 60))
+        return head(features).softmax(dim=1)
+
+    assert learned(1.0).argmax(dim=1).tolist() == [0, 1]
+    assert learned(0.0).argmax(dim=1).tolist() == [1, 0]
+    assert learned(0.75)[0, 0].item() == pytest.approx(0.75, abs=0.05)
+
+
 def test_titles_that_would_meet_stay_as_they_are():
     assert metric_names(["cat", "toy train"]) == ["Cat", "Toy Train"]
     assert metric_names(["cat", "Cat", "dog"]) == ["cat", "Cat", "Dog"]
