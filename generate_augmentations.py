@@ -7,14 +7,21 @@ Writes output/EXP/AUG/seed=S_ex=N/ with images, records/ and metadata.jsonl. Wor
 learned by fine_tune.py and merged by aggregate_embeddings.py are used where they are, else the
 class names (--aug says which). What is there already is not made again, so that the same command
 goes on after an interruption. Next: train_classifier.py.
+
+    python generate_augmentations.py --reproduce output/EXP/AUG/seed=S_ex=N/000000-000.png
+
+makes one image again and says whether it is equal.
 """
 
+import argparse
 import functools
 import logging
 import re
 import shlex
 import sys
 from pathlib import Path
+
+from PIL import Image, ImageChops
 
 from semantic_aug import UserError
 from semantic_aug.augmentations import augmentation_class
@@ -35,16 +42,21 @@ from semantic_aug.cli import (
     command,
     dataset_of,
     experiment_of,
+    non_negative,
     positive_int,
     shard_of,
     trials_of,
 )
 from semantic_aug.diffusion import (
+    SCHEDULERS,
     check_resolution,
     inspect_model,
     load_pipeline,
     pick_device,
     pick_dtype,
+    set_scheduler,
+    tune_for_memory,
+    tune_for_speed,
 )
 from semantic_aug.embeddings import (
     check_widths,
@@ -62,10 +74,21 @@ from semantic_aug.experiment import (
     check_config,
     config_id,
     merged_file,
+    read_config,
 )
-from semantic_aug.generation import generate, has_records, read_records, stale_records
+from semantic_aug.framing import FITS
+from semantic_aug.generation import (
+    Job,
+    compute,
+    generate,
+    has_records,
+    read_records,
+    stale_records,
+)
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
+
+AUTO_BATCH = 32
 
 
 def parse_args(argv=None):
@@ -98,7 +121,9 @@ def parse_args(argv=None):
         "--prompt",
         nargs="+",
         default=[DEFAULT_PROMPT],
-        help="{name} is the class name or its learned word; of several, one is drawn per image",
+        help="{name} is the class name or its learned word, {token} the latter alone, "
+        "{description} what the dataset says of a photo; of several, or of the lines of a text "
+        "file, one is drawn per image",
     )
     edits.add_argument(
         "--strength",
@@ -122,6 +147,25 @@ def parse_args(argv=None):
         help="1, with --mask 1: edit all but the object",
     )
     edits.add_argument(
+        "--mask_grow_radius",
+        type=non_negative,
+        default=0.0,
+        help="by how many pixels of the photo the edited region grows",
+    )
+    edits.add_argument(
+        "--mask_feather",
+        type=non_negative,
+        default=0.0,
+        help="width of a soft seam around the edited region, in pixels of the photo",
+    )
+    edits.add_argument(
+        "--fit",
+        choices=FITS,
+        default="pad",
+        help="how a photo gets into the model's square: mirrored at its edges, its middle alone, "
+        "or squeezed",
+    )
+    edits.add_argument(
         "--compose",
         choices=("parallel", "sequential"),
         default="parallel",
@@ -140,7 +184,23 @@ def parse_args(argv=None):
         default=50,
         help="steps of a full denoising, of which an edit runs strength times as many",
     )
-    edits.add_argument("--batch_size", type=positive_int, default=4, help="images at once")
+    edits.add_argument(
+        "--scheduler", choices=SCHEDULERS, help="another sampler (default: the model's own)"
+    )
+    edits.add_argument(
+        "--batch_size",
+        type=lambda text: text if text == "auto" else positive_int(text),
+        default=4,
+        help=f"images at once; auto: {AUTO_BATCH}, or what fits into the GPU's memory",
+    )
+    edits.add_argument(
+        "--compile", action="store_true", help="torch.compile the UNet: faster after a minute"
+    )
+    edits.add_argument(
+        "--low_memory",
+        action="store_true",
+        help="keep parts of the model in the CPU's memory and decode in pieces: fits 8 GB, slower",
+    )
     edits.add_argument(
         "--embed_path",
         help="file of learned words, may hold {seed} and {examples_per_class} "
@@ -151,12 +211,18 @@ def parse_args(argv=None):
 
 @command
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else [str(arg) for arg in argv]
+    if any(arg.split("=")[0] == "--reproduce" for arg in argv):
+        return reproduce(argv)
     args = parse_args(argv)
     experiment, trials, shard = experiment_of(args), trials_of(args), shard_of(args)
 
     # Whatever can be wrong is found before the model is loaded.
     folders = {trial: aug_dir(experiment, args.aug_name, trial) for trial in trials}
+    args.prompt = read_prompts(args.prompt)
     check_prompts(args.prompt)
+    if args.batch_size == "auto":
+        args.batch_size = AUTO_BATCH
     embed_paths = {trial: find_embeddings(args, experiment, trial) for trial in trials}
     if args.aug is None:
         found = all(embed_paths.values())
@@ -167,12 +233,13 @@ def main(argv=None):
     info = inspect_model(args.model, args.revision, args.variant)
     resolution = check_resolution(info, args.resolution)
     device = pick_device(args.device)
+    masked = any(edit["mask"] for edit in edits)
     work = {}
     for trial, folder in folders.items():
         embed_path = embed_paths[trial] if uses_words else None
         dataset = dataset_of(args, "train", trial)
         indices = dataset.indices(args.classes)
-        check_photos(dataset, indices, embed_path, info, any(e["mask"] for e in edits))
+        check_photos(dataset, indices, embed_path, info, masked)
         settings = {
             "dataset": args.dataset,
             "dataset_args": sorted(args.dataset_args),
@@ -181,6 +248,10 @@ def main(argv=None):
             "model": info.identity,
             "resolution": resolution,
             "num_inference_steps": args.num_inference_steps,
+            "scheduler": args.scheduler,
+            "fit": args.fit,
+            "mask_grow_radius": args.mask_grow_radius if masked else 0,
+            "mask_feather": args.mask_feather if masked else 0,
             "prompt": args.prompt,
             "edits": edits,
             "compose": args.compose if len(edits) > 1 else None,
@@ -197,10 +268,11 @@ def main(argv=None):
             )
         work[trial] = (dataset, indices, embed_path, settings, digests)
 
-    precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
-    pipeline = functools.cache(
-        lambda: load_pipeline(info, device, pick_dtype(device, precision))
-    )  # once for all trials, and only if an image is missing
+    # Once for all trials, and only if an image is missing.
+    pipeline = functools.cache(functools.partial(build_pipeline, args, info, device))
+    # Augmentations of which one is drawn per image get their images from more jobs, so that each
+    # has a full batch all the same.
+    alternatives = len(edits) if args.compose == "parallel" else 1
     for trial, (dataset, indices, embed_path, settings, digests) in work.items():
         folder = folders[trial]
         made = generate(
@@ -209,7 +281,7 @@ def main(argv=None):
             folder,
             settings,
             num_synthetic=args.num_synthetic,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size * alternatives,
             seed=trial.seed,
             indices=indices,
             shard=shard,
@@ -228,11 +300,93 @@ def main(argv=None):
         print(f"{folder}: {made} images made now; {there} there, {total} wanted")
 
 
+def build_pipeline(args, info, device):
+    """The model, loaded and set up as the flags say."""
+    precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
+    pipeline = load_pipeline(info, device, pick_dtype(device, precision))
+    set_scheduler(pipeline, args.scheduler)
+    if args.low_memory:
+        tune_for_memory(pipeline)
+    tune_for_speed(pipeline, args.compile)
+    return pipeline
+
+
+def reproduce(argv) -> None:
+    """Make one image again from its record and its folder's config.json, and compare."""
+    parser = Parser("Make one synthetic image again, and say whether it is equal.")
+    parser.add_argument("--reproduce", metavar="IMAGE", required=True, type=Path)
+    parser.add_argument("--data_dir", help="where the photos are now (default: where they were)")
+    parser.add_argument("--model_path", help="where the model is now (default: where it was)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    given = parser.parse_args(argv)
+    path, config = given.reproduce, read_config(given.reproduce.parent)
+    records = {record["file_name"]: record for record in read_records(path.parent)}
+    if config is None or path.name not in records:
+        raise UserError(
+            f"--reproduce: {path} is no image of generate_augmentations.py with a record"
+        )
+    record, stored, settings = records[path.name], config["arguments"], config["settings"]
+    args = argparse.Namespace(**stored)
+    args.data_dir, args.device = given.data_dir or args.data_dir, given.device
+    args.model = given.model_path or args.model
+    trial = Trial(record["seed"], record["examples_per_class"])
+    info, device = inspect_model(args.model, args.revision, args.variant), pick_device(args.device)
+    dataset = dataset_of(args, "train", trial)
+    uses_words = "textual-inversion" in args.aug
+    embed_path = find_embeddings(args, path.parent.parent.parent, trial) if uses_words else None
+    digest = word_digests(embed_path, dataset, len(info.embedding_dims)).get(record["class_name"])
+    for what, before, now in (
+        ("other weights of the model", settings["model"], info.identity),
+        ("other photos of the trial", settings["photos"], dataset.photo_digest()),
+        ("other rows of the learned word", record["embeddings"], digest),
+    ):
+        if before != now:
+            raise UserError(f"--reproduce: {path} was made with {what}: then {before}, now {now}")
+    sources = dataset.sources()
+    job = Job(sources.index(record["source"]), record["repeat"])
+    augmentation = build_augmentation(
+        args,
+        settings["edits"],
+        lambda: build_pipeline(args, info, device),
+        record["resolution"],
+        embed_path,
+    )
+    ((_, image, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
+    with Image.open(path) as there:
+        difference = ImageChops.difference(image, there.convert("RGB"))
+    largest = max(high for _, high in difference.getextrema())
+    if largest == 0:
+        print(f"{path}: equal")
+    elif largest <= 2:
+        print(f"{path}: at most {largest} of 255 apart, as images of another batch size are")
+    else:
+        print(f"{path}: differs by up to {largest} of 255")
+        raise SystemExit(1)
+
+
+def read_prompts(prompts: list[str]) -> list[str]:
+    """The prompts given, with the lines of a text file in place of its name."""
+    found = []
+    for prompt in prompts:
+        if not prompt.endswith(".txt"):
+            found.append(prompt)
+            continue
+        try:
+            lines = Path(prompt).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise UserError(f"--prompt: cannot read {prompt}: {reason}") from None
+        found += [line.strip() for line in lines if line.strip()]
+        if not any(line.strip() for line in lines):
+            raise UserError(f"--prompt: {prompt} is empty, expected a prompt per line")
+    return found
+
+
 def check_prompts(prompts: list[str]) -> None:
     """Raise UserError for a prompt that cannot be filled in; say where one names no class."""
     for prompt in prompts:
         check_prompt(prompt)
-        if "{name}" not in prompt:
+        if not any(field in prompt for field in ("{name}", "{token}", "{description}")):
             log.warning("--prompt %r has no {name}: it says nothing about the class", prompt)
 
 
@@ -347,8 +501,12 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
                 "aggregate_embeddings.py for them, or leave them out with --classes"
             )
     if needs_mask:
+        sources = dataset.sources()
         for idx in indices:
-            dataset.get_mask_by_idx(idx)
+            on_object = (dataset.get_mask_by_idx(idx) > 0).mean()
+            if on_object in (0, 1):
+                what = "empty" if on_object == 0 else "the whole photo"
+                log.warning("%s: its mask is %s", sources[idx], what)
 
 
 def word_digests(embed_path: Path | None, dataset, num_encoders: int) -> dict[str, str]:
@@ -379,6 +537,10 @@ def build_augmentation(args, edits: list[dict], pipeline, resolution: int, embed
             "prompt": args.prompt,
             "num_inference_steps": args.num_inference_steps,
             "resolution": resolution,
+            "batch_size": args.batch_size,
+            "fit": args.fit,
+            "mask_grow_radius": args.mask_grow_radius,
+            "mask_feather": args.mask_feather,
         }
         if edit["aug"] == "textual-inversion":
             options["embed_path"] = embed_path

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # The whole method on the embedded sample, offline after the installation: learns a word per class,
-# generates photos, and compares four ways to train a classifier. About 20 minutes on two cores;
-# --fast shows the same in 3 minutes with fewer steps and images. When run again it goes on where
-# it was.
+# generates photos, and compares four ways to train a classifier, in three trials of four photos per
+# class. About 10 minutes on two cores; --fast shows the same in 3 minutes with one trial and fewer
+# steps and images. When run again it goes on where it was. K="1 2 4" before the command takes other
+# numbers of photos per class.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
-k=4 steps=400 variants=10 denoising=30 epochs=20 experiment=demo
+k=${K:-4} trials=3 steps=100 variants=6 denoising=24 epochs=10 experiment=demo
 case ${1:-} in
   "") ;;
-  --fast) steps=40 variants=2 denoising=12 epochs=5 experiment=demo-fast ;;
+  --fast) trials=1 steps=40 variants=2 denoising=24 epochs=5 experiment=demo-fast ;;
   *) echo "usage: bash scripts/demo.sh [--fast]" >&2; exit 2 ;;
 esac
 out=${OUTPUT_DIR:-output}/$experiment
@@ -42,12 +43,13 @@ stage() {
   echo $((before + SECONDS - started)) > "$out/.seconds-$name"
 }
 
-common=(--output_dir "${OUTPUT_DIR:-output}" --experiment_name "$experiment" --examples_per_class $k)
+common=(--output_dir "${OUTPUT_DIR:-output}" --experiment_name "$experiment"
+  --examples_per_class $k --num_trials $trials)
 data=(--dataset mvip --data_dir sample/mvip "${common[@]}")
 classify=(train_classifier.py "${data[@]}" --classifier_backbone sample/backbone
   --num_epochs $epochs --iterations_per_epoch 50 --learning_rate 1e-3)
 edit=("${data[@]}" --model_path sample/model --num_synthetic $variants
-  --num_inference_steps $denoising --strength 0.25 0.5 0.75 --batch_size 16)
+  --num_inference_steps $denoising --strength 0.15 0.25 0.35 --batch_size 16)
 
 stage fine_tune fine_tune.py "${data[@]}" --model_path sample/model --num_vectors 4 \
   --max_train_steps $steps --learning_rate 5e-3 --report_to none
@@ -61,15 +63,25 @@ stage classify-randaugment "${classify[@]}" --num_synthetic 0 --augmentation ran
   --method real-randaugment
 stage classify-real-guidance "${classify[@]}" --aug_name real-guidance
 stage classify-textual-inversion "${classify[@]}" --aug_name textual-inversion
-stage sheet -m semantic_aug.report "${data[@]}" --aug_name real-guidance textual-inversion
+stage report -m semantic_aug.report "${data[@]}" --aug_name real-guidance textual-inversion
 
-printf '\n%-20s %15s\n' "$k photos per class" "test accuracy"
-for method in real real-randaugment real-guidance textual-inversion; do
-  awk -F, -v m=$method '$3 == "Test" { printf "%-20s %13.1f %%\n", m, 100 * $5 }' \
-    "$out/results/$method/summary.csv"
-done
+"$venv/bin/python" - "$out" $trials $k <<'PYTHON'
+import sys
+
+import pandas as pd
+
+out, trials, numbers = sys.argv[1], int(sys.argv[2]), [int(k) for k in sys.argv[3:]]
+interval = ", 95 % interval" * (trials > 1)
+for k in numbers:
+    print(f"\n{k} photos per class, {trials} trial(s): test accuracy{interval}")
+    for method in ("real", "real-randaugment", "real-guidance", "textual-inversion"):
+        table = pd.read_csv(f"{out}/results/{method}/summary.csv")
+        row = table[(table.split == "Test") & (table.examples_per_class == k)].iloc[0]
+        half = f" ± {50 * (row.ci95_high - row.ci95_low):.1f}" * (trials > 1)
+        print(f"{method:<20} {100 * row.mean_accuracy:6.1f}{half} %")
+PYTHON
 printf '\n%-28s %8s\n' stage seconds
 for file in "$out"/.seconds-*; do
   printf '%-28s %8d\n' "${file##*seconds-}" "$(cat "$file")"
 done
-printf '\npictures: %s\n' "$out/report/seed=0_ex=$k.png"
+printf '\npictures: %s\npage: %s\n' "$out/report/seed=0_ex=${k##* }."{png,html}

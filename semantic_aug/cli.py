@@ -82,11 +82,16 @@ def command(main):
                     raise
                 where = error.filename or "the output folder"
                 line = f"{where}: {error.strerror}; {_REMEDIES[error.errno]}"
-            name = Path(sys.modules[main.__module__].__file__).name
-            print(f"{name}: error: {line}", file=sys.stderr)
+            print(f"{_name_of(sys.modules[main.__module__])}: error: {line}", file=sys.stderr)
             raise SystemExit(2)
 
     return wrapper
+
+
+def _name_of(module) -> str:
+    """The script's file name, or what stands behind `python -m`."""
+    name = Path(module.__file__).name
+    return module.__package__ if name == "__main__.py" else name
 
 
 @contextlib.contextmanager
@@ -169,8 +174,21 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     """--dataset, --data_dir, --dataset_args, --crop_to_object."""
     group = parser.add_argument_group("dataset")
     group.add_argument(
-        "--dataset", required=True, help="coco, mvip, folder, or package.module:ClassName"
+        "--dataset",
+        required=True,
+        help="coco, mvip, folder ... (python -m semantic_aug.datasets lists them), hf:NAME of the "
+        "Hugging Face hub, or package.module:ClassName",
     )
+    add_data_flags(group)
+    group.add_argument(
+        "--crop_to_object",
+        action="store_true",
+        help="cut every photo to a square around its mask, grown by 16 pixels",
+    )
+
+
+def add_data_flags(group) -> None:
+    """--data_dir and --dataset_args, of a parser or of a group in one."""
     group.add_argument(
         "--data_dir",
         help="root of the data (default: the dataset's environment variable, then its own default)",
@@ -181,11 +199,6 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="the dataset's own options, such as super_class=CarComponent",
-    )
-    group.add_argument(
-        "--crop_to_object",
-        action="store_true",
-        help="cut every photo to a square around its mask, grown by 16 pixels",
     )
 
 

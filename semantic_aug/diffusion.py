@@ -19,6 +19,15 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+# --scheduler: the class in diffusers and what differs from the model's own configuration.
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+
 # What the libraries raise on missing, broken or unknown files of a model.
 _LOADING_ERRORS = (
     OSError,
@@ -201,6 +210,36 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     return pipeline.to(device)
 
 
+def set_scheduler(pipeline, name: str | None) -> None:
+    """Exchange the sampler: a name of SCHEDULERS, or None for the model's own."""
+    if name is None:
+        return
+    import diffusers
+
+    kind, options = SCHEDULERS[name]
+    pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **options)
+
+
+def tune_for_speed(pipeline, compile_unet: bool) -> None:
+    """Weights in the order that convolutions of GPUs want, and a compiled UNet if asked for."""
+    if pipeline.device.type == "cuda":
+        for part in (pipeline.unet, pipeline.vae):
+            part.to(memory_format=torch.channels_last)
+    if compile_unet:
+        pipeline.unet.compile()
+
+
+def tune_for_memory(pipeline) -> None:
+    """Parts wait in the CPU's memory until they are needed; images are decoded piece by piece."""
+    pipeline.vae.enable_slicing()
+    pipeline.vae.enable_tiling()
+    pipeline.enable_attention_slicing()
+    if pipeline.device.type == "cuda":
+        device = pipeline.device
+        pipeline.to("cpu")
+        pipeline.enable_model_cpu_offload(device=device)
+
+
 def text_encoders(pipeline) -> list[tuple]:
     """The (tokenizer, text encoder) pairs of a pipeline: two in an SDXL, else one."""
     parts = pipeline.components
@@ -208,6 +247,30 @@ def text_encoders(pipeline) -> list[tuple]:
     if parts.get("text_encoder_2") is not None:
         pairs.append((parts["tokenizer_2"], parts["text_encoder_2"]))
     return pairs
+
+
+@torch.no_grad()
+def encode_image(vae, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the VAE's posterior, [B, C, h, w], of images [B, 3, H, W] in [-1, 1].
+
+    SDXL's VAE overflows in float16 and says so in its configuration: it is used in float32.
+    """
+    dtype = vae.dtype
+    overflows = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if overflows:
+        vae.to(torch.float32)
+    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+    if overflows:
+        vae.to(dtype)
+    return posterior.mean, posterior.std
+
+
+def scale_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the UNet expects them, of about unit variance."""
+    config = vae.config
+    shift = torch.tensor(getattr(config, "latents_mean", None) or 0.0).view(-1, 1, 1).to(latents)
+    scale = torch.tensor(getattr(config, "latents_std", None) or 1.0).view(-1, 1, 1).to(latents)
+    return (latents - shift) * config.scaling_factor / scale
 
 
 def _from_pretrained(info: ModelInfo, dtype: torch.dtype, variant: str | None, options: dict):

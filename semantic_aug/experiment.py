@@ -5,6 +5,7 @@ output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
 output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, summary.csv, pictures
 output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
+output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
 """
 
 import contextlib

@@ -4,6 +4,7 @@ A dataset is a subclass with one method, `list_records(split)`. Everything else 
 """
 
 import contextlib
+import gc
 import hashlib
 import logging
 import os
@@ -11,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -27,12 +29,12 @@ CROP_MARGIN = 16  # pixels around the object, for crop_to_object
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One labelled photo.
 
     Attributes:
-        path: the image file.
+        path: the image file, or what opens as one with `open("rb")`.
         class_name: one of the dataset's `class_names`.
         source: stable identity of the photo, its path relative to the data root.
         mask: an image file, or a function that returns an H x W array; nonzero means object.
@@ -128,7 +130,9 @@ class FewShotDataset(Dataset):
             except UnicodeEncodeError:  # a folder's name of another encoding
                 raise UserError(f"the class name {name!r} is not valid UTF-8: rename it") from None
         self.num_classes = len(self.class_names)
-        self.records = self._select(list(self.list_records(split)))
+        self._label_of = {name: label for label, name in enumerate(self.class_names)}
+        with collection_paused():
+            self.records = self._select(list(self.list_records(split)))
         if crop_to_object and all(record.mask is None for record in self.records):
             raise UserError(f"crop_to_object: no photo of split {split!r} has a mask")
 
@@ -145,8 +149,15 @@ class FewShotDataset(Dataset):
         """
         return sorted({r.class_name for split in SPLITS for r in self.list_records(split)})
 
-    def record(self, path: Path, class_name: str, mask=None, description: str = "") -> Record:
-        """A `Record` whose source is the path relative to the data root."""
+    def record(self, path: Path | str, class_name: str, mask=None, description: str = "") -> Record:
+        """A `Record` whose source is the path relative to the data root.
+
+        Args:
+            path: the file; as text, relative to the data root and with slashes, which is half as
+                slow, and counts where there are a million.
+        """
+        if isinstance(path, str):
+            return Record(self.data_dir / path, class_name, path, mask, description)
         source = path.relative_to(self.data_dir).as_posix()
         return Record(path, class_name, source, mask, description)
 
@@ -156,13 +167,14 @@ class FewShotDataset(Dataset):
         if not folder.is_dir():
             return []
         with os.scandir(folder) as entries:
-            return sorted(
-                folder / entry.name
+            names = sorted(
+                entry.name
                 for entry in entries
-                if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+                if entry.name.lower().endswith(IMAGE_SUFFIXES)
                 and not entry.name.startswith(".")
                 and not entry.is_dir()
             )
+        return [folder / name for name in names]
 
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
@@ -205,7 +217,7 @@ class FewShotDataset(Dataset):
         The order within a class comes from a hash of (seed, class, source), so that it depends
         neither on the file system nor on the other photos, and subsets are nested.
         """
-        label_of = {name: label for label, name in enumerate(self.class_names)}
+        label_of = self._label_of
         by_class = defaultdict(list)
         class_of = {}
         for record in records:
@@ -276,7 +288,7 @@ class FewShotDataset(Dataset):
 
     def get_label_by_idx(self, idx: int) -> int:
         """Index into `class_names`."""
-        return self.class_names.index(self.records[idx].class_name)
+        return self._label_of[self.records[idx].class_name]
 
     def get_metadata_by_idx(self, idx: int) -> dict:
         """`name` (the class) and `source` of photo `idx`, and its `description` if it has one."""
@@ -356,7 +368,7 @@ class FewShotDataset(Dataset):
         for idx in range(len(self)) if indices is None else indices:
             digest.update(f"{sources[idx]}\n".encode())
             if self._has_records:
-                with open(self.records[idx].path, "rb") as file:
+                with open_bytes(self.records[idx].path) as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 
@@ -425,6 +437,18 @@ class FewShotDataset(Dataset):
         )
 
 
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """No garbage collection meanwhile: it would look at a million records again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 # --- reading images --------------------------------------------------------------------------
 
 
@@ -434,7 +458,7 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         UserError: the file is missing, empty, truncated, or no image.
     """
-    with _opened(path) as image:
+    with open_image(path) as image:
         image.load()
         rgb = to_rgb(_upright(image))
     rgb.info = {}  # its EXIF would have others turn the image once more
@@ -443,7 +467,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 def check_image(path: str | Path) -> None:
     """Raise UserError unless `read_image` would succeed; cheaper for large JPEG files."""
-    with _opened(path) as image:
+    with open_image(path) as image:
         # An eighth is the most that the JPEG decoder can leave out.
         image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
         image.load()
@@ -451,17 +475,22 @@ def check_image(path: str | Path) -> None:
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file, upright, without decoding it."""
-    with _opened(path) as image:
+    with open_image(path) as image:
         # Pillow gives the upright size of a TIFF, and the stored size of all others.
         turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 
+def open_bytes(path: str | Path) -> BinaryIO:
+    """A file, or what opens as one, for reading."""
+    return open(path, "rb") if isinstance(path, str | os.PathLike) else path.open("rb")
+
+
 @contextlib.contextmanager
-def _opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
+def open_image(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
     """An image file; whatever goes wrong with it inside the block becomes a UserError."""
     try:
-        with Image.open(path) as image:
+        with open_bytes(path) as file, Image.open(file) as image:
             yield image
     except Exception as error:  # on broken files, decoders raise all that Python has
         raise UserError(f"cannot read {what} {path}: {_reason(path, error)}") from error
@@ -493,10 +522,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _reason(path: str | Path, error: Exception) -> str:
-    if not Path(path).exists():
-        return "no such file"
-    if Path(path).stat().st_size == 0:
-        return "the file is empty"
+    if isinstance(path, str | os.PathLike):
+        if not Path(path).exists():
+            return "no such file"
+        if Path(path).stat().st_size == 0:
+            return "the file is empty"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -520,7 +550,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def read_mask(path: str | Path) -> np.ndarray:
     """A mask file as [H, W] uint8: 255 where any colour channel (or palette index) is nonzero."""
-    with _opened(path, "mask") as image:
+    with open_image(path, "mask") as image:
         image.load()
         return binary_mask(_upright(image))
 

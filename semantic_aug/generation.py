@@ -4,11 +4,14 @@ A job is (source photo, repeat). Jobs are grouped into blocks of `batch_size`; a
 image missing is computed whole, so that an image's bytes do not depend on interruptions.
 """
 
+import contextlib
 import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,7 @@ from semantic_aug.experiment import (
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 
 RECORDS_DIR = "records"
+WRITERS = 2  # threads that compress and write images while the next batch is computed
 
 log = logging.getLogger(__name__)
 
@@ -124,32 +128,65 @@ def generate(
     progress = progress_bar(
         total=sum(map(len, mine)), initial=kept, desc=f"generate {folder.name}", unit="image"
     )
+    writing: deque[tuple] = deque()  # images on their way to the disk, with their records
+
+    def finish_oldest():
+        nonlocal made
+        saved, record = writing.popleft()
+        saved.result()
+        writer.write(record)  # not before its image is whole on disk
+        made += 1
+        progress.update()
+
     try:
-        with progress, _RecordWriter(folder / RECORDS_DIR, identity, shard) as writer:
-            for block in todo:
-                for job, image, edits in _compute(dataset, augmentation, block, sources, seed):
-                    if job.file_name in finished:
-                        continue
-                    with atomic_path(folder / job.file_name) as temporary:
-                        image.save(temporary, format="PNG")
-                    record = _record(dataset, job, sources, edits, constants or {})
-                    record["embeddings"] = (word_digests or {}).get(record["class_name"])
-                    writer.write(record)
-                    made += 1
-                    progress.update()
+        with (
+            progress,
+            _RecordWriter(folder / RECORDS_DIR, identity, shard) as writer,
+            ThreadPoolExecutor(WRITERS) as pool,
+        ):
+            try:
+                for block in todo:
+                    for job, image, edits in compute(dataset, augmentation, block, sources, seed):
+                        if job.file_name in finished:
+                            continue
+                        record = _record(dataset, job, sources, edits, constants or {})
+                        record["embeddings"] = (word_digests or {}).get(record["class_name"])
+                        saving = pool.submit(_save, image, folder / job.file_name)
+                        writing.append((saving, record))
+                    while len(writing) > len(block):  # those of the block before
+                        finish_oldest()
+                while writing:
+                    finish_oldest()
+            except BaseException:
+                with contextlib.suppress(OSError):  # what is computed is not lost
+                    while writing:
+                        finish_oldest()
+                raise
+    except OSError:
+        log.error("%s: %d images were made now", folder, made)
+        raise
     finally:
         write_metadata(folder, identity)
     return made
 
 
-def _compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Iterator[tuple]:
+def _save(image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Iterator[tuple]:
     """(job, image, edits) of a block."""
     images, labels, metadata = [], [], []
+    photos = {job.index: dataset.get_image_by_idx(job.index) for job in block}  # decoded once
+    masks = {}
+    if augmentation.needs_mask:
+        masks = {index: dataset.get_mask_by_idx(index) for index in photos}
     for job in block:
         meta = dict(dataset.get_metadata_by_idx(job.index))
         if augmentation.needs_mask:
-            meta["mask"] = dataset.get_mask_by_idx(job.index)
-        images.append(dataset.get_image_by_idx(job.index))
+            meta["mask"] = masks[job.index]
+        images.append(photos[job.index])
         labels.append(dataset.get_label_by_idx(job.index))
         metadata.append(meta)
     generators = [job_generator(seed, sources[job.index], job.repeat) for job in block]
@@ -421,7 +458,7 @@ def augment_dataset(
     sources, variants = dataset.sources(), {}
     jobs = make_jobs(range(len(dataset)), num_repeats)
     for job in progress_bar(iterable=jobs, desc="generate", unit="image"):
-        for _, image, _ in _compute(dataset, augmentation, [job], sources, dataset.seed):
+        for _, image, _ in compute(dataset, augmentation, [job], sources, dataset.seed):
             label = dataset.get_label_by_idx(job.index)
             variants.setdefault(job.index, []).append((image, label))
     return variants

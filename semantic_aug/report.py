@@ -1,16 +1,21 @@
-"""Contact sheets: source photos beside their synthetic variants.
+"""Something to look at: source photos beside their synthetic variants.
 
     python -m semantic_aug.report --dataset=folder --data_dir=photos --experiment_name=demo \\
         --examples_per_class 4 --aug_name aug
 
-Writes output/EXP/report/seed=S_ex=N.png: a row per class, its first photo and then variants of it,
-those of each --aug_name under their name.
+Writes output/EXP/report/seed=S_ex=N.html, a page to open in any browser, with all photos and
+variants, their prompts, parameters, scores and counts; seed=S_ex=N.png, a sheet with the first
+photo of every class and variants of it; and seed=S_ex=N/CLASS.png, a sheet of each class.
+What is there of an unfinished generation is shown.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from semantic_aug import UserError
 from semantic_aug.cli import (
     Parser,
     add_classes_flag,
@@ -19,14 +24,144 @@ from semantic_aug.cli import (
     command,
     dataset_of,
     experiment_of,
+    non_negative,
+    non_negative_int,
     positive_int,
+    progress_bar,
     trials_of,
 )
-from semantic_aug.experiment import atomic_path, aug_dir
+from semantic_aug.experiment import atomic_path, aug_dir, folder_names
 from semantic_aug.few_shot_dataset import read_image
-from semantic_aug.generation import read_variants
+from semantic_aug.generation import read_records, read_scores, read_variants
+from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
 
 GAP = 2  # pixels between pictures
+SHEET_ROWS = 100  # a sheet with more would be too tall for most viewers
+
+log = logging.getLogger("semantic_aug.report")
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add_experiment_flags(parser)
+    add_dataset_flags(parser)
+    add_classes_flag(parser)
+    parser.add_argument("--aug_name", nargs="+", default=["aug"], help="sets of images to show")
+    parser.add_argument(
+        "--embed",
+        type=non_negative_int,
+        default=EMBED,
+        help="up to so many pictures lie within the page, which can then be sent to somebody; "
+        "of more, it shows the files beside it",
+    )
+    parser.add_argument(
+        "--near_duplicate",
+        type=non_negative,
+        default=NEAR_DUPLICATE,
+        help="flag variants that differ from their photo by less, of 255, in the sixteenth of the "
+        "picture where they differ most; both are compared at 32x32 pixels",
+    )
+    sheets = parser.add_argument_group("contact sheets")
+    sheets.add_argument("--variants", type=positive_int, default=4, help="pictures of each set")
+    sheets.add_argument("--cell", type=positive_int, default=96, help="pixels of a picture")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    args = parse_args(argv)
+    experiment = experiment_of(args)
+    for trial in trials_of(args):
+        folders = {name: aug_dir(experiment, name, trial) for name in args.aug_name}
+        dataset = dataset_of(args, "train", trial)
+        indices = dataset.indices(args.classes)
+        if not indices:
+            raise UserError("none of the classes chosen has a photo")
+        variants = {
+            name: records_by_photo(folder, dataset, indices) for name, folder in folders.items()
+        }
+        path = experiment / "report" / f"{trial.name}.html"
+        title = (
+            f"{args.experiment_name} · seed {trial.seed}, "
+            f"{trial.examples_per_class} examples per class"
+        )
+        write_page(
+            path, title, dataset, indices, folders, variants, args.embed, args.near_duplicate
+        )
+        write_sheets(
+            path.with_suffix(""), dataset, indices, folders, variants, args.variants, args.cell
+        )
+        print(path.with_suffix(".png"))
+        print(path)
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+def records_by_photo(folder: Path, dataset, indices: Sequence[int]) -> dict[int, list[dict]]:
+    """The records of the images there are of some photos: `{index: [record, ...]}`.
+
+    Where a filter has scored an image, its record has `score` and `kept` too.
+
+    Raises:
+        UserError: there are none, or they do not fit the dataset.
+    """
+    read_variants(folder, dataset, 0)  # raises where records do not fit
+    position = {source: idx for idx, source in enumerate(dataset.sources())}
+    scores, found = read_scores(folder), {idx: [] for idx in indices}
+    for record in read_records(folder):
+        idx = position[record["source"]]
+        if idx in found:
+            found[idx].append(record | scores.get(record["file_name"], {}))
+    return found
+
+
+# --- contact sheets --------------------------------------------------------------------------
+
+
+def write_sheets(
+    folder: Path,
+    dataset,
+    indices: Sequence[int],
+    folders: Mapping[str, Path],
+    variants: Mapping[str, Mapping[int, Sequence[dict]]],
+    shown: int,
+    cell: int,
+) -> None:
+    """The sheet `folder`.png with a photo of every class, and `folder`/CLASS.png of each class.
+
+    Args:
+        indices: photos of the dataset.
+        folders: where the images of each set lie.
+        variants: of each set, the records of each photo.
+        shown: variants of each photo and set.
+        cell: side of a picture in pixels.
+    """
+    by_class: dict[str, list[int]] = {}
+    for idx in indices:
+        name = dataset.class_names[dataset.get_label_by_idx(idx)]
+        by_class.setdefault(name, []).append(idx)
+
+    def row(name: str, idx: int):
+        groups = [
+            [read_image(folders[key] / r["file_name"]) for r in variants[key][idx][:shown]]
+            for key in folders
+        ]
+        return name, [[dataset.get_image_by_idx(idx)], *groups]
+
+    def write(path: Path, rows: Iterable) -> None:
+        with atomic_path(path) as temporary:
+            sheet = contact_sheet(list(rows), ["photo", *folders], cell)
+            sheet.save(temporary, format="PNG")
+
+    firsts = [(name, photos[0]) for name, photos in by_class.items()]
+    write(folder.with_name(f"{folder.name}.png"), (row(*first) for first in firsts[:SHEET_ROWS]))
+    names, sources = folder_names(dataset.class_names), dataset.sources()
+    for name, photos in progress_bar(iterable=by_class.items(), desc="sheets", unit="class"):
+        rows = (row(Path(sources[idx]).name, idx) for idx in photos[:SHEET_ROWS])
+        write(folder / f"{names[name]}.png", rows)
+    if max(len(firsts), *map(len, by_class.values())) > SHEET_ROWS:
+        log.info("sheets have the first %d rows; the page has all", SHEET_ROWS)
 
 
 def contact_sheet(
@@ -37,24 +172,24 @@ def contact_sheet(
     """Pictures in rows and groups of columns, with names at the left and above.
 
     Args:
-        rows: a name, and for each heading a list of pictures; all rows have lists of the same
-            lengths.
+        rows: a name, and for each heading a list of pictures; where a list is shorter than those
+            of other rows, the rest stays white.
         headings: one name per group.
         cell: side of a picture in pixels; wide and tall ones are fitted in, not squeezed.
     """
     font = ImageFont.load_default(size=max(10, cell // 7))
     line = font.getbbox("Ag")[3] + 6
-    margin = max(int(font.getlength(name)) for name, _ in rows) + 8
-    widths = [max(1, len(group)) * (cell + GAP) + 6 for group in rows[0][1]]
+    names = [_shortened(name, font, 3 * cell) for name, _ in rows]
+    margin = max(int(font.getlength(name)) for name in names) + 8
+    columns = [max(1, *map(len, group)) for group in zip(*(groups for _, groups in rows))]
+    widths = [count * (cell + GAP) + 6 for count in columns]
     sheet = Image.new("RGB", (margin + sum(widths), line + len(rows) * (cell + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     left = margin
     for heading, width in zip(headings, widths):
-        while heading and font.getlength(heading) > width:
-            heading = heading[:-1]
-        draw.text((left, 2), heading, "black", font)
+        draw.text((left, 2), _shortened(heading, font, width), "black", font)
         left += width
-    for number, (name, groups) in enumerate(rows):
+    for number, (name, (_, groups)) in enumerate(zip(names, rows)):
         top = line + number * (cell + GAP)
         draw.text((4, top + cell // 2 - line // 2), name, "black", font)
         left = margin
@@ -67,40 +202,10 @@ def contact_sheet(
     return sheet
 
 
-def parse_args(argv=None):
-    parser = Parser(__doc__)
-    add_experiment_flags(parser)
-    add_dataset_flags(parser)
-    add_classes_flag(parser)
-    parser.add_argument("--aug_name", nargs="+", default=["aug"], help="sets of images to show")
-    parser.add_argument("--variants", type=positive_int, default=4, help="pictures of each set")
-    parser.add_argument("--cell", type=positive_int, default=96, help="pixels of a picture")
-    return parser.parse_args(argv)
-
-
-@command
-def main(argv=None):
-    args = parse_args(argv)
-    experiment = experiment_of(args)
-    for trial in trials_of(args):
-        dataset = dataset_of(args, "train", trial)
-        sets = [
-            read_variants(aug_dir(experiment, name, trial), dataset, classes=args.classes)
-            for name in args.aug_name
-        ]
-        first = {}
-        for idx in dataset.indices(args.classes):
-            first.setdefault(dataset.get_label_by_idx(idx), idx)
-        shown = min(args.variants, *(len(v) for variants in sets for v in variants.values()))
-        rows = []
-        for label, idx in sorted(first.items()):
-            variants = [[read_image(path) for path, _ in each[idx][:shown]] for each in sets]
-            rows.append((dataset.class_names[label], [[dataset.get_image_by_idx(idx)], *variants]))
-        path = experiment / "report" / f"{trial.name}.png"
-        with atomic_path(path) as temporary:
-            sheet = contact_sheet(rows, ["photo", *args.aug_name], args.cell)
-            sheet.save(temporary, format="PNG")
-        print(path)
+def _shortened(text: str, font, width: int) -> str:
+    while text and font.getlength(text) > width:
+        text = text[:-1]
+    return text
 
 
 if __name__ == "__main__":

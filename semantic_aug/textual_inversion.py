@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from semantic_aug import UserError
-from semantic_aug.diffusion import text_encoders
+from semantic_aug.diffusion import encode_image, scale_latents, text_encoders
 from semantic_aug.embeddings import expand_token, vector_tokens
 
 # The fixed noises of a validation loss, in batches that need little memory.
@@ -222,17 +222,10 @@ def latent_posterior(vae, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     Returns:
         Two tensors [2, C, h, w] on the CPU, scaled as the UNet expects them; mirrored at [1].
     """
-    dtype = vae.dtype
-    overflows = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)  # SDXL's
-    if overflows:
-        vae.to(torch.float32)
-    pair = torch.stack([photo, photo.flip(-1)]).to(vae.device, vae.dtype)
-    posterior = vae.encode(pair).latent_dist
-    if overflows:
-        vae.to(dtype)
-    scale = vae.config.scaling_factor
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return (posterior.mean.float().cpu() - shift) * scale, posterior.std.float().cpu() * scale
+    mean, deviation = encode_image(vae, torch.stack([photo, photo.flip(-1)]).to(vae.device))
+    zero = scale_latents(vae, torch.zeros_like(mean.float()))
+    scaled = scale_latents(vae, mean.float())
+    return scaled.cpu(), (scale_latents(vae, deviation.float()) - zero).cpu()
 
 
 # --- the loop --------------------------------------------------------------------------------

@@ -194,7 +194,8 @@ def real_data() -> Path:
 def workdir(tmp_path, monkeypatch) -> Path:
     """An empty working directory, without data roots in the environment."""
     monkeypatch.chdir(tmp_path)
-    for variable in ("COCO_DIR", "MVIP_DIR", "FOLDER_DIR", "SLURM_ARRAY_TASK_ID", "WORLD_SIZE"):
+    roots = [variable for variable in os.environ if variable.endswith("_DIR")]
+    for variable in (*roots, "SLURM_ARRAY_TASK_ID", "WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
     return tmp_path
 

@@ -1,17 +1,17 @@
 """Augmentations: sizes, random streams, masks, learned words, compositions, and the contract."""
 
 import copy
-import types
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_pipeline
-from diffusers import DDIMScheduler
+from diffusers import AutoPipelineForImage2Image, DDIMScheduler
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from semantic_aug import UserError
 from semantic_aug.augmentations import AUGMENTATIONS, augmentation_class
@@ -73,6 +73,30 @@ def test_images_keep_their_sizes(pipeline, mask):
     assert [image.size for image in images] == sizes
     assert {image.mode for image in images} == {"RGB"}
     assert [len(each) for each in edits] == [1] * 5
+
+
+@pytest.mark.parametrize("family", ["small_model", "xl_model", "velocity_model"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_edits_are_those_of_the_stock_pipeline(family, guidance_scale, request):
+    """Photos and prompts are encoded once and kept; pixels stay what they are without that."""
+    folder = request.getfixturevalue(family)
+    ours = load_pipeline(inspect_model(folder), torch.device("cpu"), torch.float32)
+    aug = RealGuidance(ours, **FAST, guidance_scale=guidance_scale)
+    stock = AutoPipelineForImage2Image.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    encoded = []
+    forward = ours.vae.encode
+    ours.vae.encode = lambda pixels: encoded.append(len(pixels)) or forward(pixels)
+    images = [photo((32, 32), seed=i % 2) for i in range(4)]
+    streams = [stream(i) for i in range(4)]
+    found, _ = aug.augment(images, [0] * 4, [{"name": "cat"}] * 4, streams)
+    expected = stock(
+        ["a photo of a cat"] * 4, image=images, guidance_scale=guidance_scale,
+        generator=[stream(i) for i in range(4)], **FAST,
+    ).images  # fmt: skip
+    for x, y in zip(found, expected):
+        assert np.abs(pixels(x) - pixels(y)).max() <= 1
+    assert encoded == [1, 1]
 
 
 def test_one_image_gives_image_and_label(pipeline):
@@ -236,7 +260,7 @@ def test_prompt_with_other_fields_is_refused(pipeline, prompt, field):
     for make in (check_prompt, lambda text: RealGuidance(pipeline, prompt=["a {name}", text])):
         with pytest.raises(UserError) as refused:
             make(prompt)
-        assert f"has the field {{{field}}}; known: {{name}}" in str(refused.value)
+        assert f"has the field {{{field}}}; known: {{name}}, " in str(refused.value)
 
 
 @pytest.mark.parametrize("prompt", ["a {name", "a }", "{"])
@@ -272,6 +296,101 @@ def test_mask_of_nothing_and_of_everything(pipeline, value, same):
     metadata = {"name": "cat", "mask": np.full((40, 48), value, np.uint8)}
     result = aug(photo(), 0, metadata, stream(0))[0]
     assert np.array_equal(pixels(result), pixels(photo())) == same
+
+
+def test_region_grows_and_has_a_seam(pipeline):
+    options = {"mask": True, "strength": 1, "num_inference_steps": 2}
+    metadata = {"name": "cat", "mask": disc()}
+    far = ndimage.distance_transform_edt(disc() == 0)
+
+    def changed(**more):
+        image, _ = RealGuidance(pipeline, **options, **more)(photo(), 0, metadata, stream(0))
+        return (pixels(image) != pixels(photo())).any(axis=-1)
+
+    assert changed(mask_grow_radius=4)[(far > 2) & (far <= 4)].mean() > 0.9
+    assert not changed(mask_grow_radius=4)[far > 4].any()
+    assert changed(mask_feather=5)[(far > 0) & (far < 3)].mean() > 0.7
+    assert not changed(mask_feather=5)[far > 5].any()
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+def test_wide_photo_keeps_its_shape_unless_told_otherwise(pipeline, monkeypatch, fit):
+    """A disc at next to no strength comes back as a disc; the square shows it round or not."""
+    seen = []
+    preprocess = pipeline.image_processor.preprocess
+    monkeypatch.setattr(
+        pipeline.image_processor,
+        "preprocess",
+        lambda image, *a: seen.append(image) or preprocess(image),
+    )
+    wide = Image.fromarray(np.repeat(disc((96, 48))[..., None], 3, axis=2))
+    aug = RealGuidance(pipeline, fit=fit, num_inference_steps=50, strength=0.02)
+    monkeypatch.setattr(aug.edit.pipeline, "image_processor", pipeline.image_processor)
+    image, _ = aug(wide, 0, {"name": "cat"}, stream(0))
+    assert image.size == (96, 48)
+    square = np.asarray(seen[0])[..., 0] > 127
+    if fit == "pad":
+        square = square[8:24]  # without what is mirrored
+    if fit != "crop":  # there the disc lies outside
+        rows, columns = (np.ptp(np.flatnonzero(square.any(axis=axis))) for axis in (1, 0))
+        assert (rows / columns > 1.5) == (fit == "squash")
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_what_does_not_fit_into_memory_is_halved(pipeline, monkeypatch, caplog, mask):
+    metadata = [{"name": "cat", "mask": disc()}] * 5
+
+    def augment(aug):
+        images, _ = aug.augment([photo()] * 5, [0] * 5, metadata, [stream(i) for i in range(5)])
+        return [pixels(image) for image in images]
+
+    expected = augment(RealGuidance(pipeline, mask=mask, **FAST))
+    aug, sizes = RealGuidance(pipeline, mask=mask, **FAST), []
+    kind = type(aug.edit.pipeline)
+    call = kind.__call__
+
+    def small(self, *args, generator, **kwargs):
+        torch.randn(3, generator=generator[0])  # what an attempt that fails has drawn
+        if len(generator) > 2:
+            raise torch.cuda.OutOfMemoryError
+        generator[0].manual_seed(generator[0].initial_seed())
+        if not mask:
+            torch.randn(1, 4, 16, 16, generator=generator[0])
+        sizes.append(len(generator))
+        return call(self, *args, generator=generator, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", small)
+    for x, y in zip(augment(aug), expected):
+        assert np.abs(x - y).max() <= 2
+    assert sizes == [2, 1, 2]
+    assert "2 images at once" in caplog.text
+    assert augment(aug) and aug.edit.batch_size == 2
+
+
+def test_single_image_that_does_not_fit_says_what_to_do(pipeline, monkeypatch):
+    aug = RealGuidance(pipeline, **FAST)
+
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(type(aug.edit.pipeline), "__call__", full)
+    with pytest.raises(UserError, match="memory does not suffice for a single image: use --low_m"):
+        aug(photo(), 0, {"name": "cat"}, stream(0))
+
+
+def test_fields_of_prompts(pipeline, tmp_path):
+    path = embeddings(tmp_path / "a.safetensors")
+    prompt = "{name}, {token}, {description}"
+    aug = TextualInversion(path, pipeline, prompt=prompt, **FAST)
+    metadata = [{"name": "cat", "description": "a {grey} one"}]
+    _, edits = aug.augment([photo()], [0], metadata, [stream(0)])
+    assert edits[0][0].prompt == "<cat>, <cat>, a {grey} one"
+    with pytest.raises(UserError, match=r"asks for .token., and only --aug textual-inversion has"):
+        RealGuidance(pipeline, prompt="a {token}", **FAST)(photo(), 0, {"name": "cat"}, stream(0))
+    with pytest.raises(UserError, match=r"asks for .description., and the dataset describes no"):
+        RealGuidance(pipeline, prompt="{description}", **FAST)(
+            photo(), 0, {"name": "cat"}, stream(0)
+        )
 
 
 def test_mask_is_needed_only_where_it_is_used(pipeline):
@@ -396,13 +515,6 @@ def test_file_with_a_token_of_the_model(pipeline, tmp_path):
     path = embeddings(tmp_path / "a.safetensors", token="<|startoftext|>")
     with pytest.raises(UserError, match=r"a\.safetensors: Token <\|startoftext\|> already in"):
         TextualInversion(path, pipeline)
-
-
-def test_model_with_two_text_encoders_is_refused(tmp_path):
-    path = embeddings(tmp_path / "a.safetensors")
-    parts = {"text_encoder_2": torch.nn.Identity()}
-    with pytest.raises(UserError, match="got an SDXL model"):
-        TextualInversion(path, types.SimpleNamespace(**parts))
 
 
 def test_missing_file(pipeline, tmp_path):

@@ -728,7 +728,8 @@ def test_folder_roots_that_are_wrong(tmp_path, workdir):
     write_photos(tmp_path / "photos" / "cat", 3)
     deep = message(tmp_path / "photos" / "cat")
     assert "cat holds photos itself (0.png ...): give the folder above it" in deep
-    assert "has no photo in its 1 folders (photos)" in message(tmp_path)
+    high = message(tmp_path)
+    assert f"is one level too high: give {tmp_path / 'photos'}, whose folders hold photos" in high
     (tmp_path / "empty").mkdir()
     assert "has no folders in it" in message(tmp_path / "empty")
     for name in "abcd":
@@ -901,7 +902,7 @@ def test_data_roots_from_the_environment(tmp_path, workdir, monkeypatch, kind):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cocoo", r"got 'cocoo', expected coco, mvip, folder, or package.module:ClassName"),
+        ("cocoo", r"got 'cocoo', expected coco, mvip, .* hf, or package.module:ClassName"),
         ("semantic_aug.datasets.coco", r"expected coco, mvip"),
         (":COCODataset", r"expected coco, mvip"),
         ("semantic_aug.datasets.coco:", r"expected coco, mvip"),
@@ -1008,8 +1009,9 @@ def watch(event, args):
     if event in ("open", "os.listdir", "os.scandir", "os.mkdir") and isinstance(args[0], str):
         seen.append(os.path.realpath(args[0]))
 sys.addaudithook(watch)
-import semantic_aug.datasets, semantic_aug.datasets.coco, semantic_aug.datasets.mvip
-import semantic_aug.datasets.folder
+import importlib, semantic_aug.datasets.check, semantic_aug.datasets.__main__
+for path in semantic_aug.datasets.DATASETS.values():
+    importlib.import_module(path.partition(":")[0])
 program = (os.path.join(own, "semantic_aug"), sys.prefix, sys.base_prefix)
 print([path for path in seen if path != own and not path.startswith(program)])
 """

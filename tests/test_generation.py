@@ -1,8 +1,10 @@
 """Jobs, blocks, shards, records and resumption of the generation stage."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -373,6 +375,167 @@ def test_kill_at_any_moment_and_run_again(photos, small_model, workdir):
     assert contents(folder) == contents(workdir / "output/exp/whole/seed=0_ex=1")
     assert not list(workdir.rglob("*.tmp"))
     assert len(metadata(folder)) == 18
+
+
+@pytest.fixture
+def make(photos, small_model, workdir, capsys):
+    """Run generate_augmentations.py on the small photos; returns exit status and stderr."""
+
+    def make(*flags, name="aug"):
+        argv = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e",
+                f"--model_path={small_model}", "--num_synthetic=2", "--num_inference_steps=4",
+                "--device=cpu", f"--aug_name={name}", *map(str, flags)]  # fmt: skip
+        capsys.readouterr()
+        try:
+            generate_augmentations.main(argv)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        return status, capsys.readouterr().err
+
+    return make
+
+
+def images_of(name="aug") -> dict[str, np.ndarray]:
+    folder = Path(f"output/e/{name}/seed=0_ex=1")
+    return {p.name: np.asarray(Image.open(p)).astype(int) for p in sorted(folder.glob("*.png"))}
+
+
+def test_prompts_of_a_file(make):
+    Path("prompts.txt").write_text("\ufeffa {name} at night\n\n  a wet {name}\n", encoding="utf-8")
+    assert make("--prompt", "prompts.txt")[0] == 0
+    folder = Path("output/e/aug/seed=0_ex=1")
+    assert read_config(folder)["settings"]["prompt"] == ["a {name} at night", "a wet {name}"]
+    prompts = {record["prompt"] for record in read_records(folder)}
+    assert prompts <= {f"a {n} at night" for n in NAMES} | {f"a wet {n}" for n in NAMES}
+    assert {prompt[:5] for prompt in prompts} == {"a wet"} | {
+        p[:5] for p in prompts if "night" in p
+    }
+    assert len({"night" in prompt for prompt in prompts}) == 2
+    for text, message in ((None, "cannot read none.txt: No such file"), ("", "none.txt is empty")):
+        if text is not None:
+            Path("none.txt").write_text(text)
+        status, err = make("--prompt", "none.txt", name="other")
+        assert (status, err.count("\n")) == (2, 1) and message in err
+
+
+NAMES = ("cat", "stop sign", "toy train")
+
+
+@pytest.mark.parametrize(
+    "flags", [["--scheduler=ddim"], ["--scheduler=dpm++"], ["--scheduler=unipc"],
+              ["--scheduler=euler"], ["--scheduler=lcm"], ["--fit=crop"], ["--fit=squash"]],
+)  # fmt: skip
+def test_flag_changes_images_and_is_a_setting(make, flags):
+    make(name="plain")
+    assert make(*flags, name="other")[0] == 0
+    plain, other = images_of("plain"), images_of("other")
+    assert plain.keys() == other.keys() and len(plain) == 6
+    assert all(np.abs(plain[n] - other[n]).max() > 2 for n in plain)
+    status, err = make(*flags, name="plain")
+    key = flags[0].removeprefix("--").split("=")[0]
+    assert status == 2 and f"{key} (there " in err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--batch_size=auto"], ["--low_memory"], ["--batch_size=3"]]
+)  # fmt: skip
+def test_flag_is_no_setting_and_changes_images_hardly(make, monkeypatch, flags):
+    make(name="plain")
+    assert make(*flags, name="other")[0] == 0
+    plain, other = images_of("plain"), images_of("other")
+    assert all(np.abs(plain[n] - other[n]).max() <= 2 for n in plain)
+    ids = {read_config(Path(f"output/e/{n}/seed=0_ex=1"))["id"] for n in ("plain", "other")}
+    assert len(ids) == 1
+
+
+def test_alternatives_have_full_batches(make, monkeypatch):
+    """Two strengths, of which one is drawn per image: blocks hold twice as many images."""
+    from semantic_aug.augmentations.sdedit import SDEditor
+
+    sizes, edit = [], SDEditor._edit_batch
+
+    def spy(self, images, *rest):
+        sizes.append((self.strength, len(images)))
+        return edit(self, images, *rest)
+
+    monkeypatch.setattr(SDEditor, "_edit_batch", spy)
+    make("--strength", 0.5, 1.0, "--batch_size=2", "--num_synthetic=4")
+    assert sum(size for _, size in sizes) == 12
+    assert max(size for _, size in sizes) == 2
+    assert len(sizes) < 12
+
+
+def test_strange_masks_are_named(make, photos):
+    masks = photos.parent / "masks"
+    (cat,) = (p for p in (masks / "train" / "cat").iterdir() if p.name == "0.png")
+    for value, what in ((0, "empty"), (255, "the whole photo")):
+        for path in cat.parent.iterdir():
+            Image.new("L", (48, 40), value).save(path)
+        status, err = make(
+            "--mask=1", "--dataset_args", f"masks={masks}", "--classes", "cat", name=what[:5]
+        )
+        assert status == 0
+        assert re.search(rf"train/cat/\d\.png: its mask is {what}", err)
+    assert make("--mask_feather=-1")[0] == 2
+
+
+def test_full_disk_says_how_many_were_made_and_loses_none(make, monkeypatch):
+    from semantic_aug import generation
+
+    save, saved = generation._save, []
+
+    def full(image, path):
+        if len(saved) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(image, path)
+        saved.append(path.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "WRITERS", 1)
+        patch.setattr(generation, "_save", full)
+        status, err = make("--batch_size=2")
+    assert status == 2
+    assert "output/e/aug/seed=0_ex=1: 4 images were made now" in err
+    assert "No space left on device; make room and run the same command again" in err
+    folder = Path("output/e/aug/seed=0_ex=1")
+    assert len(read_records(folder)) == len(images_of()) == 4
+    assert make("--batch_size=2")[0] == 0
+    assert len(read_records(folder)) == 6
+
+
+def test_one_image_again(make, photos, workdir, small_model, capsys):
+    make("--strength", 0.5, 1.0, "--prompt", "a {name}", "one {name}", "--batch_size=1")
+    folder = Path("output/e/aug/seed=0_ex=1")
+    before = contents(folder)
+    path = folder / "000001-001.png"
+
+    def again(*flags):
+        capsys.readouterr()
+        try:
+            generate_augmentations.main([f"--reproduce={path}", "--device=cpu", *flags])
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    assert again()[:2] == (0, f"{path}: equal\n")
+    assert contents(folder) == before
+    moved = photos.rename(photos.parent / "moved")
+    assert again(f"--data_dir={moved}")[:2] == (0, f"{path}: equal\n")
+    with Image.open(path) as image:
+        pixels = np.asarray(image).astype(np.uint8).copy()
+    pixels[3, 3] ^= 64
+    Image.fromarray(pixels).save(path)
+    status, out, _ = again(f"--data_dir={moved}")
+    assert (status, out) == (1, f"{path}: differs by up to 64 of 255\n")
+    source = next(r["source"] for r in read_records(folder) if r["file_name"] == path.name)
+    Image.new("RGB", (48, 40)).save(moved / source)
+    status, _, err = again(f"--data_dir={moved}")
+    assert status == 2 and "was made with other photos of the trial: then" in err
+    path = folder / "000099-000.png"
+    status, _, err = again()
+    assert (status, err.count("\n")) == (2, 1) and "is no image of generate_augm" in err
 
 
 def test_finished_work_loads_no_model_and_still_derives_metadata(

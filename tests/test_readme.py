@@ -25,7 +25,12 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if re.match(r"python \w+\.py", line)]
+    lines = [line.replace("python -m semantic_aug.", "python semantic_aug.") for line in lines]
+    return [
+        shlex.split(line)
+        for line in lines
+        if re.match(r"python (\w+\.py|semantic_aug.report)", line)
+    ]
 
 
 def write_coco(root):
@@ -130,6 +135,7 @@ def test_every_command_runs_in_order(world, small_model, monkeypatch):
         "mvip-test/results/aug/results_0_1.csv",
         *(f"coco/results/aug/results_{seed}_{k}.csv" for seed in (0, 1) for k in (1, 2, 4, 8)),
     }
+    assert (output / "demo/report/seed=0_ex=4.html").is_file()
     welds = (output / "welds/aug/seed=0_ex=2/metadata.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in welds]
     assert len(records) == 3 * 2 * 4
@@ -176,11 +182,12 @@ def test_readme_names_every_script_and_no_flag_that_does_not_exist():
     scripts = {command[1] for command in commands()}
     assert scripts == {
         "fine_tune.py", "fine_tune_upstream.py", "aggregate_embeddings.py",
-        "generate_augmentations.py", "train_classifier.py",
+        "generate_augmentations.py", "train_classifier.py", "semantic_aug.report",
     }  # fmt: skip
     known = set()
     for path in ROOT.glob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text()))
-    known |= set(re.findall(r'"(--\w+)"', (ROOT / "semantic_aug/cli.py").read_text()))
+    for name in ("cli", "report"):
+        known |= set(re.findall(r'"(--\w+)"', (ROOT / f"semantic_aug/{name}.py").read_text()))
     used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--logdir"}
     assert used <= known

@@ -270,6 +270,9 @@ def main(argv=None):
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
+    config = json.loads((out / "vae" / "config.json").read_text())
+    config.pop("_name_or_path", None)  # a folder of this machine
+    (out / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     names = list(parts.BASE) if labels.max() >= len(parts.QUICK_BASE) else parts.QUICK_BASE
     classes = {n: parts.record()["base"][n] for n in names}
     (out / "classes.json").write_text(json.dumps({"base": classes}, indent=1) + "\n")

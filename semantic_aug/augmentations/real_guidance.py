@@ -1,6 +1,6 @@
 """Real guidance: edits guided by the class's own name (arXiv 2210.07574; DA-Fusion's baseline)."""
 
-from semantic_aug.augmentations.sdedit import SDEditor, masks_of, pipeline_or_load
+from semantic_aug.augmentations.sdedit import SDEditor, masks_of, pipeline_or_load, words_of
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 
 
@@ -11,8 +11,7 @@ class RealGuidance(GenerativeAugmentation):
         pipeline: a loaded diffusers pipeline; where it is missing, one is loaded from
             `model_path`.
         model_path: hub id or folder.
-        options: those of `SDEditor`: prompt, strength, guidance_scale, mask, inverted,
-            num_inference_steps, resolution.
+        options: those of `SDEditor`: prompt, strength, guidance_scale, mask and so on.
     """
 
     def __init__(self, pipeline=None, *, model_path: str | None = None, **options):
@@ -20,6 +19,6 @@ class RealGuidance(GenerativeAugmentation):
         self.needs_mask = self.edit.mask
 
     def augment(self, images, labels, metadata, generators):
-        words = [meta["name"] for meta in metadata]
+        words = words_of(metadata)
         masks = masks_of(metadata) if self.needs_mask else None
         return self.edit(images, words, masks, generators)

@@ -4,10 +4,13 @@ Both diffusion augmentations are thin classes over these functions: they differ 
 stand for the class.
 """
 
+import hashlib
 import itertools
+import logging
 import math
 import string
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,16 +18,28 @@ from PIL import Image
 
 from semantic_aug import UserError
 from semantic_aug.diffusion import (
+    encode_image,
     inspect_model,
     load_pipeline,
     pick_device,
     pick_dtype,
+    scale_latents,
     side_of,
+)
+from semantic_aug.framing import (
+    blend,
+    frame_of,
+    from_square,
+    grow,
+    mask_to_square,
+    to_square,
 )
 from semantic_aug.generative_augmentation import Edit
 
+log = logging.getLogger(__name__)
+
 DEFAULT_PROMPT = "a photo of a {name}"
-PROMPT_FIELDS = ("name",)
+PROMPT_FIELDS = ("name", "description", "token")
 
 
 def check_prompt(prompt: str) -> str:
@@ -82,8 +97,14 @@ class SDEditor:
         guidance_scale: weight of classifier-free guidance, finite; 1 or less turns it off.
         mask: edit only the object.
         inverted: with `mask`, edit only what is not the object.
+        mask_grow_radius: with `mask`, by how many of the photo's pixels the region grows.
+        mask_feather: with `mask`, width in the photo's pixels of the seam around the region.
+        fit: how a photo that is no square gets into the model's: `pad`, `crop` or `squash`, see
+            `framing.frame_of`.
         num_inference_steps: steps of a full denoising; strength times that many are run.
         resolution: side in pixels at which the model works; default its own.
+        batch_size: images at once; default all that come together. It is halved for good where a
+            GPU's memory does not suffice.
     """
 
     def __init__(
@@ -97,14 +118,20 @@ class SDEditor:
         guidance_scale: float = 7.5,
         mask: bool = False,
         inverted: bool = False,
+        mask_grow_radius: float = 0,
+        mask_feather: float = 0,
+        fit: str = "pad",
         num_inference_steps: int = 50,
         resolution: int | None = None,
+        batch_size: int | None = None,
     ):
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
         if inverted and not mask:
             raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
         task = AutoPipelineForInpainting if mask else AutoPipelineForImage2Image
+        self._prompts: OrderedDict[str, dict] = OrderedDict()
+        self._photos: OrderedDict[bytes, tuple] = OrderedDict()
         self.pipeline = task.from_pipe(pipeline, **(components or {}))
         self.pipeline.set_progress_bar_config(disable=True)
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -116,57 +143,166 @@ class SDEditor:
         self.num_inference_steps = num_inference_steps
         own = side_of(pipeline.unet.config.sample_size) * pipeline.vae_scale_factor
         self.resolution = resolution or own
+        self.mask_grow_radius, self.mask_feather = mask_grow_radius, mask_feather
+        self.fit, self.batch_size = fit, batch_size
 
-    @torch.no_grad()
     def __call__(
         self,
         images: Sequence[Image.Image],
-        words: Sequence[str],
+        words: Sequence[Mapping[str, str]],
         masks: Sequence[np.ndarray] | None,
         generators: Sequence[torch.Generator],
     ) -> tuple[list[Image.Image], list[list[Edit]]]:
-        """Edit a batch; `words[i]` stands for the class of image i in its prompt.
+        """Edit images; `words[i]` fills the fields of image i's prompt.
 
         With masks ([H, W], nonzero on the object) pixels outside the edited region are the
-        source's own.
+        source's own, but for a feathered seam.
         """
         prompts = [
-            _draw(self.prompts, generator).format(name=word)
-            for word, generator in zip(words, generators)
+            _filled(_draw(self.prompts, generator), fields)
+            for fields, generator in zip(words, generators)
         ]
-        size = (self.resolution, self.resolution)
-        arguments = {
-            "prompt": prompts,
-            "image": [image.resize(size, Image.Resampling.BICUBIC) for image in images],
-            "strength": self.strength,
-            "guidance_scale": self.guidance_scale,
-            "num_inference_steps": self.num_inference_steps,
-            "generator": list(generators),
-        }
+        regions = None
         if self.mask:
-            regions = [Image.fromarray(np.where(m, 255, 0).astype(np.uint8)) for m in masks]
-            if self.inverted:
-                regions = [region.point(lambda value: 255 - value) for region in regions]
-            nearest = Image.Resampling.NEAREST
-            arguments["mask_image"] = [region.resize(size, nearest) for region in regions]
-            arguments["height"], arguments["width"] = size
-        edited = [
-            image.resize(source.size, Image.Resampling.BICUBIC)
-            for image, source in zip(self.pipeline(**arguments).images, images)
-        ]
-        if self.mask:
-            edited = [Image.composite(e, s, r) for e, s, r in zip(edited, images, regions)]
+            regions = [grow((m > 0) != self.inverted, self.mask_grow_radius) for m in masks]
+        edited = self._edit(list(images), prompts, regions, list(generators))
         edits = [
             [Edit(self.aug, p, self.strength, self.guidance_scale, self.mask, self.inverted)]
             for p in prompts
         ]
         return edited, edits
 
+    def _edit(self, images, prompts, regions, generators) -> list[Image.Image]:
+        """As many at once as are allowed and fit into memory."""
+        count, states = len(images), [generator.get_state() for generator in generators]
+        if count <= (self.batch_size or count):
+            try:
+                return self._edit_batch(images, prompts, regions, generators)
+            except torch.cuda.OutOfMemoryError as error:
+                if count == 1:
+                    raise UserError(
+                        "the GPU's memory does not suffice for a single image: use --low_memory, "
+                        "--mixed_precision fp16, or a smaller --resolution"
+                    ) from error
+            torch.cuda.empty_cache()
+            self.batch_size = (count + 1) // 2
+            log.warning("the GPU's memory does not suffice: %d images at once", self.batch_size)
+            for generator, state in zip(generators, states):
+                generator.set_state(state)
+        edited = []
+        for start in range(0, count, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            edited += self._edit(
+                images[part], prompts[part], regions and regions[part], generators[part]
+            )
+        return edited
+
+    @torch.no_grad()
+    def _edit_batch(self, images, prompts, regions, generators) -> list[Image.Image]:
+        frames = [frame_of(image.size, self.resolution, self.fit) for image in images]
+        squares = [to_square(image, frame) for image, frame in zip(images, frames)]
+        encoded = [self._encode_prompt(prompt) for prompt in prompts]
+        arguments = {
+            **{key: torch.cat([each[key] for each in encoded]) for key in encoded[0]},
+            "strength": self.strength,
+            "guidance_scale": self.guidance_scale,
+            "num_inference_steps": self.num_inference_steps,
+            "generator": generators,
+        }
+        if self.mask:
+            arguments["image"] = squares
+            arguments["mask_image"] = [mask_to_square(r, f) for r, f in zip(regions, frames)]
+            arguments["height"] = arguments["width"] = self.resolution
+        else:
+            latents = [self._draw_latents(*each) for each in zip(squares, generators)]
+            arguments["image"] = torch.cat(latents)
+        edited = self.pipeline(**arguments).images
+        edited = [from_square(*each) for each in zip(edited, images, frames)]
+        if self.mask:
+            seams = [self.mask_feather] * len(images)
+            edited = [blend(*each) for each in zip(edited, images, regions, seams)]
+        return edited
+
+    def _encode_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
+        """What the pipeline takes in place of a prompt: encoded once, for all photos of a class."""
+
+        def encode():
+            states = self.pipeline.encode_prompt(
+                prompt=prompt,
+                device=self.pipeline._execution_device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=self.guidance_scale > 1,
+            )
+            return {key: each for key, each in zip(_STATES, states) if each is not None}
+
+        return _cached(self._prompts, prompt, encode)
+
+    def _draw_latents(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
+        """Latents [1, C, h, w] drawn from a photo's posterior, which is computed once.
+
+        The pipeline would encode the photo again for each of its variants. The draw is the one
+        that it would make.
+        """
+        from diffusers.utils.torch_utils import randn_tensor
+
+        pipeline = self.pipeline
+
+        def encode():
+            pixels = pipeline.image_processor.preprocess(image)
+            return encode_image(pipeline.vae, pixels.to(pipeline._execution_device))
+
+        key = hashlib.sha256(image.tobytes()).digest()
+        mean, deviation = _cached(self._photos, key, encode)
+        noise = randn_tensor(mean.shape, generator, mean.device, mean.dtype)
+        return scale_latents(pipeline.vae, mean + deviation * noise)
+
+
+# What a pipeline's encode_prompt returns, an SDXL's all four.
+_STATES = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
+CACHED = 256  # prompts, and photos: 40 and 70 MB for Stable Diffusion 1.x in float16
+
+
+def _cached(cache: OrderedDict, key, make: Callable):
+    """`cache[key]`, made where it is missing; what was not used for longest goes."""
+    if key not in cache:
+        cache[key] = make()
+        if len(cache) > CACHED:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
+
+
+def _filled(prompt: str, fields: Mapping[str, str]) -> str:
+    """A prompt with its fields filled in."""
+    try:
+        return prompt.format(**fields)
+    except KeyError as error:
+        (field,) = error.args
+        reason = {
+            "token": "only --aug textual-inversion has learned words",
+            "description": f"the dataset describes no photo of {fields['name']!r}",
+        }[field]
+        raise UserError(f"--prompt: {prompt!r} asks for {{{field}}}, and {reason}") from None
+
 
 def _draw(prompts: Sequence[str], generator: torch.Generator) -> str:
     if len(prompts) == 1:
         return prompts[0]
     return prompts[int(torch.randint(len(prompts), (), generator=generator))]
+
+
+def words_of(metadata: Sequence[Mapping], **fields: Sequence[str]) -> list[dict[str, str]]:
+    """What fills each image's prompt: `name`, `description` where there is one, and `fields`."""
+    words = [{k: m[k] for k in ("name", "description") if m.get(k)} for m in metadata]
+    for key, values in fields.items():
+        for each, value in zip(words, values):
+            each[key] = value
+    return words
 
 
 def masks_of(metadata: Sequence[Mapping]) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 import copy
 
 from semantic_aug import UserError
-from semantic_aug.augmentations.sdedit import SDEditor, masks_of, pipeline_or_load
+from semantic_aug.augmentations.sdedit import SDEditor, masks_of, pipeline_or_load, words_of
 from semantic_aug.diffusion import text_encoders
 from semantic_aug.embeddings import (
     check_widths,
@@ -64,6 +64,7 @@ class TextualInversion(GenerativeAugmentation):
         return token
 
     def augment(self, images, labels, metadata, generators):
-        words = [self.token(meta["name"]) for meta in metadata]
+        tokens = [self.token(meta["name"]) for meta in metadata]
+        words = words_of(metadata, name=tokens, token=tokens)
         masks = masks_of(metadata) if self.needs_mask else None
         return self.edit(images, words, masks, generators)

@@ -13,7 +13,18 @@ DATASETS = {
     "coco": "semantic_aug.datasets.coco:COCODataset",
     "mvip": "semantic_aug.datasets.mvip:MVIPDataset",
     "folder": "semantic_aug.datasets.folder:FolderDataset",
+    "pascal": "semantic_aug.datasets.pascal:PascalDataset",
+    "imagenet": "semantic_aug.datasets.imagenet:ImageNetDataset",
+    "caltech101": "semantic_aug.datasets.caltech101:Caltech101Dataset",
+    "flowers102": "semantic_aug.datasets.flowers102:Flowers102Dataset",
+    "aircraft": "semantic_aug.datasets.aircraft:AircraftDataset",
+    "cars": "semantic_aug.datasets.cars:CarsDataset",
+    "spurge": "semantic_aug.datasets.spurge:SpurgeDataset",
+    "pets": "semantic_aug.datasets.pets:PetsDataset",
+    "hf": "semantic_aug.datasets.hf:HuggingFaceDataset",
 }
+
+_HUB = "hf:"  # `hf:NAME` is the dataset `hf` with the option `name`, not a module
 
 # What every command decides by flags of its own; the rest of a constructor are its options.
 _COMMON = set(inspect.signature(FewShotDataset.__init__).parameters) | {"use_randaugment"}
@@ -22,7 +33,8 @@ _NEEDED = ("split", "seed", "examples_per_class", "data_dir", "crop_to_object")
 
 
 def dataset_class(name: str) -> type[FewShotDataset]:
-    """The class behind a registered name or `package.module:ClassName`."""
+    """The class behind a registered name, `hf:NAME` or `package.module:ClassName`."""
+    name = "hf" if name.startswith(_HUB) else name
     return find_class("--dataset", name, DATASETS, FewShotDataset)
 
 
@@ -46,6 +58,8 @@ def build_dataset(
     signature = inspect.signature(cls)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     options = parse_dataset_args(cls, dataset_args)
+    if name.startswith(_HUB):
+        options["name"] = name.removeprefix(_HUB)
     common = {"split": split, **common}
     for key in () if takes_all else common.keys() - signature.parameters.keys():
         value = common.pop(key)
@@ -71,12 +85,7 @@ def build_dataset(
 
 def parse_dataset_args(cls: type[FewShotDataset], pairs: Sequence[str]) -> dict:
     """`key=value` texts as keyword arguments, in the types that the constructor declares."""
-    known = {
-        key: parameter
-        for key, parameter in inspect.signature(cls.__init__).parameters.items()
-        if key not in _COMMON and parameter.kind is not parameter.VAR_KEYWORD
-        if parameter.kind is not parameter.VAR_POSITIONAL
-    }
+    known = known_options(cls)
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -89,6 +98,16 @@ def parse_dataset_args(cls: type[FewShotDataset], pairs: Sequence[str]) -> dict:
             raise UserError(f"--dataset_args: {key} is given twice")
         options[key] = _typed(key, value, known[key])
     return options
+
+
+def known_options(cls: type[FewShotDataset]) -> dict[str, inspect.Parameter]:
+    """A dataset's own options, from its constructor."""
+    return {
+        key: parameter
+        for key, parameter in inspect.signature(cls.__init__).parameters.items()
+        if key not in _COMMON and parameter.kind is not parameter.VAR_KEYWORD
+        if parameter.kind is not parameter.VAR_POSITIONAL
+    }
 
 
 def _typed(key: str, text: str, parameter: inspect.Parameter):

@@ -1,19 +1,21 @@
 """COCO 2017: everyday photos; the class of a photo is that of its largest object."""
 
-import contextlib
 import functools
-import io
+import json
 import logging
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask
-from pycocotools.coco import COCO
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.few_shot_dataset import FewShotDataset, Record
+from semantic_aug.datasets.index import cached
+from semantic_aug.datasets.layout import right_root, what_is_in
+from semantic_aug.few_shot_dataset import FewShotDataset, Record, collection_paused
 
 # In the order of COCO's category ids, which have gaps: 1 to 90.
 CLASS_NAMES = [
@@ -66,11 +68,13 @@ class COCODataset(FewShotDataset):
             if not needed.exists():
                 raise UserError(
                     f"{needed} is missing: a COCO root holds {folder.name}/ and annotations/"
-                    f"{annotations.name} (https://cocodataset.org/#download); "
-                    "pass it as --data_dir or set COCO_DIR"
+                    f"{annotations.name} (https://cocodataset.org/#download), found "
+                    f"{what_is_in(self.data_dir)}; "
+                    f"{right_root(self, ['annotations', folder.name])}"
                 )
         photos = read_photos(annotations.resolve(), annotations.stat().st_mtime_ns)
-        on_disk = {path.name for path in folder.iterdir()}  # a look at every single file is slow
+        with os.scandir(folder) as entries:  # a look at every single file is slow
+            on_disk = {entry.name for entry in entries}
         absent = sum(photo.file_name not in on_disk for photo in photos)
         if absent:
             log.warning(
@@ -85,16 +89,8 @@ class COCODataset(FewShotDataset):
                 continue
             if split != "train" and not self.published_val and val_or_test(photo.id) != split:
                 continue
-            mask = None
-            if photo.segmentation:  # not a closure, so that records can be pickled
-                mask = functools.partial(
-                    decode_segmentation,
-                    photo.segmentation,
-                    photo.height,
-                    photo.width,
-                    photo.file_name,
-                )
-            yield self.record(folder / photo.file_name, photo.class_name, mask)
+            mask = photo.mask if photo.segmentation else None
+            yield self.record(f"{folder.name}/{photo.file_name}", photo.class_name, mask)
 
 
 def val_or_test(image_id: int) -> str:
@@ -102,67 +98,157 @@ def val_or_test(image_id: int) -> str:
     return "test" if stable_hash(image_id) & 1 else "val"
 
 
-class Photo(NamedTuple):
-    """An image of an annotation file, reduced to its largest annotation."""
+# --- the annotation file ---------------------------------------------------------------------
 
+
+class Photo(NamedTuple):
+    """An image of an annotation file, reduced to its largest annotation.
+
+    `segmentation` is `[offset, length]` of its key and value in the file, in bytes; or the value
+    itself, if it is no outline at all; or None without one.
+    """
+
+    annotations: Path
     id: int
     file_name: str
     height: int
     width: int
     class_name: str
-    segmentation: list | dict | None
+    segmentation: list | dict | str | None
+
+    def mask(self) -> np.ndarray:
+        """The [height, width] uint8 mask, 0 or 1, of the annotation.
+
+        Raises:
+            UserError: it is malformed, or the file has changed.
+        """
+        value = self.segmentation
+        if isinstance(value, list) and [type(each) for each in value] == [int, int]:
+            offset, length = value
+            with open(self.annotations, "rb") as file:
+                file.seek(offset)
+                key, _, text = file.read(length).partition(b":")
+            if key.strip() != _KEY:
+                raise UserError(f"{self.annotations} has changed since it was read: start again")
+            try:
+                value = json.loads(text)
+            except ValueError as error:
+                raise UserError(
+                    f"malformed segmentation of {self.file_name} in {self.annotations}: {error}"
+                ) from error
+        return decode_segmentation(value, self.height, self.width, self.file_name)
 
 
 @functools.lru_cache(maxsize=2)
+@collection_paused()
 def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
     """The annotated images of a COCO annotation file, by image id.
 
     The largest annotation is the one with the largest `area` (none counts as 0), crowds included;
-    of equals it is the one with the lowest id.
+    of equals it is the one with the lowest id. The outlines, three quarters of the file, are
+    neither parsed nor kept; an index is (see `datasets.index`).
 
     Args:
-        path: an `instances_*.json`. All of train2017 takes some twenty seconds, and every trial
-            asks for it again: the result is kept.
+        path: an `instances_*.json`.
         mtime_ns: when the file was written, so that the result of another file is not taken.
 
     Raises:
         UserError: the file is no readable COCO annotation file, or has other categories.
     """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            coco = COCO(str(path))
-        missing = {"images", "annotations", "categories"} - coco.dataset.keys()
-        if missing:
-            raise KeyError(*sorted(missing))
-        names = {number: category["name"] for number, category in coco.cats.items()}
-        unknown = sorted(set(names.values()) - set(CLASS_NAMES))
-        if unknown:
-            raise UserError(
-                f"{path} has {len(unknown)} categories that COCO 2017 has not, such as "
-                f"{unknown[0]!r}: for classes of your own use --dataset=folder"
-            )
-        photos = []
-        for number, image in sorted(coco.imgs.items()):
-            annotations = coco.imgToAnns.get(number)
-            if annotations:
-                largest = min(annotations, key=lambda each: (-(each.get("area") or 0), each["id"]))
-                name = names[largest["category_id"]]
-                size = image["height"], image["width"]
-                photos.append(
-                    Photo(number, image["file_name"], *size, name, largest.get("segmentation"))
-                )
-        return photos
+        rows = cached("coco", [path], lambda: _largest_objects(path))
+        return [Photo(path, *row) for row in rows]
     except UserError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is no readable JSON ({error}): is it complete? Unpack or download it again"
         ) from error
-    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no COCO annotation file ({type(error).__name__}: {error}): expected "
             "the keys images, annotations and categories of an instances_*2017.json"
         ) from error
+
+
+def _largest_objects(path: Path) -> list[tuple]:
+    """The fields of a `Photo`, from the second, of every annotated image, by image id."""
+    largest = {}  # image id -> (-area, annotation id, category id, segmentation)
+
+    def take_annotation(found: dict) -> dict | None:
+        # Every annotation is dropped as soon as it is read; what lacks a key is seen below.
+        if not ("image_id" in found and "category_id" in found and "id" in found):
+            return found
+        rank = -(found.get("area") or 0), found["id"]
+        image_id = found["image_id"]
+        if image_id not in largest or rank < largest[image_id][:2]:
+            largest[image_id] = *rank, found["category_id"], found.get("segmentation")
+        return None
+
+    content = json.loads(_without_outlines(path), object_hook=take_annotation)
+    missing = {"images", "annotations", "categories"} - content.keys()
+    if missing:
+        raise KeyError(*sorted(missing))
+    for left in content["annotations"]:
+        if left is not None:
+            raise KeyError(*sorted({"image_id", "category_id", "id"} - left.keys()))
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    unknown = sorted(set(names.values()) - set(CLASS_NAMES))
+    if unknown:
+        raise UserError(
+            f"{path} has {len(unknown)} categories that COCO 2017 has not, such as "
+            f"{unknown[0]!r}: for classes of your own use --dataset=folder"
+        )
+    rows = {}
+    for image in content["images"]:
+        if image["id"] in largest:
+            *_, category, segmentation = largest[image["id"]]
+            size = image["height"], image["width"]
+            rows[image["id"]] = (
+                image["id"], image["file_name"], *size, names[category], segmentation
+            )  # fmt: skip
+    return [rows[number] for number in sorted(rows)]
+
+
+_KEY = b'"segmentation"'
+# A segmentation whose end can be seen without parsing it: numbers in brackets, or a flat object,
+# as a run-length encoding is; and then the object's end or its next key.
+_SEGMENTATION = re.compile(
+    rb"""
+    "segmentation" (?<! \\"segmentation") \s*:\s*
+    (?: \[ [^"{}]* \]
+      | \{ [^{}"]*+ (?: "(?:[^"\\]|\\.)*+" [^{}"]*+ )*+ \} )
+    (?= \s* (?: \} | ,\s* "(?:[^"\\]|\\.)*+" \s*: ))
+    """,
+    re.VERBOSE,
+)
+
+
+def _without_outlines(path: Path, chunk_size: int = 1 << 23) -> str:
+    """The text of an annotation file with `[offset, length]` in place of every segmentation.
+
+    What remains is a quarter of it, and is JSON if the file is. Values of other kinds stay as
+    they are: that they are malformed is found when their mask is asked for.
+    """
+    kept, text, start = bytearray(), b"", 0  # `text` is not done yet, and lies at `start`
+    with open(path, "rb") as file:
+        while chunk := file.read(chunk_size):
+            text, done = text + chunk, 0
+            for match in _SEGMENTATION.finditer(text):
+                begin, end = match.span()
+                kept += text[done:begin]
+                # Few are so short that they may be empty, [] or {}, which means no mask.
+                if end - begin < 24 and not re.search(rb"\d", match[0]):
+                    kept += _KEY + b":null"
+                else:
+                    kept += b'"segmentation":[%d,%d]' % (start + begin, end - begin)
+                done = end
+            # The last key may have its value, and the last bytes may be half a key, in what comes.
+            last = text.rfind(_KEY, done)
+            rest = max(done, (len(text) - len(_KEY) if last < 0 else last) - 1)
+            kept += text[done:rest]
+            text, start = text[rest:], start + rest
+    return (kept + text).decode("utf-8-sig")
 
 
 def decode_segmentation(

@@ -1,12 +1,15 @@
 """Any photos in one folder per class: how most people come with their own data."""
 
+import dataclasses
 import functools
 import logging
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError
+from semantic_aug.datasets.index import image_names
+from semantic_aug.datasets.layout import complete_splits
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
 
 SPLIT_FOLDERS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
@@ -36,29 +39,27 @@ class FolderDataset(FewShotDataset):
     def __init__(self, *, masks: str = "", **kwargs):
         self.masks = masks
         super().__init__(**kwargs)
+        vars(self).pop("_found", None)  # perhaps a million records, of which a trial has few
 
     def list_class_names(self) -> list[str]:
-        return list(self._photos["train"])
+        return self._found[0]
 
     def list_records(self, split: str) -> Iterator[Record]:
-        photos = self._photos[split]
-        folders = {path.parent for paths in photos.values() for path in paths}
+        records = self._found[1][split]
+        if not self.masks:
+            return iter(records)
+        folders = {record.path.parent for record in records}
         masks = {folder: self._masks_of(folder) for folder in folders}
-        if self.masks and folders and not any(masks.values()):
+        if folders and not any(masks.values()):
             folder = self.masks_dir / min(folders).relative_to(self.data_dir)
             log.warning("masks=%s: none for split %s, such as in %s/", self.masks, split, folder)
-        for class_name, paths in photos.items():
-            for path in paths:
-                found = masks[path.parent]
-                # photo.jpg may have a mask photo.jpg, photo.png or photo.jpg.png.
-                mask = found.get(path.name, found.get(path.stem))
-                yield self.record(path, class_name, mask)
+        return (with_mask(record, masks[record.path.parent]) for record in records)
 
     # --- photos ------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _photos(self) -> dict[str, dict[str, list[Path]]]:
-        """Split -> class -> photos. Every split has every class, sorted by name."""
+    def _found(self) -> tuple[list[str], dict[str, list[Record]]]:
+        """The names of all classes, sorted; and the records of every split, without masks."""
         if self._has_splits():
             found = {
                 split: self._by_class(self.data_dir / name for name in names)
@@ -66,26 +67,17 @@ class FolderDataset(FewShotDataset):
             }
         else:
             found = {"train": self._by_class([self.data_dir]), "val": {}, "test": {}}
-        missing = tuple(split for split in SPLITS if not any(found[split].values()))
-        if missing == SPLITS:
+        if not any(paths for split in SPLITS for paths in found[split].values()):
             raise UserError(f"{self.data_dir} {self._what_is_there()}; expected {_EXPECTED}")
-        cut, how = _CUTS.get(missing, (None, None))
-        if cut:
-            log.info("%s: %s", self.data_dir, how)
+        records = {
+            split: [self.record(path, name) for name, paths in classes.items() for path in paths]
+            for split, classes in found.items()
+        }
+        splits = complete_splits(self.data_dir, records)
         loose = self.images_in(self.data_dir)
         if loose:
             log.warning("%d photos directly in %s have no class", len(loose), self.data_dir)
-
-        photos = {split: {} for split in SPLITS}
-        for name in sorted(set().union(*found.values())):
-            lists = [sorted(self._hashed(found[split].get(name, []))) for split in SPLITS]
-            for split, hashed in zip(SPLITS, cut(*lists) if cut else lists):
-                photos[split][name] = [path for _, path in hashed]
-        return photos
-
-    def _hashed(self, paths: list[Path]) -> Iterator[tuple[int, Path]]:
-        for path in paths:
-            yield stable_hash(path.relative_to(self.data_dir).as_posix()), path
+        return sorted(set().union(*found.values())), splits
 
     def _has_splits(self) -> bool:
         """Whether train/ is a split, rather than a class of that name or nothing."""
@@ -103,20 +95,25 @@ class FolderDataset(FewShotDataset):
             )
         return bool(classes)
 
-    def _by_class(self, roots: Iterable[Path]) -> dict[str, list[Path]]:
+    def _by_class(self, roots: Iterable[Path]) -> dict[str, list[str]]:
+        """Class -> its photos, relative to the data root."""
+        folders = [folder for root in roots for folder in self.folders_in(root)]
+        folders = [folder for folder in folders if not self._holds_masks(folder)]
         by_class = {}
-        for root in roots:
-            for folder in self.folders_in(root):
-                if not self._holds_masks(folder):
-                    # macOS decomposes accents in names of files; the class is the same.
-                    name = unicodedata.normalize("NFC", folder.name)
-                    by_class.setdefault(name, []).extend(self.images_in(folder))
+        for folder, names in image_names(folders).items():
+            # macOS decomposes accents in names of files; the class is the same.
+            paths = by_class.setdefault(unicodedata.normalize("NFC", folder.name), [])
+            place = folder.relative_to(self.data_dir).as_posix()
+            paths += [f"{place}/{name}" for name in names]
         return by_class
 
     def _what_is_there(self) -> str:
         loose = self.images_in(self.data_dir)
         if loose:
             return f"holds photos itself ({loose[0].name} ...): give the folder above it"
+        for folder in self.folders_in(self.data_dir):
+            if any(self.images_in(inner) for inner in self.folders_in(folder)):
+                return f"is one level too high: give {folder}, whose folders hold photos"
         folders = [folder.name for folder in self.folders_in(self.data_dir)]
         if not folders:
             return "has no folders in it"
@@ -152,36 +149,10 @@ class FolderDataset(FewShotDataset):
         return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
 
 
-# --- completing the splits: photos of a class with their hashes, in the order of these -----------
+def with_mask(record: Record, masks: dict[str, Path]) -> Record:
+    """The record with its mask: photo.jpg may have photo.jpg, photo.png or photo.jpg.png."""
+    mask = masks.get(record.path.name, masks.get(record.path.stem))
+    return dataclasses.replace(record, mask=mask)
 
 
-def _cut_all(train, val, test):
-    if len(train) < 3:
-        return train[:1], [], train[1:]
-    part = _fifth(train)
-    return train[2 * part :], train[:part], train[part : 2 * part]
-
-
-def _cut_val(train, val, test):
-    part = _fifth(train) if len(train) >= 3 else 0
-    return train[part:], train[:part], test
-
-
-def _halve_val(train, val, test):
-    # The odd one goes where its hash says, so that single photos are not all on one side.
-    odd = val[0][0] & 1 if val else 0
-    middle = (len(val) + odd) // 2
-    return train, val[:middle], val[middle:]
-
-
-def _fifth(photos: list) -> int:
-    return max(1, round(len(photos) / 5))
-
-
-# Splits without a photo -> what is done, and how it is said.
-_CUTS = {
-    ("val", "test"): (_cut_all, "photos are cut into 60 % train, 20 % val and 20 % test"),
-    ("val",): (_cut_val, "no photos for val, 20 % of train are taken"),
-    ("test",): (_halve_val, "no photos for test, half of val is taken"),
-}
 _EXPECTED = "ROOT/CLASS/*.jpg or ROOT/{train,val,test}/CLASS/*.jpg (or .png, .webp ...)"

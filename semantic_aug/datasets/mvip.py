@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semantic_aug import UserError
+from semantic_aug.datasets.layout import right_root, what_is_in
 from semantic_aug.few_shot_dataset import FewShotDataset, Record
 
 PHOTOS = {
@@ -59,7 +60,7 @@ class MVIPDataset(FewShotDataset):
         if not any((folder / "meta.json").exists() for folder in folders):
             raise UserError(
                 f"{self.data_dir} is no MVIP root: expected CLASS/meta.json and CLASS/train_data/ "
-                "in it; pass another as --data_dir or set MVIP_DIR"
+                f"in it, found {what_is_in(self.data_dir)}; {right_root(self, ['*/meta.json'])}"
             )
         found, super_classes = {}, set()
         for folder in folders:

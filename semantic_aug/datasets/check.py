@@ -1,0 +1,205 @@
+"""Reading a whole dataset once, before a GPU spends a day on it."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from statistics import median_low
+
+from semantic_aug import UserError
+from semantic_aug.cli import progress_bar
+from semantic_aug.datasets import build_dataset
+from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, open_bytes, open_image
+
+SHOWN = 10  # of each kind of problem
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What reading one photo and its mask gave; `error` and `mask_error` are "" where all is well.
+
+    `mask` is `none` where the dataset gives none, `empty`, `good`, or `bad`.
+    """
+
+    split: str
+    class_name: str
+    source: str
+    digest: bytes = b""
+    size: tuple[int, int] | None = None
+    mode: str = ""
+    error: str = ""
+    mask: str = "none"
+    mask_error: str = ""
+
+
+@dataclass
+class Findings:
+    """All photos of a dataset, and splits that cannot be listed."""
+
+    class_names: list[str]
+    photos: list[Photo] = field(default_factory=list)
+    missing_splits: dict[str, str] = field(default_factory=dict)  # split -> why
+
+    def problems(self) -> dict[str, list[str]]:
+        """Kind of problem -> a line for every case."""
+        has_masks = any(photo.mask != "none" for photo in self.photos)
+        found = {
+            "splits that cannot be listed": [
+                f"{split}: {why}" for split, why in self.missing_splits.items()
+            ],
+            "unreadable photos": [photo.error for photo in self.photos if photo.error],
+            "photos without a mask, while others have one": [
+                photo.source
+                for photo in self.photos
+                if has_masks and photo.mask == "none" and not photo.error
+            ],
+            "masks that cannot be used": [
+                photo.mask_error for photo in self.photos if photo.mask_error
+            ],
+            "photos in several splits": self._copies("split"),
+            "photos in several classes": self._copies("class_name"),
+        }
+        return {kind: lines for kind, lines in found.items() if lines}
+
+    def _copies(self, attribute: str) -> list[str]:
+        """Files of one content that differ in an attribute."""
+        copies = defaultdict(list)
+        for photo in self.photos:
+            if photo.digest:
+                copies[photo.digest].append(photo)
+        return [
+            " = ".join(f"{each.source} ({getattr(each, attribute)})" for each in same)
+            for same in copies.values()
+            if len({getattr(each, attribute) for each in same}) > 1
+        ]
+
+
+def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) -> Findings:
+    """Read every photo and every mask of all splits.
+
+    Raises:
+        UserError: no such dataset, a wrong root, or no photo in `train`.
+    """
+    datasets, missing = [], {}
+    for split in SPLITS:
+        try:
+            datasets.append(
+                build_dataset(name, split, data_dir=data_dir, dataset_args=dataset_args)
+            )
+        except UserError as error:
+            if split == "train":
+                raise
+            missing[split] = str(error)
+    findings = Findings(datasets[0].class_names, missing_splits=missing)
+    jobs = ((dataset, index) for dataset in datasets for index in range(len(dataset)))
+    bar = progress_bar(total=sum(map(len, datasets)), desc="reading", unit="photo")
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        while some := list(islice(jobs, 256)):  # not a million jobs in memory at once
+            for photo in pool.map(lambda job: read_photo(*job), some):
+                findings.photos.append(photo)
+                bar.update()
+    return findings
+
+
+def read_photo(dataset: FewShotDataset, index: int) -> Photo:
+    """Photo `index` of a dataset with its mask, decoded and forgotten."""
+    metadata = dataset.get_metadata_by_idx(index)
+    class_name = dataset.class_names[dataset.get_label_by_idx(index)]
+    found = {
+        "split": dataset.split,
+        "class_name": class_name,
+        "source": metadata.get("source", str(index)),
+    }
+    try:
+        if hasattr(dataset, "records"):
+            path = dataset.records[index].path
+            with open_image(path) as image:
+                image.load()
+                found |= {"size": image.size, "mode": image.mode}
+            with open_bytes(path) as file:
+                found["digest"] = hashlib.file_digest(file, "sha256").digest()
+            has_mask = dataset.records[index].mask is not None
+        else:  # a subclass that makes its images itself
+            image = dataset.get_image_by_idx(index)
+            digest = hashlib.sha256(image.tobytes()).digest()
+            found |= {"size": image.size, "mode": image.mode, "digest": digest}
+            has_mask = metadata.get("mask") is not None
+    except Exception as error:
+        return Photo(**found, error=_line(found["source"], error))
+    if has_mask:
+        try:
+            found["mask"] = "good" if dataset.get_mask_by_idx(index).any() else "empty"
+        except Exception as error:
+            found |= {"mask": "bad", "mask_error": _line(found["source"], error)}
+    return Photo(**found)
+
+
+def _line(source: str, error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, UserError) else f"{source}: {type(error).__name__}: {text}"
+
+
+# --- what is printed -------------------------------------------------------------------------
+
+
+def report(findings: Findings) -> str:
+    """Tables of counts, and all that is wrong, as text."""
+    return "\n".join(
+        [
+            *_counts(findings),
+            "",
+            *_properties(findings.photos),
+            *_problems(findings),
+            _end(findings),
+        ]
+    )
+
+
+def _counts(findings: Findings) -> Iterator[str]:
+    counts = Counter((photo.class_name, photo.split) for photo in findings.photos)
+    present = {photo.class_name for photo in findings.photos}
+    names = [name for name in findings.class_names if name in present]
+    width = max(map(len, [*names, "class"]))
+    yield f"{'class':{width}}" + "".join(f"{split:>9}" for split in SPLITS)
+    for name in names:
+        yield f"{name:{width}}" + "".join(f"{counts[name, split]:9,}" for split in SPLITS)
+    totals = Counter(photo.split for photo in findings.photos)
+    yield f"{'total':{width}}" + "".join(f"{totals[split]:9,}" for split in SPLITS)
+    absent = [name for name in findings.class_names if name not in present]
+    if absent:
+        more = " ..." if len(absent) > SHOWN else ""
+        yield f"{len(absent):,} classes have no photo: {', '.join(absent[:SHOWN])}{more}"
+
+
+def _properties(photos: list[Photo]) -> Iterator[str]:
+    sizes = sorted((p.size for p in photos if p.size), key=lambda size: size[0] * size[1])
+    if sizes:
+        small, middle, large = (
+            f"{width} x {height}" for width, height in (sizes[0], median_low(sizes), sizes[-1])
+        )
+        yield f"sizes   {small} to {large} pixels, middle {middle}, {len(set(sizes))} different"
+    modes = Counter(photo.mode for photo in photos if photo.mode)
+    yield "modes   " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())
+    masks = Counter(photo.mask for photo in photos)
+    kinds = [f"{kind} {masks[kind]:,}" for kind in ("good", "empty", "bad", "none") if masks[kind]]
+    yield "masks   " + ", ".join(kinds)
+    copies = len([p for p in photos if p.digest]) - len({p.digest for p in photos if p.digest})
+    if copies:
+        yield f"copies  {copies:,} photos have the same bytes as another one"
+
+
+def _problems(findings: Findings) -> Iterator[str]:
+    for kind, lines in findings.problems().items():
+        yield f"\n{len(lines):,} {kind}:"
+        yield from (f"  {line}" for line in lines[:SHOWN])
+        if len(lines) > SHOWN:
+            yield f"  ... and {len(lines) - SHOWN:,} more"
+
+
+def _end(findings: Findings) -> str:
+    count = sum(len(lines) for lines in findings.problems().values())
+    read = f"{len(findings.photos):,} photos of {len(findings.class_names):,} classes"
+    return f"\n{read}: {f'{count:,} problems' if count else 'nothing is wrong'}"

@@ -1,0 +1,68 @@
+"""What is slow to find out about a dataset, kept for the next time.
+
+Indexes lie in `$XDG_CACHE_HOME/semantic_aug` (`~/.cache/semantic_aug`), because a data root is
+often read-only and shared. Each says what it was made from; where that changed it is made again.
+Nothing depends on them: where they cannot be written, or are damaged, everything is as slow as
+the first time. They may be deleted at any time.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from semantic_aug import stable_hash
+from semantic_aug.experiment import atomic_path
+from semantic_aug.few_shot_dataset import FewShotDataset, collection_paused
+
+KEEP_FROM = 1.0  # seconds; what took less to build is built again
+SETTLED = 2e9  # ns; a file system's clock may not tell two changes in one such span apart
+
+
+def cache_dir() -> Path:
+    """Where indexes lie; the folder need not exist."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification of this variable says that relative paths are to be ignored.
+    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "semantic_aug"
+
+
+@collection_paused()  # of lists as long as the dataset
+def cached(kind: str, paths: Iterable[Path], build: Callable[[], object]) -> object:
+    """`build()`, or what it gave before from the same files.
+
+    Args:
+        kind: what is built, in a word; part of the file's name. Another format is another word.
+        paths: the files and folders it is built from. They count as the same while their sizes
+            and times are; a folder's time changes with the names in it.
+        build: gives JSON types alone.
+    """
+    stats = [(str(path.absolute()), path.stat()) for path in paths]
+    made_from = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    place = f"{kind}-{stable_hash(*(name for name, _ in stats)):016x}.json"
+    # Without a home or a readable cache there is simply no index.
+    with contextlib.suppress(OSError, ValueError, RuntimeError, TypeError, KeyError):
+        kept = json.loads((cache_dir() / place).read_bytes())
+        if kept["made_from"] == made_from:
+            return kept["index"]
+    start, now = time.monotonic(), time.time_ns()
+    index = build()
+    settled = all(stat.st_mtime_ns < now - SETTLED for _, stat in stats)
+    if settled and time.monotonic() - start >= KEEP_FROM:
+        with (
+            contextlib.suppress(OSError, RuntimeError),
+            atomic_path(cache_dir() / place) as temporary,
+        ):
+            temporary.write_text(json.dumps({"made_from": made_from, "index": index}))
+    return index
+
+
+def image_names(folders: Iterable[Path]) -> dict[Path, list[str]]:
+    """The names of the images directly in each folder, sorted, hidden ones left out; an index."""
+    folders = list(folders)
+
+    def build() -> list[list[str]]:
+        return [[path.name for path in FewShotDataset.images_in(folder)] for folder in folders]
+
+    return dict(zip(folders, cached("images", folders, build)))

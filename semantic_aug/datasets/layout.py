@@ -1,0 +1,268 @@
+"""What the readers of published layouts share: roots, image names, label files, missing splits."""
+
+import functools
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from semantic_aug import UserError, stable_hash
+from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record, open_image, read_size
+
+log = logging.getLogger(__name__)
+
+
+# --- the root --------------------------------------------------------------------------------
+
+
+def check_root(dataset: FewShotDataset, *needed: str) -> None:
+    """Raise unless all `needed` files and folders lie in the dataset's root; see `find_layout`."""
+    find_layout(dataset, needed)
+
+
+def find_layout(dataset: FewShotDataset, *layouts: Sequence[str]) -> Sequence[str]:
+    """The first of several lists of files and folders that lie in the dataset's root as a whole.
+
+    Raises:
+        UserError: says what was expected and what is there, and where the right level is, if it
+            is one above or one below.
+    """
+    root = dataset.data_dir
+    missing = {
+        layout: [name for name in layout if not (root / name).exists()] for layout in layouts
+    }
+    for layout, names in missing.items():
+        if not names:
+            return layout
+    nearest = min(missing.values(), key=len)
+    raise UserError(
+        f"{root} is no root of {type(dataset).__name__}: {nearest[0]} is missing, expected "
+        f"{', or '.join(map(', '.join, layouts))} in it, found {what_is_in(root)}; "
+        f"{right_root(dataset, *layouts)}"
+    )
+
+
+def right_root(dataset: FewShotDataset, *layouts: Sequence[str]) -> str:
+    """What to do about a wrong root: the folder one level above or below, if that is right.
+
+    Args:
+        layouts: lists of patterns of what a root holds.
+    """
+    root = dataset.data_dir
+    below = [(folder, "high") for folder in FewShotDataset.folders_in(root)]
+    for folder, level in [(root.resolve().parent, "low"), *below]:
+        if any(all(next(folder.glob(name), None) for name in layout) for layout in layouts):
+            return f"this is one level too {level}: pass --data_dir {folder}"
+    variable = f" or set {dataset.env}" if dataset.env else ""
+    return f"pass the root as --data_dir{variable}"
+
+
+def what_is_in(folder: Path) -> str:
+    """The first names in a folder, for messages."""
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    names = [name for name in names if not name.startswith(".")]
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "") if names else "nothing"
+
+
+# --- images and lists of them ----------------------------------------------------------------
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """The images in a folder by their name without suffix, `.jpg`, `.JPEG` and others alike.
+
+    Raises:
+        UserError: two images have one name, so that a label or a mask could belong to either.
+    """
+    images = {}
+    for path in FewShotDataset.images_in(folder):
+        if path.stem in images:
+            raise UserError(
+                f"{folder} holds {images[path.stem].name} and {path.name}, two images of one "
+                "name, but labels and masks go by that name: remove or rename one"
+            )
+        images[path.stem] = path
+    return images
+
+
+def listed_images(names: Iterable[str], images: Mapping[str, Path], source: Path) -> list[str]:
+    """Those of `names` that are on disk; the number of others is said.
+
+    Args:
+        names: image names without suffix, from the list `source`.
+        images: what `images_by_stem` found.
+    """
+    names = list(names)
+    present = [name for name in names if name in images]
+    if len(present) < len(names):
+        log.warning(
+            "%d of the %d images that %s lists are not on disk: left out",
+            len(names) - len(present),
+            len(names),
+            source,
+        )
+    return present
+
+
+def check_labelled(images: Iterable[str], labelled: Iterable[str], source: Path) -> None:
+    """Raise unless every image has a label in the file `source`."""
+    images, labelled = set(images), set(labelled)
+    unlabelled = sorted(images - labelled)
+    if unlabelled:
+        raise UserError(
+            f"{source} has {len(labelled)} labels, and {len(unlabelled)} of the {len(images)} "
+            f"images have none ({unlabelled[0]} ...): is the file complete? Unpack it again"
+        )
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, without blanks at their ends.
+
+    Raises:
+        UserError: the file is missing or no UTF-8 text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: unpack the dataset's archive again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}): unpack it again") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_table(path: Path, columns: int, separator: str | None = None) -> list[list[str]]:
+    """The lines of a text file cut at `separator` (blanks); the last column takes the rest.
+
+    Raises:
+        UserError: a line has fewer columns, or the file cannot be read.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(path), start=1):
+        row = [cell.strip() for cell in line.split(separator, columns - 1)]
+        if len(row) < columns:
+            raise UserError(
+                f"{path}: line {number} is {line!r}, expected {columns} columns; unpack it again"
+            )
+        rows.append(row)
+    return rows
+
+
+def read_mat(path: Path, *variables: str) -> list:
+    """Variables of a MATLAB file, without dimensions of size 1.
+
+    Raises:
+        UserError: the file is missing, damaged, or lacks a variable.
+    """
+    import scipy.io
+
+    try:
+        content = scipy.io.loadmat(path, squeeze_me=True, variable_names=variables)
+        return [content[name] for name in variables]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: download it, or unpack it again") from error
+    except KeyError as error:
+        raise UserError(f"{path} has no variable {error}: is it the right file?") from error
+    except Exception as error:  # on damaged files scipy raises all that Python has
+        raise UserError(f"{path} is no readable .mat file ({error}): download it again") from error
+
+
+# --- splits that were not published ----------------------------------------------------------
+
+
+def complete_splits(
+    root: Path | str, published: Mapping[str, Iterable[Record]]
+) -> dict[str, list[Record]]:
+    """All three splits, the missing ones cut class by class in an order from hashes of the ids.
+
+    Without test, half of val becomes test; without val, a fifth of train becomes val; without
+    both, train is cut into 60 % train, 20 % val and 20 % test. A photo's place depends on the ids
+    of its class alone.
+
+    Args:
+        root: whose splits these are, for the notice.
+        published: split -> records; splits without any may be left out.
+    """
+    splits = {split: list(published.get(split, [])) for split in SPLITS}
+    missing = tuple(split for split in SPLITS if not splits[split])
+    if missing not in _CUTS:
+        return splits
+    source, cut, how = _CUTS[missing]
+    log.info("%s: %s", root, how)
+    by_class = defaultdict(list)
+    for record in splits[source]:
+        by_class[record.class_name].append((stable_hash(record.source), record))
+    splits[source] = []
+    for hashed in by_class.values():
+        for split, part in cut(sorted(hashed, key=lambda each: each[0])).items():
+            splits[split] += [record for _, record in part]
+    return splits
+
+
+# Each of these gets the photos of one class with their hashes, in the order of the hashes.
+
+
+def _cut_all(hashed: list) -> dict[str, list]:
+    if len(hashed) < 3:
+        return {"train": hashed[:1], "test": hashed[1:]}
+    part = _fifth(hashed)
+    return {"train": hashed[2 * part :], "val": hashed[:part], "test": hashed[part : 2 * part]}
+
+
+def _cut_val(hashed: list) -> dict[str, list]:
+    part = _fifth(hashed) if len(hashed) >= 3 else 0
+    return {"train": hashed[part:], "val": hashed[:part]}
+
+
+def _halve_val(hashed: list) -> dict[str, list]:
+    # The odd one goes where its hash says, so that single photos are not all on one side.
+    middle = (len(hashed) + (hashed[0][0] & 1)) // 2
+    return {"val": hashed[:middle], "test": hashed[middle:]}
+
+
+def _fifth(photos: list) -> int:
+    return max(1, round(len(photos) / 5))
+
+
+# Splits without a photo -> the split that is cut, how, and how that is said.
+_CUTS = {
+    ("val", "test"): ("train", _cut_all, "photos are cut into 60 % train, 20 % val and 20 % test"),
+    ("val",): ("train", _cut_val, "no photos for val, 20 % of train are taken"),
+    ("train", "test"): ("val", _halve_val, "no photos for test, half of val is taken"),
+    ("test",): ("val", _halve_val, "no photos for test, half of val is taken"),
+}
+
+
+# --- masks -----------------------------------------------------------------------------------
+
+
+def read_indices(path: Path) -> np.ndarray:
+    """[H, W] uint8: the palette indices or grey values of an image file.
+
+    Raises:
+        UserError: the file cannot be read, or has colours in place of indices.
+    """
+    with open_image(path, "mask") as image:
+        if image.mode not in ("P", "L"):
+            raise ValueError(f"expected one index per pixel, got mode {image.mode}")
+        return np.asarray(image)
+
+
+def box_mask(photo: Path, box: list[str], table: Path) -> functools.partial:
+    """A function for the mask of a box, left, top, right, bottom in pixels, all inside.
+
+    Raises:
+        UserError: these are not four numbers of the file `table`.
+    """
+    try:
+        left, top, right, bottom = map(int, box)
+    except ValueError as error:
+        raise UserError(f"{table}: {photo.name} has the box {box}, expected 4 numbers") from error
+    return functools.partial(_box_mask, photo, (left, top, right, bottom))
+
+
+def _box_mask(photo: Path, box: tuple[int, int, int, int]) -> np.ndarray:
+    (width, height), (left, top, right, bottom) = read_size(photo), box
+    mask = np.zeros((height, width), np.uint8)
+    mask[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = 1
+    return mask

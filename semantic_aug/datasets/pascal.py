@@ -1,0 +1,111 @@
+"""PASCAL VOC 2012: everyday photos; the class of a photo is that of its largest object."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from semantic_aug import UserError
+from semantic_aug.datasets.index import cached
+from semantic_aug.datasets.layout import (
+    check_root,
+    complete_splits,
+    images_by_stem,
+    listed_images,
+    read_indices,
+    read_lines,
+)
+from semantic_aug.few_shot_dataset import FewShotDataset, Record
+
+# In the order of the palette of SegmentationClass, from index 1.
+CLASS_NAMES = [
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa",
+    "train", "tv monitor",
+]  # fmt: skip
+LISTS = "ImageSets/Segmentation"
+BORDER = 255  # around every object: belongs to none
+
+
+class PascalDataset(FewShotDataset):
+    """The segmentation part of PASCAL VOC 2012 (VOCtrainval_11-May-2012.tar).
+
+        ROOT/JPEGImages/*.jpg                              ROOT is VOCdevkit/VOC2012
+        ROOT/SegmentationClass/*.png, SegmentationObject/*.png
+        ROOT/ImageSets/Segmentation/{train,val}.txt
+
+    The largest object is the one with the most pixels in SegmentationObject, without its border;
+    it is the mask. The labels of the published test split are secret: half of val is `test`.
+
+    Args:
+        published_val: all of val is `val`, as in published results; there is no `test` then.
+    """
+
+    class_names = CLASS_NAMES
+    env = "PASCAL_DIR"
+    default_dir = "data/VOCdevkit/VOC2012"
+
+    def __init__(self, *, published_val: bool = False, **kwargs):
+        self.published_val = published_val
+        super().__init__(**kwargs)
+
+    def list_records(self, split: str) -> Iterator[Record]:
+        check_root(self, "JPEGImages", "SegmentationClass", "SegmentationObject", LISTS)
+        if split == "train":
+            return self._published("train")
+        if self.published_val:
+            if split == "test":
+                raise UserError(
+                    "published_val=true makes all of val the val split: no test is left"
+                )
+            return self._published("val")
+        return complete_splits(self.data_dir, {"val": self._published("val")})[split]
+
+    def _published(self, split: str) -> Iterator[Record]:
+        images = images_by_stem(self.data_dir / "JPEGImages")
+        objects = self.data_dir / "SegmentationObject"
+        for name, label, number in self._largest_objects(split, images):
+            mask = functools.partial(object_mask, objects / f"{name}.png", number)
+            yield self.record(images[name], CLASS_NAMES[label], mask)
+
+    def _largest_objects(self, split: str, images: dict[str, Path]) -> list[tuple[str, int, int]]:
+        """Name, label and number of the largest object of every photo that has one; an index."""
+        names = self.data_dir / LISTS / f"{split}.txt"
+        folders = [self.data_dir / f"Segmentation{each}" for each in ("Class", "Object")]
+
+        def build():
+            found = []
+            for name in listed_images(read_lines(names), images, names):
+                largest = largest_object(*(folder / f"{name}.png" for folder in folders))
+                if largest is not None:
+                    found.append((name, *largest))
+            return found
+
+        return cached("pascal", [names, *folders, self.data_dir / "JPEGImages"], build)
+
+
+def largest_object(classes: Path, objects: Path) -> tuple[int, int] | None:
+    """Label and number of the object with the most pixels; of equals the first. None without one.
+
+    Args:
+        classes, objects: PNG files whose palette indices are classes from 1, and objects from 1.
+    """
+    numbers = read_indices(objects)
+    counts = np.bincount(numbers.ravel(), minlength=256)
+    counts[[0, BORDER]] = 0
+    number = int(counts.argmax())
+    if counts[number] == 0:
+        return None
+    labels = read_indices(classes)
+    if labels.shape != numbers.shape:
+        raise UserError(f"{classes} and {objects} have different sizes: unpack the archive again")
+    label = int(np.bincount(labels[numbers == number], minlength=256).argmax()) - 1
+    if not 0 <= label < len(CLASS_NAMES):
+        raise UserError(f"{classes} has index {label + 1} on an object, expected 1 to 20")
+    return label, number
+
+
+def object_mask(objects: Path, number: int) -> np.ndarray:
+    """[H, W] bool: where a PNG file of objects has this number."""
+    return read_indices(objects) == number

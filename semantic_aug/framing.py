@@ -1,0 +1,102 @@
+"""Photos of any shape and the model's square: how one becomes the other and back, masks included.
+
+A mask is thresholded in one place (`few_shot_dataset.binary_mask`) and resized with its photo.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+FITS = ("pad", "crop", "squash")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a photo lies in the model's square.
+
+    Attributes:
+        source: (left, top, right, bottom) of the part of the photo that is edited, in its pixels.
+        target: the box of the square that this part fills; the rest is mirrored from it.
+        side: of the square, in pixels.
+    """
+
+    source: tuple[int, int, int, int]
+    target: tuple[int, int, int, int]
+    side: int
+
+
+def frame_of(size: tuple[int, int], side: int, fit: str) -> Frame:
+    """The frame of a photo of this (width, height).
+
+    Args:
+        fit: `pad` keeps the shape and mirrors the photo at its edges; `crop` keeps the shape and
+            edits the square in the middle alone; `squash` fills the square with the whole photo.
+    """
+    width, height = size
+    if fit == "crop":
+        short = min(size)
+        left, top = (width - short) // 2, (height - short) // 2
+        return Frame((left, top, left + short, top + short), (0, 0, side, side), side)
+    if fit == "squash":
+        return Frame((0, 0, width, height), (0, 0, side, side), side)
+    scale = side / max(size)
+    new = [max(1, round(length * scale)) for length in size]
+    left, top = (side - new[0]) // 2, (side - new[1]) // 2
+    return Frame((0, 0, width, height), (left, top, left + new[0], top + new[1]), side)
+
+
+def to_square(image: Image.Image, frame: Frame) -> Image.Image:
+    """The part of a photo, resized into the square."""
+    left, top, right, bottom = frame.target
+    part = image.crop(frame.source).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    if part.size == (frame.side, frame.side):
+        return part
+    around = ((top, frame.side - bottom), (left, frame.side - right), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(part), around, mode="symmetric"))
+
+
+def mask_to_square(mask: np.ndarray, frame: Frame) -> Image.Image:
+    """A region, bool [H, W], as the mask of the square; nothing mirrored is ever edited."""
+    left, top, right, bottom = frame.target
+    part = Image.fromarray(mask.astype(np.uint8) * 255).crop(frame.source)
+    square = Image.new("L", (frame.side, frame.side), 0)
+    square.paste(part.resize((right - left, bottom - top), Image.Resampling.NEAREST), (left, top))
+    return square
+
+
+def from_square(edited: Image.Image, photo: Image.Image, frame: Frame) -> Image.Image:
+    """The edited square, back in its photo, which it replaces as far as the frame goes."""
+    left, top, right, bottom = frame.source
+    part = edited.crop(frame.target).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    if part.size == photo.size:
+        return part
+    whole = photo.copy()
+    whole.paste(part, (left, top))
+    return whole
+
+
+def grow(region: np.ndarray, radius: float) -> np.ndarray:
+    """A region, bool [H, W], with all pixels within `radius` pixels of it."""
+    if radius <= 0 or not region.any():
+        return region
+    return ndimage.distance_transform_edt(~region) <= radius
+
+
+def blend(
+    edited: Image.Image, photo: Image.Image, region: np.ndarray, feather: float
+) -> Image.Image:
+    """The edit within a region, the photo outside, and a seam of `feather` pixels around it.
+
+    The edit's share falls evenly from 1 at the region's edge to 0 beyond `feather` pixels from it,
+    where the photo's pixels are untouched.
+    """
+    if not region.any():
+        return photo.copy()
+    share = region.astype(np.float64)
+    if feather > 0:
+        distance = ndimage.distance_transform_edt(~region)
+        share = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
+    share = Image.fromarray(np.round(share * 255).astype(np.uint8))
+    return Image.composite(edited, photo, share)

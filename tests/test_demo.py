@@ -1,0 +1,120 @@
+"""scripts/demo.sh: its fast path from end to end, and what it says when it cannot go on."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+METHODS = ("real", "real-randaugment", "real-guidance", "textual-inversion")
+WORDS = 12  # classes of sample/mvip
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """Starts demo.sh with this Python in place of an environment of its own."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    digest = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+    (tmp_path / "venv" / "installed").write_text(f"{digest}  -\n")
+
+    def start(*flags, path=os.environ["PATH"]):
+        environment = {
+            **os.environ, "PATH": path, "VENV": str(tmp_path / "venv"),
+            "OUTPUT_DIR": str(tmp_path / "output"),
+        }  # fmt: skip
+        return subprocess.Popen(
+            ["bash", str(ROOT / "scripts" / "demo.sh"), *flags], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.mark.slow
+def test_fast_path_interrupted_and_run_again(demo, tmp_path):
+    out = tmp_path / "output" / "demo-fast"
+    process = demo("--fast")
+    deadline = time.time() + 120
+    while time.time() < deadline and not list(out.glob("fine-tuned/*/*/learned_embeds*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert text.splitlines()[-1] == (
+        "demo.sh: interrupted or failed; the same command goes on from here"
+    )
+
+    text, _ = demo("--fast").communicate(timeout=600)
+    assert "finished already, skipped" in text
+    words = list(out.glob("fine-tuned/seed=0_ex=4/*/learned_embeds.safetensors"))
+    assert len(words) == WORDS
+    assert (out / "fine-tuned-merged" / "seed=0_ex=4.safetensors").exists()
+    for method in METHODS[2:]:
+        folder = out / method / "seed=0_ex=4"
+        records = [json.loads(line) for line in (folder / "metadata.jsonl").open()]
+        assert len(records) == len(list(folder.glob("*.png"))) == WORDS * 4 * 2
+        assert {record["aug"][0] for record in records} == {method}
+        assert {record["strength"][0] for record in records} == {0.15, 0.25, 0.35}
+    table = dict(re.findall(r"^([\w-]+) +(\d+\.\d) %$", text, re.MULTILINE))
+    assert set(table) == set(METHODS)
+    for method, accuracy in table.items():
+        with open(out / "results" / method / "summary.csv") as file:
+            (row,) = (row for row in csv.DictReader(file) if row["split"] == "Test")
+        assert f"{100 * float(row['mean_accuracy']):.1f}" == accuracy
+        assert float(accuracy) > 100 / WORDS * 3  # far above chance, whatever helps
+    stages = re.findall(r"^([\w-]+) +\d+$", text, re.MULTILINE)
+    assert {"fine_tune", "textual-inversion", "classify-real", "report"} <= set(stages)
+    sheet, page = (
+        Path(line.removeprefix(f"{kind}: "))
+        for kind, line in zip(("pictures", "page"), text.splitlines()[-2:])
+    )
+    assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    with Image.open(sheet) as image:
+        assert image.width > 500 and image.height > 12 * 64
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*-*/seed*/*.png")}
+    again, _ = demo("--fast").communicate(timeout=600)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert dict(re.findall(r"^([\w-]+) +(\d+\.\d) %$", again, re.MULTILINE)) == table
+
+
+def test_unknown_flag(demo):
+    text, _ = demo("--slow").communicate()
+    assert text == "usage: bash scripts/demo.sh [--fast]\n"
+
+
+def test_no_space(demo, tmp_path):
+    df = tmp_path / "bin" / "df"
+    df.parent.mkdir()
+    df.write_text("#!/bin/sh\necho Filesystem\necho disk 100000 90000 10240 90% /\n")
+    df.chmod(0o755)
+    process = demo("--fast", path=f"{df.parent}:{os.environ['PATH']}")
+    text, _ = process.communicate()
+    assert process.returncode == 2
+    assert text == (
+        "demo.sh: 10 MB are free here and 200 MB are needed; make room and run it again\n"
+    )
+    assert not (tmp_path / "output").exists()
+
+
+def test_no_network_during_the_installation(demo, tmp_path):
+    (tmp_path / "venv" / "installed").unlink()
+    python = tmp_path / "venv" / "bin" / "python"
+    python.write_text("#!/bin/sh\necho 'ERROR: no matching distribution' >&2\nexit 1\n")
+    process = demo("--fast")
+    text, _ = process.communicate()
+    assert process.returncode == 2
+    assert "the packages could not be installed; see above, then run this again" in text
