@@ -1,13 +1,14 @@
 """Train and evaluate a classifier on few photos per class and their synthetic variants.
 
     python train_classifier.py --dataset=coco --experiment_name=coco-demo \\
-        --examples_per_class 1 2 4 --num_trials 8
+        --examples_per_class 1 2 4 --num_trials 8 --compare real
 
-For every trial, a linear head on a frozen backbone learns from the few-shot photos and the images
-that generate_augmentations.py made of them; it is evaluated on the whole val split after every
-epoch, and on the whole test split once, after the last. With --num_synthetic 0 it learns from the
-real photos only. Results go to output/EXP/results/METHOD/: one results_SEED_EXAMPLES.csv per
-trial, and summary.csv over all of them. Finished trials are skipped.
+For every trial, a linear head on a frozen backbone (or, with --finetune, the backbone as well)
+learns from the few-shot photos and the images that generate_augmentations.py made of them; it is
+evaluated on the whole val split after every epoch, and on the whole test split once. With
+--num_synthetic 0 it learns from the real photos only. Results go to output/EXP/results/METHOD/:
+results_SEED_EXAMPLES.csv and confusion_SEED_EXAMPLES.csv per trial, and over all trials
+summary.csv and pictures. Finished trials are skipped.
 """
 
 import argparse
@@ -15,22 +16,15 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import re
 import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.classifier import (
-    SHORT_NAMES,
-    Backbone,
-    TrainingOptions,
-    evaluate,
-    load_backbone,
-    load_examples,
-    split_features,
-    train_trial,
-)
+from semantic_aug.backbone import ALL, FROZEN, SHORT_NAMES, Backbone, load_backbone
+from semantic_aug.classifier import BEST_VAL, LAST, TrainingOptions, evaluate, train_trial
 from semantic_aug.cli import (
     Parser,
     add_classes_flag,
@@ -48,32 +42,42 @@ from semantic_aug.cli import (
 )
 from semantic_aug.diffusion import pick_device
 from semantic_aug.experiment import (
+    CACHE,
     RESULTS,
     Trial,
     aug_dir,
     check_component,
     check_config,
     check_writable,
+    experiment_dir,
     read_config,
     remove_leftovers,
     write_config,
 )
+from semantic_aug.features import load_split, readable, split_features
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.generation import MissingImages, read_records
+from semantic_aug.generation import MissingImages, read_records, read_scores
+from semantic_aug.plots import plot_results
 from semantic_aug.results import (
+    COMPARISON_FILE,
+    REAL,
     SUMMARY_FILE,
     TEST,
     TRAINING,
     VALIDATION,
+    confusion_file,
     metric_names,
     results_file,
     score_rows,
+    selected_row,
+    write_confusions,
     write_results,
-    write_summary,
 )
-from semantic_aug.standard_augmentation import AUGMENTATIONS
+from semantic_aug.sampling import MIX, UTILIZATIONS, load_examples
+from semantic_aug.standard_augmentation import NAMES
+from semantic_aug.summary import write_comparison, write_summary
+from semantic_aug.timing import TRAIN, timed
 
-REAL = "real"  # the method's name where no synthetic images are used
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 
 log = logging.getLogger("semantic_aug.train_classifier")
@@ -93,16 +97,41 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="at most that many per photo; 0 means real photos only (default: all there are)",
     )
     group.add_argument(
+        "--utilization",
+        choices=UTILIZATIONS,
+        default=defaults.utilization,
+        help="mix: a photo drawn is now and then replaced by one of its own synthetic variants; "
+        "append: photos and variants are drawn alike; pretrain: variants in the first half of the "
+        "steps, photos in the second; balance: variants bring all classes to one size",
+    )
+    group.add_argument(
         "--synthetic_probability",
         type=fraction,
-        default=defaults.synthetic_probability,
-        help="how often a photo is replaced by one of its own synthetic variants, in [0, 1]",
+        help="how often mix replaces a photo, in [0, 1] (default 0.5)",
+    )
+    group.add_argument(
+        "--ignore_filter",
+        action="store_true",
+        help="use images too that the filter of generate_augmentations.py has rejected",
     )
     group = parser.add_argument_group("classifier and training")
     group.add_argument(
         "--classifier_backbone",
         default="resnet50",
         help=f"hub id or folder of an image model, or {', '.join(SHORT_NAMES)}",
+    )
+    group.add_argument(
+        "--from_scratch",
+        action="store_true",
+        help="take only the configuration of --classifier_backbone; needs --finetune all",
+    )
+    group.add_argument(
+        "--finetune",
+        type=_part_of_backbone,
+        default=defaults.finetune,
+        metavar="none|all|last:N",
+        help="which part of the backbone is trained with the head; last:2 means its last two "
+        "blocks (default none: it is frozen)",
     )
     group.add_argument(
         "--image_size", type=positive_int, help="side in pixels (default: the backbone's own)"
@@ -120,27 +149,65 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--batch_size", type=positive_int, default=defaults.batch_size, help="photos per batch"
     )
     group.add_argument(
-        "--learning_rate", type=_learning_rate, default=defaults.learning_rate, help="of Adam"
+        "--learning_rate",
+        type=_learning_rate,
+        default=defaults.learning_rate,
+        help="of Adam, for the head",
+    )
+    group.add_argument(
+        "--backbone_learning_rate",
+        type=_learning_rate,
+        help=f"of Adam, for what --finetune trains (default {defaults.backbone_learning_rate:g})",
+    )
+    group.add_argument(
+        "--class_balanced",
+        action="store_true",
+        help="draw every class equally often, however many images it has",
     )
     group.add_argument(
         "--augmentation",
-        choices=list(AUGMENTATIONS),
-        default=defaults.augmentation,
-        help="random changes of every image shown: mirroring and turning by up to 15 degrees, or "
-        "RandAugment; with none, every image passes the backbone once, which is much faster",
+        nargs="+",
+        choices=NAMES,
+        default=list(defaults.augmentation),
+        help="random changes of every image shown, one or several, drawn per image: mirroring and "
+        "turning by up to 15 degrees; RandAugment; TrivialAugment; CutMix; mixup. With none, every "
+        "image passes a frozen backbone once, which is much faster",
     )
     group.add_argument(
         "--use_randaugment",
         dest="augmentation",
         action="store_const",
-        const="randaugment",
+        const=["randaugment"],
         help="the same as --augmentation randaugment",
     )
+    group.add_argument(
+        "--select",
+        choices=(LAST, BEST_VAL),
+        default=defaults.select,
+        help="report the last epoch, or the one with the best validation accuracy",
+    )
+    group = parser.add_argument_group("machine")
     group.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    group.add_argument(
+        "--image_memory",
+        type=non_negative_int,
+        default=4096,
+        help="megabytes for decoded images; where they need more, they are read again each time",
+    )
+    group.add_argument(
+        "--num_workers", type=positive_int, help="threads that read images (default: all cores)"
+    )
     group = parser.add_argument_group("results")
     group.add_argument(
         "--method",
         help=f"name of these results (default: --aug_name, or {REAL} without synthetic images)",
+    )
+    group.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="other results, METHOD or EXPERIMENT:METHOD, to be compared with trial by trial",
     )
     group.add_argument("--logdir", help="where results go (default: output/EXP/results)")
     add_shard_flags(parser)
@@ -154,18 +221,26 @@ def _learning_rate(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a positive number such as 1e-4, got {text!r}")
 
 
+def _part_of_backbone(text: str) -> str:
+    if re.fullmatch(rf"{FROZEN}|{ALL}|last:[1-9]\d{{0,5}}", text):
+        return text
+    raise argparse.ArgumentTypeError(f"expected none, all, or last:2 and the like, got {text!r}")
+
+
 @command
 def main(argv=None) -> None:
     args = parse_args(argv)
-    uses_synthetic = args.num_synthetic != 0 and args.synthetic_probability > 0
+    experiment = experiment_of(args)
+    options, uses_synthetic = _training_options(args), _uses_synthetic(args)
     method = check_component("--method", args.method or (args.aug_name if uses_synthetic else REAL))
-    folder = check_writable(Path(args.logdir or experiment_of(args) / RESULTS) / method)
-    aug_dirs = {t: aug_dir(experiment_of(args), args.aug_name, t) for t in trials_of(args)}
+    folder = check_writable(Path(args.logdir or experiment / RESULTS) / method)
+    aug_dirs = {t: aug_dir(experiment, args.aug_name, t) for t in trials_of(args)}
     shard, num_shards = shard_of(args)
     trials = trials_of(args)[shard::num_shards]
     if not trials:
         print(f"nothing to do: shard {shard} of {num_shards} has none of {len(aug_dirs)} trials")
         return
+    compared = _compared(args, folder, trials_of(args))
     device = pick_device(args.device)
 
     # Whatever a person may have to mend is found before the backbone is loaded.
@@ -178,9 +253,8 @@ def main(argv=None) -> None:
             _check_class_names([train_set(trial), *splits.values()])
 
     size = None if args.image_size is None else (args.image_size, args.image_size)
-    backbone = load_backbone(args.classifier_backbone, device, size)
-    options = TrainingOptions(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingOptions)}
+    backbone = load_backbone(
+        args.classifier_backbone, device, size, args.finetune, args.from_scratch
     )
     settings = _settings(args, options, backbone, aug_dirs if uses_synthetic else {})
     _claim(folder, settings, trials, args)
@@ -188,11 +262,85 @@ def main(argv=None) -> None:
     if len(pending) < len(trials):
         print(f"{len(trials) - len(pending)} of {len(trials)} trials are finished: skipped")
     try:
-        _run_trials(pending, train_set, splits, backbone, options, args.classes, folder)
+        _run_trials(pending, train_set, splits, backbone, options, args, folder)
     finally:  # also when one of several trials fails
-        summary = write_summary(folder, method)
+        summary = write_summary(
+            folder, method, experiment, args.aug_name if uses_synthetic else None
+        )
     _print_table(summary)
+    if compared:
+        _print_comparison(write_comparison(folder, method, compared))
+    plot_results({method: folder, **compared}, folder, splits[VALIDATION].class_names)
     print(f"results: {folder}")
+
+
+# --- flags -----------------------------------------------------------------------------------
+
+
+def _training_options(args) -> TrainingOptions:
+    """What the flags say of training.
+
+    Raises:
+        UserError: flags that do not go together.
+    """
+    names = args.augmentation
+    if len(names) > 1 and ("none" in names or len(set(names)) < len(names)):
+        raise UserError(
+            f"--augmentation: got {' '.join(names)}, expected none alone, or each name once"
+        )
+    if args.from_scratch and args.finetune != ALL:
+        raise UserError(
+            "--from_scratch needs --finetune all: random weights that stay random recognise little"
+        )
+    if args.backbone_learning_rate is not None and args.finetune == FROZEN:
+        raise UserError("--backbone_learning_rate needs --finetune all or last:N")
+    if args.synthetic_probability is not None and args.utilization != MIX:
+        raise UserError(
+            f"--synthetic_probability belongs to --utilization mix, not {args.utilization}"
+        )
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingOptions)}
+    given["augmentation"] = tuple(name for name in names if name != "none")
+    return TrainingOptions(**{key: value for key, value in given.items() if value is not None})
+
+
+def _uses_synthetic(args) -> bool:
+    if args.utilization != MIX and args.num_synthetic == 0:
+        raise UserError(
+            f"--utilization {args.utilization} needs synthetic images, and --num_synthetic 0 says "
+            "to use none: leave one of them away"
+        )
+    return args.num_synthetic != 0 and args.synthetic_probability != 0
+
+
+def _compared(args, folder: Path, trials: list[Trial]) -> dict[str, Path]:
+    """Where the results of --compare lie, by what they are called there.
+
+    Raises:
+        UserError: there are none, or none of one of these trials.
+    """
+    found = {}
+    for name in args.compare:
+        experiment, colon, method = name.rpartition(":")
+        if colon:
+            other = experiment_dir(args.output_dir, experiment) / RESULTS / method
+        else:
+            other = folder.parent / name
+        check_component("--compare", method)
+        if other == folder:
+            raise UserError(f"--compare: {name} is the method that is to be compared with others")
+        if not any(other.glob("results_*.csv")):
+            there = sorted({path.parent.name for path in other.parent.glob("*/results_*.csv")})
+            raise UserError(
+                f"--compare: no results in {other}; there are: {', '.join(there) or 'none'}"
+            )
+        if not any(results_file(other, trial).exists() for trial in trials):
+            raise UserError(
+                f"--compare: {other} has no result of {trials[0].name}"
+                f"{' and the other trials' if len(trials) > 1 else ''}: differences are taken "
+                "within a trial, so run it with the same --seed and --examples_per_class"
+            )
+        found[name] = other
+    return found
 
 
 # --- datasets --------------------------------------------------------------------------------
@@ -223,12 +371,13 @@ def _train_set(args, trial: Trial, folder: Path | None) -> FewShotDataset:
         raise UserError("no training photo of the selected classes")
     if folder is not None:
         try:
-            dataset.load_synthetic(folder, args.num_synthetic, args.classes)
+            dataset.load_synthetic(folder, args.num_synthetic, args.classes, args.ignore_filter)
         except UserError as error:
             again = "" if isinstance(error, MissingImages) else " --overwrite"
+            instead = " (or pass --num_synthetic=0 for real photos only)"
             raise UserError(
-                f"{error}; make them with: {_generation_command(args, trial, folder)}{again} "
-                "(or pass --num_synthetic=0 for real photos only)"
+                f"{error}; make them with: {_generation_command(args, trial, folder)}{again}"
+                + (instead if args.utilization == MIX else "")
             ) from error
     return dataset
 
@@ -285,11 +434,12 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, aug_dirs) -> d
         "image_mean": backbone.mean.flatten().tolist(),
         "image_std": backbone.std.flatten().tolist(),
         **dataclasses.asdict(options),
+        "augmentation": list(options.augmentation),
         "aug_name": args.aug_name if aug_dirs else None,
         "num_synthetic": args.num_synthetic if aug_dirs else 0,
     }
-    if not aug_dirs:
-        settings["synthetic_probability"] = 0.0
+    if not aug_dirs or options.utilization != MIX:
+        settings["synthetic_probability"] = 0.0 if not aug_dirs else None
     for trial, folder in aug_dirs.items():
         records = read_records(folder)
         if records:
@@ -298,6 +448,10 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, aug_dirs) -> d
             identity += f", words {stable_hash(*words):x}"
             if args.num_synthetic is None:  # then how many there are changes the result
                 identity += f", {1 + max(record['repeat'] for record in records)} per photo"
+            scores = {} if args.ignore_filter else read_scores(folder)
+            rejected = sorted(name for name, each in scores.items() if each.get("kept") is False)
+            if rejected:
+                identity += f", {len(rejected)} rejected {stable_hash(*rejected):x}"
             settings[IMAGES_OF + trial.name] = identity
     return settings
 
@@ -322,7 +476,8 @@ def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
                 f"{folder} holds results, but no config.json that says how they were made; "
                 "choose another --method, or pass --overwrite to make them again"
             )
-        for path in [*results, folder / SUMMARY_FILE]:
+        derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
+        for path in [*results, *folder.glob("confusion_*.csv"), *derived]:
             path.unlink(missing_ok=True)
         print(f"{len(results)} results that were made with other settings are removed")
         noted = {}
@@ -333,8 +488,8 @@ def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
 # --- trials ----------------------------------------------------------------------------------
 
 
-def _run_trials(trials, train_set, splits, backbone, options, classes, folder) -> None:
-    """Train, evaluate and write one result file after the other.
+def _run_trials(trials, train_set, splits, backbone, options, args, folder) -> None:
+    """Train, evaluate and write the result files of one trial after the other.
 
     Args:
         train_set: function of a trial that gives its photos.
@@ -342,48 +497,93 @@ def _run_trials(trials, train_set, splits, backbone, options, classes, folder) -
     """
     if not trials:
         return
+    experiment, method = experiment_of(args), folder.name
+    cache = experiment / CACHE
     class_names = train_set(trials[0]).class_names
     _check_class_names([train_set(trials[0]), *splits.values()])
-    names = metric_names(class_names)
-    wanted = set(range(len(names))) if classes is None else set(map(class_names.index, classes))
-    whole = {  # once for all trials
-        split: split_features(backbone, dataset, classes)
-        for split, dataset in splits.items()
-        if dataset is not None
-    }
-    present = {split: set(features.labels.tolist()) for split, features in whole.items()}
+    with timed(experiment, TRAIN, method, device=backbone.device) as work:  # once for all trials
+        features_of = _evaluated_splits(splits, backbone, args, cache)
+        present = {split: set(each().labels.tolist()) for split, each in features_of.items()}
+        work.images = sum(len(dataset) for dataset in splits.values() if dataset is not None)
+    # Half for the validation split, which is held too where the backbone changes.
+    memory = args.image_memory / 2 if backbone.trained else args.image_memory
     for trial in trials:
         started = time.monotonic()
-        examples = load_examples(train_set(trial), backbone.image_size, classes)
-        trained = set(examples.labels.tolist())
-        _name_absent(class_names, wanted, trained, present)
-        num_variants = len(examples.images) - examples.num_photos
-        print(
-            f"{trial.name}: {examples.num_photos} photos and {num_variants} synthetic images "
-            f"of {len(trained)} classes"
-        )
-        head, history = train_trial(
-            examples, whole[VALIDATION], backbone, options, trial, len(names)
-        )
-        tested = None
-        if TEST in whole and trained & present[TEST]:
-            tested = evaluate(head, whole[TEST])  # once; nothing is chosen by it
+        with timed(experiment, TRAIN, method, trial, backbone.device, again=True) as work:
+            size = backbone.image_size
+            examples = load_examples(train_set(trial), size, args.classes, memory, args.num_workers)
+            _describe(trial, examples, class_names, args.classes, present)
+            result = train_trial(
+                examples,
+                features_of[VALIDATION],
+                backbone,
+                options,
+                trial,
+                len(class_names),
+                cache,
+            )
+            trained = set(examples.labels.tolist())
+            tested = None
+            if TEST in features_of and trained & present[TEST]:
+                tested = evaluate(result.head, features_of[TEST]())  # once; nothing is chosen by it
+            work.images = options.num_epochs * options.iterations_per_epoch * options.batch_size
         evaluated = {split: trained & labels for split, labels in present.items()}
-        rows = _result_rows(trial, names, trained, evaluated, history, tested)
+        rows = _result_rows(trial, metric_names(class_names), trained, evaluated, result, tested)
+        whole = {VALIDATION: result.validation} | ({TEST: tested} if tested else {})
+        write_confusions(confusion_file(folder, trial), whole, class_names)
         write_results(results_file(folder, trial), rows)
-        line = f"{trial.name}: val {history[-1][1].mean_accuracy:.1%}"
+        line = f"{trial.name}: val {result.validation.mean_accuracy:.1%}"
         line += f", test {tested.mean_accuracy:.1%}" if tested else ""
+        line += f", epoch {result.selected}" if options.select == BEST_VAL else ""
         print(f"{line} ({time.monotonic() - started:.1f} s)")
 
 
-def _result_rows(trial, names, trained, evaluated, history, tested) -> list[tuple]:
-    """Training and Validation of every epoch, and Test of the last, each with its classes."""
+def _evaluated_splits(splits, backbone: Backbone, args, cache: Path) -> dict:
+    """Functions that give the features of each split by the backbone as it is.
+
+    Those of a frozen backbone are computed here, once for all trials and epochs.
+    """
+    functions = {}
+    for name, dataset in splits.items():
+        if dataset is None:
+            continue
+        split = load_split(dataset, backbone.image_size, args.classes, args.num_workers)
+        if not backbone.trained:
+            features = split_features(backbone, split, cache)
+            functions[name] = functools.partial(_the_same, features)
+            continue
+        # The val split passes after every epoch, the test split once per trial.
+        memory = args.image_memory / 2 if name == VALIDATION else 0
+        split = readable(split, memory, args.num_workers)
+        functions[name] = functools.partial(split_features, backbone, split)
+    return functions
+
+
+def _the_same(features):
+    return features
+
+
+def _describe(trial: Trial, examples, class_names, classes, present: dict) -> None:
+    """Say what a trial is trained on, and which classes have no photos."""
+    trained = set(examples.labels.tolist())
+    everything = range(len(class_names)) if classes is None else map(class_names.index, classes)
+    _name_absent(class_names, set(everything), trained, present)
+    num_variants = len(examples.labels) - examples.num_photos
+    print(
+        f"{trial.name}: {examples.num_photos} photos and {num_variants} synthetic images "
+        f"of {len(trained)} classes"
+    )
+
+
+def _result_rows(trial, names, trained, evaluated, result, tested) -> list[tuple]:
+    """Training and Validation of every epoch, and Test of the selected one, each with classes."""
     rows = []
-    for epoch, (running, validated) in enumerate(history):
+    for epoch, (running, validated) in enumerate(result.history):
         rows += score_rows(trial, epoch, TRAINING, running, names, trained)
         rows += score_rows(trial, epoch, VALIDATION, validated, names, evaluated[VALIDATION])
+    rows.append(selected_row(trial, result.selected))
     if tested:
-        rows += score_rows(trial, len(history) - 1, TEST, tested, names, evaluated[TEST])
+        rows += score_rows(trial, result.selected, TEST, tested, names, evaluated[TEST])
     return rows
 
 
@@ -416,6 +616,19 @@ def _print_table(summary: list[dict]) -> None:
                 k, max(row["num_trials"] for (n, _), row in cells.items() if n == k), *columns
             )
         )
+
+
+def _print_comparison(rows: list[dict]) -> None:
+    """One line per pair of methods, number of examples and split."""
+    for row in rows:
+        line = (
+            f"{row['method']} - {row['other']}, {row['examples_per_class']} per class, "
+            f"{row['split'].lower()}: {100 * row['difference']:+.1f} points"
+        )
+        if row["num_trials"] > 1:
+            low, high = 100 * row["ci95_low"], 100 * row["ci95_high"]
+            line += f", 95 % interval {low:+.1f} to {high:+.1f}, p = {row['p_value']:.2g}"
+        print(f"{line} ({row['num_trials']} trial{'s'[: row['num_trials'] > 1]})")
 
 
 def _percent(row: dict | None) -> str:

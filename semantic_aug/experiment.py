@@ -3,7 +3,8 @@
 output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors
 output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
-output/EXP/results/METHOD/results_{S}_{N}.csv, summary.csv
+output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, summary.csv, pictures
+output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
 output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
 """
 
@@ -26,7 +27,9 @@ from semantic_aug import UserError
 FINE_TUNED = "fine-tuned"
 MERGED = "fine-tuned-merged"
 RESULTS = "results"
-RESERVED_NAMES = (FINE_TUNED, MERGED, RESULTS, "report", "cache", "logs")
+CACHE = "cache"
+TIMING = "timing"
+RESERVED_NAMES = (FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, "report", "logs")
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"
@@ -155,7 +158,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{hostname()}-{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -186,7 +189,7 @@ def remove_leftovers(folder: Path) -> None:
             continue
         path = folder / name
         with contextlib.suppress(OSError, OverflowError):
-            if match["host"] == _host():
+            if match["host"] == hostname():
                 dead = int(match["pid"]) == os.getpid() or not _alive(int(match["pid"]))
             else:
                 dead = path.stat().st_mtime < _now(folder) - 86400
@@ -194,7 +197,8 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _host() -> str:
+def hostname() -> str:
+    """This machine's name as a part of file names."""
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 
 

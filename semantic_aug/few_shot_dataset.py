@@ -192,6 +192,12 @@ class FewShotDataset(Dataset):
     def _has_records(self) -> bool:
         return type(self).list_records is not FewShotDataset.list_records
 
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether photo i is the file `records[i].path`, neither cut nor made by a subclass."""
+        as_it_is = type(self).get_image_by_idx is FewShotDataset.get_image_by_idx
+        return self._has_records and as_it_is and not self.crop_to_object
+
     # --- records -> trial --------------------------------------------------------------------
 
     def _find_data_dir(self, data_dir: str | Path | None) -> Path:
@@ -401,15 +407,20 @@ class FewShotDataset(Dataset):
         folder: str | Path,
         num_synthetic: int | None = None,
         classes: Iterable[str] | None = None,
+        ignore_filter: bool = False,
     ) -> None:
         """Use the synthetic images in `folder`, at most `num_synthetic` per photo of `classes`.
+
+        Those that a filter has rejected are left out, unless `ignore_filter`.
 
         Raises:
             UserError: the folder has none, some are missing, or they belong to other photos.
         """
         from semantic_aug.generation import read_variants
 
-        self.synthetic_examples = read_variants(Path(folder), self, num_synthetic, classes)
+        self.synthetic_examples = read_variants(
+            Path(folder), self, num_synthetic, classes, ignore_filter
+        )
 
     def generate_augmentations(self, num_repeats: int) -> None:
         """Make `num_repeats` synthetic variants of every photo with `generative_aug`.

@@ -246,11 +246,14 @@ class _RecordWriter:
         self.file.flush()
 
 
-def read_records(folder: Path, identity: str | None = None) -> list[dict]:
+def read_records(
+    folder: Path, identity: str | None = None, only_present: bool = True
+) -> list[dict]:
     """The records of the images that `folder` holds, in job order.
 
     Args:
         identity: only records of this `config_id`; default that of the folder's config.json.
+        only_present: false to have the records of lost images as well.
 
     A torn last line, whose process was killed, is dropped; so is the record of an image that is
     no longer there, or empty. Of an image that was recorded twice the later record counts.
@@ -264,9 +267,24 @@ def read_records(folder: Path, identity: str | None = None) -> list[dict]:
     found = {}
     for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
         for record in _lines(path):
-            if record.keys() >= _NEEDED and record["file_name"] in present:
+            is_image = record.keys() >= _NEEDED
+            if is_image and (not only_present or record["file_name"] in present):
                 found[record["file_name"]] = record
     return sorted(found.values(), key=lambda record: (record["index"], record["repeat"]))
+
+
+def read_scores(folder: Path) -> dict[str, dict]:
+    """What filters say of the images in `folder`: `{file_name: {"score": ..., "kept": ...}}`.
+
+    Of an image that was scored twice the later line counts.
+    """
+    identity, found = (read_config(folder) or {}).get("id", "*"), {}
+    for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
+        for record in _lines(path):
+            if "file_name" in record and "label" not in record:
+                known = {key: record[key] for key in ("score", "kept") if key in record}
+                found.setdefault(record["file_name"], {}).update(known)
+    return found
 
 
 # Records of filters have a score and no label.
@@ -342,20 +360,26 @@ class MissingImages(UserError):
 
 
 def read_variants(
-    folder: Path, dataset, num_synthetic: int | None = None, classes: Sequence[str] | None = None
+    folder: Path,
+    dataset,
+    num_synthetic: int | None = None,
+    classes: Sequence[str] | None = None,
+    ignore_filter: bool = False,
 ) -> dict[int, list[tuple[Path, int]]]:
     """The synthetic images of a trial's photos: `{index: [(path, label), ...]}`.
 
-    Labels come from records, never from file names.
+    Labels come from records, never from file names. Images that a filter has rejected (`kept` is
+    false in a record of its own) are left out; a photo then has fewer.
 
     Args:
         dataset: the trial's training photos.
         num_synthetic: at most that many per photo; default all that were made.
         classes: only photos of these need variants; default all.
+        ignore_filter: take rejected images as well.
 
     Raises:
-        MissingImages: some are missing.
-        UserError: records do not fit the dataset.
+        MissingImages: some are missing, or records name files that are not there.
+        UserError: records do not fit the dataset, or a filter has rejected every image.
     """
     records = read_records(folder)
     if not records:
@@ -373,7 +397,7 @@ def read_variants(
         if record["source"] not in position:
             raise UserError(
                 f"{folder / record['file_name']} was made from {record['source']}, which is not "
-                "among the training photos of this trial"
+                "among the training photos of this trial: what it shows would leak into the result"
             )
         idx = position[record["source"]]
         if dataset.get_label_by_idx(idx) != label:
@@ -383,18 +407,28 @@ def read_variants(
             )
         by_photo.setdefault(idx, {})[record["repeat"]] = (folder / record["file_name"], label)
     wanted = dataset.indices(classes)
-    if num_synthetic is None:
-        num_synthetic = 1 + max(record["repeat"] for record in records)
-    missing = [
-        idx for idx in wanted for n in range(num_synthetic) if n not in by_photo.get(idx, {})
-    ]
+    recorded = read_records(folder, only_present=False)
+    made = 1 + max(record["repeat"] for record in recorded)
+    needed = made if num_synthetic is None else num_synthetic
+    missing = [idx for idx in wanted for n in range(needed) if n not in by_photo.get(idx, {})]
     if missing:
         source = dataset.sources()[missing[0]]
+        there = {record["file_name"] for record in records}
+        gone = sorted({record["file_name"] for record in recorded} - there)
+        lost = f"; records name {len(gone)} files that are not there, as {gone[0]}" if gone else ""
         raise MissingImages(
-            f"{len(missing)} of {len(wanted) * num_synthetic} synthetic images are missing in "
-            f"{folder}, the first of photo {source}"
+            f"{len(missing)} of {len(wanted) * needed} synthetic images are missing in "
+            f"{folder}, the first of photo {source}{lost}"
         )
-    return {idx: [by_photo[idx][n] for n in range(num_synthetic)] for idx in wanted}
+    scores = {} if ignore_filter else read_scores(folder)
+    rejected = {name for name, each in scores.items() if each.get("kept") is False}
+    variants = {}
+    for idx in wanted:
+        own = [by_photo[idx][n] for n in sorted(by_photo[idx])] if needed else []
+        variants[idx] = [each for each in own if each[0].name not in rejected][:needed]
+    if needed and not any(variants.values()):
+        raise UserError(f"a filter has rejected every synthetic image in {folder}")
+    return variants
 
 
 def augment_dataset(

@@ -9,7 +9,6 @@ photo of every class and variants of it; and seed=S_ex=N/CLASS.png, a sheet of e
 What is there of an unfinished generation is shown.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +30,9 @@ from semantic_aug.cli import (
     progress_bar,
     trials_of,
 )
-from semantic_aug.experiment import atomic_path, aug_dir, folder_names, read_config
+from semantic_aug.experiment import atomic_path, aug_dir, folder_names
 from semantic_aug.few_shot_dataset import read_image
-from semantic_aug.generation import RECORDS_DIR, read_records, read_variants
+from semantic_aug.generation import read_records, read_scores, read_variants
 from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
 
 GAP = 2  # pixels between pictures
@@ -114,28 +113,6 @@ def records_by_photo(folder: Path, dataset, indices: Sequence[int]) -> dict[int,
         idx = position[record["source"]]
         if idx in found:
             found[idx].append(record | scores.get(record["file_name"], {}))
-    return found
-
-
-def read_scores(folder: Path) -> dict[str, dict]:
-    """What filters say of the images in `folder`: `{file_name: {"score": ..., "kept": ...}}`.
-
-    Of an image that was scored twice the later line counts; lines that are no records are left to
-    `read_records` to complain of.
-    """
-    identity, found = (read_config(folder) or {}).get("id", "*"), {}
-    for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if '"score"' not in line:
-                    continue
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict) and "score" in record and "label" not in record:
-                    known = {key: record[key] for key in ("score", "kept") if key in record}
-                    found.setdefault(str(record.get("file_name")), {}).update(known)
     return found
 
 

@@ -4,11 +4,16 @@ Not kornia's own RandAugment, which draws one sequence of operations for a whole
 weaken the baseline that synthetic images are compared with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from kornia import enhance
 from kornia.geometry import transform as geometry
+from scipy import special
+
+Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+Mix = Callable[[torch.Tensor, torch.Generator], "Mixture"]
 
 
 def flip_rotate(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -28,24 +33,44 @@ def flip_rotate(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 def rand_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """RandAugment (arXiv 1909.13719): two operations per image, drawn from fourteen.
 
-    Operations, magnitudes and signs are drawn per image, so that equal images of a batch come
-    out different. Magnitudes are uniform in [0, 0.6], on average the usual 9 of 30.
+    Magnitudes are uniform in [0, 0.6], on average the usual 9 of 30.
 
     Args:
         images: [B, 3, H, W] float in [0, 1].
         generator: on the CPU; gives four numbers per image, whatever the device.
     """
-    for _ in range(NUM_OPERATIONS):
-        which, magnitude = torch.rand((2, len(images)), generator=generator, dtype=torch.float64)
-        operation = (which * 2 * len(OPERATIONS)).long()
-        sign = 1 - 2 * (operation % 2)
-        operation = operation // 2
-        magnitude = (MAX_MAGNITUDE * magnitude * sign).to(images.dtype)
-        images = images.clone()
-        for number in operation.unique().tolist():
-            rows = (operation == number).nonzero()[:, 0].to(images.device)
-            values = magnitude[operation == number].to(images.device)
-            images[rows] = OPERATIONS[number](images[rows], values).clamp(0, 1)
+    for _ in range(2):
+        images = _random_operation(images, generator, 0.6)
+    return images
+
+
+def trivial_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """TrivialAugment (arXiv 2103.10158) in RandAugment's space: one operation per image.
+
+    Magnitudes are uniform in [0, 1].
+
+    Args:
+        images: [B, 3, H, W] float in [0, 1].
+        generator: on the CPU; gives two numbers per image, whatever the device.
+    """
+    return _random_operation(images, generator, 1.0)
+
+
+def _random_operation(images, generator, max_magnitude: float) -> torch.Tensor:
+    """One of `OPERATIONS` on each image, its magnitude and sign drawn per image too.
+
+    So equal images of a batch come out different.
+    """
+    which, magnitude = torch.rand((2, len(images)), generator=generator, dtype=torch.float64)
+    operation = (which * 2 * len(OPERATIONS)).long()
+    sign = 1 - 2 * (operation % 2)
+    operation = operation // 2
+    magnitude = (max_magnitude * magnitude * sign).to(images.dtype)
+    images = images.clone()
+    for number in operation.unique().tolist():
+        rows = (operation == number).nonzero()[:, 0].to(images.device)
+        values = magnitude[operation == number].to(images.device)
+        images[rows] = OPERATIONS[number](images[rows], values).clamp(0, 1)
     return images
 
 
@@ -91,8 +116,6 @@ def _autocontrast(images: torch.Tensor) -> torch.Tensor:
 
 
 # The operations and ranges of the paper; m is in [-1, 1], of which rand_augment uses a part.
-NUM_OPERATIONS = 2
-MAX_MAGNITUDE = 0.6
 OPERATIONS: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
     lambda x, m: x,
     lambda x, m: _autocontrast(x),
@@ -110,4 +133,101 @@ OPERATIONS: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
     lambda x, m: enhance.posterize(x, 8 - (4 * m.abs()).round().int()),
 )
 
-AUGMENTATIONS = {"none": None, "flip-rotate": flip_rotate, "randaugment": rand_augment}
+# --- two images in one -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """What the images of a batch have become: image i shows itself and image `partner[i]`.
+
+    Attributes:
+        images: [B, 3, H, W] float in [0, 1].
+        partner: [B] int64.
+        share: [B] float in [0, 1], how much of itself image i still shows; so much of the loss
+            is that of its own label, the rest is that of its partner's.
+    """
+
+    images: torch.Tensor
+    partner: torch.Tensor
+    share: torch.Tensor
+
+
+def mixup(images: torch.Tensor, generator: torch.Generator) -> Mixture:
+    """mixup (arXiv 1710.09412): shares drawn per image from Beta(0.2, 0.2).
+
+    Args:
+        images: [B, 3, H, W] float in [0, 1].
+        generator: on the CPU; gives two numbers per image.
+    """
+    partner, uniform = torch.rand((2, len(images)), generator=generator, dtype=torch.float64)
+    partner = partner.argsort().to(images.device)
+    share = torch.from_numpy(special.betaincinv(0.2, 0.2, uniform.numpy())).to(images)
+    own = share[:, None, None, None]
+    return Mixture(own * images + (1 - own) * images[partner], partner, share)
+
+
+def cutmix(images: torch.Tensor, generator: torch.Generator) -> Mixture:
+    """CutMix (arXiv 1905.04899): a rectangle of each image shows another image of the batch.
+
+    Its middle is uniform in the image, its area before it is cut at the border uniform in [0, 1].
+
+    Args:
+        images: [B, 3, H, W] float in [0, 1].
+        generator: on the CPU; gives four numbers per image.
+    """
+    height, width = images.shape[2:]
+    draws = torch.rand((4, len(images)), generator=generator, dtype=torch.float64)
+    partner = draws[0].argsort().to(images.device)
+    inside = None
+    for size, middle in ((height, draws[1]), (width, draws[2])):
+        half = draws[3].sqrt() * size / 2
+        low = (middle * size - half).round().clamp(0, size)
+        high = (middle * size + half).round().clamp(0, size)
+        position = torch.arange(size)
+        along = (position >= low[:, None]) & (position < high[:, None])
+        inside = along if inside is None else inside[:, :, None] & along[:, None]
+    inside = inside[:, None].to(images.device)
+    share = 1 - inside.to(images).mean((1, 2, 3))
+    return Mixture(torch.where(inside, images[partner], images), partner, share)
+
+
+def mix_one_of(mixes: Sequence[Mix], images: torch.Tensor, generator: torch.Generator) -> Mixture:
+    """Each image mixed in one of these ways, drawn per image."""
+    mixtures = [mix(images, generator) for mix in mixes]
+    which = torch.rand(len(images), generator=generator, dtype=torch.float64) * len(mixes)
+    which = which.long().to(images.device)
+    rows = torch.arange(len(images), device=images.device)
+
+    def chosen(name):
+        return torch.stack([getattr(each, name) for each in mixtures])[which, rows]
+
+    return Mixture(chosen("images"), chosen("partner"), chosen("share"))
+
+
+# --- by name ---------------------------------------------------------------------------------
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "flip-rotate": flip_rotate,
+    "randaugment": rand_augment,
+    "trivialaugment": trivial_augment,
+}
+MIXES: dict[str, Mix] = {"cutmix": cutmix, "mixup": mixup}
+NAMES = ("none", *AUGMENTATIONS, *MIXES)
+
+
+def augment(names: Sequence[str], images: torch.Tensor, generator: torch.Generator) -> Mixture:
+    """Everything that is asked for by name: changes of each image in the order given, then mixes.
+
+    Args:
+        names: of `AUGMENTATIONS` and `MIXES`; of several mixes one is drawn per image.
+        images: [B, 3, H, W] float in [0, 1].
+        generator: on the CPU.
+    """
+    for name in names:
+        if name in AUGMENTATIONS:
+            images = AUGMENTATIONS[name](images, generator)
+    mixes = [MIXES[name] for name in names if name in MIXES]
+    if mixes:
+        return mix_one_of(mixes, images, generator)
+    nobody = torch.arange(len(images), device=images.device)
+    return Mixture(images, nobody, images.new_ones(len(images)))

@@ -262,3 +262,23 @@ def build_backbone(folder: Path) -> Path:
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
+
+
+def save_resnet(folder: Path, preprocessor: dict | None = None, half: bool = False) -> str:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResNetForImageClassification(
+            ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], layer_type="basic")
+        )
+    (model.half() if half else model).save_pretrained(folder)
+    if preprocessor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory) -> str:
+    config = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "size": 16}
+    return save_resnet(tmp_path_factory.mktemp("backbone"), config)

@@ -13,27 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_resnet
 from PIL import Image
 
 import train_classifier
-from semantic_aug import classifier
-from semantic_aug.classifier import (
-    Examples,
-    TrainingOptions,
-    class_scores,
-    draw_epoch,
-    evaluate,
-    load_backbone,
-    load_examples,
-    read_preprocessing,
-    split_features,
-    train_trial,
-)
+from semantic_aug import classifier, images
+from semantic_aug.backbone import load_backbone
+from semantic_aug.classifier import TrainingOptions, evaluate, train_trial
 from semantic_aug.experiment import Trial, read_config
+from semantic_aug.features import load_split, split_features
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.results import TEST, TRAINING, VALIDATION, metric_names
-from semantic_aug.standard_augmentation import OPERATIONS, flip_rotate, rand_augment
+from semantic_aug.sampling import load_examples
+from semantic_aug.timing import GENERATE, TRAIN, timed
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -124,26 +117,6 @@ def draw_photos(root: Path, counts=COUNTS, colours=COLOURS, order=0) -> Path:
     return root
 
 
-def save_resnet(folder: Path, preprocessor: dict | None = None, half: bool = False) -> str:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = ResNetForImageClassification(
-            ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], layer_type="basic")
-        )
-    (model.half() if half else model).save_pretrained(folder)
-    if preprocessor is not None:
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
-def resnet(tmp_path_factory) -> str:
-    config = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "size": 16}
-    return save_resnet(tmp_path_factory.mktemp("backbone"), config)
-
-
 @pytest.fixture
 def data(workdir) -> Path:
     """A working directory with photos in three colours."""
@@ -183,6 +156,10 @@ def final(path, split=VALIDATION, metric="Accuracy") -> float:
     )
 
 
+def val_features(backbone, dataset):
+    return split_features(backbone, load_split(dataset, backbone.image_size))
+
+
 def make_synthetic(folder: Path, seed: int, examples: int, number: int) -> None:
     dataset = Colours(
         seed=seed, examples_per_class=examples, generative_aug=Tinted(), synthetic_dir=folder
@@ -196,24 +173,35 @@ def make_synthetic(folder: Path, seed: int, examples: int, number: int) -> None:
 def test_files_columns_and_rows_of_every_trial(data, resnet, capsys):
     run(resnet, "--num_synthetic=0", "--examples_per_class", 1, 2, "--num_trials=2", "--seed=3")
     folder = data / "output/exp/results/real"
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert {path.name for path in folder.iterdir()} == {
+        "accuracy.png",
         "config.json",
+        *(f"confusion_{seed}_{k}.csv" for seed in (3, 4) for k in (1, 2)),
+        "confusion.png",
+        "per_class.png",
         *(f"results_{seed}_{k}.csv" for seed in (3, 4) for k in (1, 2)),
         "summary.csv",
-    ]
+    }
     rows = read(folder / "results_4_2.csv")
     assert list(rows[0]) == ["seed", "examples_per_class", "epoch", "value", "metric", "split"]
     assert {(row["seed"], row["examples_per_class"]) for row in rows} == {("4", "2")}
     counts = Counter((row["split"], row["epoch"]) for row in rows)
     metrics = 2 * (1 + len(COLOURS))  # loss and accuracy: the mean, and each class with photos
+    whole = ("Top-1", "Top-5", "Macro F1", "ECE")
     assert counts == {
-        **{(split, epoch): metrics for split in (TRAINING, VALIDATION) for epoch in "01"},
-        (TEST, "1"): metrics,
+        **{(TRAINING, epoch): metrics for epoch in "01"},
+        (VALIDATION, "0"): metrics + len(whole),
+        (VALIDATION, "1"): metrics + len(whole) + 1,  # and that it is the selected epoch
+        (TEST, "1"): metrics + len(whole),
     }
     assert {row["metric"] for row in rows} == {
-        f"{what}{name}"
-        for what in ("Loss", "Accuracy")
-        for name in ("", " Red", " Big Green", " Blue")
+        *(
+            f"{what}{name}"
+            for what in ("Loss", "Accuracy")
+            for name in ("", " Red", " Big Green", " Blue")
+        ),
+        *whole,
+        "Selected",
     }
     for split in (VALIDATION, TEST):
         classes = [
@@ -270,7 +258,7 @@ def test_shuffled_labels_stay_at_chance(workdir, resnet):
 
 
 def test_every_image_passes_the_backbone_once(data, resnet, monkeypatch):
-    passed, load = [], classifier.load_backbone
+    passed, load = [], load_backbone
 
     def counting(*args):
         backbone = load(*args)
@@ -398,7 +386,7 @@ def test_classes_and_logdir(data, resnet, capsys):
     out = capsys.readouterr()
     assert "2 photos and 0 synthetic images of 2 classes" in out.out
     assert "green" not in out.err and "absent" not in out.err
-    assert not (data / "output").exists()
+    assert not (data / "output/exp/results").exists()
 
 
 def test_a_dataset_without_test_split_reports_two_splits(workdir, resnet, capsys):
@@ -499,44 +487,6 @@ def test_other_synthetic_images_are_other_settings_for_finished_trials_alone(dat
     assert "2 results that were made with other settings are removed" in capsys.readouterr().out
 
 
-def test_probability_one_shows_every_synthetic_image_and_no_photo():
-    examples = Examples(
-        torch.zeros((2 + 5, 3, 4, 4), dtype=torch.uint8),
-        torch.tensor([0, 1, 0, 0, 1, 1, 1]),
-        torch.tensor([2, 4]),
-        torch.tensor([2, 3]),
-    )
-
-    def drawn(probability):
-        options = TrainingOptions(
-            iterations_per_epoch=100, batch_size=50, synthetic_probability=probability
-        )
-        return draw_epoch(examples, options, torch.Generator().manual_seed(1))
-
-    shown = Counter(drawn(1.0).flatten().tolist())
-    assert set(shown) == {2, 3, 4, 5, 6}
-    expected = {2: 1250, 3: 1250, 4: 833, 5: 833, 6: 833}
-    assert all(abs(shown[n] - expected[n]) < 150 for n in expected)
-    assert set(drawn(0.0).flatten().tolist()) == {0, 1}
-    half = drawn(0.5)
-    assert 0.45 < (half >= 2).double().mean() < 0.55
-    # The photo that a draw stands for does not depend on the probability: methods are paired.
-    photo = examples.labels[half]
-    assert torch.equal(photo, examples.labels[drawn(0.0)])
-
-
-def test_a_photo_without_variants_stands_for_itself():
-    examples = Examples(
-        torch.zeros((3, 3, 4, 4), dtype=torch.uint8),
-        torch.tensor([0, 1, 1]),
-        torch.tensor([2, 2]),
-        torch.tensor([0, 1]),
-    )
-    options = TrainingOptions(iterations_per_epoch=20, batch_size=10, synthetic_probability=1.0)
-    shown = draw_epoch(examples, options, torch.Generator().manual_seed(0))
-    assert set(shown.flatten().tolist()) == {0, 2}
-
-
 @pytest.mark.parametrize("shift, accuracy", [(0, 1.0), (1, 0.0)])
 def test_wrong_synthetic_labels_spoil_the_classifier(data, resnet, shift, accuracy):
     backbone = load_backbone(resnet, CPU)
@@ -545,11 +495,11 @@ def test_wrong_synthetic_labels_spoil_the_classifier(data, resnet, shift, accura
         idx: [(train.get_image_by_idx(idx), (train.get_label_by_idx(idx) + shift) % 3)]
         for idx in range(len(train))
     }
-    options = TrainingOptions(2, 60, 8, 0.02, synthetic_probability=1.0, augmentation="none")
+    options = TrainingOptions(2, 60, 8, 0.02, synthetic_probability=1.0, augmentation=())
     examples = load_examples(train, backbone.image_size)
-    validation = split_features(backbone, val)
-    _, history = train_trial(examples, validation, backbone, options, Trial(0, 3), 4)
-    assert history[-1][1].mean_accuracy == accuracy
+    validation = val_features(backbone, val)
+    result = train_trial(examples, lambda: validation, backbone, options, Trial(0, 3), 4)
+    assert result.validation.mean_accuracy == accuracy
 
 
 # --- training and evaluation -----------------------------------------------------------------
@@ -560,9 +510,9 @@ def test_the_backbone_is_frozen_and_its_batch_norm_does_not_move(data, resnet):
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     assert any("running_mean" in key for key in before)
     examples = load_examples(Colours(examples_per_class=1), backbone.image_size)
-    validation = split_features(backbone, Colours(split="val"))
+    validation = val_features(backbone, Colours(split="val"))
     options = TrainingOptions(1, 5, 4, 0.01)
-    head, _ = train_trial(examples, validation, backbone, options, Trial(0, 1), 4)
+    head = train_trial(examples, lambda: validation, backbone, options, Trial(0, 1), 4).head
     after = backbone.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not backbone.model.training
@@ -579,9 +529,10 @@ def test_a_class_without_training_photos_is_never_predicted(data, resnet):
         path.unlink()
     backbone = load_backbone(resnet, CPU)
     examples = load_examples(Colours(), backbone.image_size)
-    validation = split_features(backbone, Colours(split="val"))
-    options = TrainingOptions(1, 30, 8, 0.02, augmentation="none")
-    head, history = train_trial(examples, validation, backbone, options, Trial(0, 1), 4)
+    validation = val_features(backbone, Colours(split="val"))
+    options = TrainingOptions(1, 30, 8, 0.02, augmentation=())
+    result = train_trial(examples, lambda: validation, backbone, options, Trial(0, 1), 4)
+    head, history = result.head, result.history
     predicted = head(validation.features).argmax(dim=1)
     assert set(predicted.tolist()) == {0, 1}
     assert history[0][1].accuracy.isnan().tolist() == [False, False, True, True]
@@ -591,23 +542,41 @@ def test_a_class_without_training_photos_is_never_predicted(data, resnet):
     assert "Accuracy Blue" not in {row["metric"] for row in rows}
 
 
-def test_accuracy_is_the_mean_over_classes():
-    labels = torch.tensor([0, 0, 0, 2])
-    hits = torch.tensor([True, True, False, True])
-    scores = class_scores(torch.tensor([1.0, 2.0, 3.0, 5.0]), hits, labels, 4)
-    assert scores.accuracy[[0, 2]].tolist() == pytest.approx([2 / 3, 1])
-    assert scores.accuracy.isnan().tolist() == [False, True, False, True]
-    assert scores.mean_accuracy == pytest.approx(5 / 6)
-    assert scores.mean_loss == pytest.approx((2 + 5) / 2)
-
-
-def test_a_diverging_loss_stops_and_leaves_no_result(data, resnet, capsys):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--learning_rate=1e37"],
+        ["--learning_rate=1e6"],
+        ["--finetune=all", "--backbone_learning_rate=1e20"],
+    ],
+)
+def test_a_diverging_loss_stops_and_leaves_no_result(data, resnet, capsys, flags):
     run(resnet, "--num_synthetic=0", "--method=m")
     for name in ("results_0_1.csv", "config.json"):
         (data / "output/exp/results/m" / name).unlink()
-    line = fails(capsys, resnet, "--num_synthetic=0", "--method=m", "--learning_rate=1e37")
-    assert "not finite in epoch 0" in line and "--learning_rate 1e+37" in line
+    line = fails(capsys, resnet, "--num_synthetic=0", "--method=m", *flags)
+    rate = flags[-1].partition("=")[2].replace("e", "e+").replace("e+6", "e+06")
+    assert "training diverges" in line and rate in line and "smaller" in line
     assert not list((data / "output/exp/results/m").glob("results_*"))
+
+
+def test_mixed_images_are_learned_by_both_labels():
+    """Image i shows image 1 - i alone: learned with its partner's label, a head turns round."""
+    features, labels = torch.tensor([[5.0, 0], [0, 5.0]]), torch.tensor([0, 1])
+
+    def learned(share):
+        head = classifier.make_head(
+            2, torch.ones(2, dtype=torch.bool), CPU, classifier.trial_generator(Trial(0, 1))
+        )
+        optimizer = torch.optim.Adam(head.linear.parameters(), lr=0.1)
+        draws = torch.tensor([[0, 1]]).expand(60, -1)
+        batch = (features, torch.tensor([1, 0]), torch.full((2,), share))
+        classifier._train_epoch(head, optimizer, draws, labels, iter([batch] * 60))
+        return head(features).softmax(dim=1)
+
+    assert learned(1.0).argmax(dim=1).tolist() == [0, 1]
+    assert learned(0.0).argmax(dim=1).tolist() == [1, 0]
+    assert learned(0.75)[0, 0].item() == pytest.approx(0.75, abs=0.05)
 
 
 def test_titles_that_would_meet_stay_as_they_are():
@@ -615,145 +584,340 @@ def test_titles_that_would_meet_stay_as_they_are():
     assert metric_names(["cat", "Cat", "dog"]) == ["cat", "Cat", "Dog"]
 
 
-# --- standard augmentation -------------------------------------------------------------------
+# --- protocol --------------------------------------------------------------------------------
 
 
-def test_equal_images_of_a_batch_come_out_different():
-    image = torch.rand((3, 20, 20), generator=torch.Generator().manual_seed(0))
-    batch = image.expand(64, -1, -1, -1)
-    for augment, least in ((flip_rotate, 64), (rand_augment, 50)):
-        results = [augment(batch, torch.Generator().manual_seed(5)) for _ in range(2)]
-        assert torch.equal(*results)
-        assert results[0].shape == batch.shape
-        assert results[0].min() >= 0 and results[0].max() <= 1
-        different = {tuple(each.flatten()[::7].tolist()) for each in results[0]}
-        assert len(different) >= least  # two draws of RandAugment may leave an image as it is
-        other = augment(batch, torch.Generator().manual_seed(6))
-        assert not torch.equal(other, results[0])
+def selected(rows) -> int:
+    (row,) = [row for row in rows if row["metric"] == "Selected"]
+    return int(row["epoch"])
 
 
-def test_flip_rotate_mirrors_half_and_leaves_no_black_corners():
-    white = torch.ones((8, 3, 32, 32))
-    assert torch.allclose(flip_rotate(white, torch.Generator().manual_seed(0)), white)
-    half = torch.zeros((400, 3, 17, 17))
-    half[..., :8] = 1
-    turned = flip_rotate(half, torch.Generator().manual_seed(0))
-    mirrored = turned[..., :8].mean((1, 2, 3)) < 0.5
-    assert 160 < mirrored.sum() < 240
-    # Four pixels above the middle, the edge moves by up to 4 tan(15 degrees) pixels.
-    moved = (turned[:, 0, 4].sum(dim=1) - 8) * (1 - 2 * mirrored.float())
-    most = 4 * math.tan(math.radians(15))
-    assert 0.9 * most < moved.max() < 1.1 * most
-    assert -1.1 * most < moved.min() < -0.9 * most
+def values_of(rows, split, metric="Accuracy") -> list[float]:
+    return [float(r["value"]) for r in rows if (r["split"], r["metric"]) == (split, metric)]
 
 
-@pytest.mark.parametrize("number", range(len(OPERATIONS)))
-def test_every_operation_acts_per_image_and_is_gentle_at_magnitude_zero(number):
-    images = torch.rand((4, 3, 40, 40), generator=torch.Generator().manual_seed(number))
-    images = 0.25 + images / 2
-    magnitudes = torch.tensor([0.0, 0.3, 0.6, -0.6])
-    results = OPERATIONS[number](images, magnitudes)
-    for n in range(4):
-        alone = OPERATIONS[number](images[n : n + 1], magnitudes[n : n + 1])
-        assert torch.allclose(alone[0], results[n], atol=1e-5)
-    if number >= 3:  # those that have a magnitude
-        assert torch.allclose(results[0], images[0], atol=1 / 255)
-        assert (results[2] - images[2]).abs().max() > 0.01
-    elif number > 0:
-        assert results.min() < 0.01 and results.max() > 0.99
+@pytest.mark.parametrize("finetune", ["none", "all"])
+def test_best_val_reports_the_best_epoch_and_test_by_its_weights(data, resnet, finetune):
+    common = ["--num_synthetic=0", "--learning_rate=0.3", f"--finetune={finetune}"]
+    common += ["--iterations_per_epoch=1", "--batch_size=1", "--augmentation=flip-rotate"]
+    folder = data / "output/exp/results"
+    run(resnet, *common, "--num_epochs=6", "--select=best_val", "--method=best")
+    rows = read(folder / "best/results_0_1.csv")
+    accuracies, losses = values_of(rows, VALIDATION), values_of(rows, VALIDATION, "Loss")
+    ranks = [(accuracy, -loss) for accuracy, loss in zip(accuracies, losses)]
+    best = ranks.index(max(ranks))
+    assert selected(rows) == best < 5  # else the test says nothing
+    assert {row["epoch"] for row in rows if row["split"] == TEST} == {str(best)}
+    # Training that ends there gives the same numbers: the draws of an epoch come from one stream.
+    run(resnet, *common, f"--num_epochs={best + 1}", "--method=short")
+    short = read(folder / "short/results_0_1.csv")
+    for metric in ("Accuracy", "Loss", "ECE", "Macro F1"):
+        assert values_of(rows, TEST, metric) == values_of(short, TEST, metric)
+    summary = {row["split"]: row for row in read(folder / "best/summary.csv")}
+    assert float(summary[VALIDATION]["mean_accuracy"]) == pytest.approx(max(accuracies), abs=1e-6)
+    run(resnet, *common, "--num_epochs=6", "--method=last")
+    assert selected(read(folder / "last/results_0_1.csv")) == 5
 
 
-# --- backbones -------------------------------------------------------------------------------
+def test_confusions_count_every_photo_of_a_split(data, resnet):
+    run(resnet, "--num_synthetic=0", "--learning_rate=0.02", "--iterations_per_epoch=40")
+    folder = data / "output/exp/results/real"
+    rows = read(folder / "confusion_0_1.csv")
+    for split, count in ((VALIDATION, COUNTS["val"]), (TEST, COUNTS["test"])):
+        mine = [row for row in rows if row["split"] == split]
+        for name in COLOURS:
+            assert sum(int(row["count"]) for row in mine if row["true"] == name) == count
+        right = sum(int(row["count"]) for row in mine if row["true"] == row["predicted"])
+        assert right / (3 * count) == final(folder / "results_0_1.csv", split, "Top-1")
 
 
-def test_features_are_those_of_normalised_images(resnet):
-    backbone = load_backbone(resnet, CPU)
-    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    mean = torch.tensor([0.4, 0.5, 0.6]).reshape(3, 1, 1)
-    std = torch.tensor([0.2, 0.3, 0.25]).reshape(3, 1, 1)
-    with torch.no_grad():
-        maps = backbone.model(pixel_values=(images / 255 - mean) / std).last_hidden_state
-    assert torch.allclose(backbone(images), maps.mean((2, 3)), atol=1e-6)
-    assert torch.allclose(backbone(images / 255), backbone(images), atol=1e-6)
-    assert (backbone.num_features, backbone.image_size) == (24, (16, 16))
+def test_classes_without_test_photos_are_named_and_left_out(data, resnet, capsys):
+    for path in (data / "photos/test").glob("blue_*"):
+        path.unlink()
+    run(resnet, "--num_synthetic=0", "--learning_rate=0.02", "--iterations_per_epoch=40")
+    assert "no test photo of 'blue': left out of its mean accuracy" in capsys.readouterr().err
+    rows = read(data / "output/exp/results/real/results_0_1.csv")
+    tested = {row["metric"] for row in rows if row["split"] == TEST}
+    assert "Accuracy Red" in tested and "Accuracy Blue" not in tested
 
 
-def _vit(half=False):
-    from transformers import ViTConfig, ViTForImageClassification
+# --- speed: features, memory, workers --------------------------------------------------------
 
-    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return ViTForImageClassification(
-        ViTConfig(image_size=16, patch_size=8, intermediate_size=32, **config)
+
+@pytest.fixture
+def passed(monkeypatch) -> list[int]:
+    """How many images each pass of a backbone had, counted without the probe when it is loaded."""
+    counts = []
+
+    def counting(*args):
+        backbone = load_backbone(*args)
+        backbone.model.register_forward_hook(lambda m, i, output: counts.append(len(output[0])))
+        return backbone
+
+    monkeypatch.setattr(train_classifier, "load_backbone", counting)
+    return counts
+
+
+def test_validation_passes_once_for_fifty_epochs_and_in_the_next_run_never(data, resnet, passed):
+    more = ["--num_synthetic=0", "--num_epochs=50", "--iterations_per_epoch=2"]
+    run(resnet, *more)
+    assert sum(passed) == 3 * (COUNTS["val"] + COUNTS["test"] + 1)
+    passed.clear()
+    run(resnet, *more, "--method=again")
+    assert sum(passed) == 0
+    folder = data / "output/exp/results"
+    first, again = (folder / name / "results_0_1.csv" for name in ("real", "again"))
+    assert first.read_bytes() == again.read_bytes()
+    # Random augmentation changes what is trained on; what is evaluated stays.
+    run(resnet, *more, "--method=flips", "--augmentation=flip-rotate")
+    assert sum(passed) == 50 * 2 * 4
+
+
+def test_the_cache_knows_files_backbones_and_sizes_by_their_content(
+    data, resnet, passed, tmp_path, capsys
+):
+    def passes(*flags, backbone=resnet):
+        passed.clear()
+        run(backbone, "--num_synthetic=0", *flags, f"--method=m{len(list(data.rglob('m*')))}")
+        return sum(passed)
+
+    val, test, train = (3 * COUNTS[split] for split in ("val", "test", "train"))
+    everything = val + test + 3
+    assert passes() == everything
+    shutil.copytree(data / "photos", data / "moved")
+    assert passes("--data_dir=moved") == 0
+    photo = data / "photos/val/red_0.png"
+    Image.new("RGB", (24, 20), (250, 0, 0)).save(photo)
+    assert passes() == val
+    assert passes("--image_size=24") == everything
+    assert passes(backbone=save_resnet(tmp_path / "half", {"size": 16}, half=True)) == everything
+    cache = data / "output/exp/cache"
+    for file in cache.iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    assert passes() == everything
+    assert "made again" in capsys.readouterr().err
+    assert passes() == 0
+    # Broken photos are named in every run.
+    photo.write_bytes(b"")
+    for _ in range(2):
+        assert passes() == val - 1
+        assert "val/red_0.png" in capsys.readouterr().err
+    assert train == 9
+
+
+@pytest.mark.parametrize("flags", [["--augmentation=cutmix"], ["--finetune=last:1"], []])
+def test_memory_and_workers_change_nothing(data, resnet, flags, monkeypatch):
+    make_synthetic(data / "output/exp/aug/seed=0_ex=2", 0, 2, 2)
+    decoded = []
+    read_pixels = images.resized_pixels
+
+    def counting(*args):
+        decoded.append(1)
+        return read_pixels(*args)
+
+    monkeypatch.setattr(images, "resized_pixels", counting)
+    files, numbers = [], []
+    for number, machine in enumerate(["", "--image_memory=0", "--num_workers=1"]):
+        decoded.clear()
+        more = [machine, "--image_memory=0"] if number == 2 else [machine] if machine else []
+        shutil.rmtree(data / "output/exp/cache", ignore_errors=True)
+        run(resnet, "--examples_per_class=2", *flags, *more, f"--method=m{number}")
+        files.append((data / f"output/exp/results/m{number}/results_0_2.csv").read_bytes())
+        numbers.append(len(decoded))
+    assert files[0] == files[1] == files[2]
+    assert numbers[1] == numbers[2]
+    assert numbers[1] > numbers[0] if flags else numbers[1] == numbers[0]
+
+
+# --- tuning a part of the backbone -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("finetune", ["all", "last:1"])
+def test_tuned_backbones_start_anew_in_every_trial(data, resnet, finetune):
+    common = ["--num_synthetic=0", f"--finetune={finetune}", "--backbone_learning_rate=0.01"]
+    run(resnet, *common, "--num_trials=2", "--method=both")
+    run(resnet, *common, "--seed=1", "--method=alone")
+    folder = data / "output/exp/results"
+    both, alone = ((folder / name / "results_1_1.csv").read_bytes() for name in ("both", "alone"))
+    assert both == alone
+    run(resnet, "--num_synthetic=0", "--seed=1", "--method=frozen")
+    assert (folder / "frozen/results_1_1.csv").read_bytes() != alone
+    settings = read_config(folder / "alone")["settings"]
+    assert (settings["finetune"], settings["backbone_learning_rate"]) == (finetune, 0.01)
+
+
+def test_a_network_from_scratch_learns_colours(data, tmp_path):
+    folder = save_resnet(tmp_path / "new", {"size": 16})
+    (tmp_path / "new/model.safetensors").unlink()
+    run(
+        folder, "--from_scratch", "--finetune=all", "--num_synthetic=0", "--examples_per_class=3",
+        "--iterations_per_epoch=40", "--learning_rate=0.02", "--backbone_learning_rate=0.01",
+        "--batch_size=9",
+    )  # fmt: skip
+    assert final(data / "output/exp/results/real/results_0_3.csv", TEST) == 1
+
+
+def test_unreadable_evaluation_photos_are_left_out_while_tuning_too(data, resnet, capsys):
+    (data / "photos/val/red_0.png").write_bytes(b"")
+    run(resnet, "--num_synthetic=0", "--finetune=last:1")
+    assert "1 of 12 photos of split 'val' cannot be read" in capsys.readouterr().err
+
+
+# --- synthetic images: ways to use them, filters ---------------------------------------------
+
+
+def reject(folder: Path, *names: str, kept=False) -> None:
+    """What a filter appends to the records."""
+    identity = read_config(folder)["id"]
+    with open(folder / "records" / f"{identity}.9.filter.jsonl", "a") as file:
+        for name in names:
+            file.write(json.dumps({"file_name": name, "score": 0.1, "kept": kept}) + "\n")
+
+
+def test_only_kept_images_are_used_where_a_filter_has_run(data, resnet, capsys):
+    folder = data / "output/exp/aug/seed=0_ex=1"
+    make_synthetic(folder, 0, 1, 3)
+    run(resnet)
+    reject(folder, "000000-000.png", "000001-001.png")
+    reject(folder, "000002-002.png", kept=True)
+    assert "2 rejected" in fails(capsys, resnet)  # other images give another result
+    run(resnet, "--method=kept")
+    assert "3 photos and 7 synthetic images" in capsys.readouterr().out
+    run(resnet, "--method=two", "--num_synthetic=2")  # the first two that were kept
+    assert "3 photos and 6 synthetic images" in capsys.readouterr().out
+    run(resnet, "--ignore_filter", "--method=everything")
+    assert "3 photos and 9 synthetic images" in capsys.readouterr().out
+    results = data / "output/exp/results"
+    unfiltered, everything = (
+        (results / name / "results_0_1.csv").read_bytes() for name in ("aug", "everything")
     )
+    assert unfiltered == everything
+    reject(folder, *(f"00000{n}-00{m}.png" for n in range(3) for m in range(3)))
+    assert "rejected every synthetic image" in fails(capsys, resnet, "--method=none")
 
 
-def _convnext():
-    from transformers import ConvNextConfig, ConvNextModel
-
-    return ConvNextModel(ConvNextConfig(hidden_sizes=[8, 12], depths=[1, 1], num_stages=2))
-
-
-def _swin():
-    from transformers import SwinConfig, SwinModel
-
-    return SwinModel(
-        SwinConfig(
-            image_size=16, patch_size=4, embed_dim=8, depths=[1], num_heads=[2], window_size=2
-        )
-    )
-
-
-def _clip():
-    from transformers import CLIPConfig, CLIPModel
-
-    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tower["intermediate_size"] = 16
-    text = {**tower, "vocab_size": 40, "eos_token_id": 1, "bos_token_id": 0}
-    vision = {**tower, "image_size": 16, "patch_size": 8}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+@pytest.mark.parametrize("utilization", ["mix", "append", "pretrain", "balance"])
+def test_wrong_records_spoil_the_result_however_images_are_used(data, resnet, utilization):
+    good, bad = data / "output/exp/aug/seed=0_ex=3", data / "output/exp/bad/seed=0_ex=3"
+    for folder in (good, bad):
+        make_synthetic(folder, 0, 3, 8)
+    swap_pictures(bad)
+    common = ["--examples_per_class=3", "--learning_rate=0.02", "--iterations_per_epoch=40"]
+    common += [f"--utilization={utilization}", "--num_epochs=4"]
+    for name in ("aug", "bad"):
+        run(resnet, *common, f"--aug_name={name}")
+    losses = {}
+    for name in ("aug", "bad"):
+        file = data / f"output/exp/results/{name}/results_0_3.csv"
+        losses[name] = values_of(read(file), VALIDATION, "Loss")
+    assert final(data / "output/exp/results/aug/results_0_3.csv", TEST) == 1
+    # Two epochs in, pretrain has seen nothing but wrong pictures; the photos then mend it.
+    assert losses["bad"][1] > 2 * losses["aug"][1]
+    if utilization in ("append", "balance"):
+        assert final(data / "output/exp/results/bad/results_0_3.csv", TEST) <= 0.5
 
 
-@pytest.mark.parametrize(
-    "make, num_features", [(_vit, 16), (_convnext, 12), (_swin, 8), (_clip, 16)]
-)
-@pytest.mark.parametrize("half", [False, True])
-def test_any_image_model_gives_features(tmp_path, make, num_features, half):
-    model = make().half() if half else make()
-    model.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 16}}')
-    first, again = (load_backbone(str(tmp_path), CPU) for _ in range(2))
-    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    features = first.features(images)
-    assert features.shape == (3, num_features) and features.dtype == torch.float32
-    assert torch.equal(features, again.features(images))  # nothing random, such as a new pooler
-    assert first.identity == again.identity
-    assert features.std(dim=0).max() > 0
-    tokens = first.model(pixel_values=(images / 255 - first.mean) / first.std).last_hidden_state
-    if make in (_vit, _clip):
-        assert torch.allclose(features, tokens[:, 0], atol=1e-6)
-        larger = load_backbone(str(tmp_path), CPU, (24, 32))
-        assert larger(torch.zeros(1, 3, 24, 32)).shape == (1, num_features)
+def swap_pictures(folder: Path) -> None:
+    """Each record now stands for a picture of the next class."""
+    records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    pictures = {r["file_name"]: (folder / r["file_name"]).read_bytes() for r in records}
+    names = [record["file_name"] for record in records]
+    shift = len(names) // 3
+    for name, other in zip(names, names[shift:] + names[:shift]):
+        (folder / name).write_bytes(pictures[other])
 
 
-def test_preprocessing_is_read_or_replaced_with_a_notice(tmp_path, caplog):
-    file = tmp_path / "preprocessor_config.json"
-    crop = {"size": 256, "crop_size": 224, "do_center_crop": True, "image_mean": 0.5}
-    file.write_text(json.dumps(crop))
-    mean, std, size = read_preprocessing(str(tmp_path))
-    assert (mean, std, size) == ((0.5,) * 3, classifier.IMAGENET_STD, (224, 224))
-    file.write_text(json.dumps({"size": {"height": 24, "width": 32}, "do_normalize": False}))
-    assert read_preprocessing(str(tmp_path)) == ((0,) * 3, (1,) * 3, (24, 32))
-    assert not caplog.records
-    file.unlink()
-    expected = (classifier.IMAGENET_MEAN, classifier.IMAGENET_STD, None)
-    assert read_preprocessing(str(tmp_path)) == expected
-    assert "has no preprocessor_config.json" in caplog.text
+def test_records_that_name_missing_files_are_an_error(data, resnet, capsys):
+    folder = data / "output/exp/aug/seed=0_ex=1"
+    make_synthetic(folder, 0, 1, 2)
+    for number in range(3):  # the last variant of every photo: no hole among the others
+        (folder / f"00000{number}-001.png").unlink()
+    line = fails(capsys, resnet)
+    assert "3 of 6 synthetic images are missing" in line
+    assert "records name 3 files that are not there, as 000000-001.png" in line
+    run(resnet, "--num_synthetic=1")
 
 
-def test_without_a_configured_size_images_are_the_models_or_224(tmp_path):
-    assert load_backbone(save_resnet(tmp_path / "a"), CPU).image_size == (224, 224)
-    _vit().save_pretrained(tmp_path / "b")
-    assert load_backbone(str(tmp_path / "b"), CPU).image_size == (16, 16)
+def test_records_of_other_classes_are_refused(data, resnet, capsys):
+    make_synthetic(data / "output/exp/aug/seed=0_ex=1", 0, 1, 1)
+    line = fails(capsys, resnet, "--dataset_args", "names=big green,red,blue")
+    assert "was made with other classes: label 0 is 'red' there and 'big green' here" in line
+
+
+# --- comparison, cost, pictures --------------------------------------------------------------
+
+
+def test_a_comparison_is_paired_by_trial(data, resnet, capsys):
+    common = ["--num_synthetic=0", "--examples_per_class", 1, 2]
+    run(resnet, *common, "--num_trials=4", "--method=base")
+    run(resnet, *common, "--num_trials=3", "--seed=1", "--method=base", experiment="other")
+    capsys.readouterr()
+    more = ["--learning_rate=0.01", "--num_trials=3", "--method=new"]
+    run(resnet, *common, *more, "--compare", "base", "other:base")
+    out = capsys.readouterr()
+    folder = data / "output/exp/results"
+    rows = read(folder / "new/comparison.csv")
+    assert [(row["other"], row["num_trials"]) for row in rows if row["split"] == TEST] == [
+        ("base", "3"), ("base", "3"), ("other:base", "2"), ("other:base", "2"),
+    ]  # fmt: skip
+    row = next(row for row in rows if row["split"] == TEST)
+    names = [f"results_{seed}_1.csv" for seed in range(3)]
+    new, base = ([final(folder / m / name, TEST) for name in names] for m in ("new", "base"))
+    differences = [a - b for a, b in zip(new, base)]
+    assert float(row["difference"]) == pytest.approx(sum(differences) / 3, abs=1e-6)
+    assert row["method"] == "new" and row["examples_per_class"] == "1"
+    assert "base was made with another learning_rate" in out.err
+    assert "new - base, 1 per class, test:" in out.out
+
+
+def test_nothing_in_common_is_said_before_anything_is_trained(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--method=base", "--seed=5")
+    line = fails(capsys, resnet, "--num_synthetic=0", "--method=new", "--compare", "base")
+    assert "has no result of seed=0_ex=1" in line
+    assert not (data / "output/exp/results/new").exists()
+    line = fails(capsys, resnet, "--num_synthetic=0", "--method=new", "--compare", "lost")
+    assert "no results in output/exp/results/lost; there are: base" in line
+
+
+def test_cost_stands_beside_gain(data, resnet):
+    for seed in (0, 1):
+        with timed(data / "output/exp", GENERATE, "aug", Trial(seed, 1), CPU) as work:
+            work.images = 3
+        make_synthetic(data / f"output/exp/aug/seed={seed}_ex=1", seed, 1, 1)
+    run(resnet, "--num_synthetic=0", "--num_trials=2")
+    run(resnet, "--num_trials=2", "--learning_rate=0.02")
+    timing = json.loads((data / "output/exp/timing.json").read_text())
+    stages = {(t["stage"], t["method"], t["seed"], t["images"], t["device"]) for t in timing}
+    evaluated = 3 * (COUNTS["val"] + COUNTS["test"])
+    assert stages == {
+        *((GENERATE, "aug", seed, 3, "cpu") for seed in (0, 1)),
+        *((TRAIN, m, seed, 2 * 5 * 4, "cpu") for m in ("real", "aug") for seed in (0, 1)),
+        *((TRAIN, m, None, evaluated, "cpu") for m in ("real", "aug")),
+    }
+    results = data / "output/exp/results"
+    row = next(row for row in read(results / "aug/summary.csv") if row["split"] == TEST)
+    means = [
+        sum(final(results / m / f"results_{seed}_1.csv", TEST) for seed in (0, 1)) / 2
+        for m in ("aug", "real")
+    ]
+    assert float(row["gain"]) == pytest.approx(means[0] - means[1], abs=1e-6)
+    seconds = float(row["generate_seconds"]) + float(row["train_seconds"])
+    assert row["fine_tune_seconds"] == ""
+    per_minute = 100 * float(row["gain"]) / (seconds / 60)
+    assert float(row["gain_per_minute"]) == pytest.approx(per_minute, rel=1e-4)
+    real = next(row for row in read(results / "real/summary.csv") if row["split"] == TEST)
+    assert real["gain"] == real["gain_per_minute"] == "" != real["train_seconds"]
+
+
+def test_pictures_are_pictures(data, resnet):
+    run(resnet, "--num_synthetic=0", "--num_trials=2", "--examples_per_class", 1, 2)
+    run(resnet, "--num_synthetic=0", "--num_trials=2", "--method=new", "--compare", "real")
+    for name in ("accuracy.png", "per_class.png", "confusion.png"):
+        with Image.open(data / "output/exp/results/new" / name) as image:
+            image.load()
+            grey = image.convert("L")
+            assert min(image.size) > 200
+            assert grey.getextrema() == (0, 255)
 
 
 # --- bad input -------------------------------------------------------------------------------
@@ -769,7 +933,22 @@ def test_without_a_configured_size_images_are_the_models_or_224(tmp_path):
         (["--learning_rate=fast"], "positive"),
         (["--learning_rate=1e39"], "positive"),
         (["--num_synthetic=-1"], "from 0"),
-        (["--augmentation=mixup"], "flip-rotate"),
+        (["--augmentation=blur"], "flip-rotate"),
+        (["--augmentation", "none", "mixup"], "none alone"),
+        (["--augmentation", "mixup", "mixup"], "each name once"),
+        (["--utilization=append"], "needs synthetic images"),
+        (["--utilization=both"], "append"),
+        (["--utilization=append", "--num_synthetic=1", "--synthetic_probability=1"], "to --util"),
+        (["--finetune=last"], "last:2"),
+        (["--finetune=last:0"], "last:2"),
+        (["--finetune=last:3"], "ResNetModel has 2 blocks"),
+        (["--backbone_learning_rate=1e-3"], "needs --finetune"),
+        (["--from_scratch"], "needs --finetune all"),
+        (["--compare", "other"], "there are: none"),
+        (["--compare", "exp:real"], "is the method that is to be compared"),
+        (["--compare", "../x:real"], "--experiment_name"),
+        (["--select=best_test"], "best_val"),
+        (["--num_workers=0"], "from 1"),
         (["--num_epochs=none"], "--num_epochs"),
         (["--nonsense=1"], "--nonsense"),
         (["--method=../up"], "--method"),

@@ -128,6 +128,8 @@ def test_every_command_runs_in_order(world, small_model, monkeypatch):
     results = {p.relative_to(output).as_posix() for p in output.rglob("results_*.csv")}
     assert results == {
         "demo/results/aug/results_0_4.csv",
+        "demo/results/aug-append/results_0_4.csv",
+        "demo/results/real-randaugment-cutmix/results_0_4.csv",
         "demo/results/real/results_0_4.csv",
         "demo/results/real-guidance/results_0_4.csv",
         "mvip-test/results/aug/results_0_1.csv",
@@ -145,7 +147,10 @@ def test_the_layout_of_output_is_what_readme_says(world, small_model):
     for command in commands()[:4]:
         importlib.import_module(command[1].removesuffix(".py")).main(small(command, small_model))
     found = {p.relative_to(world / "output/demo").parts[0] for p in world.rglob("output/demo/*")}
-    assert found == {"fine-tuned", "fine-tuned-merged", "aug", "results", "logs"}
+    assert found == {
+        "fine-tuned", "fine-tuned-merged", "aug", "results", "logs", "cache", "timing",
+        "timing.json",
+    }  # fmt: skip
     assert (world / "output/demo/fine-tuned/seed=0_ex=4/cat/learned_embeds.safetensors").is_file()
     assert (world / "output/demo/aug/seed=0_ex=4/000000-000.png").is_file()
     assert (world / "output/demo/results/aug/summary.csv").is_file()

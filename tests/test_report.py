@@ -15,9 +15,9 @@ from PIL import Image
 
 from semantic_aug import report
 from semantic_aug.datasets import build_dataset
-from semantic_aug.generation import generate, read_records
+from semantic_aug.generation import generate, read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
-from semantic_aug.report import contact_sheet, read_scores
+from semantic_aug.report import contact_sheet
 from semantic_aug.report_page import NEAR_DUPLICATE, change_of, reduced, script_json
 
 EVIL_CLASS = '<img src=x onerror=hacked=1> & "it\'s"'

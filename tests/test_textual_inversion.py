@@ -976,9 +976,9 @@ def test_killed_run_leaves_nothing_behind(tune):
         folder / ".x.safetensors.HOST-999999999.tmp"
         for folder in (trial(), trial() / "stop_sign", trial() / "stop_sign" / "validation")
     ]
-    from semantic_aug.experiment import _host
+    from semantic_aug.experiment import hostname
 
-    left = [path.with_name(path.name.replace("HOST", _host())) for path in left]
+    left = [path.with_name(path.name.replace("HOST", hostname())) for path in left]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")

@@ -1,0 +1,338 @@
+"""An image model of transformers: images in, one feature vector per image out.
+
+It is frozen, unless a part of it is chosen to be trained together with the head.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from semantic_aug import UserError, stable_hash
+
+SHORT_NAMES = {
+    "resnet50": "microsoft/resnet-50",
+    "deit": "facebook/deit-base-distilled-patch16-224",
+}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEFAULT_SIZE = 224  # pixels, where a backbone names no size of its own
+CHUNK = 64  # images that pass a frozen backbone together
+FROZEN, ALL = "none", "all"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """An image model in eval mode: BatchNorm keeps its statistics, nothing is dropped.
+
+    Attributes:
+        model: float32; without gradients, but for the parameters of `trained`.
+        mean: what the model's images are normalised with, [3, 1, 1], for values in [0, 1].
+        std: likewise.
+        image_size: height and width in pixels of the images it is given here.
+        identity: the model's class and a digest of its weights; the same wherever they lie.
+        num_features: length of a feature vector.
+        trained: the modules whose parameters are trained together with the head; none if frozen.
+        keeps_statistics: also while it is trained, BatchNorm uses the statistics it came with.
+            The photos of a few-shot trial are too few to estimate others.
+    """
+
+    model: torch.nn.Module
+    mean: torch.Tensor
+    std: torch.Tensor
+    image_size: tuple[int, int]
+    identity: str
+    num_features: int = 0
+    trained: tuple[torch.nn.Module, ...] = ()
+    keeps_statistics: bool = True
+    _initial: dict = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of a batch; without gradients and, on a GPU, in half precision if frozen.
+
+        Args:
+            images: [B, 3, H, W], uint8, or float in [0, 1]; on any device.
+
+        Returns:
+            [B, F] float32 on the backbone's device: the class token of a model that has one,
+            otherwise the mean over tokens or over the feature map. A transformer's own pooler is
+            not used, as a checkpoint made for classification has no weights for it; that of CLIP
+            is, which is the normalised class token.
+        """
+        images = images.to(self.device)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        options = {}
+        if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
+            options["interpolate_pos_encoding"] = True  # no effect at the model's own size
+        half = self.device.type == "cuda" and not self.trained
+        grad = torch.is_grad_enabled() and bool(self.trained)
+        with torch.set_grad_enabled(grad), torch.autocast("cuda", torch.float16, half):
+            output = self.model(pixel_values=(images - self.mean) / self.std, **options)
+        states, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        if states.ndim == 3:
+            if self.model.config.model_type == "clip_vision_model":
+                return pooled.float()
+            token = states[:, 0] if _has_class_token(self.model) else states.mean(dim=1)
+            return token.float()
+        return (states.mean(dim=(2, 3)) if pooled is None else pooled.flatten(1)).float()
+
+    @torch.no_grad()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features [N, F] of uint8 images [N, 3, H, W], in chunks of a fixed size."""
+        return torch.cat([self(chunk) for chunk in images.split(CHUNK)])
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for module in self.trained for p in module.parameters(recurse=False)]
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, what is trained is in training mode: dropout drops."""
+        for module in self.trained:
+            is_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+            module.training = not (is_norm and self.keeps_statistics)
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def reset(self) -> None:
+        """Bring the weights that are trained back to where they were when they were loaded."""
+        if self._initial:
+            self.model.load_state_dict(self._initial)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights as they are now; empty for a frozen backbone."""
+        state = self.model.state_dict() if self.trained else {}
+        return {key: tensor.clone() for key, tensor in state.items()}
+
+    def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take up what `weights` gave."""
+        if weights:
+            self.model.load_state_dict(weights)
+
+
+def _has_class_token(model: torch.nn.Module) -> bool:
+    return any(
+        name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters()
+    )
+
+
+def load_backbone(
+    name: str,
+    device: torch.device,
+    image_size: tuple[int, int] | None = None,
+    finetune: str = FROZEN,
+    from_scratch: bool = False,
+) -> Backbone:
+    """Any image model that `transformers.AutoModel` loads.
+
+    Args:
+        name: hub id, folder, or one of `SHORT_NAMES`.
+        image_size: height and width in pixels; default the backbone's own, from its preprocessor
+            configuration, then from its configuration, then 224.
+        finetune: `none`, `all`, or `last:N`, its last N blocks and what follows them.
+        from_scratch: only its configuration is read; the weights are random, always the same.
+
+    Raises:
+        UserError: no such model, no network and no copy of it, no weights, or no image model; or
+            it has fewer than N blocks.
+    """
+    name = SHORT_NAMES.get(name, name)
+    model, identity = _new_model(name) if from_scratch else _load_model(name)
+    mean, std, own_size = read_preprocessing(name)
+    if image_size is None:
+        image_size = own_size or _pair(getattr(model.config, "image_size", None) or DEFAULT_SIZE)
+    model.to(device).eval().requires_grad_(False)
+    backbone = Backbone(
+        model,
+        torch.tensor(mean, device=device).reshape(-1, 1, 1),
+        torch.tensor(std, device=device).reshape(-1, 1, 1),
+        image_size,
+        identity,
+    )
+    try:
+        with torch.no_grad():
+            shape = backbone(torch.zeros(1, 3, *image_size)).shape
+    except Exception as error:  # whatever a model says about input that it was not made for
+        shape, reason = (), _first_line(error)
+    else:
+        reason = f"its output has the shape {list(shape)}"
+    if len(shape) != 2:
+        raise UserError(
+            f"--classifier_backbone: {name} gives no features for images of {image_size[0]}x"
+            f"{image_size[1]} pixels: {reason}"
+        )
+    return _with_trained_part(replace(backbone, num_features=shape[1]), finetune, from_scratch)
+
+
+def _with_trained_part(backbone: Backbone, finetune: str, from_scratch: bool) -> Backbone:
+    trained = trained_modules(backbone.model, finetune)
+    for module in trained:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(True)
+    backbone = replace(backbone, trained=trained, keeps_statistics=not from_scratch)
+    return replace(backbone, _initial=backbone.weights())
+
+
+def trained_modules(model: torch.nn.Module, finetune: str) -> tuple[torch.nn.Module, ...]:
+    """The modules that `--finetune` names, each without those inside it.
+
+    Blocks are those of a transformer, or the stages of a convolutional network: the members of
+    the outermost list of modules that holds most parameters.
+
+    Raises:
+        UserError: there are fewer blocks than asked for.
+    """
+    if finetune == FROZEN:
+        return ()
+    names, modules = zip(*model.named_modules())
+    if finetune == ALL:
+        return modules
+    wanted, lists = int(finetune.removeprefix("last:")), {}
+    for name, module in zip(names, modules):
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, torch.nn.ModuleList) and len(module) and not inside:
+            lists[name] = module
+    if not lists:
+        raise UserError(f"--finetune: {type(model).__name__} has no blocks; use all")
+    name = max(lists, key=lambda each: sum(p.numel() for p in lists[each].parameters()))
+    if wanted > len(lists[name]):
+        raise UserError(
+            f"--finetune: got {finetune}, and {type(model).__name__} has {len(lists[name])} blocks"
+        )
+    # Modules stand in the order of their definition: what comes later works on what they give.
+    return modules[names.index(f"{name}.{len(lists[name]) - wanted}") :]
+
+
+def _load_model(name: str) -> tuple[torch.nn.Module, str]:
+    # Imported late: `cli.command` first tells the library, through the environment, to be quiet.
+    import transformers
+
+    with _quiet(transformers):
+        try:
+            # The dtype is given because a half-precision checkpoint would keep its own.
+            model, report = transformers.AutoModel.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True
+            )
+        except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, and more
+            raise UserError(_why_no_model(name, error)) from error
+    missing = set(report["missing_keys"])
+    needed = sorted(key for key in missing if not re.search("pooler|mask_token", key))
+    if needed:
+        raise UserError(
+            f"--classifier_backbone: {name} has no weights for {len(needed)} tensors of "
+            f"{type(model).__name__}, such as {needed[0]}"
+        )
+    return _image_half(model), _identity(model, missing)
+
+
+def _new_model(name: str) -> tuple[torch.nn.Module, str]:
+    """A model of this configuration with random weights, which depend on nothing else."""
+    import transformers
+
+    with _quiet(transformers), torch.random.fork_rng(devices=[]):
+        try:
+            config = transformers.AutoConfig.from_pretrained(name)
+            config = getattr(config, "vision_config", config)
+            torch.manual_seed(stable_hash("backbone", config.model_type))
+            model = transformers.AutoModel.from_config(config, dtype=torch.float32)
+        except Exception as error:
+            raise UserError(_why_no_model(name, error)) from error
+    return _image_half(model), f"from scratch {_identity(model)}"
+
+
+def _image_half(model: torch.nn.Module) -> torch.nn.Module:
+    """The vision tower of CLIP and its like; any other model as it is."""
+    return getattr(model, "vision_model", model)
+
+
+def _identity(model: torch.nn.Module, without: Sequence[str] = ()) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        if key not in without:
+            digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
+    return f"{type(model).__name__} {digest.hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def _quiet(transformers) -> Iterator[None]:
+    """No bars and no load report of transformers: that a head is not used is expected here."""
+    logging_of = transformers.utils.logging
+    level, bars = logging_of.get_verbosity(), logging_of.is_progress_bar_enabled()
+    logging_of.set_verbosity_error()
+    logging_of.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging_of.set_verbosity(level)
+        if bars:
+            logging_of.enable_progress_bar()
+
+
+def _why_no_model(name: str, error: Exception) -> str:
+    if Path(name).is_dir():
+        what = f"the folder {name} holds no usable image model"
+    else:
+        what = f"{name!r} is no folder, and no hub model that is cached or can be reached"
+    return f"--classifier_backbone: {what}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def read_preprocessing(
+    name: str,
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int] | None]:
+    """Mean, standard deviation and input size that a model's preprocessor configuration names.
+
+    Where there is none, ImageNet's mean and deviation serve, with a notice, and the size is None.
+    """
+    from transformers.image_processing_base import ImageProcessingMixin  # needs no torchvision
+
+    try:
+        config, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    except (OSError, ValueError):
+        log.warning(
+            "%s has no preprocessor_config.json: images are normalised with ImageNet's mean and "
+            "standard deviation",
+            name,
+        )
+        return IMAGENET_MEAN, IMAGENET_STD, None
+    if not config.get("do_normalize", True):
+        return (0.0,) * 3, (1.0,) * 3, _input_size(config)
+    mean = _triple(config.get("image_mean") or IMAGENET_MEAN)
+    std = _triple(config.get("image_std") or IMAGENET_STD)
+    return mean, std, _input_size(config)
+
+
+def _input_size(config: Mapping) -> tuple[int, int] | None:
+    """Height and width of what the model sees: after the centre crop, where there is one."""
+    size = config.get("size")
+    if config.get("do_center_crop") and config.get("crop_size"):
+        size = config["crop_size"]
+    if isinstance(size, Mapping):
+        if "height" in size and "width" in size:
+            return int(size["height"]), int(size["width"])
+        size = size.get("shortest_edge")
+    return None if size is None else _pair(size)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _triple(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (float(value),) * 3 if isinstance(value, (int, float)) else tuple(map(float, value))

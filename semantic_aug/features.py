@@ -1,0 +1,177 @@
+"""Features of pictures that nothing changes: computed once, and kept on disk for the next run.
+
+output/EXP/cache/KEY.safetensors holds those of one list of pictures. KEY depends on the backbone,
+the size and the content of the files, so that a wrong one is never read.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from semantic_aug import UserError
+from semantic_aug.backbone import CHUNK, Backbone
+from semantic_aug.cli import progress_bar
+from semantic_aug.experiment import atomic_path
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.images import Images
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledFeatures:
+    """Features [N, F] on the backbone's device and labels [N] on the CPU of a whole split."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The pictures of a split to evaluate on, in the dataset's order, and their labels."""
+
+    name: str
+    images: Images
+    labels: torch.Tensor
+
+
+def load_split(
+    dataset: FewShotDataset,
+    size: tuple[int, int],
+    classes: Iterable[str] | None = None,
+    workers: int | None = None,
+) -> Split:
+    """All photos of a split, none decoded yet and none to be held."""
+    indices = dataset.indices(classes)
+    labels = torch.tensor([dataset.get_label_by_idx(idx) for idx in indices])
+    return Split(dataset.split, Images(dataset, indices, size, 0, workers), labels)
+
+
+def readable(split: Split, memory: float, workers: int | None = None) -> Split:
+    """A split without the photos that cannot be read, held where it fits into `memory` megabytes.
+
+    For many passes; those that cannot be read are named and counted once.
+    """
+    good = [n for n, pixels in enumerate(split.images.each()) if not _unreadable(pixels)]
+    _count_unreadable(split, len(good))
+    old = split.images
+    images = Images(old.dataset, [old.items[n] for n in good], old.size, memory, workers)
+    images.hold()
+    return Split(split.name, images, split.labels[good])
+
+
+def _unreadable(pixels: torch.Tensor | UserError) -> bool:
+    if isinstance(pixels, UserError):
+        log.warning("%s; skipped", pixels)
+    return isinstance(pixels, UserError)
+
+
+def _count_unreadable(split: Split, good: int) -> None:
+    if good < len(split.labels):
+        log.warning(
+            "%d of %d photos of split %r cannot be read",
+            len(split.labels) - good,
+            len(split.labels),
+            split.name,
+        )
+    if not good:
+        raise UserError(f"no photo of split {split.name!r} to evaluate on")
+
+
+def split_features(backbone: Backbone, split: Split, cache: Path | None = None) -> LabelledFeatures:
+    """Every photo of a split through the backbone as it is now, in the dataset's order.
+
+    Photos that cannot be read are named, counted and left out.
+
+    Args:
+        cache: the folder where features of a frozen backbone are kept.
+
+    Raises:
+        UserError: no photo is left.
+    """
+    features, read = cached_features(backbone, split.images, f"{split.name} features", cache)
+    _count_unreadable(split, int(read.sum()))
+    return LabelledFeatures(features, split.labels[read])
+
+
+def cached_features(
+    backbone: Backbone, images: Images, title: str, cache: Path | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [M, F] of the pictures that can be read, and which of all N these are, [N] bool.
+
+    Raises:
+        UserError: the backbone gives numbers that are not finite.
+    """
+    path = None
+    if cache is not None and not backbone.trained:
+        path = cache / f"{_key(backbone, images)}.safetensors"
+    found = None if path is None else _read(path, len(images), backbone)
+    if found is None:
+        found = _compute(backbone, images, title)
+        # Broken pictures are named in every run: what they lack is not kept.
+        if path is not None and found[1].all():
+            _write(path, found[0])
+    return found
+
+
+def _compute(backbone: Backbone, images: Images, title: str) -> tuple[torch.Tensor, torch.Tensor]:
+    features, chunk = [], []
+    read = torch.ones(len(images), dtype=torch.bool)
+    bar = progress_bar(total=len(images), desc=title, unit="image", disable=bool(backbone.trained))
+    with bar as progress:
+        for number, pixels in enumerate(images.each()):
+            if _unreadable(pixels):
+                read[number] = False
+            else:
+                chunk.append(pixels)
+            if len(chunk) == CHUNK or (chunk and number + 1 == len(images)):
+                features.append(backbone.features(torch.stack(chunk)))
+                chunk = []
+            progress.update()
+    if chunk:
+        features.append(backbone.features(torch.stack(chunk)))
+    result = torch.cat(features) if features else torch.empty(0, backbone.num_features)
+    if not backbone.trained and not result.isfinite().all():
+        raise UserError("--classifier_backbone: its features are not finite numbers")
+    return result, read
+
+
+# --- on disk ---------------------------------------------------------------------------------
+
+
+def _key(backbone: Backbone, images: Images) -> str:
+    parts: Sequence = (
+        backbone.identity,
+        backbone.device.type,  # half precision on a GPU
+        backbone.mean.flatten().tolist(),
+        backbone.std.flatten().tolist(),
+        images.size,
+        images.digest(),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: Path, number: int, backbone: Backbone) -> tuple | None:
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        return None
+    try:
+        features = load_file(path)["features"]
+    except Exception as error:  # whatever a damaged file brings about
+        log.warning("%s cannot be read (%s): made again", path, error)
+        return None
+    if features.shape != (number, backbone.num_features):
+        return None
+    return features.to(backbone.device), torch.ones(number, dtype=torch.bool)
+
+
+def _write(path: Path, features: torch.Tensor) -> None:
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({"features": features.cpu().contiguous()}, temporary)

@@ -1,0 +1,154 @@
+"""Pictures that a classifier sees many times: decoded once if they fit into memory.
+
+If they do not, worker threads decode them again each time, a few batches ahead.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from semantic_aug import UserError
+from semantic_aug.experiment import sha256_file
+from semantic_aug.few_shot_dataset import FewShotDataset, read_image, resized_pixels, to_rgb
+
+AHEAD = 64  # pictures that are decoded before they are asked for
+MEGABYTE = 2**20
+
+
+class Images:
+    """Photos of a dataset and synthetic variants, all of one size.
+
+    Args:
+        dataset: whose photos they are.
+        items: each an index into the dataset, a path, or a PIL image.
+        size: height and width in pixels.
+        memory: megabytes that decoded pictures may take; if they need more, none is held.
+        workers: threads that decode; default as many as there are cores, 16 at most.
+    """
+
+    def __init__(
+        self,
+        dataset: FewShotDataset,
+        items: Sequence[int | Path | Image.Image],
+        size: tuple[int, int],
+        memory: float = 0,
+        workers: int | None = None,
+    ):
+        self.dataset, self.items, self.size = dataset, list(items), size
+        # A subclass that reads photos in its own way need not be safe for threads.
+        own_reader = type(dataset).get_image_by_idx is not FewShotDataset.get_image_by_idx
+        self._workers = 1 if own_reader else workers or min(os.cpu_count() or 1, 16)
+        self._fit = len(self.items) * 3 * size[0] * size[1] <= memory * MEGABYTE
+        self._held: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, number: int) -> torch.Tensor:
+        """One picture, decoded now: uint8 [3, H, W].
+
+        Raises:
+            UserError: it cannot be read; the message names it.
+        """
+        if self._held is not None:
+            return self._held[number]
+        item = self.items[number]
+        try:
+            if isinstance(item, int):
+                image = self.dataset.get_image_by_idx(item)
+            else:
+                image = item if isinstance(item, Image.Image) else read_image(item)
+            return torch.from_numpy(resized_pixels(to_rgb(image), self.size)).permute(2, 0, 1)
+        except (UserError, OSError) as error:
+            raise UserError(f"{self.name(number)}: {error}") from error
+
+    def hold(self) -> None:
+        """Decode all pictures and keep them, if they fit.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        if self._held is None and self._fit:
+            held = torch.empty((len(self), 3, *self.size), dtype=torch.uint8)
+            for number, (pixels,) in enumerate(self.batches([[n] for n in range(len(self))])):
+                held[number] = pixels
+            self._held = held
+
+    def batches(self, rows: Iterable[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """uint8 [B, 3, H, W] for every row of B numbers, in order.
+
+        Raises:
+            UserError: a picture cannot be read.
+        """
+        if self._held is not None:
+            for row in rows:
+                yield self._held[row]
+            return
+        for found in self._decoded(rows):
+            for pixels in found:
+                if isinstance(pixels, Exception):
+                    raise pixels
+            yield torch.stack(found)
+
+    def each(self) -> Iterator[torch.Tensor | UserError]:
+        """Every picture in order, or why it cannot be read; never all of them in memory."""
+        for (pixels,) in self._decoded([n] for n in range(len(self))):
+            yield pixels
+
+    def _decoded(self, rows: Iterable[Sequence[int]]) -> Iterator[list]:
+        def attempt(number):
+            try:
+                return self.read(number)
+            except UserError as error:
+                return error
+
+        with ThreadPoolExecutor(self._workers) as threads:
+            waiting, ahead = deque(), 0
+            for row in rows:
+                waiting.append([threads.submit(attempt, int(number)) for number in row])
+                ahead += len(waiting[-1])
+                while ahead > AHEAD and len(waiting) > 1:
+                    done = waiting.popleft()
+                    ahead -= len(done)
+                    yield [future.result() for future in done]
+            for done in waiting:
+                yield [future.result() for future in done]
+
+    def name(self, number: int) -> str:
+        """What a picture is called in messages."""
+        item = self.items[number]
+        if not isinstance(item, int):
+            return "synthetic image"
+        records = getattr(self.dataset, "records", None)
+        return records[item].source if records else f"photo {item} of split {self.dataset.split!r}"
+
+    def digest(self) -> str:
+        """sha256 of the content of all pictures in order, whatever they are called.
+
+        Of a picture that is a file as it stands, the file's bytes count; of others, the pixels.
+        """
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(self._workers) as threads:
+            for each in threads.map(self._content, range(len(self))):
+                digest.update(each.encode())
+        return digest.hexdigest()
+
+    def _content(self, number: int) -> str:
+        item = self.items[number]
+        if isinstance(item, int) and self.dataset.is_whole_file:
+            item = self.dataset.records[item].path
+        if isinstance(item, Path):
+            try:
+                return sha256_file(item)
+            except OSError as error:
+                return f"unreadable: {error}"
+        try:
+            return hashlib.sha256(self.read(number).contiguous().numpy().tobytes()).hexdigest()
+        except UserError as error:
+            return f"unreadable: {error}"

@@ -1,0 +1,94 @@
+"""summary.csv of a method: what it reaches, what it gains over real photos, and what that costs."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from semantic_aug.experiment import read_config
+from semantic_aug.results import (
+    COMPARISON_FILE,
+    REAL,
+    SUMMARY_FILE,
+    TEST,
+    VALIDATION,
+    paired_differences,
+    summarise,
+    write_table,
+)
+from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_per_trial
+
+# Two methods that differ in one of these differ in more than in their images.
+SHARED_SETTINGS = (
+    "dataset", "dataset_args", "crop_to_object", "classes", "backbone", "image_size", "num_epochs",
+    "iterations_per_epoch", "batch_size", "learning_rate", "class_balanced", "select", "finetune",
+    "backbone_learning_rate",
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | None) -> list[dict]:
+    """Derive summary.csv from all result files of a method. Returns its rows.
+
+    Beside accuracy and interval: `gain`, the mean difference to the method `real` in the trials
+    that both have; seconds of one trial by stage, as far as they are known; and `gain_per_minute`,
+    in points of accuracy per minute of all these stages. What is unknown is empty.
+
+    Args:
+        experiment: where the seconds of its stages lie.
+        aug_name: the images the method uses; None for real photos only.
+    """
+    rows = summarise(folder, method)
+    real = folder.parent / REAL
+    gains = {}
+    if method != REAL and real.is_dir():
+        gains = {
+            (row["examples_per_class"], row["split"]): row["difference"]
+            for row in paired_differences(folder, real)
+        }
+    for row in rows:
+        k = row["examples_per_class"]
+        seconds = seconds_per_trial(experiment, method, aug_name, k)
+        gain = gains.get((k, row["split"]), math.nan)
+        minutes = sum(seconds.values()) / 60
+        row |= {
+            "gain": gain,
+            "fine_tune_seconds": _sum(seconds, FINE_TUNE, AGGREGATE),
+            "generate_seconds": _sum(seconds, GENERATE),
+            "train_seconds": _sum(seconds, TRAIN),
+            "gain_per_minute": 100 * gain / minutes if minutes else math.nan,
+        }
+    write_table(folder / SUMMARY_FILE, pd.DataFrame(rows))
+    return rows
+
+
+def _sum(seconds: Mapping[str, float], *stages: str) -> float:
+    known = [seconds[stage] for stage in stages if stage in seconds]
+    return sum(known) if known else math.nan
+
+
+def write_comparison(folder: Path, method: str, others: Mapping[str, Path]) -> list[dict]:
+    """Derive comparison.csv: a method against others, paired by trial. Returns its rows.
+
+    Columns: method, other, and those of `paired_differences`.
+    """
+    rows = []
+    for name, other in others.items():
+        _name_differences(folder, name, other)
+        pairs = paired_differences(folder, other)
+        if not any(row["split"] in (VALIDATION, TEST) for row in pairs):
+            log.warning("%s and %s have finished no trial in common", method, name)
+        rows += [{"method": method, "other": name, **row} for row in pairs]
+    write_table(folder / COMPARISON_FILE, pd.DataFrame(rows))
+    return rows
+
+
+def _name_differences(folder: Path, name: str, other: Path) -> None:
+    mine, theirs = ((read_config(each) or {}).get("settings", {}) for each in (folder, other))
+    differing = [key for key in SHARED_SETTINGS if mine.get(key) != theirs.get(key)]
+    if differing:
+        log.warning("%s was made with another %s: not images alone make the difference",
+                    name, ", ".join(differing))  # fmt: skip

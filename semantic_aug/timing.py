@@ -1,0 +1,190 @@
+"""What each stage cost: seconds, images and device, in output/EXP/timing.json.
+
+Every process appends to a file of its own in output/EXP/timing/; timing.json is derived from all
+of them, so that any process can write it again.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from semantic_aug.experiment import (
+    RESERVED_NAMES,
+    TIMING,
+    Trial,
+    hostname,
+    read_config,
+    write_text,
+)
+
+FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (
+    "fine_tune", "aggregate_embeddings", "generate_augmentations", "train_classifier",
+)  # fmt: skip
+
+
+@dataclass
+class Work:
+    """Some work of one process.
+
+    Attributes:
+        stage: one of `STAGES`.
+        method: the set of images (AUG) or the results (METHOD) it was for; empty for words.
+        seed: of the trial, and `examples_per_class` likewise; None for work on several trials.
+        device: such as `cpu` or `cuda: NVIDIA H100`; empty where it does not matter.
+        images: how many were made or shown; None where that says nothing. Work on 0 images is
+            not recorded.
+        seconds: by the clock.
+        again: earlier work of this stage, method and trial was in vain, and no longer counts.
+        finished: nanoseconds since 1970.
+    """
+
+    stage: str
+    method: str = ""
+    seed: int | None = None
+    examples_per_class: int | None = None
+    device: str = ""
+    images: int | None = None
+    seconds: float = 0.0
+    again: bool = False
+    finished: int = 0
+
+
+@contextlib.contextmanager
+def timed(
+    experiment: Path,
+    stage: str,
+    method: str = "",
+    trials: Trial | Sequence[Trial] | None = None,
+    device=None,
+    again: bool = False,
+) -> Iterator[Work]:
+    """Record how long the block takes; inside, set `images` of what it yields.
+
+        with timed(experiment, GENERATE, args.aug_name, trial, device) as work:
+            work.images = generate(...)
+
+    What was done before an interruption is recorded too.
+
+    Args:
+        trials: what the work is for; of several, such as one for each of the words that are
+            trained together, each gets an equal share.
+        device: a torch.device, where one computed.
+    """
+    work = Work(stage, method, device=device_name(device), again=again)
+    started = time.monotonic()
+    try:
+        yield work
+    finally:
+        if work.images != 0:
+            work.seconds = time.monotonic() - started
+            work.finished = time.time_ns()
+            path = experiment / TIMING / f"{hostname()}-{os.getpid()}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                for share in _shares(work, trials):
+                    file.write(json.dumps(asdict(share)) + "\n")
+            write_timing(experiment)
+
+
+def _shares(work: Work, trials: Trial | Sequence[Trial] | None) -> list[Work]:
+    """The work on each trial."""
+    if not trials:
+        return [work]
+    trials = [trials] if isinstance(trials, Trial) else trials
+    return [
+        replace(
+            work,
+            seed=trial.seed,
+            examples_per_class=trial.examples_per_class,
+            seconds=work.seconds * number / len(trials),
+            images=None if work.images is None else round(work.images * number / len(trials)),
+        )
+        for trial, number in Counter(trials).items()
+    ]
+
+
+def device_name(device) -> str:
+    """`cpu`, or the kind of device and what it is called."""
+    if device is None:
+        return ""
+    if device.type != "cuda":
+        return device.type
+    import torch
+
+    return f"cuda: {torch.cuda.get_device_name(device)}"
+
+
+def read_timing(experiment: Path) -> list[dict]:
+    """Work of all processes, summed for each stage, method, trial and device; in this order.
+
+    Of each: stage, method, seed, examples_per_class, device, images, seconds.
+    """
+    found = []
+    for path in sorted((experiment / TIMING).glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError):  # a torn last line
+                found.append(Work(**json.loads(line)))
+    sums: dict[tuple, dict[str, Work]] = {}
+    for work in sorted(found, key=lambda work: work.finished):
+        devices = sums.setdefault((work.stage, work.method, work.seed, work.examples_per_class), {})
+        if work.again:
+            devices.clear()
+        total = devices.setdefault(
+            work.device, Work(*(getattr(work, name) for name in _IDENTITY), images=None)
+        )
+        total.seconds += work.seconds
+        if work.images is not None:
+            total.images = (total.images or 0) + work.images
+    totals = [total for devices in sums.values() for total in devices.values()]
+    totals.sort(key=lambda t: (STAGES.index(t.stage) if t.stage in STAGES else 9, t.method,
+                               t.seed or 0, t.examples_per_class or 0, t.device))  # fmt: skip
+    return [
+        {name: getattr(total, name) for name in (*_IDENTITY, "images")}
+        | {"seconds": round(total.seconds, 3)}
+        for total in totals
+    ]
+
+
+_IDENTITY = ("stage", "method", "seed", "examples_per_class", "device")
+
+
+def write_timing(experiment: Path) -> None:
+    """Derive timing.json."""
+    rows = [json.dumps(row, ensure_ascii=False) for row in read_timing(experiment)]
+    write_text(experiment / "timing.json", "[\n" + ",\n".join(rows) + "\n]\n")
+
+
+def seconds_per_trial(
+    experiment: Path, method: str, aug_name: str | None, examples_per_class: int
+) -> dict[str, float]:
+    """What one trial of a method took on average, by stage; only stages that were timed.
+
+    Args:
+        aug_name: the images it used; None for real photos only.
+    """
+    names = {TRAIN: method}
+    if aug_name and aug_name not in RESERVED_NAMES:
+        names[GENERATE] = aug_name
+        if _uses_words(experiment / aug_name):
+            names |= {FINE_TUNE: "", AGGREGATE: ""}
+    seconds: dict[str, dict] = {}
+    for row in read_timing(experiment):
+        mine = row["examples_per_class"] == examples_per_class
+        if mine and names.get(row["stage"]) == row["method"]:
+            of_stage = seconds.setdefault(row["stage"], {})
+            of_stage[row["seed"]] = of_stage.get(row["seed"], 0.0) + row["seconds"]
+    return {stage: sum(each.values()) / len(each) for stage, each in seconds.items()}
+
+
+def _uses_words(images: Path) -> bool:
+    """Whether any of a set's trials was made with learned words."""
+    for folder in images.glob("seed=*_ex=*"):
+        edits = (read_config(folder) or {}).get("settings", {}).get("edits") or []
+        if any(edit.get("aug") == "textual-inversion" for edit in edits):
+            return True
+    return False
