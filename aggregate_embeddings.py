@@ -21,6 +21,7 @@ from semantic_aug.experiment import (
     read_config,
     remove_leftovers,
 )
+from semantic_aug.timing import AGGREGATE, timed
 
 log = logging.getLogger("semantic_aug.aggregate_embeddings")
 
@@ -62,9 +63,10 @@ def main(argv=None):
         }
         for key in ("model", "dataset"):
             header[key] = read_header(files[0]).get(key, "")
-        if second_files(files):
-            merge_embeddings(second_files(files), embedding_files(path)[1], header)
-        tokens = merge_embeddings(files, path, header)
+        with timed(experiment, AGGREGATE, trials=trial):
+            if second_files(files):
+                merge_embeddings(second_files(files), embedding_files(path)[1], header)
+            tokens = merge_embeddings(files, path, header)
         print(f"{path}: {len(tokens)} words: {' '.join(tokens)}")
         missing = missing_classes(config, files)
         if missing:

@@ -87,6 +87,7 @@ from semantic_aug.textual_inversion import (
     validation_losses,
     words_in_place,
 )
+from semantic_aug.timing import FINE_TUNE, timed
 from semantic_aug.tracking import Track, check_tracker, tracker
 
 log = logging.getLogger("semantic_aug.fine_tune")
@@ -522,13 +523,19 @@ def train_all(
         progress_bar(total=total, desc="fine-tune", unit=" photos") as progress,
     ):
         for run in runs:
-            words = {job: build_word(args, pipeline, encode, job) for job in run}
-            for job, path in run.items():
-                if path is not None:
-                    words[job].load_state_dict(read_checkpoint(path)["state"])
-            progress.initial += images * sum(word.step for word in words.values())
-            progress.update(images * sum(word.step for word in words.values()))
-            train_run(args, pipeline, noise_scheduler, prompts, settings, words, track, progress)
+            trials = [Trial(j.dataset.seed, j.header["examples_per_class"]) for j in run]
+            with timed(experiment, FINE_TUNE, trials=trials, device=pipeline.device) as work:
+                words = {job: build_word(args, pipeline, encode, job) for job in run}
+                for job, path in run.items():
+                    if path is not None:
+                        words[job].load_state_dict(read_checkpoint(path)["state"])
+                progress.initial += images * sum(word.step for word in words.values())
+                progress.update(images * sum(word.step for word in words.values()))
+                before = sum(word.step for word in words.values())
+                train_run(
+                    args, pipeline, noise_scheduler, prompts, settings, words, track, progress
+                )
+                work.images = images * (sum(word.step for word in words.values()) - before)
             failed += [job.where for job, word in words.items() if word.diverged]
     return failed
 

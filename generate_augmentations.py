@@ -85,6 +85,7 @@ from semantic_aug.generation import (
     read_records,
     stale_records,
 )
+from semantic_aug.timing import GENERATE, timed
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
 
@@ -277,26 +278,29 @@ def main(argv=None):
     alternatives = len(edits) if args.compose == "parallel" else 1
     for trial, (dataset, indices, embed_path, settings, digests) in work.items():
         folder = folders[trial]
-        made = generate(
-            dataset,
-            functools.partial(build_augmentation, args, edits, pipeline, resolution, embed_path),
-            folder,
-            settings,
-            num_synthetic=args.num_synthetic,
-            batch_size=args.batch_size * alternatives,
-            seed=trial.seed,
-            indices=indices,
-            shard=shard,
-            constants={
-                "seed": trial.seed,
-                "examples_per_class": trial.examples_per_class,
-                "num_inference_steps": args.num_inference_steps,
-                "resolution": resolution,
-                "model": args.model,
-            },
-            arguments={**vars(args), "command": command_line(argv)},
-            word_digests=digests,
-        )
+        with timed(experiment, GENERATE, args.aug_name, trial, device, args.overwrite) as work_done:
+            made = work_done.images = generate(
+                dataset,
+                functools.partial(
+                    build_augmentation, args, edits, pipeline, resolution, embed_path
+                ),
+                folder,
+                settings,
+                num_synthetic=args.num_synthetic,
+                batch_size=args.batch_size * alternatives,
+                seed=trial.seed,
+                indices=indices,
+                shard=shard,
+                constants={
+                    "seed": trial.seed,
+                    "examples_per_class": trial.examples_per_class,
+                    "num_inference_steps": args.num_inference_steps,
+                    "resolution": resolution,
+                    "model": args.model,
+                },
+                arguments={**vars(args), "command": command_line(argv)},
+                word_digests=digests,
+            )
         total = len(indices) * args.num_synthetic
         there = len(read_records(folder, config_id(settings)))
         print(f"{folder}: {made} images made now; {there} there, {total} wanted")
