@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from common import ROOT, compare, report_side, threads
+from models import model_folder
 from words import (
     NUM_VECTORS,
     SEED,
@@ -67,6 +68,7 @@ def main(argv=None):
         return
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or folder
+        args.model = model_folder(args.model, args.work)
         keys = ("model", "data_dir", "classes", "steps", "batch", "classes_per_step", "device",
                 "precision", "work")  # fmt: skip
         arguments = [f"--{key}={getattr(args, key)}" for key in keys]

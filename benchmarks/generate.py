@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from common import ROOT, compare, report_side, threads
+from models import model_folder
 
 K, SEED, STRENGTHS = 4, 0, (0.25, 0.5, 0.75)
 
@@ -53,6 +54,7 @@ def main(argv=None):
         return
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or folder
+        args.model = model_folder(args.model, args.work)
         keys = ("model", "data_dir", "classes", "variants", "steps", "batch_size", "device",
                 "precision", "work")  # fmt: skip
         arguments = [f"--{key}={getattr(args, key)}" for key in keys]
