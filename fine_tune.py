@@ -182,7 +182,9 @@ def parse_args(argv=None):
     training.add_argument("--gradient_checkpointing", action="store_true", help="less memory")
     training.add_argument("--attention_slicing", action="store_true", help="less memory, slower")
     training.add_argument(
-        "--compile", action="store_true", help="torch.compile the UNet: faster after a minute"
+        "--compile",
+        action="store_true",
+        help="torch.compile the UNet: faster after some minutes, and rounded differently",
     )
 
     interruptions = parser.add_argument_group("interruptions")
@@ -201,7 +203,8 @@ def parse_args(argv=None):
     interruptions.add_argument(
         "--resume_from_checkpoint",
         default="latest",
-        help="latest, or the path of one checkpoint, from which its class goes on",
+        help="latest, or the path of one checkpoint file, from whose step its class goes on, and "
+        "those that are trained together with it",
     )
 
     watching = parser.add_argument_group("watching")
@@ -279,6 +282,8 @@ def main(argv=None):
     ]
     if args.resume_from_checkpoint != "latest":
         check_checkpoint(Path(args.resume_from_checkpoint), jobs)
+    if args.num_train_epochs is not None and args.max_train_steps is not None:
+        log.warning("--num_train_epochs is not used: --max_train_steps goes first")
     runs = [
         run
         for group in groups_of(jobs, args.classes_per_step, shard)
@@ -463,10 +468,16 @@ def usable_checkpoints(job: Job, settings: dict, args) -> dict[int, Path]:
         path = Path(args.resume_from_checkpoint)
         if is_of(asked := read_checkpoint(path), job):
             checkpoints = {asked["step"]: path}
+    while checkpoints:
+        latest = checkpoints[max(checkpoints)]
+        try:
+            differing = differing_keys(read_checkpoint(latest), job.header, settings)
+            break
+        except UserError as error:
+            log.warning("%s; it is left out", error)
+            del checkpoints[max(checkpoints)]
     if not checkpoints:
         return {}
-    latest = checkpoints[max(checkpoints)]
-    differing = differing_keys(read_checkpoint(latest), job.header, settings)
     if not differing:
         return checkpoints
     if args.overwrite:
@@ -563,7 +574,8 @@ def train_run(
                 kept = f"the checkpoint of step {last} is kept" if last else "no checkpoint yet"
                 precision = str(pipeline.unet.dtype).removeprefix("torch.")
                 log.error(
-                    "%s: %s in %s; this class is left out, %s; try a lower --learning_rate",
+                    "%s: %s in %s; this class is left out, %s; try a lower --learning_rate "
+                    "with --overwrite",
                     where, word.diverged, precision, kept,
                 )  # fmt: skip
         going_on = {job_of[word]: word for word in took_part if word.is_running}
@@ -573,10 +585,10 @@ def train_run(
             for job, word in (going_on | ended).items():
                 earlier = job.path.with_name(f"learned_embeds-steps-{step}.safetensors")
                 write_word(earlier, job, word, step)
-        if step % args.checkpointing_steps == 0:
-            save(going_on, settings, keep=args.checkpoints_total_limit)
         if args.validation_steps and step % args.validation_steps == 0:
             validate(going_on, with_images=True)
+        if step % args.checkpointing_steps == 0:  # last, so that what comes before is made again
+            save(going_on, settings, keep=args.checkpoints_total_limit)
         finish(ended, validate, settings)
 
 

@@ -1,9 +1,11 @@
 """Checkpoints of words in training: output/EXP/fine-tuned/seed=S_ex=N/CLASS/checkpoint-STEP.pt.
 
 Each word has files of its own, because each is trained as if alone. They are removed once the word
-is finished.
+is finished. A file is the sha256 of the rest, which is torch's format.
 """
 
+import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -33,8 +35,10 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
 def write_checkpoint(path: Path, state: Mapping, header: Mapping, settings: Mapping) -> None:
     """Write a word's state, whole or not at all, with what it depends on."""
     texts = {key: str(value) for key, value in header.items()}
+    content = io.BytesIO()
+    torch.save({"state": state, "header": texts, "settings": json.dumps(settings)}, content)
     with atomic_path(path) as temporary:
-        torch.save({"state": state, "header": texts, "settings": json.dumps(settings)}, temporary)
+        temporary.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -44,15 +48,17 @@ def read_checkpoint(path: Path) -> dict:
         UserError: the file is missing or damaged, or something else.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
+        raise UserError(f"there is no checkpoint file {path}")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        digest, content = (data := path.read_bytes())[:32], data[32:]
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("its checksum is another")
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         found["settings"] = json.loads(found["settings"])
         step, _ = int(found["state"]["step"]), found["header"]["class"]
     except Exception as error:  # on broken files, the unpickler raises all that Python has
         raise UserError(
-            f"cannot read checkpoint {path}: it is damaged, or not one of fine_tune.py; remove it "
-            "to start from an earlier one"
+            f"cannot read checkpoint {path}: it is damaged, or not one of fine_tune.py"
         ) from error
     return found | {"step": step}
 

@@ -259,7 +259,7 @@ def check_config(folder: Path, settings: Mapping, has_results: bool, overwrite: 
     if differing:
         raise UserError(
             f"{folder} holds results made with other settings: {', '.join(differing)}; "
-            "choose another name (--experiment_name, --aug_name, --method) or pass --overwrite "
+            "choose another name, such as another --experiment_name, or pass --overwrite "
             "to make them again"
         )
 

@@ -50,6 +50,9 @@ def check_num_vectors(tokenizer, num_vectors: int, templates: Sequence[str]) -> 
         tokenizer.model_max_length - len(tokenizer(template.replace("{}", "")).input_ids)
         for template in templates
     )
+    if room < 1:
+        longest = max(templates, key=lambda text: len(tokenizer(text).input_ids))
+        raise UserError(f"--templates: no room for a word in {longest[:60]!r}...: shorten it")
     if not 1 <= num_vectors <= room:
         raise UserError(
             f"--num_vectors: got {num_vectors}, expected 1 to {room}: a prompt of this model "

@@ -876,7 +876,7 @@ def test_one_checkpoint_by_its_path(tune, monkeypatch, tmp_path):
         assert torch.allclose(found, wanted, atol=1e-5)
     monkeypatch.setattr(fine_tune, "load_pipeline", fail)
     for path, message in (
-        (tmp_path / "absent.pt", f"checkpoint {tmp_path / 'absent.pt'} does not exist"),
+        (tmp_path / "absent.pt", f"there is no checkpoint file {tmp_path / 'absent.pt'}"),
         (word(), f"cannot read checkpoint {word()}: it is damaged"),
     ):
         status, err = tune(*flags, f"--resume_from_checkpoint={path}", name="new")
@@ -910,16 +910,16 @@ def test_checkpoint_of_other_settings_is_refused_by_name(tune, monkeypatch, tmp_
 
 def test_full_disk_during_a_checkpoint_keeps_the_one_before(tune, monkeypatch):
     flags = ["--max_train_steps=5", "--checkpointing_steps=1", "--checkpoints_total_limit=1"]
-    save = torch.save
+    write = Path.write_bytes
 
-    def full(content, path):
-        if "checkpoint-3" in str(path) and "toy_train" in str(path):
-            Path(path).write_bytes(b"half")
+    def full(path, data):
+        if "checkpoint-3" in path.name and "toy_train" in str(path):
+            write(path, data[:50])
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save(content, path)
+        return write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
+        patch.setattr(Path, "write_bytes", full)
         status, err = tune(*flags)
     assert status == 2
     last = err.splitlines()[-1]
@@ -929,6 +929,30 @@ def test_full_disk_during_a_checkpoint_keeps_the_one_before(tune, monkeypatch):
     _, err = tune(*flags)
     assert "toy_train: goes on from step 2 of 5" in err
     assert bytes_of() == whole_run(tune)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty"])
+def test_damaged_checkpoint_is_left_out_for_an_earlier_one(tune, monkeypatch, damage):
+    flags = ["--max_train_steps=5", "--checkpointing_steps=1", "--checkpoints_total_limit=2"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        tune(*flags)
+    path = trial() / "cat" / "checkpoint-4.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes({"cut": data[:-100], "bit": data, "empty": b""}[damage])
+    status, err = tune(*flags)
+    assert status == 0
+    assert f"cannot read checkpoint {path}: it is damaged" in err
+    assert "seed=0_ex=1/cat: goes on from step 3 of 5" in err
+    assert bytes_of() == whole_run(tune)
+
+
+def test_sentence_without_room_for_a_word(tune, tmp_path):
+    (tmp_path / "long.txt").write_text("a photo of " * 40 + "{}")
+    status, err = tune(f"--templates={tmp_path / 'long.txt'}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--templates: no room for a word in 'a photo of a photo" in err
 
 
 @pytest.mark.slow
