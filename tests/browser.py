@@ -75,7 +75,9 @@ class Browser:
         message = json.loads(text)
         method, parameters = message.get("method"), message.get("params", {})
         if method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
-            self.complaints.append(json.dumps(parameters))
+            # Chromium itself notes at level info that a dialog moved the focus; that is no fault.
+            if parameters.get("entry", {}).get("level") != "info":
+                self.complaints.append(json.dumps(parameters))
         elif method == "Network.requestWillBeSent":
             url = parameters["request"]["url"]
             if not url.startswith("data:"):
