@@ -177,13 +177,15 @@ class Prompts:
     ids: list[torch.Tensor]
     first_ids: list[int]
 
-    def of_word(self, number: int, num_vectors: int, templates: torch.Tensor) -> list[torch.Tensor]:
-        """Some templates with the word `number` in place of word 0, whose ids follow word 0's."""
-        shift = number * num_vectors
-        return [
-            ids[templates] + (ids[templates] >= first_id) * shift
-            for ids, first_id in zip(self.ids, self.first_ids)
-        ]
+    def of_words(self, num_vectors: int, templates: Sequence[int]) -> list[torch.Tensor]:
+        """Template `templates[n]` with word n in it, whose ids follow word n - 1's.
+
+        Returns:
+            For each text encoder, [words, 77] token ids.
+        """
+        shift = torch.arange(len(templates)).unsqueeze(1) * num_vectors
+        drawn = [ids[list(templates)] for ids in self.ids]
+        return [ids + (ids >= first) * shift for ids, first in zip(drawn, self.first_ids)]
 
 
 def tokenise(pipeline, templates: Sequence[str], token: str, num_vectors: int) -> Prompts:
@@ -248,12 +250,15 @@ def noise_target(scheduler, latents, noise, timesteps) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """A batch of one word: B photos' latents, what noises them, and the templates they go with."""
+    """A batch of one word: B photos' latents, what noises them, and the template they share.
+
+    One template for the batch, so that the text encoder runs once per word, not once per photo.
+    """
 
     latents: torch.Tensor  # [B, C, h, w]
     noise: torch.Tensor  # [B, C, h, w]
     timesteps: torch.Tensor  # [B]
-    templates: torch.Tensor  # [B]
+    template: int
 
 
 class Word:
@@ -329,12 +334,12 @@ class Word:
         size, generator = self.settings.train_batch_size, self.generator
         photos = torch.tensor([self.next_photo() for _ in range(size)])
         mirrored = torch.randint(2, (size,), generator=generator)
-        templates = torch.randint(num_templates, (size,), generator=generator)
+        template = int(torch.randint(num_templates, (1,), generator=generator))
         timesteps = torch.randint(num_timesteps, (size,), generator=generator)
         mean, deviation = (part[photos, mirrored] for part in self.posteriors)
         latents = mean + deviation * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
-        return Draw(latents, noise, timesteps, templates)
+        return Draw(latents, noise, timesteps, template)
 
     def advance(self, loss: float) -> None:
         """One optimiser step, whose gradients are there; none where the loss is not finite.
@@ -389,7 +394,7 @@ def train_words(pipeline, noise_scheduler, words: Sequence[Word], prompts: Promp
         pipeline: frozen; its text encoders and UNet give gradients and get none.
         noise_scheduler: a DDPMScheduler with the model's noise levels.
         words: of the same batch size, accumulation and number of vectors.
-        prompts: the templates; one is drawn per photo and step.
+        prompts: the templates; one is drawn per word and step.
 
     Yields:
         After each step, the words that took part in it.
@@ -425,17 +430,24 @@ def denoising_losses(
         for part in ("latents", "noise", "timesteps")
     )
     num_vectors = len(rows[0][0])
-    each = [prompts.of_word(n, num_vectors, draw.templates) for n, draw in enumerate(draws)]
-    ids = [torch.cat(of_encoder).to(device) for of_encoder in zip(*each)]
+    ids = prompts.of_words(num_vectors, [draw.template for draw in draws])
     noisy = noise_scheduler.add_noise(latents, noise, timesteps)
     with words_in_place(pipeline, rows, prompts.first_ids):
-        hidden, added = encode_prompts(pipeline, ids, latents.shape[-2:])
-    predicted = unet(
-        noisy.to(unet.dtype), timesteps, hidden.to(unet.dtype), added_cond_kwargs=added
-    ).sample
+        hidden, added = encode_prompts(
+            pipeline, [each.to(device) for each in ids], latents.shape[-2:]
+        )
+    photos = len(draws[0].latents)
+    hidden = _for_each_photo(hidden.float(), photos).to(unet.dtype)  # its gradients add up
+    added = added and {name: _for_each_photo(each, photos) for name, each in added.items()}
+    predicted = unet(noisy.to(unet.dtype), timesteps, hidden, added_cond_kwargs=added).sample
     target = noise_target(noise_scheduler, latents, noise, timesteps)
     errors = functional.mse_loss(predicted.float(), target, reduction="none")
     return errors.view(len(draws), -1).mean(dim=1)
+
+
+def _for_each_photo(of_words: torch.Tensor, photos: int) -> torch.Tensor:
+    """What belongs to a word, once for each of its photos in a batch: [words * photos, ...]."""
+    return of_words.unsqueeze(1).expand(-1, photos, *of_words.shape[1:]).flatten(0, 1)
 
 
 def encode_prompts(pipeline, ids: Sequence[torch.Tensor], latent_size: Sequence[int]):
@@ -483,8 +495,7 @@ def validation_losses(
             photos = (torch.arange(len(timesteps)) + number) % len(word.posteriors[0])
             latents = word.posteriors[0][photos, 0]
             noise = torch.randn(latents.shape, generator=generator)
-            templates = torch.zeros(len(timesteps), dtype=torch.long)
-            draws.append(Draw(latents, noise, timesteps, templates))
+            draws.append(Draw(latents, noise, timesteps, template=0))
         rows = [word.rows for word in words]
         losses += denoising_losses(pipeline, noise_scheduler, rows, draws, prompts).cpu()
     return (losses / VALIDATION_BATCHES).tolist()

@@ -442,8 +442,10 @@ def test_frozen_parts_may_be_in_half_precision(small_model, pipeline, photos_ten
     assert half.unet.dtype == half.text_encoder.dtype == dtype
     rows, expected = train(half, photos_tensor), train(pipeline, photos_tensor)
     assert rows.dtype == torch.float32
-    assert torch.allclose(rows, expected, atol=5e-3)
-    assert ((rows - start_rows(pipeline)).abs().mean(dim=1) > 5e-3).all()
+    # Directions, since Adam's first steps go by a gradient's sign, also where it is all rounding.
+    way, expected_way = rows - start_rows(pipeline), expected - start_rows(pipeline)
+    assert torch.cosine_similarity(way.flatten(), expected_way.flatten(), dim=0) > 0.98
+    assert (way.abs().mean(dim=1) > 5e-3).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -1193,7 +1195,7 @@ def test_training_sees_the_prompts_as_the_pipeline_does(xl_model):
     prompts = tokenise(fresh, ["a photo of a {}"], "<x>", 2)
     other = [torch.zeros_like(each) for each in rows]
     for number, words in enumerate(([rows, other], [other, rows])):
-        ids = prompts.of_word(number, 2, torch.tensor([0]))
+        ids = [each[[number]] for each in prompts.of_words(2, [0, 0])]
         with torch.no_grad(), words_in_place(fresh, words, prompts.first_ids):
             hidden, added = encode_prompts(fresh, ids, (16, 16))
         assert torch.equal(hidden, expected[0])
