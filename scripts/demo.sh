@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
-k=${K:-4} trials=3 steps=100 variants=6 denoising=24 epochs=10 experiment=demo
+k=${K:-4} trials=3 steps=100 variants=6 denoising=24 epochs=6 experiment=demo
 case ${1:-} in
   "") ;;
   --fast) trials=1 steps=40 variants=2 denoising=24 epochs=5 experiment=demo-fast ;;
@@ -47,12 +47,12 @@ common=(--output_dir "${OUTPUT_DIR:-output}" --experiment_name "$experiment"
   --examples_per_class $k --num_trials $trials)
 data=(--dataset mvip --data_dir sample/mvip "${common[@]}")
 classify=(train_classifier.py "${data[@]}" --classifier_backbone sample/backbone
-  --num_epochs $epochs --iterations_per_epoch 50 --learning_rate 1e-3)
+  --num_epochs $epochs --iterations_per_epoch 50 --learning_rate 2e-3)
 edit=("${data[@]}" --model_path sample/model --num_synthetic $variants
   --num_inference_steps $denoising --strength 0.15 0.25 0.35 --batch_size 16)
 
 stage fine_tune fine_tune.py "${data[@]}" --model_path sample/model --num_vectors 4 \
-  --max_train_steps $steps --learning_rate 5e-3 --report_to none
+  --max_train_steps $steps --learning_rate 1e-3 --report_to none
 stage aggregate aggregate_embeddings.py "${common[@]}"
 stage real-guidance generate_augmentations.py "${edit[@]}" --aug real-guidance \
   --aug_name real-guidance
