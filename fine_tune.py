@@ -119,7 +119,12 @@ def parse_args(argv=None):
         help="sentences that the word is trained in: object, style, mvip (machine parts), or a "
         "text file with one per line, {} for the word (default: --learnable_property)",
     )
-    words.add_argument("--learnable_property", choices=("object", "style"), default="object")
+    words.add_argument(
+        "--learnable_property",
+        choices=("object", "style"),
+        default="object",
+        help="sentences for a thing or for a style",
+    )
 
     training = parser.add_argument_group("training")
     training.add_argument(
@@ -144,8 +149,13 @@ def parse_args(argv=None):
         help="classes that are trained together; fewer need less memory, and give the same words "
         "but for rounding",
     )
-    training.add_argument("--gradient_accumulation_steps", type=positive_int, default=1)
-    training.add_argument("--learning_rate", type=non_negative, default=5e-4)
+    training.add_argument(
+        "--gradient_accumulation_steps",
+        type=positive_int,
+        default=1,
+        help="batches whose gradients make one step",
+    )
+    training.add_argument("--learning_rate", type=non_negative, default=5e-4, help="of AdamW")
     training.add_argument(
         "--scale_lr",
         action="store_true",
@@ -162,12 +172,29 @@ def parse_args(argv=None):
             "constant_with_warmup",
         ),
         default="constant",
+        help="how the learning rate changes over the steps",
     )
-    training.add_argument("--lr_warmup_steps", type=non_negative_int, default=0)
-    training.add_argument("--adam_beta1", type=fraction_below_one, default=0.9)
-    training.add_argument("--adam_beta2", type=fraction_below_one, default=0.999)
-    training.add_argument("--adam_weight_decay", type=non_negative, default=1e-2)
-    training.add_argument("--adam_epsilon", type=non_negative, default=1e-8)
+    training.add_argument(
+        "--lr_warmup_steps",
+        type=non_negative_int,
+        default=0,
+        help="first steps, in which the learning rate rises from 0",
+    )
+    training.add_argument(
+        "--adam_beta1", type=fraction_below_one, default=0.9, help="decay of AdamW's mean gradient"
+    )
+    training.add_argument(
+        "--adam_beta2", type=fraction_below_one, default=0.999, help="decay of its mean square"
+    )
+    training.add_argument(
+        "--adam_weight_decay", type=non_negative, default=1e-2, help="pull of AdamW towards 0"
+    )
+    training.add_argument(
+        "--adam_epsilon",
+        type=non_negative,
+        default=1e-8,
+        help="what keeps AdamW from dividing by 0",
+    )
     training.add_argument(
         "--center_crop",
         action="store_true",
@@ -217,7 +244,9 @@ def parse_args(argv=None):
         help="steps between validations: a loss that is comparable between steps, and images of "
         "--validation_prompt (default: no such loss, and images at a class's end)",
     )
-    watching.add_argument("--num_validation_images", type=positive_int, default=4)
+    watching.add_argument(
+        "--num_validation_images", type=positive_int, default=4, help="images at each validation"
+    )
     watching.add_argument(
         "--save_steps", type=positive_int, help="keep the word after every so many steps as well"
     )

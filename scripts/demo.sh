@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
-k=${K:-4} trials=3 steps=100 variants=6 denoising=24 epochs=6 experiment=demo
+k=${K:-4} trials=3 steps=75 variants=4 denoising=24 epochs=6 experiment=demo
 case ${1:-} in
   "") ;;
   --fast) trials=1 steps=40 variants=2 denoising=24 epochs=5 experiment=demo-fast ;;

@@ -37,8 +37,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         text = action.help or ""
-        if action.default not in (None, False, argparse.SUPPRESS) and "default" not in text:
-            default = action.default
+        default = action.default
+        has_none = default is None or default is False or default in ([], argparse.SUPPRESS)
+        if not has_none and "default" not in text:
             if isinstance(default, list):
                 default = " ".join(map(str, default))
             text += f" (default {str(default).replace('%', '%%')})"
