@@ -50,10 +50,10 @@ def edited(cache, name, photo, keys, variant):
     return render.render(part, cond, 64)[0]
 
 
-def edits_of(cache, names, keys, variants):
-    """[classes, 16 photos, variants, 64, 64, 3] uint8."""
+def edits_of(cache, names, photos, keys, variants):
+    """[classes, photos, variants, 64, 64, 3] uint8."""
     return np.stack([
-        [[edited(cache, name, i, keys, v) for v in range(variants)] for i in range(16)]
+        [[edited(cache, name, i, keys, v) for v in range(variants)] for i in range(photos)]
         for name in names
     ])  # fmt: skip
 
@@ -65,32 +65,33 @@ def main(argv=None):
     parser.add_argument("--backbone", default=str(make_data.ROOT / "backbone"))
     parser.add_argument("--variants", type=int, default=6, help="of each photo and edit")
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
     device = training.pick_device()
     model = ResNetForImageClassification.from_pretrained(args.backbone, dtype=torch.float32)
     model = model.to(device).eval()
-    names = list(parts.NOVEL)
+    names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
 
     def features(images):
         return domain_gap.features(model, images, device).cpu()
 
     splits = {s: domain_gap.load_split(args.mvip, names, s)[:2] for s in ("train", "valid", "test")}
     seen = {split: (features(images), labels) for split, (images, labels) in splits.items()}
-    of_edit = {}
+    photos, of_edit = len(splits["train"][1]) // len(names), {}
     for edit, keys in EDITS.items():
-        images = edits_of(args.cache, names, keys, args.variants)
+        images = edits_of(args.cache, names, photos, keys, args.variants)
         shape = (2, *images.shape[:3], -1)
         of_edit[edit] = features(images.reshape(-1, 64, 64, 3)).view(shape)
         print(f"{edit}: {np.prod(images.shape[:3])} renders", flush=True)
 
     found = {}
-    for shots in (1, 2, 4, 8):
+    for shots in (shots for shots in (1, 2, 4, 8) if shots <= photos):
         scores = {edit: [] for edit in ("real photos alone", *EDITS)}
         for trial in range(args.trials):
             rng = np.random.default_rng(trial)
-            chosen = torch.tensor([rng.permutation(16)[:shots] for _ in names])
+            chosen = [torch.from_numpy(rng.permutation(photos)[:shots]) for _ in names]
             real = torch.cat([
-                seen["train"][0][:, c * 16 + chosen[c]] for c in range(len(names))
+                seen["train"][0][:, c * photos + chosen[c]] for c in range(len(names))
             ], dim=1)  # fmt: skip
             labels = np.repeat(np.arange(len(names)), shots)
             for edit in scores:
