@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from semantic_aug import UserError, stable_hash
@@ -129,6 +129,9 @@ class FewShotDataset(Dataset):
                 name.encode()
             except UnicodeEncodeError:  # a folder's name of another encoding
                 raise UserError(f"the class name {name!r} is not valid UTF-8: rename it") from None
+        if len(set(self.class_names)) < len(self.class_names):
+            name = next(n for n in self.class_names if self.class_names.count(n) > 1)
+            raise UserError(f"two classes are called {name!r}: every class needs a name of its own")
         self.num_classes = len(self.class_names)
         self._label_of = {name: label for label, name in enumerate(self.class_names)}
         with collection_paused():
@@ -164,29 +167,12 @@ class FewShotDataset(Dataset):
     @staticmethod
     def images_in(folder: Path) -> list[Path]:
         """The image files directly in `folder`, sorted by name, hidden ones left out."""
-        if not folder.is_dir():
-            return []
-        with os.scandir(folder) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if entry.name.lower().endswith(IMAGE_SUFFIXES)
-                and not entry.name.startswith(".")
-                and not entry.is_dir()
-            )
-        return [folder / name for name in names]
+        return [folder / name for name in image_names_in(folder)]
 
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
         """The folders directly in `folder`, sorted by name, hidden ones left out."""
-        if not folder.is_dir():
-            return []
-        with os.scandir(folder) as entries:
-            return sorted(
-                folder / entry.name
-                for entry in entries
-                if entry.is_dir() and not entry.name.startswith(".")
-            )
+        return sorted(folder / entry.name for entry in _entries(folder) if _is_folder(entry))
 
     @property
     def _has_records(self) -> bool:
@@ -449,6 +435,42 @@ def collection_paused() -> Iterator[None]:
             gc.enable()
 
 
+# --- listing folders -------------------------------------------------------------------------
+
+
+def image_names_in(folder: Path) -> list[str]:
+    """The names of the image files directly in `folder`, sorted, hidden ones left out.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    return sorted(
+        entry.name
+        for entry in _entries(folder)
+        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not _is_folder(entry)
+    )
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What lies in a folder, hidden names left out; nothing where it is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be read: {error.strerror}; you need the right to list it"
+        ) from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
 # --- reading images --------------------------------------------------------------------------
 
 
@@ -527,6 +549,8 @@ def _reason(path: str | Path, error: Exception) -> str:
             return "no such file"
         if Path(path).stat().st_size == 0:
             return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "no image of a known format"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -121,6 +121,14 @@ def test_check_counts_modes_sizes_and_empty_classes(photos, capsys):
     assert "1 classes have no photo: unicorn" in text
 
 
+def test_check_takes_warnings_for_problems(photos, capsys):
+    Image.new("RGB", (9, 9)).save(photos / "loose.png")
+    status, text = check(capsys, "folder", "--data_dir", str(photos))
+    assert status == 1
+    assert section(text, "warnings") == [f"1 photos directly in {photos} have no class"]
+    assert text.endswith("21 photos of 3 classes: 1 problems\n")
+
+
 def test_check_shows_some_of_many_problems(photos, capsys):
     for number in range(30):
         (photos / "train" / "cat" / f"broken {number:02d}.png").write_bytes(b"")
@@ -233,3 +241,6 @@ def test_check_of_real_photos(real_data, capsys):
     assert status == 0
     assert sum(row(text, "total")) == 97 and "masks   good 97" in text
     assert np.array_equal(row(text, "toilet"), [9, 0, 4])
+    arguments = ["--data_dir", str(real_data / "coco2017"), "--dataset_args", "published_val=true"]
+    status, text = check(capsys, "coco", *arguments)
+    assert status == 0 and row(text, "total") == [49, 48, 0]  # no test, as was asked for

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
-from semantic_aug import UserError
+from semantic_aug import UserError, few_shot_dataset
 from semantic_aug.datasets import build_dataset
 from semantic_aug.few_shot_dataset import (
     CROP_MARGIN,
@@ -233,6 +233,34 @@ def test_hidden_files_folders_and_other_files_are_no_photos(tmp_path):
     assert [path.name for path in FewShotDataset.folders_in(tmp_path)] == ["folder.png"]
     assert FewShotDataset.images_in(tmp_path / "absent") == []
     assert FewShotDataset.folders_in(tmp_path / "absent") == []
+
+
+def test_links_in_circles_are_no_folders_and_no_photos(tmp_path):
+    save_photo(tmp_path / "train" / "cat_0.png")
+    for name in ("round", "cat_1.png"):
+        (tmp_path / "train" / name).symlink_to(tmp_path / "train" / name)
+    assert FewShotDataset.folders_in(tmp_path / "train") == []
+    dataset = Signs(data_dir=tmp_path, examples_per_class=2)
+    assert sources(dataset) == ["train/cat_0.png"]
+    assert dataset.unreadable == ["train/cat_1.png"]
+
+
+def test_a_folder_that_may_not_be_listed_is_named(signs, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(few_shot_dataset.os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"the folder .*train cannot be read: Permission denied"):
+        Signs(data_dir=signs)
+
+
+def test_class_names_that_are_not_unique_are_named(signs):
+    class Twice(Signs):
+        def list_class_names(self):
+            return ["cat", "dog", "dog"]
+
+    with pytest.raises(UserError, match="two classes are called 'dog'"):
+        Twice(data_dir=signs)
 
 
 # --- unreadable photos -----------------------------------------------------------------------

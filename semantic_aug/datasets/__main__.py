@@ -3,8 +3,8 @@
 python -m semantic_aug.datasets
 python -m semantic_aug.datasets check caltech101 --data_dir data/caltech-101
 
-`check` exits with 1 where something is wrong: photos that cannot be read, masks that are missing
-or do not fit, one photo in two splits or in two classes.
+`check` exits with 1 where something is wrong: photos that are missing or cannot be read, masks
+that are missing or do not fit, one photo in two splits or in two classes.
 """
 
 import inspect

@@ -12,7 +12,7 @@ from semantic_aug.datasets.layout import (
     check_root,
     images_by_stem,
     listed_images,
-    read_mat,
+    read_integers,
 )
 from semantic_aug.few_shot_dataset import FewShotDataset, Record, read_image
 
@@ -60,8 +60,7 @@ class Flowers102Dataset(FewShotDataset):
         segmentations = images_by_stem(self.data_dir / "segmim")
         labels = self._labels(images)
         setid = self.data_dir / "setid.mat"
-        (numbers,) = read_mat(setid, SPLIT_VARIABLES[split])
-        stems = [f"image_{number:05d}" for number in np.atleast_1d(numbers)]
+        stems = [f"image_{number:05d}" for number in read_integers(setid, SPLIT_VARIABLES[split])]
         for stem in listed_images(stems, images, setid):
             segmentation = segmentations.get(stem.replace("image", "segmim"))
             mask = functools.partial(flower_mask, segmentation) if segmentation else None
@@ -69,8 +68,8 @@ class Flowers102Dataset(FewShotDataset):
 
     def _labels(self, images: dict[str, Path]) -> dict[str, int]:
         path = self.data_dir / "imagelabels.mat"
-        labels = np.atleast_1d(*read_mat(path, "labels"))
-        labels = {f"image_{n:05d}": int(label) for n, label in enumerate(labels, start=1)}
+        labels = read_integers(path, "labels")
+        labels = {f"image_{n:05d}": label for n, label in enumerate(labels, start=1)}
         check_labelled(images, labels, path)
         wrong = [label for label in labels.values() if not 1 <= label <= len(CLASS_NAMES)]
         if wrong:

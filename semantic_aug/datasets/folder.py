@@ -9,10 +9,15 @@ from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.datasets.index import image_names
-from semantic_aug.datasets.layout import complete_splits
+from semantic_aug.datasets.layout import complete_splits, what_is_in
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
 
-SPLIT_FOLDERS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
+# Names of folders, in any case.
+SPLIT_FOLDERS = {
+    "train": ["train", "training"],
+    "val": ["val", "valid", "validation"],
+    "test": ["test", "testing"],
+}
 _SPLIT_NAMES = {name for names in SPLIT_FOLDERS.values() for name in names}
 
 log = logging.getLogger(__name__)
@@ -61,10 +66,7 @@ class FolderDataset(FewShotDataset):
     def _found(self) -> tuple[list[str], dict[str, list[Record]]]:
         """The names of all classes, sorted; and the records of every split, without masks."""
         if self._has_splits():
-            found = {
-                split: self._by_class(self.data_dir / name for name in names)
-                for split, names in SPLIT_FOLDERS.items()
-            }
+            found = {split: self._by_class(self._split_folders(split)) for split in SPLIT_FOLDERS}
         else:
             found = {"train": self._by_class([self.data_dir]), "val": {}, "test": {}}
         if not any(paths for split in SPLITS for paths in found[split].values()):
@@ -79,21 +81,29 @@ class FolderDataset(FewShotDataset):
             log.warning("%d photos directly in %s have no class", len(loose), self.data_dir)
         return sorted(set().union(*found.values())), splits
 
+    def _split_folders(self, split: str) -> list[Path]:
+        folders = self.folders_in(self.data_dir)
+        return [folder for folder in folders if folder.name.lower() in SPLIT_FOLDERS[split]]
+
     def _has_splits(self) -> bool:
         """Whether train/ is a split, rather than a class of that name or nothing."""
-        train = self.data_dir / "train"
-        classes, photos = self.folders_in(train), self.images_in(train)
-        if classes and photos:
-            raise UserError(
-                f"{train} holds both photos ({photos[0].name} ...) and folders "
-                f"({classes[0].name} ...): is it a class, or a split? Move one or the other out"
-            )
-        if photos and {folder.name for folder in self.folders_in(self.data_dir)} <= _SPLIT_NAMES:
-            log.warning(
-                "%s holds photos directly and is taken for a class: a split has a folder per class",
-                train,
-            )
-        return bool(classes)
+        has_splits = False
+        for train in self._split_folders("train"):
+            classes, photos = self.folders_in(train), self.images_in(train)
+            if classes and photos:
+                raise UserError(
+                    f"{train} holds both photos ({photos[0].name} ...) and folders "
+                    f"({classes[0].name} ...): is it a class, or a split? Move one or the other out"
+                )
+            names = {folder.name.lower() for folder in self.folders_in(self.data_dir)}
+            if photos and names <= _SPLIT_NAMES:
+                log.warning(
+                    "%s holds photos directly and is taken for a class: a split has a folder per "
+                    "class",
+                    train,
+                )
+            has_splits = has_splits or bool(classes)
+        return has_splits
 
     def _by_class(self, roots: Iterable[Path]) -> dict[str, list[str]]:
         """Class -> its photos, relative to the data root."""
@@ -105,6 +115,8 @@ class FolderDataset(FewShotDataset):
             paths = by_class.setdefault(unicodedata.normalize("NFC", folder.name), [])
             place = folder.relative_to(self.data_dir).as_posix()
             paths += [f"{place}/{name}" for name in names]
+            if not names and what_is_in(folder) != "nothing":
+                log.warning("%s holds no photo itself, but %s", folder, what_is_in(folder))
         return by_class
 
     def _what_is_there(self) -> str:
@@ -113,6 +125,8 @@ class FolderDataset(FewShotDataset):
             return f"holds photos itself ({loose[0].name} ...): give the folder above it"
         for folder in self.folders_in(self.data_dir):
             if any(self.images_in(inner) for inner in self.folders_in(folder)):
+                if folder.name.lower() in _SPLIT_NAMES:
+                    return f"has {folder.name}/ but no train/ with a folder per class"
                 return f"is one level too high: give {folder}, whose folders hold photos"
         folders = [folder.name for folder in self.folders_in(self.data_dir)]
         if not folders:
