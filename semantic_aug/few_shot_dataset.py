@@ -8,6 +8,7 @@ import gc
 import hashlib
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -442,13 +443,19 @@ def image_names_in(folder: Path) -> list[str]:
     """The names of the image files directly in `folder`, sorted, hidden ones left out.
 
     Raises:
-        UserError: the folder cannot be read.
+        UserError: the folder cannot be read, or has a name that no record could hold.
     """
-    return sorted(
+    names = sorted(
         entry.name
         for entry in _entries(folder)
         if entry.name.lower().endswith(IMAGE_SUFFIXES) and not _is_folder(entry)
     )
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:  # a name of another encoding
+        name = next(name for name in names if re.search("[\ud800-\udfff]", name))
+        raise UserError(f"{folder}: the name {name!r} is not valid UTF-8: rename it") from error
+    return names
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

@@ -44,6 +44,7 @@ def test_list_names_every_dataset_and_what_it_needs(capsys):
     assert "Options: level=variant" in entries["aircraft"]
     assert "Options: published_val=false" in entries["pascal"]
     assert "Options: none" in entries["flowers102"]
+    assert "\n        level: what a class is: `variant`, `family` or" in entries["aircraft"]
     assert main(["list"]) == 0 and capsys.readouterr().out == text
 
 

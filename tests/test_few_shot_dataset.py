@@ -3,6 +3,7 @@ subclasses in the predecessors' style."""
 
 import collections
 import logging
+import os
 import pickle
 import random
 import sys
@@ -243,6 +244,14 @@ def test_links_in_circles_are_no_folders_and_no_photos(tmp_path):
     dataset = Signs(data_dir=tmp_path, examples_per_class=2)
     assert sources(dataset) == ["train/cat_0.png"]
     assert dataset.unreadable == ["train/cat_1.png"]
+
+
+def test_a_file_name_of_another_encoding_is_named(tmp_path):
+    save_photo(tmp_path / "train" / "cat_0.png")
+    name = os.fsdecode(b"cat_caf\xe9.png")  # no record could hold it
+    (tmp_path / "train" / "cat_0.png").rename(tmp_path / "train" / name)
+    with pytest.raises(UserError, match=r"train: the name 'cat_caf\\udce9.png' is not valid UTF-8"):
+        Signs(data_dir=tmp_path)
 
 
 def test_a_folder_that_may_not_be_listed_is_named(signs, monkeypatch):

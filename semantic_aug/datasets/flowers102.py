@@ -45,9 +45,11 @@ GROUND = (0, 0, 254)  # the blue of everything that is no flower
 class Flowers102Dataset(FewShotDataset):
     """Oxford 102 Flowers (https://www.robots.ox.ac.uk/~vgg/data/flowers/102/), its own splits.
 
-    ROOT/jpg/image_00001.jpg
-    ROOT/imagelabels.mat, ROOT/setid.mat
-    ROOT/segmim/segmim_00001.jpg            the masks (102segmentations.tgz); may be absent
+        ROOT/jpg/image_00001.jpg
+        ROOT/imagelabels.mat, ROOT/setid.mat
+        ROOT/segmim/segmim_00001.jpg            the masks (102segmentations.tgz); may be absent
+
+    Masks are all that is not the blue of their ground.
     """
 
     class_names = CLASS_NAMES
