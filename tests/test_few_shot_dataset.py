@@ -295,7 +295,7 @@ def break_link(path):
 BREAKAGES = {
     truncate: r"",
     empty: "the file is empty",
-    write_text: "cannot identify image file",
+    write_text: "no image of a known format",
     break_link: "no such file",
 }
 
