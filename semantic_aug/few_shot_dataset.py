@@ -11,7 +11,8 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,7 +36,8 @@ class Record:
     """One labelled photo.
 
     Attributes:
-        path: the image file, or what opens as one with `open("rb")`.
+        path: the image file, or what opens as one with `open("rb")`. While a split is listed, it
+            may be text relative to the data root, because a million paths take long to make.
         class_name: one of the dataset's `class_names`.
         source: stable identity of the photo, its path relative to the data root.
         mask: an image file, or a function that returns an H x W array; nonzero means object.
@@ -43,7 +45,7 @@ class Record:
         description: text for prompts, where the dataset has one.
     """
 
-    path: Path
+    path: Path | str
     class_name: str
     source: str
     mask: Path | Callable[[], np.ndarray] | None = None
@@ -157,11 +159,11 @@ class FewShotDataset(Dataset):
         """A `Record` whose source is the path relative to the data root.
 
         Args:
-            path: the file; as text, relative to the data root and with slashes, which is half as
-                slow, and counts where there are a million.
+            path: the file; as text, relative to the data root and with slashes, which becomes a
+                path once the photo is selected: quicker, which counts where there are a million.
         """
         if isinstance(path, str):
-            return Record(self.data_dir / path, class_name, path, mask, description)
+            return Record(path, class_name, path, mask, description)
         source = path.relative_to(self.data_dir).as_posix()
         return Record(path, class_name, source, mask, description)
 
@@ -229,14 +231,19 @@ class FewShotDataset(Dataset):
         few_shot = self.split == "train" and self.examples_per_class is not None
         selected = []
         for class_name in self.class_names:
-            group = sorted(by_class[class_name], key=lambda record: record.source)
+            group = sorted(by_class[class_name], key=attrgetter("source"))
             if few_shot and group:
                 group.sort(key=lambda r: stable_hash("subset", self.seed, class_name, r.source))
                 group = self._first_readable(class_name, group)
-            selected += group
+            selected += map(self._with_path, group)
         if self.unreadable:
             log.warning("%d photos of split %r cannot be read", len(self.unreadable), self.split)
         return selected
+
+    def _with_path(self, record: Record) -> Record:
+        if isinstance(record.path, str):
+            return replace(record, path=self.data_dir / record.path)
+        return record
 
     def _first_readable(self, class_name: str, group: list[Record]) -> list[Record]:
         readable = []
@@ -244,7 +251,7 @@ class FewShotDataset(Dataset):
             if len(readable) == self.examples_per_class:
                 break
             try:
-                check_image(record.path)
+                check_image(self._with_path(record).path)
             except UserError as error:
                 self.unreadable.append(record.source)
                 log.warning("%s; skipped", error)

@@ -5,7 +5,7 @@ import functools
 import logging
 import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from semantic_aug import UserError
 from semantic_aug.datasets.index import image_names
@@ -53,12 +53,12 @@ class FolderDataset(FewShotDataset):
         records = self._found[1][split]
         if not self.masks:
             return iter(records)
-        folders = {record.path.parent for record in records}
+        folders = {parent(record) for record in records}
         masks = {folder: self._masks_of(folder) for folder in folders}
         if folders and not any(masks.values()):
-            folder = self.masks_dir / min(folders).relative_to(self.data_dir)
+            folder = self.masks_dir / min(folders)
             log.warning("masks=%s: none for split %s, such as in %s/", self.masks, split, folder)
-        return (with_mask(record, masks[record.path.parent]) for record in records)
+        return (with_mask(record, masks[parent(record)]) for record in records)
 
     # --- photos ------------------------------------------------------------------------------
 
@@ -155,17 +155,23 @@ class FolderDataset(FewShotDataset):
             return False
         return self.masks_dir.resolve().is_relative_to(folder.resolve())
 
-    def _masks_of(self, folder: Path) -> dict[str, Path]:
+    def _masks_of(self, folder: str) -> dict[str, Path]:
         """The masks of a folder of photos, by file name and by file name without suffix."""
         if self.masks_dir is None:
             return {}
-        files = self.images_in(self.masks_dir / folder.relative_to(self.data_dir))
+        files = self.images_in(self.masks_dir / folder)
         return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
+
+
+def parent(record: Record) -> str:
+    """The folder of a photo, relative to the data root."""
+    return record.source.rpartition("/")[0]
 
 
 def with_mask(record: Record, masks: dict[str, Path]) -> Record:
     """The record with its mask: photo.jpg may have photo.jpg, photo.png or photo.jpg.png."""
-    mask = masks.get(record.path.name, masks.get(record.path.stem))
+    photo = PurePosixPath(record.source)
+    mask = masks.get(photo.name, masks.get(photo.stem))
     return dataclasses.replace(record, mask=mask)
 
 
