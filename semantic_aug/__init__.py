@@ -19,5 +19,5 @@ def stable_hash(*parts) -> int:
     streams and all orders of this project start from it, never from global state.
     """
     # A separator that no text holds keeps ("ab", "c") and ("a", "bc") apart.
-    text = "\x1f".join(str(part) for part in parts)
+    text = "\x1f".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1

@@ -8,15 +8,17 @@ import gc
 import hashlib
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from semantic_aug import UserError, stable_hash
@@ -34,7 +36,8 @@ class Record:
     """One labelled photo.
 
     Attributes:
-        path: the image file, or what opens as one with `open("rb")`.
+        path: the image file, or what opens as one with `open("rb")`. While a split is listed, it
+            may be text relative to the data root, because a million paths take long to make.
         class_name: one of the dataset's `class_names`.
         source: stable identity of the photo, its path relative to the data root.
         mask: an image file, or a function that returns an H x W array; nonzero means object.
@@ -42,7 +45,7 @@ class Record:
         description: text for prompts, where the dataset has one.
     """
 
-    path: Path
+    path: Path | str
     class_name: str
     source: str
     mask: Path | Callable[[], np.ndarray] | None = None
@@ -129,6 +132,9 @@ class FewShotDataset(Dataset):
                 name.encode()
             except UnicodeEncodeError:  # a folder's name of another encoding
                 raise UserError(f"the class name {name!r} is not valid UTF-8: rename it") from None
+        if len(set(self.class_names)) < len(self.class_names):
+            name = next(n for n in self.class_names if self.class_names.count(n) > 1)
+            raise UserError(f"two classes are called {name!r}: every class needs a name of its own")
         self.num_classes = len(self.class_names)
         self._label_of = {name: label for label, name in enumerate(self.class_names)}
         with collection_paused():
@@ -153,40 +159,23 @@ class FewShotDataset(Dataset):
         """A `Record` whose source is the path relative to the data root.
 
         Args:
-            path: the file; as text, relative to the data root and with slashes, which is half as
-                slow, and counts where there are a million.
+            path: the file; as text, relative to the data root and with slashes, which becomes a
+                path once the photo is selected: quicker, which counts where there are a million.
         """
         if isinstance(path, str):
-            return Record(self.data_dir / path, class_name, path, mask, description)
+            return Record(path, class_name, path, mask, description)
         source = path.relative_to(self.data_dir).as_posix()
         return Record(path, class_name, source, mask, description)
 
     @staticmethod
     def images_in(folder: Path) -> list[Path]:
         """The image files directly in `folder`, sorted by name, hidden ones left out."""
-        if not folder.is_dir():
-            return []
-        with os.scandir(folder) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if entry.name.lower().endswith(IMAGE_SUFFIXES)
-                and not entry.name.startswith(".")
-                and not entry.is_dir()
-            )
-        return [folder / name for name in names]
+        return [folder / name for name in image_names_in(folder)]
 
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
         """The folders directly in `folder`, sorted by name, hidden ones left out."""
-        if not folder.is_dir():
-            return []
-        with os.scandir(folder) as entries:
-            return sorted(
-                folder / entry.name
-                for entry in entries
-                if entry.is_dir() and not entry.name.startswith(".")
-            )
+        return sorted(folder / entry.name for entry in _entries(folder) if _is_folder(entry))
 
     @property
     def _has_records(self) -> bool:
@@ -242,14 +231,19 @@ class FewShotDataset(Dataset):
         few_shot = self.split == "train" and self.examples_per_class is not None
         selected = []
         for class_name in self.class_names:
-            group = sorted(by_class[class_name], key=lambda record: record.source)
+            group = sorted(by_class[class_name], key=attrgetter("source"))
             if few_shot and group:
                 group.sort(key=lambda r: stable_hash("subset", self.seed, class_name, r.source))
                 group = self._first_readable(class_name, group)
-            selected += group
+            selected += map(self._with_path, group)
         if self.unreadable:
             log.warning("%d photos of split %r cannot be read", len(self.unreadable), self.split)
         return selected
+
+    def _with_path(self, record: Record) -> Record:
+        if isinstance(record.path, str):
+            return replace(record, path=self.data_dir / record.path)
+        return record
 
     def _first_readable(self, class_name: str, group: list[Record]) -> list[Record]:
         readable = []
@@ -257,7 +251,7 @@ class FewShotDataset(Dataset):
             if len(readable) == self.examples_per_class:
                 break
             try:
-                check_image(record.path)
+                check_image(self._with_path(record).path)
             except UserError as error:
                 self.unreadable.append(record.source)
                 log.warning("%s; skipped", error)
@@ -449,6 +443,48 @@ def collection_paused() -> Iterator[None]:
             gc.enable()
 
 
+# --- listing folders -------------------------------------------------------------------------
+
+
+def image_names_in(folder: Path) -> list[str]:
+    """The names of the image files directly in `folder`, sorted, hidden ones left out.
+
+    Raises:
+        UserError: the folder cannot be read, or has a name that no record could hold.
+    """
+    names = sorted(
+        entry.name
+        for entry in _entries(folder)
+        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not _is_folder(entry)
+    )
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:  # a name of another encoding
+        name = next(name for name in names if re.search("[\ud800-\udfff]", name))
+        raise UserError(f"{folder}: the name {name!r} is not valid UTF-8: rename it") from error
+    return names
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What lies in a folder, hidden names left out; nothing where it is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be read: {error.strerror}; you need the right to list it"
+        ) from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
 # --- reading images --------------------------------------------------------------------------
 
 
@@ -527,6 +563,8 @@ def _reason(path: str | Path, error: Exception) -> str:
             return "no such file"
         if Path(path).stat().st_size == 0:
             return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "no image of a known format"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -44,6 +44,7 @@ def test_list_names_every_dataset_and_what_it_needs(capsys):
     assert "Options: level=variant" in entries["aircraft"]
     assert "Options: published_val=false" in entries["pascal"]
     assert "Options: none" in entries["flowers102"]
+    assert "\n        level: what a class is: `variant`, `family` or" in entries["aircraft"]
     assert main(["list"]) == 0 and capsys.readouterr().out == text
 
 
@@ -119,6 +120,14 @@ def test_check_counts_modes_sizes_and_empty_classes(photos, capsys):
     assert "modes   RGB 21, L 1, CMYK 1" in text
     assert "sizes   10 x 20 to 100 x 90 pixels, middle 48 x 40, 3 different" in text
     assert "1 classes have no photo: unicorn" in text
+
+
+def test_check_takes_warnings_for_problems(photos, capsys):
+    Image.new("RGB", (9, 9)).save(photos / "loose.png")
+    status, text = check(capsys, "folder", "--data_dir", str(photos))
+    assert status == 1
+    assert section(text, "warnings") == [f"1 photos directly in {photos} have no class"]
+    assert text.endswith("21 photos of 3 classes: 1 problems\n")
 
 
 def test_check_shows_some_of_many_problems(photos, capsys):
@@ -233,3 +242,6 @@ def test_check_of_real_photos(real_data, capsys):
     assert status == 0
     assert sum(row(text, "total")) == 97 and "masks   good 97" in text
     assert np.array_equal(row(text, "toilet"), [9, 0, 4])
+    arguments = ["--data_dir", str(real_data / "coco2017"), "--dataset_args", "published_val=true"]
+    status, text = check(capsys, "coco", *arguments)
+    assert status == 0 and row(text, "total") == [49, 48, 0]  # no test, as was asked for

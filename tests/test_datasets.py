@@ -265,6 +265,18 @@ def test_coco_images_absent_from_disk_are_counted_and_left_out(tmp_path, caplog,
     assert capsys.readouterr().out == ""  # pycocotools is silent
 
 
+def test_coco_endings_of_any_case(tmp_path, caplog):
+    write_coco(tmp_path, "train", range(1, 5), [annotation(n, n) for n in range(1, 5)])
+    before = labelled(build_dataset("coco", "train", data_dir=tmp_path))
+    for number, ending in ((1, ".JPG"), (2, ".JPEG"), (3, ".Jpg")):
+        path = tmp_path / "train2017" / f"{number:012d}.jpg"
+        path.rename(path.with_suffix(ending))
+    after = labelled(build_dataset("coco", "train", data_dir=tmp_path))
+    assert list(after)[:2] == ["train2017/000000000001.JPG", "train2017/000000000002.JPEG"]
+    assert list(after.values()) == list(before.values()) and len(after) == 4
+    assert not caplog.records
+
+
 def test_coco_the_same_file_under_two_ids_is_one_photo(tmp_path):
     path = write_coco(tmp_path, "train", [1, 2], [annotation(n, n) for n in (1, 2)])
     content = json.loads(path.read_text())
@@ -550,6 +562,32 @@ def test_folder_with_splits(tmp_path, val):
     assert sources(datasets["val"]) == [
         f"{val}/{c}/{n}.png" for c in ("cat", "dog") for n in (0, 1)
     ]
+
+
+@pytest.mark.parametrize("names", ["Train Val Test", "training validation testing"])
+def test_folder_names_of_splits_as_people_write_them(tmp_path, names):
+    for name in names.split():
+        write_photos(tmp_path / name / "cat", 2)
+    assert counts(read_splits(tmp_path)) == {"cat": (2, 2, 2)}
+
+
+def test_folder_without_train_does_not_send_people_into_test(tmp_path):
+    write_photos(tmp_path / "Test" / "cat", 2)
+    write_photos(tmp_path / "val" / "cat", 2)
+    with pytest.raises(UserError, match=r"has Test/ but no train/ with a folder per class; exp"):
+        build_dataset("folder", "train", data_dir=tmp_path)
+
+
+def test_folder_of_a_class_that_holds_other_files_is_named(tmp_path, caplog):
+    write_photos(tmp_path / "cat", 3)
+    write_photos(tmp_path / "dog" / "2024", 3)
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / "IMG_1.HEIC").write_bytes(b"ftypheic")
+    (tmp_path / "ant").mkdir()  # empty: a class that has no photo yet
+    assert build_dataset("folder", "train", data_dir=tmp_path).num_classes == 4
+    assert "bee holds no photo itself, but IMG_1.HEIC" in caplog.text
+    assert "dog holds no photo itself, but 2024/" in caplog.text
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 2
 
 
 def test_folder_classes_are_those_of_all_splits_with_the_empty_ones(tmp_path):

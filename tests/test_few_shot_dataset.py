@@ -3,6 +3,7 @@ subclasses in the predecessors' style."""
 
 import collections
 import logging
+import os
 import pickle
 import random
 import sys
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
-from semantic_aug import UserError
+from semantic_aug import UserError, few_shot_dataset
 from semantic_aug.datasets import build_dataset
 from semantic_aug.few_shot_dataset import (
     CROP_MARGIN,
@@ -235,6 +236,42 @@ def test_hidden_files_folders_and_other_files_are_no_photos(tmp_path):
     assert FewShotDataset.folders_in(tmp_path / "absent") == []
 
 
+def test_links_in_circles_are_no_folders_and_no_photos(tmp_path):
+    save_photo(tmp_path / "train" / "cat_0.png")
+    for name in ("round", "cat_1.png"):
+        (tmp_path / "train" / name).symlink_to(tmp_path / "train" / name)
+    assert FewShotDataset.folders_in(tmp_path / "train") == []
+    dataset = Signs(data_dir=tmp_path, examples_per_class=2)
+    assert sources(dataset) == ["train/cat_0.png"]
+    assert dataset.unreadable == ["train/cat_1.png"]
+
+
+def test_a_file_name_of_another_encoding_is_named(tmp_path):
+    save_photo(tmp_path / "train" / "cat_0.png")
+    name = os.fsdecode(b"cat_caf\xe9.png")  # no record could hold it
+    (tmp_path / "train" / "cat_0.png").rename(tmp_path / "train" / name)
+    with pytest.raises(UserError, match=r"train: the name 'cat_caf\\udce9.png' is not valid UTF-8"):
+        Signs(data_dir=tmp_path)
+
+
+def test_a_folder_that_may_not_be_listed_is_named(signs, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(few_shot_dataset.os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"the folder .*train cannot be read: Permission denied"):
+        Signs(data_dir=signs)
+
+
+def test_class_names_that_are_not_unique_are_named(signs):
+    class Twice(Signs):
+        def list_class_names(self):
+            return ["cat", "dog", "dog"]
+
+    with pytest.raises(UserError, match="two classes are called 'dog'"):
+        Twice(data_dir=signs)
+
+
 # --- unreadable photos -----------------------------------------------------------------------
 
 
@@ -258,7 +295,7 @@ def break_link(path):
 BREAKAGES = {
     truncate: r"",
     empty: "the file is empty",
-    write_text: "cannot identify image file",
+    write_text: "no image of a known format",
     break_link: "no such file",
 }
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from semantic_aug import UserError
 from semantic_aug.datasets import DATASETS, build_dataset, dataset_class
@@ -419,6 +419,20 @@ def test_pascal_photos_without_an_object_or_not_on_disk(published, caplog):
     assert "1 of the 10 images that" in caplog.text and "train.txt lists are not" in caplog.text
 
 
+def test_pascal_missing_masks_and_short_lists_are_said(published, caplog):
+    root = published.root("pascal")
+    lists = root / "ImageSets" / "Segmentation"
+    (root / "SegmentationClass" / "2007_000001.png").unlink()
+    (root / "SegmentationObject" / "2007_000002.png").unlink()
+    save_lines(lists / "val.txt", *(lists / "val.txt").read_text().split()[:5])
+    assert len(published("pascal")) == 8
+    assert caplog.text.count("1 of the ") == 2 and "masks that" in caplog.text
+    assert "7 of the 21 photos with masks are neither in train.txt nor in val.txt" in caplog.text
+    (lists / "val.txt").unlink()
+    with pytest.raises(UserError, match=r"Segmentation/val.txt is missing, expected"):
+        published("pascal")
+
+
 def test_pascal_masks_that_lost_their_palette(published):
     path = published.root("pascal") / "SegmentationObject" / "2007_000000.png"
     Image.open(path).convert("RGB").save(path)
@@ -519,6 +533,9 @@ def test_imagenet_needs_no_devkit_where_a_list_names_the_classes(published, tmp_
         ("list.txt", "", "is empty: expected a WordNet id a line"),
         ("list.txt", "n01440764\nn01440764 tench", "has n01440764 twice"),
         ("list.txt", "n01440764\nn99999999", "1 WordNet ids .* such as 'n99999999'"),
+        ("list.txt", "n01440764: tench", "has 'n01440764:' in place of a WordNet id"),
+        ("list.csv", "wnid,name\nn01440764,tench", "has 'wnid' in place of a WordNet id"),
+        ("list.json", '{"0": "tench"}', "has '0' in place of a WordNet id"),
         ("list.json", "[1, 2]", "expected an object of WordNet ids and names"),
         ("list.json", "{", "no readable JSON"),
         ("none.txt", None, "is no file: expected one with a WordNet id a line"),
@@ -553,6 +570,21 @@ def test_imagenet_folders_that_are_links_hidden_or_of_no_class(published, tmp_pa
     (root / "train" / "n66666666").symlink_to(tmp_path / "nothing")
     assert len(published("imagenet")) == 15
     assert "1 folders in train are no classes: n55555555" in caplog.text
+
+
+def test_imagenet_val_with_photos_missing_or_a_stray_folder(published, caplog):
+    val = published.root("imagenet") / "val"
+    (val / "thumbnails").mkdir()
+    (val / "ILSVRC2012_val_00000002.JPEG").unlink()
+    assert len(published("imagenet", "val", "published_val=true")) == 8
+    assert "1 of the 9 images that" in caplog.text and "00000002: left out" in caplog.text
+
+
+def test_imagenet_classes_without_a_folder_are_said(published, tmp_path, caplog):
+    (tmp_path / "list.txt").write_text("n01440764 tench\nn99999999 unicorn\n")
+    dataset = published("imagenet", "train", f"class_list={tmp_path / 'list.txt'}")
+    assert dataset.class_names == ["tench", "unicorn"] and counts(dataset) == {"tench": 5}
+    assert "1 of the 2 classes have no folder in" in caplog.text and "n99999999" in caplog.text
 
 
 def test_imagenet_ground_truth_with_fewer_lines_than_images(published):
@@ -590,6 +622,20 @@ def test_tiny_imagenet_labels_and_boxes(published):
     assert labelled(val) == names
     index = sources(val).index("val/images/val_4.JPEG")
     assert np.argwhere(val.get_mask_by_idx(index)).tolist() == [[20, x] for x in range(10, 17)]
+
+
+def test_tiny_imagenet_boxes_go_by_the_name_without_its_ending(published):
+    folder = published.root("tiny-imagenet") / "train" / "n01443537" / "images"
+    (folder / "n01443537_3.JPEG").rename(folder / "n01443537_3.jpg")
+    dataset = published("tiny-imagenet")
+    index = sources(dataset).index("train/n01443537/images/n01443537_3.jpg")
+    assert (dataset.get_mask_by_idx(index) > 0).sum() == 56 * 64
+
+
+def test_tiny_imagenet_half_unpacked(published):
+    (published.root("tiny-imagenet") / "words.txt").unlink()
+    with pytest.raises(UserError, match=r"words.txt is missing: unpack the dataset's archive"):
+        published("tiny-imagenet")
 
 
 def test_tiny_imagenet_annotations_with_fewer_lines_than_images(published):
@@ -692,6 +738,21 @@ def test_flowers_fewer_labels_than_images_or_labels_out_of_range(published):
     savemat(path, {"labels": np.array([[1] * 11 + [103]], np.uint8)})
     with pytest.raises(UserError, match="has the label 103, expected 1 to 102"):
         published("flowers102")
+    savemat(path, {"labels": "none"})
+    with pytest.raises(UserError, match=r"labels is .*'none'.*, expected a whole number"):
+        published("flowers102")
+
+
+def test_flowers_lists_of_floats_are_whole_numbers_too(published):
+    path = published.root("flowers102") / "setid.mat"
+    before = sources(published("flowers102"))
+    content = loadmat(path)
+    lists = {name: content[name].astype(float) for name in ("trnid", "valid", "tstid")}
+    savemat(path, lists)
+    assert sources(published("flowers102")) == before
+    savemat(path, {**lists, "trnid": lists["trnid"] + 0.5})
+    with pytest.raises(UserError, match=r"trnid is .*, expected a whole number"):
+        published("flowers102")
 
 
 @pytest.mark.parametrize(
@@ -759,6 +820,16 @@ def test_cars_fewer_annotations_than_images_and_classes_out_of_range(published):
         published("cars")
 
 
+@pytest.mark.parametrize(("field", "value"), [("class", "sedan"), ("class", []), ("fname", 3)])
+def test_cars_annotations_of_another_kind(published, field, value):
+    rows = [{**car(1, fname="00001.jpg"), field: value}]
+    save_struct(published.root("cars") / "devkit" / "cars_train_annos.mat", "annotations", rows)
+    (published.root("cars") / "cars_train").rename(published.root("cars") / "all")
+    save_photo(published.root("cars") / "cars_train" / "00001.jpg")
+    with pytest.raises(UserError, match=rf"cars_train_annos.mat: {field} is .*, expected a"):
+        published("cars")
+
+
 def test_spurge_versions(published):
     crop, context = published("spurge"), published("spurge", "train", "version=context")
     assert crop.class_names == ["grassland", "leafy spurge"]
@@ -794,6 +865,9 @@ def test_pets_damaged_lists(published):
     annotations = published.root("pets") / "annotations"
     save_lines(annotations / "test.txt", "Abyssinian_9 40 1 1")
     with pytest.raises(UserError, match="Abyssinian_9 has the class 40, expected 1 to 37"):
+        published("pets")
+    save_lines(annotations / "test.txt", "Abyssinian_9 1 1 1")
+    with pytest.raises(UserError, match=r"test}.txt has 14 labels, and 5 of the 19 images have"):
         published("pets")
     (annotations / "test.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"test.txt cannot be read as text"):
@@ -898,6 +972,7 @@ def test_hf_folders(hub, hf_cache, local):
         ("hf:parquet", ["label_column=x"], "label_column: got 'x', expected one of photo, kind"),
         ("hf:parquet", ["image_column=x"], "image_column: got 'x', expected one of photo, kind"),
         ("hf:parquet", ["image_column=number"], "'number' of hf:parquet holds no images"),
+        ("hf:parquet", ["label_column=photo"], "label_column: 'photo' of hf:parquet holds no lab"),
         ("hf:nobody/nothing", [], "hf:nobody/nothing cannot be loaded: .*; expected a dataset of"),
         ("hf:parquet", ["splits=3"], "unknown key 'splits'; HuggingFaceDataset has: name, image"),
     ],

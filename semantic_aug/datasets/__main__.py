@@ -3,8 +3,8 @@
 python -m semantic_aug.datasets
 python -m semantic_aug.datasets check caltech101 --data_dir data/caltech-101
 
-`check` exits with 1 where something is wrong: photos that cannot be read, masks that are missing
-or do not fit, one photo in two splits or in two classes.
+`check` exits with 1 where something is wrong: photos that are missing or cannot be read, masks
+that are missing or do not fit, one photo in two splits or in two classes.
 """
 
 import inspect
@@ -49,10 +49,11 @@ def listing() -> str:
     entries = []
     for name in DATASETS:
         cls = dataset_class(name)
-        text, _, _ = inspect.getdoc(cls).partition("\nArgs:\n")
+        text, _, meanings = inspect.getdoc(cls).partition("\nArgs:\n")
         root = ", else ".join(filter(None, ["--data_dir", cls.env, cls.default_dir]))
         options = ", ".join(option_text(each) for each in known_options(cls).values())
         lines = [*text.rstrip().splitlines(), "", f"Root: {root}", f"Options: {options or 'none'}"]
+        lines += meanings.splitlines()
         entries.append(f"{name}\n" + "\n".join("    " * bool(line) + line for line in lines))
     return "\n\n".join(entries)
 

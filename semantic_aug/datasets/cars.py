@@ -8,6 +8,7 @@ import numpy as np
 
 from semantic_aug import UserError
 from semantic_aug.datasets.layout import (
+    as_integer,
     check_labelled,
     complete_splits,
     find_layout,
@@ -68,7 +69,7 @@ class CarsDataset(FewShotDataset):
 
     def _records(self, path: Path, folder: Path, rows: list[tuple]) -> Iterator[Record]:
         images = images_by_stem(folder)
-        labels = {Path(name).stem: int(label) for name, label in rows}
+        labels = {Path(name).stem: as_integer(label, path, "class") for name, label in rows}
         for stem in listed_images(labels, images, path):
             if not 1 <= labels[stem] <= self.num_classes:
                 raise UserError(f"{path} has the class {labels[stem]} of {self.num_classes}")
@@ -84,9 +85,13 @@ class CarsDataset(FewShotDataset):
 
 
 def read_rows(path: Path, *fields: str) -> list[tuple]:
-    """These fields of every annotation in a file of annotations."""
+    """These fields of every annotation in a file of annotations, a file name first."""
     (annotations,) = read_mat(path, "annotations")
     lacking = set(fields) - set(annotations.dtype.names or ())
     if lacking:
         raise UserError(f"{path} has annotations without {', '.join(sorted(lacking))}")
-    return [tuple(row[field] for field in fields) for row in np.atleast_1d(annotations)]
+    rows = [tuple(row[field] for field in fields) for row in np.atleast_1d(annotations)]
+    odd = [row[0] for row in rows if not isinstance(row[0], str)]
+    if odd:
+        raise UserError(f"{path}: {fields[0]} is {odd[0]!r}, expected a file name")
+    return rows

@@ -1,6 +1,8 @@
 """Reading a whole dataset once, before a GPU spends a day on it."""
 
+import contextlib
 import hashlib
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -37,11 +39,12 @@ class Photo:
 
 @dataclass
 class Findings:
-    """All photos of a dataset, and splits that cannot be listed."""
+    """All photos of a dataset, splits that cannot be listed, and warnings given meanwhile."""
 
     class_names: list[str]
     photos: list[Photo] = field(default_factory=list)
     missing_splits: dict[str, str] = field(default_factory=dict)  # split -> why
+    warnings: list[str] = field(default_factory=list)
 
     def problems(self) -> dict[str, list[str]]:
         """Kind of problem -> a line for every case."""
@@ -50,6 +53,7 @@ class Findings:
             "splits that cannot be listed": [
                 f"{split}: {why}" for split, why in self.missing_splits.items()
             ],
+            "warnings": self.warnings,
             "unreadable photos": [photo.error for photo in self.photos if photo.error],
             "photos without a mask, while others have one": [
                 photo.source
@@ -84,16 +88,19 @@ def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) 
         UserError: no such dataset, a wrong root, or no photo in `train`.
     """
     datasets, missing = [], {}
-    for split in SPLITS:
-        try:
-            datasets.append(
-                build_dataset(name, split, data_dir=data_dir, dataset_args=dataset_args)
-            )
-        except UserError as error:
-            if split == "train":
-                raise
-            missing[split] = str(error)
-    findings = Findings(datasets[0].class_names, missing_splits=missing)
+    with _warnings() as warnings:
+        for split in SPLITS:
+            try:
+                datasets.append(
+                    build_dataset(name, split, data_dir=data_dir, dataset_args=dataset_args)
+                )
+            except UserError as error:
+                if split == "train":
+                    raise
+                if split == "test" and getattr(datasets[0], "published_val", False):
+                    continue  # all of val is `val`, as was asked for
+                missing[split] = str(error)
+    findings = Findings(datasets[0].class_names, missing_splits=missing, warnings=warnings)
     jobs = ((dataset, index) for dataset in datasets for index in range(len(dataset)))
     bar = progress_bar(total=sum(map(len, datasets)), desc="reading", unit="photo")
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -102,6 +109,21 @@ def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) 
                 findings.photos.append(photo)
                 bar.update()
     return findings
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What this package warns of meanwhile, such as listed photos that are not on disk."""
+    found, handler = {}, logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.setdefault(record.getMessage())
+    messages = []
+    logger = logging.getLogger("semantic_aug")
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        messages += found
 
 
 def read_photo(dataset: FewShotDataset, index: int) -> Photo:

@@ -14,7 +14,7 @@ import pycocotools.mask
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.datasets.index import cached
-from semantic_aug.datasets.layout import right_root, what_is_in
+from semantic_aug.datasets.layout import images_by_stem, right_root, what_is_in
 from semantic_aug.few_shot_dataset import FewShotDataset, Record, collection_paused
 
 # In the order of COCO's category ids, which have gaps: 1 to 90.
@@ -74,8 +74,15 @@ class COCODataset(FewShotDataset):
                 )
         photos = read_photos(annotations.resolve(), annotations.stat().st_mtime_ns)
         with os.scandir(folder) as entries:  # a look at every single file is slow
-            on_disk = {entry.name for entry in entries}
-        absent = sum(photo.file_name not in on_disk for photo in photos)
+            files = {entry.name: entry.name for entry in entries}
+        if any(photo.file_name not in files for photo in photos):  # .jpg may have become .JPEG
+            by_stem = images_by_stem(folder)
+            files |= {
+                photo.file_name: by_stem[stem].name
+                for photo in photos
+                if photo.file_name not in files and (stem := Path(photo.file_name).stem) in by_stem
+            }
+        absent = sum(photo.file_name not in files for photo in photos)
         if absent:
             log.warning(
                 "%d of the %d annotated photos in %s are not in %s: left out",
@@ -85,12 +92,12 @@ class COCODataset(FewShotDataset):
                 folder,
             )
         for photo in photos:
-            if photo.file_name not in on_disk:
+            if photo.file_name not in files:
                 continue
             if split != "train" and not self.published_val and val_or_test(photo.id) != split:
                 continue
             mask = photo.mask if photo.segmentation else None
-            yield self.record(f"{folder.name}/{photo.file_name}", photo.class_name, mask)
+            yield self.record(f"{folder.name}/{files[photo.file_name]}", photo.class_name, mask)
 
 
 def val_or_test(image_id: int) -> str:

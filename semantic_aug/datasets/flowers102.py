@@ -12,7 +12,7 @@ from semantic_aug.datasets.layout import (
     check_root,
     images_by_stem,
     listed_images,
-    read_mat,
+    read_integers,
 )
 from semantic_aug.few_shot_dataset import FewShotDataset, Record, read_image
 
@@ -45,9 +45,11 @@ GROUND = (0, 0, 254)  # the blue of everything that is no flower
 class Flowers102Dataset(FewShotDataset):
     """Oxford 102 Flowers (https://www.robots.ox.ac.uk/~vgg/data/flowers/102/), its own splits.
 
-    ROOT/jpg/image_00001.jpg
-    ROOT/imagelabels.mat, ROOT/setid.mat
-    ROOT/segmim/segmim_00001.jpg            the masks (102segmentations.tgz); may be absent
+        ROOT/jpg/image_00001.jpg
+        ROOT/imagelabels.mat, ROOT/setid.mat
+        ROOT/segmim/segmim_00001.jpg            the masks (102segmentations.tgz); may be absent
+
+    Masks are all that is not the blue of their ground.
     """
 
     class_names = CLASS_NAMES
@@ -60,8 +62,7 @@ class Flowers102Dataset(FewShotDataset):
         segmentations = images_by_stem(self.data_dir / "segmim")
         labels = self._labels(images)
         setid = self.data_dir / "setid.mat"
-        (numbers,) = read_mat(setid, SPLIT_VARIABLES[split])
-        stems = [f"image_{number:05d}" for number in np.atleast_1d(numbers)]
+        stems = [f"image_{number:05d}" for number in read_integers(setid, SPLIT_VARIABLES[split])]
         for stem in listed_images(stems, images, setid):
             segmentation = segmentations.get(stem.replace("image", "segmim"))
             mask = functools.partial(flower_mask, segmentation) if segmentation else None
@@ -69,8 +70,8 @@ class Flowers102Dataset(FewShotDataset):
 
     def _labels(self, images: dict[str, Path]) -> dict[str, int]:
         path = self.data_dir / "imagelabels.mat"
-        labels = np.atleast_1d(*read_mat(path, "labels"))
-        labels = {f"image_{n:05d}": int(label) for n, label in enumerate(labels, start=1)}
+        labels = read_integers(path, "labels")
+        labels = {f"image_{n:05d}": label for n, label in enumerate(labels, start=1)}
         check_labelled(images, labels, path)
         wrong = [label for label in labels.values() if not 1 <= label <= len(CLASS_NAMES)]
         if wrong:

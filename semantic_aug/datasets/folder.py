@@ -5,14 +5,19 @@ import functools
 import logging
 import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from semantic_aug import UserError
 from semantic_aug.datasets.index import image_names
-from semantic_aug.datasets.layout import complete_splits
+from semantic_aug.datasets.layout import complete_splits, what_is_in
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
 
-SPLIT_FOLDERS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
+# Names of folders, in any case.
+SPLIT_FOLDERS = {
+    "train": ["train", "training"],
+    "val": ["val", "valid", "validation"],
+    "test": ["test", "testing"],
+}
 _SPLIT_NAMES = {name for names in SPLIT_FOLDERS.values() for name in names}
 
 log = logging.getLogger(__name__)
@@ -48,12 +53,12 @@ class FolderDataset(FewShotDataset):
         records = self._found[1][split]
         if not self.masks:
             return iter(records)
-        folders = {record.path.parent for record in records}
+        folders = {parent(record) for record in records}
         masks = {folder: self._masks_of(folder) for folder in folders}
         if folders and not any(masks.values()):
-            folder = self.masks_dir / min(folders).relative_to(self.data_dir)
+            folder = self.masks_dir / min(folders)
             log.warning("masks=%s: none for split %s, such as in %s/", self.masks, split, folder)
-        return (with_mask(record, masks[record.path.parent]) for record in records)
+        return (with_mask(record, masks[parent(record)]) for record in records)
 
     # --- photos ------------------------------------------------------------------------------
 
@@ -61,10 +66,7 @@ class FolderDataset(FewShotDataset):
     def _found(self) -> tuple[list[str], dict[str, list[Record]]]:
         """The names of all classes, sorted; and the records of every split, without masks."""
         if self._has_splits():
-            found = {
-                split: self._by_class(self.data_dir / name for name in names)
-                for split, names in SPLIT_FOLDERS.items()
-            }
+            found = {split: self._by_class(self._split_folders(split)) for split in SPLIT_FOLDERS}
         else:
             found = {"train": self._by_class([self.data_dir]), "val": {}, "test": {}}
         if not any(paths for split in SPLITS for paths in found[split].values()):
@@ -79,21 +81,29 @@ class FolderDataset(FewShotDataset):
             log.warning("%d photos directly in %s have no class", len(loose), self.data_dir)
         return sorted(set().union(*found.values())), splits
 
+    def _split_folders(self, split: str) -> list[Path]:
+        folders = self.folders_in(self.data_dir)
+        return [folder for folder in folders if folder.name.lower() in SPLIT_FOLDERS[split]]
+
     def _has_splits(self) -> bool:
         """Whether train/ is a split, rather than a class of that name or nothing."""
-        train = self.data_dir / "train"
-        classes, photos = self.folders_in(train), self.images_in(train)
-        if classes and photos:
-            raise UserError(
-                f"{train} holds both photos ({photos[0].name} ...) and folders "
-                f"({classes[0].name} ...): is it a class, or a split? Move one or the other out"
-            )
-        if photos and {folder.name for folder in self.folders_in(self.data_dir)} <= _SPLIT_NAMES:
-            log.warning(
-                "%s holds photos directly and is taken for a class: a split has a folder per class",
-                train,
-            )
-        return bool(classes)
+        has_splits = False
+        for train in self._split_folders("train"):
+            classes, photos = self.folders_in(train), self.images_in(train)
+            if classes and photos:
+                raise UserError(
+                    f"{train} holds both photos ({photos[0].name} ...) and folders "
+                    f"({classes[0].name} ...): is it a class, or a split? Move one or the other out"
+                )
+            names = {folder.name.lower() for folder in self.folders_in(self.data_dir)}
+            if photos and names <= _SPLIT_NAMES:
+                log.warning(
+                    "%s holds photos directly and is taken for a class: a split has a folder per "
+                    "class",
+                    train,
+                )
+            has_splits = has_splits or bool(classes)
+        return has_splits
 
     def _by_class(self, roots: Iterable[Path]) -> dict[str, list[str]]:
         """Class -> its photos, relative to the data root."""
@@ -105,6 +115,8 @@ class FolderDataset(FewShotDataset):
             paths = by_class.setdefault(unicodedata.normalize("NFC", folder.name), [])
             place = folder.relative_to(self.data_dir).as_posix()
             paths += [f"{place}/{name}" for name in names]
+            if not names and what_is_in(folder) != "nothing":
+                log.warning("%s holds no photo itself, but %s", folder, what_is_in(folder))
         return by_class
 
     def _what_is_there(self) -> str:
@@ -113,6 +125,8 @@ class FolderDataset(FewShotDataset):
             return f"holds photos itself ({loose[0].name} ...): give the folder above it"
         for folder in self.folders_in(self.data_dir):
             if any(self.images_in(inner) for inner in self.folders_in(folder)):
+                if folder.name.lower() in _SPLIT_NAMES:
+                    return f"has {folder.name}/ but no train/ with a folder per class"
                 return f"is one level too high: give {folder}, whose folders hold photos"
         folders = [folder.name for folder in self.folders_in(self.data_dir)]
         if not folders:
@@ -141,17 +155,23 @@ class FolderDataset(FewShotDataset):
             return False
         return self.masks_dir.resolve().is_relative_to(folder.resolve())
 
-    def _masks_of(self, folder: Path) -> dict[str, Path]:
+    def _masks_of(self, folder: str) -> dict[str, Path]:
         """The masks of a folder of photos, by file name and by file name without suffix."""
         if self.masks_dir is None:
             return {}
-        files = self.images_in(self.masks_dir / folder.relative_to(self.data_dir))
+        files = self.images_in(self.masks_dir / folder)
         return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
+
+
+def parent(record: Record) -> str:
+    """The folder of a photo, relative to the data root."""
+    return record.source.rpartition("/")[0]
 
 
 def with_mask(record: Record, masks: dict[str, Path]) -> Record:
     """The record with its mask: photo.jpg may have photo.jpg, photo.png or photo.jpg.png."""
-    mask = masks.get(record.path.name, masks.get(record.path.stem))
+    photo = PurePosixPath(record.source)
+    mask = masks.get(photo.name, masks.get(photo.stem))
     return dataclasses.replace(record, mask=mask)
 
 

@@ -65,10 +65,17 @@ class HuggingFaceDataset(FewShotDataset):
 
     def list_class_names(self) -> list[str]:
         tables = self._tables.values()
-        label = next(iter(tables)).features[self._label]
+        features = next(iter(tables)).features
+        label = features[self._label]
         if hasattr(label, "names"):
             return list(label.names)
-        values = set().union(*(table.unique(self._label) for table in tables)) - {None}
+        try:
+            values = set().union(*(table.unique(self._label) for table in tables)) - {None}
+        except Exception as error:  # a column of images, of lists of labels ...
+            raise UserError(
+                f"label_column: {self._label!r} of hf:{self.name} holds no labels ({error}); "
+                f"expected one text or number a row, choose one of {', '.join(features)}"
+            ) from error
         return [str(value) for value in sorted(values)]
 
     def list_records(self, split: str) -> Iterable[Record]:

@@ -16,6 +16,7 @@ from semantic_aug.datasets.layout import (
     check_root,
     complete_splits,
     images_by_stem,
+    listed_images,
     read_lines,
     read_mat,
     read_table,
@@ -23,12 +24,13 @@ from semantic_aug.datasets.layout import (
 from semantic_aug.few_shot_dataset import FewShotDataset, Record
 
 DEVKIT = "ILSVRC2012_devkit_t12/data"
+WNID = re.compile(r"n\d{8}")  # a WordNet id, which is also the name of a class's folder
 
 log = logging.getLogger(__name__)
 
 
 class ImageNetDataset(FewShotDataset):
-    """ILSVRC 2012 as its archives unpack, or Tiny-ImageNet-200, whose `words.txt` tells them apart.
+    """ILSVRC 2012 as its archives unpack, or Tiny-ImageNet-200, whose `wnids.txt` tells them apart.
 
         ROOT/train/n01440764/*.JPEG
         ROOT/val/n01440764/*.JPEG, or all in ROOT/val/
@@ -67,7 +69,7 @@ class ImageNetDataset(FewShotDataset):
             raise UserError("published_val=true makes all of val the val split: no test is left")
         if tiny:
             val = self._tiny_val()
-        elif self.folders_in(self.data_dir / "val"):
+        elif any(WNID.fullmatch(folder.name) for folder in self.folders_in(self.data_dir / "val")):
             val = self._in_folders("val")
         else:
             val = self._numbered_val()
@@ -107,7 +109,20 @@ class ImageNetDataset(FewShotDataset):
         return read_synsets(path)
 
     def _is_tiny(self) -> bool:
-        return (self.data_dir / "words.txt").exists()
+        return (self.data_dir / "wnids.txt").exists() or (self.data_dir / "words.txt").exists()
+
+    def _say_missing(self, present: set[str], folder: Path) -> None:
+        """A notice about classes that have no folder, as in a dataset that is half unpacked."""
+        missing = [wnid for wnid in self._classes if wnid not in present]
+        if missing:
+            log.warning(
+                "%d of the %d classes have no folder in %s, such as %s; for some of the classes "
+                "alone, pass class_list=FILE",
+                len(missing),
+                len(self._classes),
+                folder,
+                missing[0],
+            )
 
     # --- ILSVRC ------------------------------------------------------------------------------
 
@@ -117,6 +132,7 @@ class ImageNetDataset(FewShotDataset):
         unknown = [folder.name for folder in folders if folder.name not in self._classes]
         if unknown and not self.class_list:
             log.warning("%d folders in %s are no classes: %s", len(unknown), split, unknown[0])
+        self._say_missing({folder.name for folder in folders}, self.data_dir / split)
         known = [folder for folder in folders if folder.name in self._classes]
         for folder, names in image_names(known).items():
             class_name, place = self._classes[folder.name], f"{split}/{folder.name}"
@@ -134,33 +150,37 @@ class ImageNetDataset(FewShotDataset):
             raise UserError(f"{truth} has the class {unknown[0]!r}, which meta.mat lacks")
         labels = {f"ILSVRC2012_val_{n:08d}": label for n, label in enumerate(numbers, start=1)}
         check_labelled(images, labels, truth)
-        for stem, path in images.items():
-            wnid, _ = synsets[labels[stem]]
-            if wnid in self._classes:
-                yield self.record(path, self._classes[wnid])
+        wnids = {stem: synsets[label][0] for stem, label in labels.items()}
+        wanted = [stem for stem, wnid in wnids.items() if wnid in self._classes]
+        for stem in listed_images(wanted, images, truth):
+            yield self.record(images[stem], self._classes[wnids[stem]])
 
     # --- Tiny-ImageNet -----------------------------------------------------------------------
 
     def _tiny_train(self) -> Iterator[Record]:
         train = self.data_dir / "train"
+        self._say_missing({folder.name for folder in self.folders_in(train)}, train)
         folders = [train / wnid / "images" for wnid in self._classes]
         for folder, names in image_names(each for each in folders if each.is_dir()).items():
             wnid = folder.parent.name
             table = folder.parent / f"{wnid}_boxes.txt"
-            boxes = {row[0]: row[1:] for row in read_table(table, 5)} if table.exists() else {}
+            rows = read_table(table, 5) if table.exists() else []
+            boxes = {Path(name).stem: box for name, *box in rows}
             for name in names:
-                mask = box_mask(folder / name, boxes[name], table) if name in boxes else None
-                yield self.record(folder / name, self._classes[wnid], mask)
+                path = folder / name
+                mask = box_mask(path, boxes[path.stem], table) if path.stem in boxes else None
+                yield self.record(path, self._classes[wnid], mask)
 
     def _tiny_val(self) -> Iterator[Record]:
         table = self.data_dir / "val" / "val_annotations.txt"
         rows = {Path(name).stem: row for name, *row in read_table(table, 6)}
         images = images_by_stem(self.data_dir / "val" / "images")
         check_labelled(images, rows, table)
-        for stem, path in images.items():
+        wanted = [stem for stem, (wnid, *_) in rows.items() if wnid in self._classes]
+        for stem in listed_images(wanted, images, table):
             wnid, *box = rows[stem]
-            if wnid in self._classes:
-                yield self.record(path, self._classes[wnid], box_mask(path, box, table))
+            mask = box_mask(images[stem], box, table)
+            yield self.record(images[stem], self._classes[wnid], mask)
 
 
 # --- files of classes ------------------------------------------------------------------------
@@ -193,7 +213,7 @@ def read_class_list(path: Path) -> dict[str, str]:
             raise UserError(f"class_list={path} is no readable JSON: {error}") from error
         if not isinstance(classes, dict) or not all(isinstance(v, str) for v in classes.values()):
             raise UserError(f"class_list={path}: expected an object of WordNet ids and names")
-        return classes
+        return _with_ids(classes, path)
     if not path.is_file():
         raise UserError(f"class_list={path} is no file: expected one with a WordNet id a line")
     rows = [re.split(r"[\s,]+", line, maxsplit=1) for line in read_lines(path)]
@@ -201,7 +221,17 @@ def read_class_list(path: Path) -> dict[str, str]:
     if repeated or not rows:
         what = f"has {repeated[0]} twice" if repeated else "is empty"
         raise UserError(f"class_list={path} {what}: expected a WordNet id a line, each once")
-    return {wnid: name[0] if name else "" for wnid, *name in rows}
+    return _with_ids({wnid: name[0] if name else "" for wnid, *name in rows}, path)
+
+
+def _with_ids(classes: dict[str, str], path: Path) -> dict[str, str]:
+    wrong = [wnid for wnid in classes if not WNID.fullmatch(wnid)]
+    if wrong:
+        raise UserError(
+            f"class_list={path} has {wrong[0]!r} in place of a WordNet id, expected n and 8 "
+            "digits, such as n01440764, and then perhaps a name"
+        )
+    return classes
 
 
 def _named(chosen: dict[str, str] | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from semantic_aug import stable_hash
 from semantic_aug.experiment import atomic_path
-from semantic_aug.few_shot_dataset import FewShotDataset, collection_paused
+from semantic_aug.few_shot_dataset import collection_paused, image_names_in
 
 KEEP_FROM = 1.0  # seconds; what took less to build is built again
 SETTLED = 2e9  # ns; a file system's clock may not tell two changes in one such span apart
@@ -63,6 +63,6 @@ def image_names(folders: Iterable[Path]) -> dict[Path, list[str]]:
     folders = list(folders)
 
     def build() -> list[list[str]]:
-        return [[path.name for path in FewShotDataset.images_in(folder)] for folder in folders]
+        return [image_names_in(folder) for folder in folders]
 
     return dict(zip(folders, cached("images", folders, build)))

@@ -77,30 +77,36 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     """
     images = {}
     for path in FewShotDataset.images_in(folder):
-        if path.stem in images:
+        stem = path.stem
+        if stem in images:
             raise UserError(
-                f"{folder} holds {images[path.stem].name} and {path.name}, two images of one "
+                f"{folder} holds {images[stem].name} and {path.name}, two images of one "
                 "name, but labels and masks go by that name: remove or rename one"
             )
-        images[path.stem] = path
+        images[stem] = path
     return images
 
 
-def listed_images(names: Iterable[str], images: Mapping[str, Path], source: Path) -> list[str]:
+def listed_images(
+    names: Iterable[str], images: Mapping[str, Path], source: Path, what: str = "images"
+) -> list[str]:
     """Those of `names` that are on disk; the number of others is said.
 
     Args:
         names: image names without suffix, from the list `source`.
         images: what `images_by_stem` found.
+        what: what they are, for the notice.
     """
     names = list(names)
     present = [name for name in names if name in images]
     if len(present) < len(names):
         log.warning(
-            "%d of the %d images that %s lists are not on disk: left out",
+            "%d of the %d %s that %s lists are not on disk, such as %s: left out",
             len(names) - len(present),
             len(names),
+            what,
             source,
+            next(name for name in names if name not in images),
         )
     return present
 
@@ -146,6 +152,31 @@ def read_table(path: Path, columns: int, separator: str | None = None) -> list[l
             )
         rows.append(row)
     return rows
+
+
+def read_integers(path: Path, variable: str) -> list[int]:
+    """A variable of a MATLAB file that is a list of whole numbers; see `read_mat`.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    (values,) = read_mat(path, variable)
+    return [as_integer(value, path, variable) for value in np.atleast_1d(values).ravel()]
+
+
+def as_integer(value: object, path: Path, name: str) -> int:
+    """A number of a MATLAB file, which has whole numbers as floats too, as an int.
+
+    Raises:
+        UserError: it is no whole number.
+    """
+    try:
+        number = int(value)
+        if number == value:
+            return number
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"{path}: {name} is {value!r}, expected a whole number; download it again")
 
 
 def read_mat(path: Path, *variables: str) -> list:

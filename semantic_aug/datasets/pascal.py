@@ -1,6 +1,7 @@
 """PASCAL VOC 2012: everyday photos; the class of a photo is that of its largest object."""
 
 import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,11 @@ CLASS_NAMES = [
     "train", "tv monitor",
 ]  # fmt: skip
 LISTS = "ImageSets/Segmentation"
+LISTED = ("train", "val")
+MASKS = ("SegmentationClass", "SegmentationObject")
 BORDER = 255  # around every object: belongs to none
+
+log = logging.getLogger(__name__)
 
 
 class PascalDataset(FewShotDataset):
@@ -51,7 +56,7 @@ class PascalDataset(FewShotDataset):
         super().__init__(**kwargs)
 
     def list_records(self, split: str) -> Iterator[Record]:
-        check_root(self, "JPEGImages", "SegmentationClass", "SegmentationObject", LISTS)
+        check_root(self, "JPEGImages", *MASKS, *(f"{LISTS}/{each}.txt" for each in LISTED))
         if split == "train":
             return self._published("train")
         if self.published_val:
@@ -64,25 +69,35 @@ class PascalDataset(FewShotDataset):
 
     def _published(self, split: str) -> Iterator[Record]:
         images = images_by_stem(self.data_dir / "JPEGImages")
-        objects = self.data_dir / "SegmentationObject"
-        for name, label, number in self._largest_objects(split, images):
-            mask = functools.partial(object_mask, objects / f"{name}.png", number)
-            yield self.record(images[name], CLASS_NAMES[label], mask)
-
-    def _largest_objects(self, split: str, images: dict[str, Path]) -> list[tuple[str, int, int]]:
-        """Name, label and number of the largest object of every photo that has one; an index."""
-        names = self.data_dir / LISTS / f"{split}.txt"
-        folders = [self.data_dir / f"Segmentation{each}" for each in ("Class", "Object")]
+        masks = [images_by_stem(self.data_dir / name) for name in MASKS]
+        names = self._listed(split, masks[1])
+        path = self.data_dir / LISTS / f"{split}.txt"
+        for what, files in (("images", images), ("masks", masks[0]), ("masks", masks[1])):
+            names = listed_images(names, files, path, what)
 
         def build():
-            found = []
-            for name in listed_images(read_lines(names), images, names):
-                largest = largest_object(*(folder / f"{name}.png" for folder in folders))
-                if largest is not None:
-                    found.append((name, *largest))
-            return found
+            largest = ((name, largest_object(*(each[name] for each in masks))) for name in names)
+            return [(name, *found) for name, found in largest if found is not None]
 
-        return cached("pascal", [names, *folders, self.data_dir / "JPEGImages"], build)
+        made_from = [path, *(self.data_dir / name for name in (*MASKS, "JPEGImages"))]
+        for name, label, number in cached("pascal", made_from, build):
+            mask = functools.partial(object_mask, masks[1][name], number)
+            yield self.record(images[name], CLASS_NAMES[label], mask)
+
+    def _listed(self, split: str, masks: dict[str, Path]) -> list[str]:
+        """The names in the list of a split; how many masks are in neither list is said."""
+        lists = {each: read_lines(self.data_dir / LISTS / f"{each}.txt") for each in LISTED}
+        unlisted = set(masks).difference(*lists.values())
+        if unlisted:
+            log.warning(
+                "%d of the %d photos with masks are neither in train.txt nor in val.txt of %s, "
+                "such as %s: left out",
+                len(unlisted),
+                len(masks),
+                self.data_dir / LISTS,
+                min(unlisted),
+            )
+        return lists[split]
 
 
 def largest_object(classes: Path, objects: Path) -> tuple[int, int] | None:

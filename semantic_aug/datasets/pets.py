@@ -8,6 +8,7 @@ import numpy as np
 
 from semantic_aug import UserError
 from semantic_aug.datasets.layout import (
+    check_labelled,
     check_root,
     complete_splits,
     images_by_stem,
@@ -38,7 +39,7 @@ class PetsDataset(FewShotDataset):
         ROOT/annotations/trimaps/Abyssinian_1.png           the masks; may be absent
 
     Of every breed, a fifth of trainval is `val`, by hashes of the paths. Some forty photos that
-    no list has are left out.
+    no list has are left out; what list.txt has, one of the two must have.
     """
 
     class_names = CLASS_NAMES
@@ -58,7 +59,18 @@ class PetsDataset(FewShotDataset):
             split: self._published(self.data_dir / "annotations" / name, images, trimaps)
             for split, name in lists.items()
         }
-        return complete_splits(self.data_dir, published)
+        splits = complete_splits(self.data_dir, published)
+        self._check_lists(lists.values())
+        return splits
+
+    def _check_lists(self, names: Iterable[str]) -> None:
+        """Raise unless the lists have together what `list.txt` has, if that is there."""
+        folder = self.data_dir / "annotations"
+        if (folder / "list.txt").exists():
+            rows = read_table(folder / "list.txt", 4)
+            everything = [row[0] for row in rows if not row[0].startswith("#")]
+            listed = [row[0] for name in names for row in read_table(folder / name, 4)]
+            check_labelled(everything, listed, folder / "{trainval,test}.txt")
 
     def _published(
         self, path: Path, images: dict[str, Path], trimaps: dict[str, Path]
