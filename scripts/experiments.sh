@@ -40,19 +40,24 @@ for method in real-guidance textual-inversion; do
   run "$numbers" train_classifier.py "${head[@]}" --aug_name $method --compare real real-randaugment
 done
 
-# 2. One strength at a time, and the paper's mixture, with one number of photos.
-for strength in 0.25 0.5 0.75 1.0 "0.25 0.5 0.75 1.0"; do
-  name=real-guidance-${strength// /-}
+# 2. What to edit and how to use it, with one number of photos, and heads without random
+# augmentation: those take seconds, because every image passes the backbone once.
+plain=("${head[@]}" --augmentation none)
+run $one_k train_classifier.py "${plain[@]}" --num_synthetic 0 --method plain-real
+for strength in 0.25 0.5 0.75 1.0 "0.25 0.5 0.75 1.0"; do # one at a time, and the paper's mixture
+  name=strength-${strength// /-}
   # shellcheck disable=SC2086
   run $one_k generate_augmentations.py "${edits[@]}" --aug real-guidance --aug_name "$name" \
-    --strength $strength --num_synthetic 2
-  run $one_k train_classifier.py "${head[@]}" --aug_name "$name" --compare real
+    --strength $strength --num_synthetic 2 --filter classifier --filter_quantile 0.25 \
+    --filter_model sample/backbone
+  run $one_k train_classifier.py "${plain[@]}" --aug_name "$name" --ignore_filter \
+    --method "plain-$name" --compare plain-real
+  run $one_k train_classifier.py "${plain[@]}" --aug_name "$name" \
+    --method "plain-$name-filtered" --compare plain-real "plain-$name"
 done
-
-# 3. Ways to use the images.
-for utilization in append pretrain balance; do
-  run $one_k train_classifier.py "${head[@]}" --aug_name real-guidance \
-    --utilization $utilization --method real-guidance-$utilization --compare real real-guidance
+for utilization in mix append pretrain balance; do
+  run $one_k train_classifier.py "${plain[@]}" --aug_name real-guidance \
+    --utilization $utilization --method plain-$utilization --compare plain-real
 done
 
 "$venv/bin/python" scripts/experiments_tables.py "$out" | tee "$out/tables.md"
