@@ -5,6 +5,7 @@ output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
 output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, summary.csv, pictures
 output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
+output/EXP/processes/ and slurm/: what each process does, and what SLURM jobs have written
 output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
 """
 
@@ -17,8 +18,9 @@ import platform
 import re
 import socket
 import subprocess
+import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,11 @@ MERGED = "fine-tuned-merged"
 RESULTS = "results"
 CACHE = "cache"
 TIMING = "timing"
-RESERVED_NAMES = (FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, "report", "logs")
+PROCESSES = "processes"
+SLURM_LOGS = "slurm"
+RESERVED_NAMES = (
+    FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, PROCESSES, SLURM_LOGS, "report", "logs",
+)  # fmt: skip
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"
@@ -173,6 +179,20 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_derived(path: Path, sources: Callable[[], object], derive: Callable[[], str]) -> None:
+    """Write the text that `derive` makes of files that other processes may be adding to.
+
+    It is made again if `sources()`, whatever tells their states apart, has changed meanwhile:
+    another process may have derived more, and this one's older text have replaced it. So the last
+    process that adds something leaves a text in which nothing is missing.
+    """
+    for _ in range(10):  # not for ever, where many processes add something all the time
+        before = sources()
+        write_text(path, derive())
+        if sources() == before:
+            return
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes left directly in `folder`.
 
@@ -190,9 +210,9 @@ def remove_leftovers(folder: Path) -> None:
         path = folder / name
         with contextlib.suppress(OSError, OverflowError):
             if match["host"] == hostname():
-                dead = int(match["pid"]) == os.getpid() or not _alive(int(match["pid"]))
+                dead = int(match["pid"]) == os.getpid() or not is_alive(int(match["pid"]))
             else:
-                dead = path.stat().st_mtime < _now(folder) - 86400
+                dead = path.stat().st_mtime < now_at(folder) - 86400
             if dead:
                 path.unlink(missing_ok=True)
 
@@ -202,7 +222,8 @@ def hostname() -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -212,9 +233,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _now(folder: Path) -> float:
-    """The clock of the file system, which may differ from this node's."""
-    os.utime(folder)
+def now_at(folder: Path) -> float:
+    """The clock of the file system, which may differ from this node's.
+
+    Where `folder` belongs to somebody else it is not known, and this node's stands for it.
+    """
+    try:
+        os.utime(folder)
+    except OSError:
+        return time.time()
     return folder.stat().st_mtime
 
 

@@ -1,0 +1,47 @@
+# Sourced by the batch scripts: run_stage COMMAND.py FLAG... runs one of the four commands.
+#
+# Before its time limit the job gets USR1 (--signal in the batch scripts). The command then leaves
+# checkpoints and ends, and the job goes back into the queue, to go on later; at most MAX_REQUEUES
+# times (default 50), because a step that is longer than the time limit would never end.
+set -uo pipefail
+root=${DA_FUSION_ROOT:-$SLURM_SUBMIT_DIR}
+source "$root/scripts/slurm/activate.sh"
+
+run_stage() {
+  local script=$root/$1 restarts=${SLURM_RESTART_COUNT:-0} asked="" repeating pid status again
+  shift
+  echo "job $SLURM_JOB_ID${SLURM_ARRAY_TASK_ID:+, task $SLURM_ARRAY_TASK_ID}, run $((restarts + 1))" \
+    "on $(hostname), $(date '+%Y-%m-%d %H:%M:%S')"
+  # A launcher such as accelerate launch would die of USR1; our commands handle it themselves.
+  (
+    trap "" USR1
+    exec ${LAUNCH:-python} "$script" "$@"
+  ) &
+  pid=$!
+  trap 'asked=yes; trap "" USR1; pass_on & repeating=$!' USR1
+  wait "$pid"
+  status=$?
+  if [ -n "$asked" ]; then # that wait may have been interrupted
+    wait "$pid"
+    again=$?
+    [ "$again" -eq 127 ] || status=$again # 127: it had ended already
+    kill "$repeating"
+    if [ "$status" -ne 0 ]; then
+      if [ "$restarts" -ge "${MAX_REQUEUES:-50}" ]; then
+        echo "this job has been requeued $restarts times: it needs a longer --time" >&2
+      else
+        echo "asked to end: goes back into the queue"
+        scontrol requeue "$SLURM_JOB_ID"
+      fi
+    fi
+  fi
+  exit "$status"
+}
+
+# To all processes of the job, in sessions of their own or not; again and again, since a command
+# that is just starting does not hear it yet.
+pass_on() {
+  while scancel --full --signal=USR1 "$SLURM_JOB_ID"; do
+    sleep 5
+  done
+}
