@@ -42,6 +42,6 @@ run_stage() {
 # that is just starting does not hear it yet.
 pass_on() {
   while scancel --full --signal=USR1 "$SLURM_JOB_ID"; do
-    sleep 5
+    sleep 2 >/dev/null 2>&1
   done
 }
