@@ -24,7 +24,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 # Short-lived credentials, because a job that is requeued waits until the old one has run out.
-AuthInfo=socket={folder}/munge.socket,cred_expire=4
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

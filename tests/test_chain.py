@@ -153,9 +153,8 @@ def stubs(tmp_path, monkeypatch):
 
 
 STUB = """
-import os, pathlib, signal, sys, time
+import pathlib, signal, sys, time
 name = pathlib.Path(__file__).stem
-pathlib.Path("pid").write_text(str(os.getpid()))
 with open("ran", "a") as file:
     print(name, *sys.argv[1:], file=file)
 say = pathlib.Path("say")
@@ -329,8 +328,7 @@ def start(folder, **more):
 
 @pytest.fixture
 def job(stubs):
-    """What batch scripts call: a Python, and a `scancel` that signals the command alone."""
-    fake(stubs, "scancel", f"kill -USR1 $(cat '{stubs}/pid'); exit 0")
+    """What batch scripts call: a Python, and a `scontrol` that notes how it is called."""
     fake(stubs, "scontrol", "exit 0")
     (stubs / "bin" / "python").symlink_to(sys.executable)
     return stubs
@@ -364,7 +362,19 @@ def test_a_job_that_is_asked_to_end_goes_back_into_the_queue(job, when):
     assert process.returncode == 75, text
     assert "leaves a checkpoint" in text
     assert text.endswith("asked to end: goes back into the queue\n")
-    assert calls(job)[0] == ["scancel", "--full", "--signal=USR1", "7"]
+    assert calls(job) == [["scontrol", "requeue", "7"]]
+
+
+def test_what_a_launcher_has_started_is_asked_too(job):
+    """A launcher that gives its process a session of its own, as accelerate launch does."""
+    (job / "say").write_text("at work")
+    fake(job, "launch", 'setsid --wait python "$@"')
+    process = start(job, LAUNCH="launch")
+    wait_for_file(job / "started")
+    process.send_signal(signal.SIGUSR1)
+    text, _ = process.communicate(timeout=20)
+    assert process.returncode == 75, text
+    assert "leaves a checkpoint" in text
     assert calls(job)[-1] == ["scontrol", "requeue", "7"]
 
 

@@ -256,7 +256,7 @@ def test_report(experiment, capsys):
 def test_watching_shows_it_again_until_it_is_interrupted(experiment, capsys, monkeypatch):
     def sleep(seconds):
         assert seconds == 7
-        (experiment / "fine-tuned" / TWO.name / "cat").mkdir()
+        (experiment / "fine-tuned" / TWO.name / "cat").mkdir(exist_ok=True)
         (experiment / "fine-tuned" / TWO.name / "cat" / "learned_embeds.safetensors").touch()
         if len(shown) == 2:
             raise KeyboardInterrupt

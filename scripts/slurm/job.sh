@@ -18,14 +18,14 @@ run_stage() {
     exec ${LAUNCH:-python} "$script" "$@"
   ) &
   pid=$!
-  trap 'asked=yes; trap "" USR1; pass_on & repeating=$!' USR1
+  trap 'asked=yes; trap "" USR1; pass_on "$pid" & repeating=$!' USR1
   wait "$pid"
   status=$?
   if [ -n "$asked" ]; then # that wait may have been interrupted
     wait "$pid"
     again=$?
     [ "$again" -eq 127 ] || status=$again # 127: it had ended already
-    kill "$repeating"
+    kill "$repeating" 2>/dev/null
     if [ "$status" -ne 0 ]; then
       if [ "$restarts" -ge "${MAX_REQUEUES:-50}" ]; then
         echo "this job has been requeued $restarts times: it needs a longer --time" >&2
@@ -38,10 +38,20 @@ run_stage() {
   exit "$status"
 }
 
-# To all processes of the job, in sessions of their own or not; again and again, since a command
-# that is just starting does not hear it yet.
+# Signals a process and all that come from it, as long as it lives: a launcher gives its processes
+# sessions of their own, which `scancel --full` does not reach, and a command that is just starting
+# does not hear it yet.
 pass_on() {
-  while scancel --full --signal=USR1 "$SLURM_JOB_ID"; do
-    sleep 2 >/dev/null 2>&1
+  while kill -0 "$1"; do
+    tell "$1"
+    sleep 2
   done
+} >/dev/null 2>&1
+
+tell() {
+  local child
+  for child in $(pgrep -P "$1"); do
+    tell "$child"
+  done
+  kill -USR1 "$1"
 }
