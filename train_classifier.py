@@ -50,6 +50,7 @@ from semantic_aug.experiment import (
     check_component,
     check_config,
     check_writable,
+    derive,
     experiment_dir,
     read_config,
     remove_leftovers,
@@ -267,19 +268,21 @@ def main(argv=None) -> None:
     pending = [trial for trial in trials if not results_file(folder, trial).exists()]
     if len(pending) < len(trials):
         print(f"{len(trials) - len(pending)} of {len(trials)} trials are finished: skipped")
+    # Other processes finish other trials meanwhile.
+    from_all = functools.partial(derive, lambda: sorted(folder.glob("results_*.csv")))
     images = options.num_epochs * options.iterations_per_epoch * options.batch_size
     wanted = dict.fromkeys(everyones, (1, images))
     with at_work(experiment, TRAIN, wanted, method, shard) as reporter:
         try:
             _run_trials(pending, train_set, splits, backbone, options, args, folder, reporter)
         finally:  # also when one of several trials fails
-            summary = write_summary(
-                folder, method, experiment, args.aug_name if uses_synthetic else None
-            )
+            augmented = args.aug_name if uses_synthetic else None
+            summary = from_all(lambda: write_summary(folder, method, experiment, augmented))
     _print_table(summary)
     if compared:
-        _print_comparison(write_comparison(folder, method, compared))
-    plot_results({method: folder, **compared}, folder, splits[VALIDATION].class_names)
+        _print_comparison(from_all(lambda: write_comparison(folder, method, compared)))
+    names = splits[VALIDATION].class_names
+    from_all(lambda: plot_results({method: folder, **compared}, folder, names))
     print(f"results: {folder}")
 
 

@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from semantic_aug import UserError
 
@@ -42,6 +43,8 @@ METADATA_FILE = "metadata.jsonl"
 
 # Names of files that are not UTF-8 reach Python as lone surrogates, which no other file can hold.
 UNENCODABLE = "\ud800-\udfff"
+
+T = TypeVar("T")
 
 _VERSIONED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
@@ -179,18 +182,20 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_derived(path: Path, sources: Callable[[], object], derive: Callable[[], str]) -> None:
-    """Write the text that `derive` makes of files that other processes may be adding to.
+def derive(sources: Callable[[], object], write: Callable[[], T]) -> T:
+    """Write what is derived from files that other processes may be adding to.
 
-    It is made again if `sources()`, whatever tells their states apart, has changed meanwhile:
-    another process may have derived more, and this one's older text have replaced it. So the last
-    process that adds something leaves a text in which nothing is missing.
+    It is written again if `sources()`, whatever tells their states apart, has changed meanwhile:
+    another process may have derived more, and this one have put something older in its place. So
+    the last process that adds something leaves everything derived from all. Returns what `write`
+    returns.
     """
     for _ in range(10):  # not for ever, where many processes add something all the time
         before = sources()
-        write_text(path, derive())
+        written = write()
         if sources() == before:
-            return
+            break
+    return written
 
 
 def remove_leftovers(folder: Path) -> None:

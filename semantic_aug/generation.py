@@ -25,10 +25,11 @@ from semantic_aug.experiment import (
     atomic_path,
     check_config,
     config_id,
+    derive,
     read_config,
     remove_leftovers,
     write_config,
-    write_derived,
+    write_text,
 )
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 
@@ -339,11 +340,11 @@ def write_metadata(folder: Path, identity: str) -> None:
     def sizes():
         return {path.name: _size(path) for path in (folder / RECORDS_DIR).glob("*.jsonl")}
 
-    def lines():
-        records = read_records(folder, identity)
-        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    def write():
+        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in read_records(folder, identity)]
+        write_text(folder / METADATA_FILE, "".join(lines))
 
-    write_derived(folder / METADATA_FILE, sizes, lines)
+    derive(sizes, write)
 
 
 def has_records(folder: Path) -> bool:

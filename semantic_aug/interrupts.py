@@ -8,6 +8,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 SIGNALS = tuple(
@@ -24,9 +25,7 @@ def stoppable() -> Iterator[None]:
     """Raise `Stopped` at once where a signal arrives within the block; later ones are ignored."""
 
     def stop(number, frame):
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # the first one's cleaning up is not disturbed
-        raise Stopped(signal.Signals(number).name)
+        _end(number)
 
     with _handled_by(stop):
         yield
@@ -44,7 +43,13 @@ def stop_deferred() -> Iterator[Callable[[], bool]]:
     with _handled_by(lambda number, frame: arrived.append(number)):
         yield lambda: bool(arrived)
     if arrived:
-        raise Stopped(signal.Signals(arrived[0]).name)
+        _end(arrived[0])
+
+
+def _end(number: int) -> NoReturn:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # the cleaning up is not disturbed by further ones
+    raise Stopped(signal.Signals(number).name)
 
 
 @contextlib.contextmanager

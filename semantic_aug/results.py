@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from semantic_aug.experiment import Trial, write_text
+from semantic_aug.experiment import Trial, atomic_path
 from semantic_aug.metrics import Evaluation, Scores
 
 REAL = "real"  # the method's name where no synthetic images are used; others' gain is over it
@@ -102,12 +102,8 @@ def write_confusions(
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A CSV file with seven digits, the same bytes for the same numbers."""
-    write_text(path, table_text(table))
-
-
-def table_text(table: pd.DataFrame) -> str:
-    """What `write_table` writes."""
-    return table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
 
 
 # --- all trials of a method ------------------------------------------------------------------

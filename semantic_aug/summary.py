@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from semantic_aug.experiment import read_config, write_derived
+from semantic_aug.experiment import read_config
 from semantic_aug.results import (
     COMPARISON_FILE,
     REAL,
@@ -16,7 +16,6 @@ from semantic_aug.results import (
     VALIDATION,
     paired_differences,
     summarise,
-    table_text,
     write_table,
 )
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_per_trial
@@ -42,20 +41,6 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
         experiment: where the seconds of its stages lie.
         aug_name: the images the method uses; None for real photos only.
     """
-    rows: list[dict] = []
-
-    def results():
-        return sorted(path.name for path in folder.glob("results_*.csv"))
-
-    def table():
-        rows[:] = _summary_rows(folder, method, experiment, aug_name)
-        return table_text(pd.DataFrame(rows))
-
-    write_derived(folder / SUMMARY_FILE, results, table)
-    return rows
-
-
-def _summary_rows(folder: Path, method: str, experiment: Path, aug_name: str | None) -> list[dict]:
     rows = summarise(folder, method)
     real = folder.parent / REAL
     gains = {}
@@ -76,6 +61,7 @@ def _summary_rows(folder: Path, method: str, experiment: Path, aug_name: str | N
             "train_seconds": _sum(seconds, TRAIN),
             "gain_per_minute": 100 * gain / minutes if minutes else math.nan,
         }
+    write_table(folder / SUMMARY_FILE, pd.DataFrame(rows))
     return rows
 
 

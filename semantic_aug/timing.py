@@ -17,9 +17,10 @@ from semantic_aug.experiment import (
     RESERVED_NAMES,
     TIMING,
     Trial,
+    derive,
     hostname,
     read_config,
-    write_derived,
+    write_text,
 )
 
 FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (
@@ -165,11 +166,11 @@ def write_timing(experiment: Path) -> None:
     def sizes():
         return {path.name: path.stat().st_size for path in (experiment / TIMING).glob("*.jsonl")}
 
-    def table():
+    def write():
         rows = [json.dumps(row, ensure_ascii=False) for row in read_timing(experiment)]
-        return "[\n" + ",\n".join(rows) + "\n]\n"
+        write_text(experiment / "timing.json", "[\n" + ",\n".join(rows) + "\n]\n")
 
-    write_derived(experiment / "timing.json", sizes, table)
+    derive(sizes, write)
 
 
 def seconds_per_trial(

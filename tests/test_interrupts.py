@@ -9,7 +9,7 @@ import fine_tune
 import generate_augmentations
 from semantic_aug import generation
 from semantic_aug.cli import command
-from semantic_aug.interrupts import SIGNALS, TRY_AGAIN, Stopped, stop_deferred
+from semantic_aug.interrupts import SIGNALS, TRY_AGAIN, Stopped, stop_deferred, stoppable
 from semantic_aug.processes import Reporter, read_processes
 
 
@@ -42,13 +42,17 @@ def test_a_command_ends_with_a_status_of_its_own_and_one_line(number, capsys):
 
 def test_a_deferred_end_comes_after_the_block():
     done = []
-    with pytest.raises(Stopped), stop_deferred() as asked:
+    with stoppable(), pytest.raises(Stopped), stop_deferred() as asked:
         assert not asked()
         send()
         assert asked()
         done.append(True)
     assert done
-    with stop_deferred() as asked:  # the one before is forgotten
+    with stoppable():
+        with pytest.raises(Stopped), stop_deferred():
+            send()
+        send()  # nothing more comes of it
+    with stoppable(), stop_deferred() as asked:  # what was before is forgotten
         assert not asked()
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from semantic_aug import UserError, processes, status
-from semantic_aug.experiment import Trial, merged_file, write_derived
+from semantic_aug.experiment import Trial, derive, merged_file
 from semantic_aug.processes import DONE, FAILED, KILLED, RUNNING, STOPPED, at_work, read_processes
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, timed
 
@@ -114,12 +114,13 @@ def test_derived_texts_lack_nothing_that_another_process_adds_meanwhile(tmp_path
     source, derived, added = tmp_path / "source", tmp_path / "derived", iter("bc")
     source.write_text("a")
 
-    def derive():
+    def write():
         text = source.read_text()
         source.write_text(text + next(added, ""))  # as if another process had done it just then
+        derived.write_text(text)
         return text
 
-    write_derived(derived, source.read_text, derive)
+    assert derive(source.read_text, write) == "abc"
     assert derived.read_text() == source.read_text() == "abc"
 
 

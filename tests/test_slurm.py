@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,12 @@ from slurm import wait_for
 
 pytestmark = pytest.mark.slurm
 
-CLASSES = sorted(path.name for path in (ROOT / "sample" / "mvip").iterdir())[:6]
+CLASSES = sorted(path.name for path in (ROOT / "sample" / "mvip").iterdir())[:4]
 FLAGS = [
     "--dataset", "mvip", "--data_dir", ROOT / "sample/mvip", "--classes", *CLASSES,
     "--model_path", ROOT / "sample/model", "--examples_per_class", "1", "2",
-    "fine_tune:", "--max_train_steps", "80", "--train_batch_size", "1", "--classes_per_step", "2",
-    "--checkpointing_steps", "20", "--report_to", "none",
+    "fine_tune:", "--max_train_steps", "40", "--train_batch_size", "1", "--classes_per_step", "2",
+    "--checkpointing_steps", "10", "--report_to", "none",
     "generate:", "--num_synthetic", "2", "--num_inference_steps", "6", "--batch_size", "4",
     "train_classifier:", "--classifier_backbone", ROOT / "sample/backbone", "--num_epochs", "2",
     "--iterations_per_epoch", "4", "--augmentation", "none",
@@ -49,16 +50,18 @@ def environ():
 
 
 @pytest.fixture(scope="module")
-def cluster(environ, tmp_path_factory):
+def cluster(environ):
     """The environment in which sbatch and so on reach a SLURM of one node."""
     missing = slurm.missing_programs()
     if missing:
         pytest.skip(f"no SLURM here: {', '.join(missing)} missing (apt install slurmctld slurmd "
                     "slurm-client munge)")  # fmt: skip
-    folder = tmp_path_factory.mktemp("slurm")
-    reached = slurm.start(folder)
-    yield environ | reached
-    slurm.stop(folder, reached)
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name:  # munge wants it open to all
+        reached = slurm.start(Path(name))
+        try:
+            yield environ | reached
+        finally:
+            slurm.stop(Path(name), reached)
 
 
 def chain(*words, cwd, env, **options):
@@ -181,7 +184,7 @@ def test_tasks_killed_requeued_and_asked_to_end_then_submitted_again(cluster, lo
     def slurm_says(*words):
         subprocess.run(words, env=cluster, check=True)
 
-    wait_for(lambda: list(experiment.glob("fine-tuned/*/*/checkpoint-20.pt")), 120)
+    wait_for(lambda: list(experiment.glob("fine-tuned/*/*/checkpoint-10.pt")), 120)
     slurm_says("scancel", f"{first}_0")
     slurm_says("scontrol", "requeue", f"{first}_1")
     slurm_says("scancel", "--batch", "--signal=USR1", f"{first}_2")  # as --signal=B:USR1 does it
@@ -190,7 +193,7 @@ def test_tasks_killed_requeued_and_asked_to_end_then_submitted_again(cluster, lo
     found = wait_for(lambda: ended(cluster, first), 300)
     assert found == [{"0": "CANCELLED", "1": "COMPLETED", "2": "COMPLETED"}], logs(tmp_path)
     assert len(re.findall(r", run 2 on ", logs(tmp_path))) == 2
-    assert re.search(r": goes on from step \d+ of 80", logs(tmp_path))
+    assert re.search(r": goes on from step \d+ of 40", logs(tmp_path))
     # Dependants run only after success: these never will.
     later = [jobs[stage] for stage in ("aggregate", "generate", "train_classifier")]
     wait_for(lambda: ended(cluster, *later), 60)
