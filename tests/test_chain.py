@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import OF_CLUSTERS, ROOT
 
 from semantic_aug import UserError, chain
 from semantic_aug.chain import AGGREGATE, FINE_TUNE, GENERATE, STAGES, TRAIN, commands_of
@@ -259,7 +259,6 @@ def fakes(workdir, monkeypatch):
     fake(workdir, "scancel", "exit 0")
     fake(workdir, "scontrol", "exit 0")
     monkeypatch.setenv("PATH", f"{workdir / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.delenv("EXTRA_SBATCH", raising=False)
     return workdir
 
 
@@ -313,7 +312,8 @@ def test_arrays_are_not_for_a_run_here(capsys):
 
 def environ(folder, **more):
     ours = {"DA_FUSION_ROOT": str(folder / "root"), "SLURM_JOB_ID": "7"}
-    return {**os.environ, **ours, "ACTIVATE": f"PATH='{folder}/bin':$PATH", **more}
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(OF_CLUSTERS)}
+    return {**outside, **ours, "ACTIVATE": f"PATH='{folder}/bin':$PATH", **more}
 
 
 def start(folder, **more):
@@ -363,6 +363,16 @@ def test_a_job_that_is_asked_to_end_goes_back_into_the_queue(job, when):
     assert "leaves a checkpoint" in text
     assert text.endswith("asked to end: goes back into the queue\n")
     assert calls(job) == [["scontrol", "requeue", "7"]]
+
+
+def test_a_task_of_an_array_takes_nobody_else_back_into_the_queue(job):
+    """The last task's own id is the array's, and would requeue all of them."""
+    (job / "say").write_text("at work")
+    process = start(job, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
+    wait_for_file(job / "started")
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert calls(job) == [["scontrol", "requeue", "7_3"]]
 
 
 def test_what_a_launcher_has_started_is_asked_too(job):

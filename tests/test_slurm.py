@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import slurm
-from conftest import ROOT
+from conftest import OF_CLUSTERS, ROOT
 from slurm import wait_for
 
 pytestmark = pytest.mark.slurm
@@ -41,12 +41,8 @@ def environ():
     """What all processes here get: one thread each, so that cores do not change a sum."""
     ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     ours["ACTIVATE"] = f"PATH={Path(sys.executable).parent}:$PATH"
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith("SLURM") and key not in ("RANK", "WORLD_SIZE", "LAUNCH")
-    }
-    return inherited | ours
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(OF_CLUSTERS)}
+    return outside | ours
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +157,7 @@ def logs(folder: Path) -> str:
 def test_an_array_of_three_gives_what_a_local_run_gives(cluster, local, tmp_path):
     jobs = submit(tmp_path, cluster, "--array", "3")
     assert list(jobs) == ["fine_tune", "aggregate", "generate", "train_classifier"]
-    found = wait_for(lambda: ended(cluster, *jobs.values()), 400)
+    found = wait_for(lambda: ended(cluster, *jobs.values()), 1200)
     three = {str(n): "COMPLETED" for n in range(3)}
     assert found == [three, {"": "COMPLETED"}, three, three], logs(tmp_path)
     assert_same(tmp_path / "output/e", local)
@@ -184,13 +180,13 @@ def test_tasks_killed_requeued_and_asked_to_end_then_submitted_again(cluster, lo
     def slurm_says(*words):
         subprocess.run(words, env=cluster, check=True)
 
-    wait_for(lambda: list(experiment.glob("fine-tuned/*/*/checkpoint-10.pt")), 120)
+    wait_for(lambda: list(experiment.glob("fine-tuned/*/*/checkpoint-10.pt")), 600)
     slurm_says("scancel", f"{first}_0")
     slurm_says("scontrol", "requeue", f"{first}_1")
     slurm_says("scancel", "--batch", "--signal=USR1", f"{first}_2")  # as --signal=B:USR1 does it
-    wait_for(lambda: "asked to end: goes back into the queue" in logs(tmp_path), 60)
+    wait_for(lambda: "asked to end: goes back into the queue" in logs(tmp_path), 300)
     assert "ended by SIGUSR1; the same command goes on from here" in logs(tmp_path)
-    found = wait_for(lambda: ended(cluster, first), 300)
+    found = wait_for(lambda: ended(cluster, first), 900)
     assert found == [{"0": "CANCELLED", "1": "COMPLETED", "2": "COMPLETED"}], logs(tmp_path)
     assert len(re.findall(r", run 2 on ", logs(tmp_path))) == 2
     assert re.search(r": goes on from step \d+ of 40", logs(tmp_path))
@@ -203,7 +199,7 @@ def test_tasks_killed_requeued_and_asked_to_end_then_submitted_again(cluster, lo
     times = {path: path.stat().st_mtime_ns for path in words}
 
     jobs = submit(tmp_path, cluster, "--array", "2%2")  # of another size
-    found = wait_for(lambda: ended(cluster, *jobs.values()), 400)
+    found = wait_for(lambda: ended(cluster, *jobs.values()), 1200)
     assert {state for each in found for state in each.values()} == {"COMPLETED"}, logs(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in words} == times  # nothing twice
     assert_same(experiment, local)
@@ -257,7 +253,7 @@ def test_eight_processes_start_at_the_same_instant(environ, local, tmp_path):
                                             stdout=subprocess.DEVNULL,
                                             stderr=subprocess.PIPE))  # fmt: skip
         for process in started:
-            _, text = process.communicate(timeout=400)
+            _, text = process.communicate(timeout=1200)
             assert process.returncode == 0, text
     experiment = tmp_path / "output/e"
     assert contents(experiment) == contents(local)

@@ -9,9 +9,10 @@ source "$root/scripts/slurm/activate.sh"
 
 run_stage() {
   local script=$root/$1 restarts=${SLURM_RESTART_COUNT:-0} asked="" repeating pid status again
+  local job=$SLURM_JOB_ID # but for the last task of an array, this is the id of the whole array
+  [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   shift
-  echo "job $SLURM_JOB_ID${SLURM_ARRAY_TASK_ID:+, task $SLURM_ARRAY_TASK_ID}, run $((restarts + 1))" \
-    "on $(hostname), $(date '+%Y-%m-%d %H:%M:%S')"
+  echo "job $job, run $((restarts + 1)) on $(hostname), $(date "+%Y-%m-%d %H:%M:%S")"
   # A launcher such as accelerate launch would die of USR1; our commands handle it themselves.
   (
     trap "" USR1
@@ -31,7 +32,7 @@ run_stage() {
         echo "this job has been requeued $restarts times: it needs a longer --time" >&2
       else
         echo "asked to end: goes back into the queue"
-        scontrol requeue "$SLURM_JOB_ID"
+        scontrol requeue "$job"
       fi
     fi
   fi
