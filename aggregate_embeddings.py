@@ -11,7 +11,16 @@ import logging
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.cli import Parser, add_experiment_flags, command, experiment_of, trials_of
+from semantic_aug.cli import (
+    Parser,
+    add_experiment_flags,
+    add_shard_flags,
+    command,
+    experiment_of,
+    shard_blocks,
+    shard_of,
+    trials_of,
+)
 from semantic_aug.embeddings import embedding_files, merge_embeddings, read_header
 from semantic_aug.experiment import (
     EMBEDDINGS_FILE,
@@ -21,24 +30,34 @@ from semantic_aug.experiment import (
     read_config,
     remove_leftovers,
 )
+from semantic_aug.processes import at_work
 from semantic_aug.timing import AGGREGATE, timed
 
 log = logging.getLogger("semantic_aug.aggregate_embeddings")
 
 
 def parse_args(argv=None):
+    return build_parser().parse_args(argv)
+
+
+def build_parser() -> Parser:
     parser = Parser(__doc__)
     add_experiment_flags(parser)
-    return parser.parse_args(argv)
+    add_shard_flags(parser)
+    return parser
 
 
 @command
 def main(argv=None):
     args = parse_args(argv)
-    experiment = experiment_of(args)
+    experiment, shard, trials = experiment_of(args), shard_of(args), trials_of(args)
     if not experiment.is_dir():
         raise UserError(f"there is no experiment {experiment}; run fine_tune.py first")
-    found = {trial: files_of(experiment, trial) for trial in trials_of(args)}
+    mine = [trials[number] for number in sorted(shard_blocks(len(trials), *shard))]
+    if not mine:
+        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {len(trials)} trials")
+        return
+    found = {trial: files_of(experiment, trial) for trial in mine}
     for trial, files in found.items():
         if not files:
             raise UserError(
@@ -48,29 +67,37 @@ def main(argv=None):
             )
         check_same_settings(files)
         check_second_files(files)
-    for trial, files in found.items():
-        path = merged_file(experiment, trial)
-        remove_leftovers(path.parent)
-        config = read_config(fine_tuned_dir(experiment, trial)) or {}
-        header = {
-            "seed": trial.seed,
-            "examples_per_class": trial.examples_per_class,
-            # Without the arguments, which name folders and shards and so on.
-            "config": json.dumps(
-                {key: value for key, value in config.items() if key != "arguments"},
-                ensure_ascii=False,
-            ),
-        }
-        for key in ("model", "dataset"):
-            header[key] = read_header(files[0]).get(key, "")
-        with timed(experiment, AGGREGATE, trials=trial):
-            if second_files(files):
-                merge_embeddings(second_files(files), embedding_files(path)[1], header)
-            tokens = merge_embeddings(files, path, header)
-        print(f"{path}: {len(tokens)} words: {' '.join(tokens)}")
-        missing = missing_classes(config, files)
-        if missing:
-            log.warning("%s: no word yet for: %s", trial.name, ", ".join(missing))
+    wanted = dict.fromkeys(trials, (1, 0))
+    with at_work(experiment, AGGREGATE, wanted, shard=shard) as reporter:
+        for trial, files in found.items():
+            reporter.works_on([trial])
+            merge(experiment, trial, files)
+
+
+def merge(experiment: Path, trial: Trial, files: list[Path]) -> None:
+    """Write the merged file of a trial, and say which words it has."""
+    path = merged_file(experiment, trial)
+    remove_leftovers(path.parent)
+    config = read_config(fine_tuned_dir(experiment, trial)) or {}
+    header = {
+        "seed": trial.seed,
+        "examples_per_class": trial.examples_per_class,
+        # Without the arguments, which name folders and shards and so on.
+        "config": json.dumps(
+            {key: value for key, value in config.items() if key != "arguments"},
+            ensure_ascii=False,
+        ),
+    }
+    for key in ("model", "dataset"):
+        header[key] = read_header(files[0]).get(key, "")
+    with timed(experiment, AGGREGATE, trials=trial):
+        if second_files(files):
+            merge_embeddings(second_files(files), embedding_files(path)[1], header)
+        tokens = merge_embeddings(files, path, header)
+    print(f"{path}: {len(tokens)} words: {' '.join(tokens)}")
+    missing = missing_classes(config, files)
+    if missing:
+        log.warning("%s: no word yet for: %s", trial.name, ", ".join(missing))
 
 
 def files_of(experiment: Path, trial: Trial) -> list[Path]:

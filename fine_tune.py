@@ -41,6 +41,7 @@ from semantic_aug.cli import (
     non_negative_int,
     positive_int,
     progress_bar,
+    shard_blocks,
     shard_of,
     trials_of,
 )
@@ -73,6 +74,8 @@ from semantic_aug.experiment import (
     write_text,
 )
 from semantic_aug.few_shot_dataset import FewShotDataset, image_to_tensor
+from semantic_aug.interrupts import stop_deferred
+from semantic_aug.processes import Reporter, at_work
 from semantic_aug.templates import TEMPLATES, load_templates
 from semantic_aug.textual_inversion import (
     Prompts,
@@ -99,6 +102,10 @@ CACHED_PHOTOS = 2048
 
 
 def parse_args(argv=None):
+    return build_parser().parse_args(argv)
+
+
+def build_parser() -> Parser:
     parser = Parser(__doc__)
     add_experiment_flags(parser)
     add_dataset_flags(parser)
@@ -255,7 +262,7 @@ def parse_args(argv=None):
         default="tensorboard",
         help="tensorboard, wandb or another tracker of accelerate, all, or none",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,6 +284,10 @@ class Job:
     @property
     def where(self) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def trial(self) -> Trial:
+        return Trial(self.dataset.seed, self.header["examples_per_class"])
 
     @property
     def steps(self) -> int:
@@ -323,15 +334,30 @@ def main(argv=None):
         return
 
     pipeline = load_pipeline(info, device, pick_dtype(device, args.mixed_precision))
-    for job in (job for run in runs for job in run):
-        arguments = {**vars(args), "class_names": job.trial_classes}
-        write_config(job.folder.parent, settings, arguments)
-        for folder in (job.folder.parent, job.folder, job.folder / "validation"):
-            remove_leftovers(folder)
-    failed = train_all(args, pipeline, templates, settings, runs, experiment, shard)
-    if failed:
-        log.error("not trained: %s", ", ".join(failed))
-        raise SystemExit(1)
+    with at_work(experiment, FINE_TUNE, wanted_of(jobs, args), shard=shard) as reporter:
+        for job in (job for run in runs for job in run):
+            arguments = {**vars(args), "class_names": job.trial_classes}
+            write_config(job.folder.parent, settings, arguments)
+            for folder in (job.folder.parent, job.folder, job.folder / "validation"):
+                remove_leftovers(folder)
+        failed = train_all(args, pipeline, templates, settings, runs, experiment, shard, reporter)
+        if failed:
+            log.error("not trained: %s", ", ".join(failed))
+            raise SystemExit(1)
+
+
+def wanted_of(jobs: list[Job], args) -> dict[Trial, tuple[int, int]]:
+    """By trial, how many words there are to be in the end, and how many photos that shows."""
+    wanted: dict[Trial, tuple[int, int]] = {}
+    for job in jobs:
+        words, photos = wanted.get(job.trial, (0, 0))
+        wanted[job.trial] = words + 1, photos + job.steps * photos_per_step(args)
+    return wanted
+
+
+def photos_per_step(args) -> int:
+    """Photos of each class that an optimiser step shows."""
+    return args.train_batch_size * args.gradient_accumulation_steps
 
 
 def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
@@ -445,7 +471,7 @@ def groups_of(jobs: list[Job], classes_per_step: int, shard) -> list[list[Job]]:
     """This shard's groups of words that are trained together.
 
     They follow from the order of trials and classes alone, so that a word's bits do not depend on
-    who trains it.
+    who trains it. Which are this shard's is drawn once for all; it trains them in their order.
     """
     starts = range(0, len(jobs), classes_per_step)
     groups = [jobs[start : start + classes_per_step] for start in starts]
@@ -455,7 +481,7 @@ def groups_of(jobs: list[Job], classes_per_step: int, shard) -> list[list[Job]]:
             "would employ more",
             len(jobs), classes_per_step, len(groups), shard[1], max(1, len(jobs) // shard[1]),
         )  # fmt: skip
-    return groups[shard[0] :: shard[1]]
+    return [groups[number] for number in sorted(shard_blocks(len(groups), *shard))]
 
 
 def runs_of(group: list[Job], settings: dict, args) -> list[dict[Job, Path | None]]:
@@ -537,7 +563,7 @@ def is_of(checkpoint: dict, job: Job) -> bool:
 
 
 def train_all(
-    args, pipeline, templates, settings: dict, runs, experiment: Path, shard
+    args, pipeline, templates, settings: dict, runs, experiment: Path, shard, reporter: Reporter
 ) -> list[str]:
     """Train one run of words after the other; returns those that failed."""
     from diffusers import DDPMScheduler
@@ -553,7 +579,7 @@ def train_all(
         pipeline.enable_attention_slicing()
     if args.compile:
         pipeline.unet.compile()
-    images = args.train_batch_size * args.gradient_accumulation_steps
+    images = photos_per_step(args)
     total = images * sum(job.steps for run in runs for job in run)
     failed = []
     with (
@@ -563,7 +589,8 @@ def train_all(
         progress_bar(total=total, desc="fine-tune", unit=" photos") as progress,
     ):
         for run in runs:
-            trials = [Trial(j.dataset.seed, j.header["examples_per_class"]) for j in run]
+            trials = [job.trial for job in run]
+            reporter.works_on(trials)
             with timed(experiment, FINE_TUNE, trials=trials, device=pipeline.device) as work:
                 words = {job: build_word(args, pipeline, encode, job) for job in run}
                 for job, path in run.items():
@@ -572,53 +599,65 @@ def train_all(
                 progress.initial += images * sum(word.step for word in words.values())
                 progress.update(images * sum(word.step for word in words.values()))
                 before = sum(word.step for word in words.values())
-                train_run(
-                    args, pipeline, noise_scheduler, prompts, settings, words, track, progress
-                )
-                work.images = images * (sum(word.step for word in words.values()) - before)
+                try:
+                    train_run(
+                        args, pipeline, noise_scheduler, prompts, settings, words, track,
+                        progress, reporter,
+                    )  # fmt: skip
+                finally:
+                    work.images = images * (sum(word.step for word in words.values()) - before)
             failed += [job.where for job, word in words.items() if word.diverged]
     return failed
 
 
 def train_run(
-    args, pipeline, noise_scheduler, prompts: Prompts, settings, words: dict, track: Track, progress
-) -> None:
-    """Train the words of a run together, and write what becomes of each."""
+    args, pipeline, noise_scheduler, prompts: Prompts, settings, words: dict[Job, Word],
+    track: Track, progress, reporter: Reporter,
+) -> None:  # fmt: skip
+    """Train the words of a run together, and write what becomes of each.
+
+    Asked to end, it leaves a checkpoint of each word first.
+    """
     job_of = {word: job for job, word in words.items()}
-    images = args.train_batch_size * args.gradient_accumulation_steps
+    images = photos_per_step(args)
     validate = functools.partial(validation, args, pipeline, noise_scheduler, prompts, track)
     set_training(pipeline, args.gradient_checkpointing)
     validate({job: word for job, word in words.items() if word.step == 0}, with_images=False)
     # Those that were interrupted after their last step, and before they were written.
     finish({job: word for job, word in words.items() if word.is_done}, validate, settings)
-    for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
-        losses = [word.loss for word in took_part]
-        progress.update(images * len(took_part))
-        progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
-        for word in took_part:
-            where = job_of[word].where
-            track.log({f"loss/{where}": word.loss, f"lr/{where}": word.rate}, word.step)
-            if word.diverged:
-                last = max(list_checkpoints(job_of[word].folder), default=None)
-                kept = f"the checkpoint of step {last} is kept" if last else "no checkpoint yet"
-                precision = str(pipeline.unet.dtype).removeprefix("torch.")
-                log.error(
-                    "%s: %s in %s; this class is left out, %s; try a lower --learning_rate "
-                    "with --overwrite",
-                    where, word.diverged, precision, kept,
-                )  # fmt: skip
-        going_on = {job_of[word]: word for word in took_part if word.is_running}
-        ended = {job_of[word]: word for word in took_part if word.is_done and not word.diverged}
-        step = max(word.step for word in took_part)
-        if args.save_steps and step % args.save_steps == 0:
-            for job, word in (going_on | ended).items():
-                earlier = job.path.with_name(f"learned_embeds-steps-{step}.safetensors")
-                write_word(earlier, job, word, step)
-        if args.validation_steps and step % args.validation_steps == 0:
-            validate(going_on, with_images=True)
-        if step % args.checkpointing_steps == 0:  # last, so that what comes before is made again
-            save(going_on, settings, keep=args.checkpoints_total_limit)
-        finish(ended, validate, settings)
+    with stop_deferred() as asked_to_end:
+        for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
+            losses = [word.loss for word in took_part]
+            progress.update(images * len(took_part))
+            reporter.count(images * len(took_part))
+            progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
+            for word in took_part:
+                where = job_of[word].where
+                track.log({f"loss/{where}": word.loss, f"lr/{where}": word.rate}, word.step)
+                if word.diverged:
+                    last = max(list_checkpoints(job_of[word].folder), default=None)
+                    kept = f"the checkpoint of step {last} is kept" if last else "no checkpoint yet"
+                    precision = str(pipeline.unet.dtype).removeprefix("torch.")
+                    log.error(
+                        "%s: %s in %s; this class is left out, %s; try a lower --learning_rate "
+                        "with --overwrite",
+                        where, word.diverged, precision, kept,
+                    )  # fmt: skip
+            going_on = {job_of[word]: word for word in took_part if word.is_running}
+            ended = {job_of[word]: word for word in took_part if word.is_done and not word.diverged}
+            step = max(word.step for word in took_part)
+            if args.save_steps and step % args.save_steps == 0:
+                for job, word in (going_on | ended).items():
+                    earlier = job.path.with_name(f"learned_embeds-steps-{step}.safetensors")
+                    write_word(earlier, job, word, step)
+            if args.validation_steps and step % args.validation_steps == 0:
+                validate(going_on, with_images=True)
+            # Last, so that what comes before is made again.
+            if step % args.checkpointing_steps == 0 or asked_to_end():
+                save(going_on, settings, keep=args.checkpoints_total_limit)
+            finish(ended, validate, settings)
+            if asked_to_end():
+                break
 
 
 def finish(words: dict[Job, Word], validate, settings: dict) -> None:

@@ -16,6 +16,7 @@ makes one image again and says whether it is equal.
 import argparse
 import functools
 import logging
+import math
 import re
 import shlex
 import sys
@@ -85,6 +86,7 @@ from semantic_aug.generation import (
     read_records,
     stale_records,
 )
+from semantic_aug.processes import at_work
 from semantic_aug.timing import GENERATE, timed
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
@@ -93,6 +95,10 @@ AUTO_BATCH = 32
 
 
 def parse_args(argv=None):
+    return build_parser().parse_args(argv)
+
+
+def build_parser() -> Parser:
     parser = Parser(__doc__)
     add_experiment_flags(parser)
     parser.add_argument("--aug_name", default="aug", help="folder of these images")
@@ -207,7 +213,7 @@ def parse_args(argv=None):
         help="file of learned words, may hold {seed} and {examples_per_class} "
         "(default: the merged file of the trial)",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 @command
@@ -276,34 +282,46 @@ def main(argv=None):
     # Augmentations of which one is drawn per image get their images from more jobs, so that each
     # has a full batch all the same.
     alternatives = len(edits) if args.compose == "parallel" else 1
-    for trial, (dataset, indices, embed_path, settings, digests) in work.items():
-        folder = folders[trial]
-        with timed(experiment, GENERATE, args.aug_name, trial, device, args.overwrite) as work_done:
-            made = work_done.images = generate(
-                dataset,
-                functools.partial(
-                    build_augmentation, args, edits, pipeline, resolution, embed_path
-                ),
-                folder,
-                settings,
-                num_synthetic=args.num_synthetic,
-                batch_size=args.batch_size * alternatives,
-                seed=trial.seed,
-                indices=indices,
-                shard=shard,
-                constants={
-                    "seed": trial.seed,
-                    "examples_per_class": trial.examples_per_class,
-                    "num_inference_steps": args.num_inference_steps,
-                    "resolution": resolution,
-                    "model": args.model,
-                },
-                arguments={**vars(args), "command": command_line(argv)},
-                word_digests=digests,
-            )
-        total = len(indices) * args.num_synthetic
-        there = len(read_records(folder, config_id(settings)))
-        print(f"{folder}: {made} images made now; {there} there, {total} wanted")
+    batch_size = args.batch_size * alternatives
+    wanted = {
+        trial: (len(indices) * args.num_synthetic,) * 2 for trial, (_, indices, *_) in work.items()
+    }
+    num_blocks = [math.ceil(images / batch_size) for images, _ in wanted.values()]
+    if shard[0] >= sum(num_blocks):
+        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {sum(num_blocks)} blocks")
+        return
+    with at_work(experiment, GENERATE, wanted, args.aug_name, shard) as reporter:
+        for number, (trial, planned) in enumerate(work.items()):
+            dataset, indices, embed_path, settings, digests = planned
+            folder = folders[trial]
+            reporter.works_on([trial])
+            with timed(experiment, GENERATE, args.aug_name, trial, device, args.overwrite) as done:
+                made = done.images = generate(
+                    dataset,
+                    functools.partial(
+                        build_augmentation, args, edits, pipeline, resolution, embed_path
+                    ),
+                    folder,
+                    settings,
+                    num_synthetic=args.num_synthetic,
+                    batch_size=batch_size,
+                    seed=trial.seed,
+                    indices=indices,
+                    shard=shard,
+                    already=sum(num_blocks[:number]),
+                    constants={
+                        "seed": trial.seed,
+                        "examples_per_class": trial.examples_per_class,
+                        "num_inference_steps": args.num_inference_steps,
+                        "resolution": resolution,
+                        "model": args.model,
+                    },
+                    arguments={**vars(args), "command": command_line(argv)},
+                    word_digests=digests,
+                    count=reporter.count,
+                )
+            total, there = wanted[trial][0], len(read_records(folder, config_id(settings)))
+            print(f"{folder}: {made} images made now; {there} there, {total} wanted")
 
 
 def build_pipeline(args, info, device):

@@ -37,6 +37,7 @@ from semantic_aug.cli import (
     fraction,
     non_negative_int,
     positive_int,
+    shard_blocks,
     shard_of,
     trials_of,
 )
@@ -49,6 +50,7 @@ from semantic_aug.experiment import (
     check_component,
     check_config,
     check_writable,
+    derive,
     experiment_dir,
     read_config,
     remove_leftovers,
@@ -58,6 +60,7 @@ from semantic_aug.features import load_split, readable, split_features
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generation import MissingImages, read_records, read_scores
 from semantic_aug.plots import plot_results
+from semantic_aug.processes import at_work
 from semantic_aug.results import (
     COMPARISON_FILE,
     REAL,
@@ -84,6 +87,10 @@ log = logging.getLogger("semantic_aug.train_classifier")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
+    return build_parser().parse_args(argv)
+
+
+def build_parser() -> Parser:
     defaults = TrainingOptions()
     parser = Parser(__doc__)
     add_experiment_flags(parser)
@@ -211,7 +218,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group.add_argument("--logdir", help="where results go (default: output/EXP/results)")
     add_shard_flags(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
 def _learning_rate(text: str) -> float:
@@ -235,10 +242,10 @@ def main(argv=None) -> None:
     method = check_component("--method", args.method or (args.aug_name if uses_synthetic else REAL))
     folder = check_writable(Path(args.logdir or experiment / RESULTS) / method)
     aug_dirs = {t: aug_dir(experiment, args.aug_name, t) for t in trials_of(args)}
-    shard, num_shards = shard_of(args)
-    trials = trials_of(args)[shard::num_shards]
+    shard, everyones = shard_of(args), trials_of(args)
+    trials = [everyones[number] for number in sorted(shard_blocks(len(everyones), *shard))]
     if not trials:
-        print(f"nothing to do: shard {shard} of {num_shards} has none of {len(aug_dirs)} trials")
+        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {len(everyones)} trials")
         return
     compared = _compared(args, folder, trials_of(args))
     device = pick_device(args.device)
@@ -261,16 +268,21 @@ def main(argv=None) -> None:
     pending = [trial for trial in trials if not results_file(folder, trial).exists()]
     if len(pending) < len(trials):
         print(f"{len(trials) - len(pending)} of {len(trials)} trials are finished: skipped")
-    try:
-        _run_trials(pending, train_set, splits, backbone, options, args, folder)
-    finally:  # also when one of several trials fails
-        summary = write_summary(
-            folder, method, experiment, args.aug_name if uses_synthetic else None
-        )
+    # Other processes finish other trials meanwhile.
+    from_all = functools.partial(derive, lambda: sorted(folder.glob("results_*.csv")))
+    images = options.num_epochs * options.iterations_per_epoch * options.batch_size
+    wanted = dict.fromkeys(everyones, (1, images))
+    with at_work(experiment, TRAIN, wanted, method, shard) as reporter:
+        try:
+            _run_trials(pending, train_set, splits, backbone, options, args, folder, reporter)
+        finally:  # also when one of several trials fails
+            augmented = args.aug_name if uses_synthetic else None
+            summary = from_all(lambda: write_summary(folder, method, experiment, augmented))
     _print_table(summary)
     if compared:
-        _print_comparison(write_comparison(folder, method, compared))
-    plot_results({method: folder, **compared}, folder, splits[VALIDATION].class_names)
+        _print_comparison(from_all(lambda: write_comparison(folder, method, compared)))
+    names = splits[VALIDATION].class_names
+    from_all(lambda: plot_results({method: folder, **compared}, folder, names))
     print(f"results: {folder}")
 
 
@@ -488,7 +500,7 @@ def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
 # --- trials ----------------------------------------------------------------------------------
 
 
-def _run_trials(trials, train_set, splits, backbone, options, args, folder) -> None:
+def _run_trials(trials, train_set, splits, backbone, options, args, folder, reporter) -> None:
     """Train, evaluate and write the result files of one trial after the other.
 
     Args:
@@ -509,6 +521,7 @@ def _run_trials(trials, train_set, splits, backbone, options, args, folder) -> N
     memory = args.image_memory / 2 if backbone.trained else args.image_memory
     for trial in trials:
         started = time.monotonic()
+        reporter.works_on([trial])
         with timed(experiment, TRAIN, method, trial, backbone.device, again=True) as work:
             size = backbone.image_size
             examples = load_examples(train_set(trial), size, args.classes, memory, args.num_workers)
@@ -527,6 +540,7 @@ def _run_trials(trials, train_set, splits, backbone, options, args, folder) -> N
             if TEST in features_of and trained & present[TEST]:
                 tested = evaluate(result.head, features_of[TEST]())  # once; nothing is chosen by it
             work.images = options.num_epochs * options.iterations_per_epoch * options.batch_size
+        reporter.count(work.images)
         evaluated = {split: trained & labels for split, labels in present.items()}
         rows = _result_rows(trial, metric_names(class_names), trained, evaluated, result, tested)
         whole = {VALIDATION: result.validation} | ({TEST: tested} if tested else {})

@@ -11,8 +11,11 @@ import re
 import sys
 from pathlib import Path
 
-from semantic_aug import UserError
+from semantic_aug import UserError, stable_hash
 from semantic_aug.experiment import Trial, check_writable, experiment_dir
+from semantic_aug.interrupts import TRY_AGAIN, Stopped, stoppable
+
+log = logging.getLogger(__name__)
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +29,10 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else [str(arg) for arg in args]
         return super().parse_args([_underscored(arg) for arg in args], namespace)
+
+    def knows(self, flag: str) -> bool:
+        """Whether this is one of the flags, in either spelling."""
+        return _underscored(flag).partition("=")[0] in self._option_string_actions
 
     def error(self, message):
         print(f"{self.prog}: error: {message} (--help lists the flags)", file=sys.stderr)
@@ -66,13 +73,20 @@ _REMEDIES = {
 
 
 def command(main):
-    """Turn UserError into one line on stderr and exit status 2; make notices appear on stderr."""
+    """Turn UserError into one line on stderr and exit status 2; make notices appear on stderr.
+
+    A command that a scheduler asked to end (see `interrupts`) ends with status 75.
+    """
 
     @functools.wraps(main)
     def wrapper(argv=None):
         with _notices(), contextlib.suppress(BrokenPipeError):
             try:
-                return main(argv)
+                with stoppable():
+                    return main(argv)
+            except Stopped as stopped:
+                print(f"ended by {stopped}; the same command goes on from here", file=sys.stderr)
+                raise SystemExit(TRY_AGAIN) from None
             except UserError as error:
                 line = " ".join(str(error).split())
             except KeyboardInterrupt:
@@ -308,10 +322,10 @@ def dataset_of(args: argparse.Namespace, split: str, trial: Trial | None = None)
 
 
 def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
-    """This process's (index, count): from the flags, else from SLURM and accelerate together.
+    """This process's (index, count): from the flags, else from SLURM and a launcher together.
 
-    A SLURM array may have any offset and step; processes of one `accelerate launch` divide the
-    share of their array task among themselves.
+    A SLURM array may have any offset and step; processes of one launch (accelerate launch,
+    torchrun, mpirun, or srun) divide the share of their array task among themselves.
 
     Raises:
         UserError: flags that do not fit each other, or an array with gaps, in which nobody would
@@ -325,27 +339,66 @@ def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
                 f"--shard_index: got {args.shard_index}, expected 0 to {args.num_shards - 1}"
             )
         return args.shard_index, args.num_shards
+    task, tasks = _array_task(environ)
+    process, processes = _launched_process(environ)
+    return task * processes + process, tasks * processes
 
-    def number(name: str, default: int) -> int:
-        text = environ.get(name, str(default))
-        if not re.fullmatch(r"\d+", text):
-            raise UserError(f"the environment has {name}={text!r}, expected a whole number")
-        return int(text)
 
-    index, count = 0, 1
-    if "SLURM_ARRAY_TASK_ID" in environ:
-        task = number("SLURM_ARRAY_TASK_ID", 0)
-        first = number("SLURM_ARRAY_TASK_MIN", 0)
-        step = max(1, number("SLURM_ARRAY_TASK_STEP", 1))
-        last = number("SLURM_ARRAY_TASK_MAX", task)
-        count = (last - first) // step + 1
-        if number("SLURM_ARRAY_TASK_COUNT", count) != count:
-            raise UserError(
-                f"this SLURM array has gaps between its tasks {first} and {last}: submit one "
-                "without, such as --array=0-3, or pass --shard_index and --num_shards"
-            )
-        index = (task - first) // step
-    processes = number("WORLD_SIZE", 1)
-    if processes > 1:
-        index, count = index * processes + number("RANK", 0), count * processes
-    return index, count
+def _array_task(environ) -> tuple[int, int]:
+    """(index, count) among the tasks of a SLURM array."""
+    if "SLURM_ARRAY_TASK_ID" not in environ:
+        return 0, 1
+    task = _number(environ, "SLURM_ARRAY_TASK_ID")
+    first = _number(environ, "SLURM_ARRAY_TASK_MIN", 0)
+    step = max(1, _number(environ, "SLURM_ARRAY_TASK_STEP", 1))
+    last = _number(environ, "SLURM_ARRAY_TASK_MAX", task)
+    count = (last - first) // step + 1
+    if _number(environ, "SLURM_ARRAY_TASK_COUNT", count) != count:
+        raise UserError(
+            f"this SLURM array has gaps between its tasks {first} and {last}: submit one "
+            "without, such as --array=0-3, or pass --shard_index and --num_shards"
+        )
+    return (task - first) // step, count
+
+
+# Size and rank, as launchers name them. A launcher within srun counts its processes on all nodes.
+_LAUNCHERS = (
+    ("WORLD_SIZE", "RANK"),  # accelerate launch, torchrun
+    ("PMI_SIZE", "PMI_RANK"),  # Intel MPI and MPICH, which accelerate launch --cpu may start
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
+)
+
+
+def _launched_process(environ) -> tuple[int, int]:
+    """(index, count) among the processes of one launch."""
+    for size, rank in _LAUNCHERS:
+        if _number(environ, size, 1) > 1:
+            return _number(environ, rank, 0), _number(environ, size)
+    if environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in environ:
+        log.warning(
+            "accelerate launch --cpu has started one process, which does all the work; "
+            "accelerate launch --multi_gpu --num_processes N starts N, also without a GPU"
+        )
+    return 0, 1
+
+
+def _number(environ, name: str, default: int | None = None) -> int:
+    text = environ.get(name, str(default))
+    if not re.fullmatch(r"\d+", text):
+        raise UserError(f"the environment has {name}={text!r}, expected a whole number")
+    return int(text)
+
+
+def shard_blocks(num_blocks: int, shard_index: int, num_shards: int, already: int = 0) -> list[int]:
+    """The blocks of one shard: each num_shards-th of a fixed shuffled order.
+
+    Shuffled, because blocks that lie together often take equally long, or were left by the same
+    interruption.
+
+    Args:
+        already: how many blocks were dealt out before these, so that it is not always the first
+            shards that get one more.
+    """
+    order = sorted(range(num_blocks), key=lambda number: stable_hash("block", number))
+    return order[(shard_index - already) % num_shards :: num_shards]

@@ -5,6 +5,7 @@ output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
 output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, summary.csv, pictures
 output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
+output/EXP/processes/ and slurm/: what each process does, and what SLURM jobs have written
 output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
 """
 
@@ -17,10 +18,12 @@ import platform
 import re
 import socket
 import subprocess
+import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from semantic_aug import UserError
 
@@ -29,13 +32,19 @@ MERGED = "fine-tuned-merged"
 RESULTS = "results"
 CACHE = "cache"
 TIMING = "timing"
-RESERVED_NAMES = (FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, "report", "logs")
+PROCESSES = "processes"
+SLURM_LOGS = "slurm"
+RESERVED_NAMES = (
+    FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, PROCESSES, SLURM_LOGS, "report", "logs",
+)  # fmt: skip
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"
 
 # Names of files that are not UTF-8 reach Python as lone surrogates, which no other file can hold.
 UNENCODABLE = "\ud800-\udfff"
+
+T = TypeVar("T")
 
 _VERSIONED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
@@ -173,6 +182,22 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def derive(sources: Callable[[], object], write: Callable[[], T]) -> T:
+    """Write what is derived from files that other processes may be adding to.
+
+    It is written again if `sources()`, whatever tells their states apart, has changed meanwhile:
+    another process may have derived more, and this one have put something older in its place. So
+    the last process that adds something leaves everything derived from all. Returns what `write`
+    returns.
+    """
+    for _ in range(10):  # not for ever, where many processes add something all the time
+        before = sources()
+        written = write()
+        if sources() == before:
+            break
+    return written
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes left directly in `folder`.
 
@@ -190,9 +215,9 @@ def remove_leftovers(folder: Path) -> None:
         path = folder / name
         with contextlib.suppress(OSError, OverflowError):
             if match["host"] == hostname():
-                dead = int(match["pid"]) == os.getpid() or not _alive(int(match["pid"]))
+                dead = int(match["pid"]) == os.getpid() or not is_alive(int(match["pid"]))
             else:
-                dead = path.stat().st_mtime < _now(folder) - 86400
+                dead = path.stat().st_mtime < now_at(folder) - 86400
             if dead:
                 path.unlink(missing_ok=True)
 
@@ -202,7 +227,8 @@ def hostname() -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -212,9 +238,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _now(folder: Path) -> float:
-    """The clock of the file system, which may differ from this node's."""
-    os.utime(folder)
+def now_at(folder: Path) -> float:
+    """The clock of the file system, which may differ from this node's.
+
+    Where `folder` belongs to somebody else it is not known, and this node's stands for it.
+    """
+    try:
+        os.utime(folder)
+    except OSError:
+        return time.time()
     return folder.stat().st_mtime
 
 

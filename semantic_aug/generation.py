@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.cli import progress_bar
+from semantic_aug.cli import progress_bar, shard_blocks
 from semantic_aug.experiment import (
     CONFIG_FILE,
     METADATA_FILE,
     atomic_path,
     check_config,
     config_id,
+    derive,
     read_config,
     remove_leftovers,
     write_config,
@@ -60,12 +61,6 @@ def make_jobs(indices: Sequence[int], num_synthetic: int) -> list[Job]:
     return [Job(index, repeat) for index in indices for repeat in range(num_synthetic)]
 
 
-def shard_blocks(num_blocks: int, shard_index: int, num_shards: int) -> list[int]:
-    """The blocks of one shard: each num_shards-th of a fixed shuffled order."""
-    order = sorted(range(num_blocks), key=lambda number: stable_hash("block", number))
-    return order[shard_index::num_shards]
-
-
 def generate(
     dataset,
     make_augmentation: Callable[[], GenerativeAugmentation],
@@ -77,9 +72,11 @@ def generate(
     seed: int = 0,
     indices: Sequence[int] | None = None,
     shard: tuple[int, int] = (0, 1),
+    already: int = 0,
     constants: Mapping | None = None,
     arguments: Mapping | None = None,
     word_digests: Mapping[str, str] | None = None,
+    count: Callable[[int], None] = lambda images: None,
 ) -> int:
     """Make what is missing of a trial's synthetic images.
 
@@ -94,10 +91,12 @@ def generate(
         seed: of the trial.
         indices: which photos; default all.
         shard: this process's (index, count).
+        already: how many blocks were dealt out before those of this trial.
         constants: what all records share.
         arguments: for config.json.
         word_digests: sha256 of each class's learned word; images made with another word are
             removed and made again.
+        count: told from time to time how many images have been made since.
 
     Returns:
         How many images were made.
@@ -110,7 +109,7 @@ def generate(
     stale = {record["file_name"] for record in stale_records(folder, identity, word_digests)}
     finished = {record["file_name"] for record in read_records(folder, identity)} - stale
     blocks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
-    mine = [blocks[number] for number in shard_blocks(len(blocks), *shard)]
+    mine = [blocks[number] for number in shard_blocks(len(blocks), *shard, already)]
     todo = [block for block in mine if any(job.file_name not in finished for job in block)]
     kept = sum(job.file_name in finished for block in mine for job in block)
     if not todo and not finished:
@@ -146,6 +145,7 @@ def generate(
         ):
             try:
                 for block in todo:
+                    before = made
                     for job, image, edits in compute(dataset, augmentation, block, sources, seed):
                         if job.file_name in finished:
                             continue
@@ -155,6 +155,8 @@ def generate(
                         writing.append((saving, record))
                     while len(writing) > len(block):  # those of the block before
                         finish_oldest()
+                    if made > before:
+                        count(made - before)
                 while writing:
                     finish_oldest()
             except BaseException:
@@ -226,8 +228,11 @@ class _RecordWriter:
     """
 
     def __init__(self, folder: Path, identity: str, shard: tuple[int, int]):
-        started = time.time_ns()
-        # The time comes first, so that of two records of an image the later one is read last.
+        # The time comes first, so that of two records of an image the later one is read last; also
+        # where the clock of another node was ahead of this one's.
+        begun = [path.name.split(".")[1] for path in folder.glob(f"{identity}.*.jsonl")]
+        latest = max((int(text) for text in begun if text.isdigit()), default=0)
+        started = max(time.time_ns(), latest + 1)
         name = f"{identity}.{started}.shard{shard[0]}of{shard[1]}.{os.getpid()}.jsonl"
         self.path, self.file = folder / name, None
 
@@ -263,7 +268,7 @@ def read_records(
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries if entry.stat().st_size > 0}
+        present = {entry.name for entry in entries if _size(entry) > 0}
     found = {}
     for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
         for record in _lines(path):
@@ -271,6 +276,14 @@ def read_records(
             if is_image and (not only_present or record["file_name"] in present):
                 found[record["file_name"]] = record
     return sorted(found.values(), key=lambda record: (record["index"], record["repeat"]))
+
+
+def _size(entry: os.DirEntry | Path) -> int:
+    """Bytes of a file; 0 of one that another process has just renamed or removed."""
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def read_scores(folder: Path) -> dict[str, dict]:
@@ -304,7 +317,11 @@ def stale_records(
 
 
 def _lines(path: Path) -> Iterator[dict]:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    try:
+        file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115
+    except FileNotFoundError:  # another process has just discarded them
+        return
+    with file:
         for line in file:
             if line.endswith("\n"):
                 try:
@@ -318,17 +335,16 @@ def _lines(path: Path) -> Iterator[dict]:
 
 
 def write_metadata(folder: Path, identity: str) -> None:
-    """Derive `metadata.jsonl` from all records; once more if some were added meanwhile."""
-    for _ in range(3):
-        before = _sizes(folder)
-        lines = [json.dumps(r, ensure_ascii=False) for r in read_records(folder, identity)]
-        write_text(folder / METADATA_FILE, "".join(line + "\n" for line in lines))
-        if _sizes(folder) == before:
-            return
+    """Derive `metadata.jsonl` from all records."""
 
+    def sizes():
+        return {path.name: _size(path) for path in (folder / RECORDS_DIR).glob("*.jsonl")}
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {p.name: p.stat().st_size for p in (folder / RECORDS_DIR).glob("*.jsonl")}
+    def write():
+        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in read_records(folder, identity)]
+        write_text(folder / METADATA_FILE, "".join(lines))
+
+    derive(sizes, write)
 
 
 def has_records(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from semantic_aug.experiment import (
     RESERVED_NAMES,
     TIMING,
     Trial,
+    derive,
     hostname,
     read_config,
     write_text,
@@ -82,7 +83,9 @@ def timed(
     finally:
         if work.images != 0:
             work.seconds = time.monotonic() - started
-            work.finished = time.time_ns()
+            # Later than all that is known: the clocks of other nodes may be ahead of this one's.
+            latest = max((each.finished for each in _all_work(experiment)), default=0)
+            work.finished = max(time.time_ns(), latest + 1)
             path = experiment / TIMING / f"{hostname()}-{os.getpid()}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
@@ -124,13 +127,8 @@ def read_timing(experiment: Path) -> list[dict]:
 
     Of each: stage, method, seed, examples_per_class, device, images, seconds.
     """
-    found = []
-    for path in sorted((experiment / TIMING).glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):  # a torn last line
-                found.append(Work(**json.loads(line)))
     sums: dict[tuple, dict[str, Work]] = {}
-    for work in sorted(found, key=lambda work: work.finished):
+    for work in sorted(_all_work(experiment), key=lambda work: work.finished):
         devices = sums.setdefault((work.stage, work.method, work.seed, work.examples_per_class), {})
         if work.again:
             devices.clear()
@@ -150,13 +148,29 @@ def read_timing(experiment: Path) -> list[dict]:
     ]
 
 
+def _all_work(experiment: Path) -> list[Work]:
+    found = []
+    for path in sorted((experiment / TIMING).glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError):  # a torn last line
+                found.append(Work(**json.loads(line)))
+    return found
+
+
 _IDENTITY = ("stage", "method", "seed", "examples_per_class", "device")
 
 
 def write_timing(experiment: Path) -> None:
     """Derive timing.json."""
-    rows = [json.dumps(row, ensure_ascii=False) for row in read_timing(experiment)]
-    write_text(experiment / "timing.json", "[\n" + ",\n".join(rows) + "\n]\n")
+
+    def sizes():
+        return {path.name: path.stat().st_size for path in (experiment / TIMING).glob("*.jsonl")}
+
+    def write():
+        rows = [json.dumps(row, ensure_ascii=False) for row in read_timing(experiment)]
+        write_text(experiment / "timing.json", "[\n" + ",\n".join(rows) + "\n]\n")
+
+    derive(sizes, write)
 
 
 def seconds_per_trial(

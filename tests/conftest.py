@@ -14,6 +14,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # several threads slow such small models down
 
 ROOT = Path(__file__).resolve().parent.parent
+# How variables begin in whose presence commands share their work, or scripts do something else.
+OF_CLUSTERS = (
+    "SLURM_", "PMI_", "OMPI_", "WORLD_SIZE", "RANK", "ACCELERATE_", "LAUNCH", "ACTIVATE",
+    "EXTRA_SBATCH", "DA_FUSION_ROOT", "MAX_REQUEUES",
+)  # fmt: skip
 CAPTIONS = [
     "a photo of a motor", "a photo of the small motor on a table", "a photo of a cat and a dog",
     "a rendering of a red car", "a toy train", "the big blue bird", "an object in a photo",
@@ -208,11 +213,11 @@ def real_data() -> Path:
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch) -> Path:
-    """An empty working directory, without data roots in the environment."""
+    """An empty working directory, without data roots, SLURM and launchers in the environment."""
     monkeypatch.chdir(tmp_path)
-    roots = [variable for variable in os.environ if variable.endswith("_DIR")]
-    for variable in (*roots, "SLURM_ARRAY_TASK_ID", "WORLD_SIZE"):
-        monkeypatch.delenv(variable, raising=False)
+    for variable in list(os.environ):
+        if variable.endswith("_DIR") or variable.startswith(OF_CLUSTERS):
+            monkeypatch.delenv(variable)
     return tmp_path
 
 

@@ -363,7 +363,7 @@ def test_shards_share_trials_and_an_idle_one_says_so(data, resnet, capsys):
     trials = ["--num_synthetic=0", "--num_trials=3"]
     run(resnet, *trials, "--shard_index=1", "--num_shards=2")
     folder = data / "output/exp/results/real"
-    assert [path.name for path in folder.glob("results_*")] == ["results_1_1.csv"]
+    assert [path.name for path in folder.glob("results_*")] == ["results_0_1.csv"]
     run(resnet, *trials, "--shard_index=0", "--num_shards=2")
     assert len(list(folder.glob("results_*"))) == 3
     run(resnet, *trials, "--method=whole")

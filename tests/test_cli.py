@@ -23,6 +23,7 @@ from semantic_aug.cli import (
     non_negative,
     non_negative_int,
     positive_int,
+    shard_blocks,
     shard_of,
     trials_of,
 )
@@ -212,6 +213,43 @@ def test_launch_within_an_array_gives_every_process_its_own_share():
         pair for rank in range(2) for pair in slurm_array([3, 5, 7], WORLD_SIZE="2", RANK=str(rank))
     }
     assert shards == {(index, 6) for index in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("size", "rank"),
+    [
+        ("PMI_SIZE", "PMI_RANK"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ],
+)
+def test_other_launchers(size, rank):
+    assert [shard(**{size: "3", rank: str(n)}) for n in range(3)] == [(0, 3), (1, 3), (2, 3)]
+    assert shard(**{size: "1", rank: "0"}) == (0, 1)
+    # A launcher that srun starts on each node counts its processes on all of them.
+    assert shard(**{size: "2", rank: "1"}, WORLD_SIZE="8", RANK="6") == (6, 8)
+
+
+def test_a_launch_of_one_process_says_so(caplog):
+    launched = {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
+    assert shard(**launched) == (0, 1)
+    assert "accelerate launch --multi_gpu --num_processes N starts N" in caplog.text
+    caplog.clear()
+    assert shard(**launched, PMI_SIZE="2", PMI_RANK="1") == (1, 2)
+    assert shard() == (0, 1)
+    assert not caplog.text
+
+
+def test_blocks_of_several_trials_are_dealt_out_as_one_pack():
+    """Three blocks each of 8 trials for 4 shards: six each, and not always the first three's."""
+    counts = [
+        sum(len(shard_blocks(3, index, 4, already=3 * trial)) for trial in range(8))
+        for index in range(4)
+    ]
+    assert counts == [6, 6, 6, 6]
+    for trial in range(8):
+        shares = [shard_blocks(3, index, 4, already=3 * trial) for index in range(4)]
+        assert sorted(block for share in shares for block in share) == [0, 1, 2]
 
 
 # --- how a command ends ----------------------------------------------------------------------

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 import generate_augmentations
-from semantic_aug import UserError
+from semantic_aug import UserError, generation
 from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment import config_id, read_config
 from semantic_aug.generation import (
@@ -499,8 +499,6 @@ def test_strange_masks_are_named(make, photos):
 
 
 def test_full_disk_says_how_many_were_made_and_loses_none(make, monkeypatch):
-    from semantic_aug import generation
-
     save, saved = generation._save, []
 
     def full(image, path):
@@ -571,12 +569,47 @@ def test_finished_work_loads_no_model_and_still_derives_metadata(
     main(arguments(photos, small_model, "--num_synthetic=2"))
     assert contents(folder) == before
     (folder / "000000-000.png").unlink()
-    idle = next(
-        index for index in range(50) if 0 not in shard_blocks(2, index, 50)
+    other = next(
+        index for index in range(2) if 0 not in shard_blocks(2, index, 2)
     )  # not the shard of the block that has a gap
-    main(arguments(photos, small_model, "--num_synthetic=2", f"--shard_index={idle}",
-                   "--num_shards=50"))  # fmt: skip
+    main(arguments(photos, small_model, "--num_synthetic=2", f"--shard_index={other}",
+                   "--num_shards=2"))  # fmt: skip
     assert "0 images made now; 5 there, 6 wanted" in capsys.readouterr().out
+    main(arguments(photos, small_model, "--num_synthetic=2", "--shard_index=2", "--num_shards=9"))
+    assert capsys.readouterr().out == "nothing to do: shard 2 of 9 has none of 2 blocks\n"
+
+
+def test_later_records_are_read_later_whatever_the_clocks_of_nodes_say(tmp_path, monkeypatch):
+    records = tmp_path / "records"
+    job = {"file_name": "a.png", "label": 0, "class_name": "cat", "source": "s", "index": 0,
+           "repeat": 0}  # fmt: skip
+    (tmp_path / "a.png").write_bytes(b"png")
+    monkeypatch.setattr(generation.time, "time_ns", lambda: 2000)  # a node whose clock is ahead
+    with generation._RecordWriter(records, "id", (0, 1)) as writer:
+        writer.write(job | {"prompt": "earlier"})
+    monkeypatch.setattr(generation.time, "time_ns", lambda: 1000)
+    with generation._RecordWriter(records, "id", (0, 1)) as writer:
+        writer.write(job | {"prompt": "later"})
+    assert [record["prompt"] for record in generation.read_records(tmp_path, "id")] == ["later"]
+
+
+def test_files_that_others_rename_or_remove_meanwhile_are_no_trouble(tmp_path, monkeypatch):
+    real = generation.os.scandir
+
+    class Gone:
+        """An entry of a folder whose file was renamed before it was looked at."""
+
+        name = ".b.png.tmp"
+
+        def stat(self):
+            raise FileNotFoundError(self.name)
+
+    class Listing(list):
+        __enter__, __exit__ = lambda self: self, lambda self, *_: None
+
+    monkeypatch.setattr(generation.os, "scandir", lambda path: Listing([Gone(), *real(path)]))
+    assert generation.read_records(tmp_path, "id") == []
+    assert list(generation._lines(tmp_path / "records" / "removed.jsonl")) == []
 
 
 def test_hugging_face_reads_the_folder(small_model, workdir):

@@ -53,6 +53,16 @@ def test_work_done_again_replaces_what_was_in_vain(tmp_path, clock):
     assert [(row["seed"], row["seconds"]) for row in read_timing(tmp_path)] == [(0, 4), (1, 1)]
 
 
+def test_the_clocks_of_nodes_may_differ(tmp_path, clock, monkeypatch):
+    where = (TRAIN, "real", Trial(0, 1), CPU)
+    clock[0] = 1000
+    work(clock, tmp_path, 3, 10, *where, again=True)
+    clock[0] = 0  # on another node
+    monkeypatch.setattr(timing, "hostname", lambda: "another")
+    work(clock, tmp_path, 4, 10, *where, again=True)
+    assert [row["seconds"] for row in read_timing(tmp_path)] == [4]
+
+
 def test_words_of_several_trials_that_are_trained_together_share_the_time(tmp_path, clock):
     together = [Trial(0, 1), Trial(0, 2), Trial(0, 2), Trial(0, 2)]
     work(clock, tmp_path, 8, 400, FINE_TUNE, "", together, CPU)

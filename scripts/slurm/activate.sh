@@ -1,0 +1,8 @@
+# Sourced with $root set: makes `python` the one that has the packages.
+if [ -n "${ACTIVATE:-}" ]; then
+  set +u # what modules and conda bring along uses variables that may be unset
+  eval "$ACTIVATE"
+  set -u
+elif [ -f "${VENV:-$root/.venv}/bin/activate" ]; then
+  source "${VENV:-$root/.venv}/bin/activate"
+fi

@@ -1,0 +1,58 @@
+# Sourced by the batch scripts: run_stage COMMAND.py FLAG... runs one of the four commands.
+#
+# Before its time limit the job gets USR1 (--signal in the batch scripts). The command then leaves
+# checkpoints and ends, and the job goes back into the queue, to go on later; at most MAX_REQUEUES
+# times (default 50), because a step that is longer than the time limit would never end.
+set -uo pipefail
+root=${DA_FUSION_ROOT:-$SLURM_SUBMIT_DIR}
+source "$root/scripts/slurm/activate.sh"
+
+run_stage() {
+  local script=$root/$1 restarts=${SLURM_RESTART_COUNT:-0} asked="" repeating pid status again
+  local job=$SLURM_JOB_ID # but for the last task of an array, this is the id of the whole array
+  [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+  shift
+  echo "job $job, run $((restarts + 1)) on $(hostname), $(date "+%Y-%m-%d %H:%M:%S")"
+  # A launcher such as accelerate launch would die of USR1; our commands handle it themselves.
+  (
+    trap "" USR1
+    exec ${LAUNCH:-python} "$script" "$@"
+  ) &
+  pid=$!
+  trap 'asked=yes; trap "" USR1; pass_on "$pid" & repeating=$!' USR1
+  wait "$pid"
+  status=$?
+  if [ -n "$asked" ]; then # that wait may have been interrupted
+    wait "$pid"
+    again=$?
+    [ "$again" -eq 127 ] || status=$again # 127: it had ended already
+    kill "$repeating" 2>/dev/null
+    if [ "$status" -ne 0 ]; then
+      if [ "$restarts" -ge "${MAX_REQUEUES:-50}" ]; then
+        echo "this job has been requeued $restarts times: it needs a longer --time" >&2
+      else
+        echo "asked to end: goes back into the queue"
+        scontrol requeue "$job"
+      fi
+    fi
+  fi
+  exit "$status"
+}
+
+# Signals a process and all that come from it, as long as it lives: a launcher gives its processes
+# sessions of their own, which `scancel --full` does not reach, and a command that is just starting
+# does not hear it yet.
+pass_on() {
+  while kill -0 "$1"; do
+    tell "$1"
+    sleep 2
+  done
+} >/dev/null 2>&1
+
+tell() {
+  local child
+  for child in $(pgrep -P "$1"); do
+    tell "$child"
+  done
+  kill -USR1 "$1"
+}

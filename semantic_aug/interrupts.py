@@ -1,0 +1,65 @@
+"""Ending when a scheduler asks for it, so that the same command can go on later.
+
+SLURM sends SIGTERM before it takes a node away, and what --signal asks for before a time limit.
+Commands end with the status `TRY_AGAIN` then, with everything that is finished on disk.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)  # fmt: skip
+
+
+class Stopped(BaseException):
+    """This process has been asked to end. No Exception, which code may take for a failure."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise `Stopped` at once where a signal arrives within the block; later ones are ignored."""
+
+    def stop(number, frame):
+        _end(number)
+
+    with _handled_by(stop):
+        yield
+
+
+@contextlib.contextmanager
+def stop_deferred() -> Iterator[Callable[[], bool]]:
+    """Let a block end by itself where it is at a good point to go on from.
+
+    Gives a function that says whether a signal has arrived. After the block `Stopped` is raised if
+    one has.
+    """
+    arrived: list[int] = []
+
+    with _handled_by(lambda number, frame: arrived.append(number)):
+        yield lambda: bool(arrived)
+    if arrived:
+        _end(arrived[0])
+
+
+def _end(number: int) -> NoReturn:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # the cleaning up is not disturbed by further ones
+    raise Stopped(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def _handled_by(handler) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = {each: signal.signal(each, handler) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, old in before.items():
+            signal.signal(each, old)

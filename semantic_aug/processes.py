@@ -1,0 +1,174 @@
+"""What every process is doing: output/EXP/processes/, one small file for each, for status.py.
+
+A file is written when work begins, again every `BEAT` seconds, and when it ends. One that has not
+been written for `LOST` seconds belongs to a process that was killed, or to a node that is gone.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.experiment import PROCESSES, Trial, hostname, is_alive, now_at, write_text
+from semantic_aug.interrupts import Stopped
+
+BEAT, LOST = 20.0, 120.0  # file systems of clusters show changes up to a minute late
+RUNNING, DONE, STOPPED, FAILED, KILLED = "running", "done", "stopped", "failed", "killed"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Process:
+    """One run of a command.
+
+    Attributes:
+        stage: one of `timing.STAGES`.
+        method: the set of images (AUG) or the results (METHOD) it is for; empty for words.
+        wanted: by trial, how many pieces (words, files of words, images, results) there are to be
+            in the end, whoever makes them, and how many images that is to make or to show.
+        shard: index and count.
+        host, pid, job: where it runs; the job is SLURM's, empty without.
+        state: RUNNING, DONE, STOPPED (asked to end before its work was done) or FAILED; in what
+            `read_processes` gives also KILLED.
+        message: why it failed.
+        trials: names of those it works on; of one that failed, those it failed at.
+        images: how many it has made or shown.
+        counted, seconds: how many of them in how many seconds; the first do not count, because
+            nobody knows when they were begun.
+    """
+
+    stage: str
+    method: str
+    wanted: dict[str, tuple[int, int]]
+    shard: tuple[int, int] = (0, 1)
+    host: str = field(default_factory=hostname)
+    pid: int = field(default_factory=os.getpid)
+    job: str = ""
+    state: str = RUNNING
+    message: str = ""
+    trials: list[str] = field(default_factory=list)
+    images: int = 0
+    counted: int = 0
+    seconds: float = 0.0
+
+
+class Reporter:
+    """Says what this process does."""
+
+    def __init__(self, process: Process, path: Path):
+        self.process, self.path, self._since = process, path, None
+
+    def works_on(self, trials: Iterable[Trial]) -> None:
+        """Which trials are in work from now on."""
+        self.process.trials = sorted({trial.name for trial in trials})
+        self.write()
+
+    def count(self, images: int) -> None:
+        """So many more images have been made or shown."""
+        self.process.images += images
+        if self._since is None:
+            self._since = time.monotonic()
+        else:
+            self.process.counted += images
+            self.process.seconds = time.monotonic() - self._since
+
+    def write(self) -> None:
+        write_text(self.path, json.dumps(asdict(self.process), ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def at_work(
+    experiment: Path,
+    stage: str,
+    wanted: Mapping[Trial, tuple[int, int]],
+    method: str = "",
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Reporter]:
+    """Report this process as running within the block, and how the block ended.
+
+    Args:
+        wanted: as in `Process`.
+    """
+    process = Process(stage, method, {t.name: each for t, each in wanted.items()}, shard)
+    process.job = slurm_job(os.environ)
+    name = f"{time.time_ns()}.{stage}.{process.host}-{process.pid}.json"
+    _name_doubles(experiment, process)
+    reporter, ended = Reporter(process, experiment / PROCESSES / name), threading.Event()
+    reporter.write()
+
+    def beat():
+        while not ended.wait(BEAT):
+            with contextlib.suppress(OSError):  # a full disk is the command's own affair
+                reporter.write()
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    try:
+        yield reporter
+        process.state, process.trials = DONE, []
+    except (Stopped, KeyboardInterrupt):
+        process.state = STOPPED
+        raise
+    except BaseException as error:
+        process.state, process.message = FAILED, _line(error)
+        raise
+    finally:
+        ended.set()
+        beating.join()
+        with contextlib.suppress(OSError):
+            reporter.write()
+
+
+def _name_doubles(experiment: Path, mine: Process) -> None:
+    """Warn of processes that have the same share: nothing breaks, and all is done twice."""
+    for other in read_processes(experiment):
+        same_share = all(
+            getattr(other, key) == getattr(mine, key) for key in ("stage", "method", "shard")
+        )
+        requeued = mine.job and other.job == mine.job  # its first run may look alive for a while
+        doubles = other.state == RUNNING and same_share and not requeued
+        if doubles and mine.wanted.keys() & other.wanted.keys():
+            log.warning(
+                "process %d on %s has the same share of the same trials, so that work is done "
+                "twice; give each process its own --shard_index and --num_shards",
+                other.pid, other.host,
+            )  # fmt: skip
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"exit status {error.code}"
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def slurm_job(environ: Mapping[str, str]) -> str:
+    """The SLURM job this process belongs to, as squeue writes it; empty without one."""
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '?')}"
+    return environ.get("SLURM_JOB_ID", "")
+
+
+def read_processes(experiment: Path) -> list[Process]:
+    """All processes that ever worked on an experiment, in the order in which they began."""
+    folder, found = experiment / PROCESSES, []
+    if not folder.is_dir():
+        return []
+    now = now_at(folder)
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # being replaced, or no such file
+            silent = now - path.stat().st_mtime
+            process = Process(**json.loads(path.read_text(encoding="utf-8")))
+            process.shard = tuple(process.shard)
+            here = process.host == hostname()
+            if process.state == RUNNING and (silent > LOST or (here and not is_alive(process.pid))):
+                process.state, process.message = KILLED, "it was killed, or its node is gone"
+            found.append(process)
+    return found

@@ -1,0 +1,134 @@
+"""Ending when a scheduler asks for it, and going on later as if nothing had been."""
+
+import os
+import signal
+
+import pytest
+
+import fine_tune
+import generate_augmentations
+from semantic_aug import generation
+from semantic_aug.cli import command
+from semantic_aug.interrupts import SIGNALS, TRY_AGAIN, Stopped, stop_deferred, stoppable
+from semantic_aug.processes import Reporter, read_processes
+
+
+def send(number=signal.SIGUSR1):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_command_ends_with_a_status_of_its_own_and_one_line(number, capsys):
+    cleaned = []
+
+    @command
+    def main(argv=None):
+        try:
+            send(number)
+            raise AssertionError("the signal has had no effect")
+        finally:
+            send(number)  # another one does not disturb the cleaning up
+            cleaned.append(True)
+
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == TRY_AGAIN == 75
+    name = signal.Signals(number).name
+    assert capsys.readouterr().err == f"ended by {name}; the same command goes on from here\n"
+    assert cleaned
+    assert {each: signal.getsignal(each) for each in SIGNALS} == before
+
+
+def test_a_deferred_end_comes_after_the_block():
+    done = []
+    with stoppable(), pytest.raises(Stopped), stop_deferred() as asked:
+        assert not asked()
+        send()
+        assert asked()
+        done.append(True)
+    assert done
+    with stoppable():
+        with pytest.raises(Stopped), stop_deferred():
+            send()
+        send()  # nothing more comes of it
+    with stoppable(), stop_deferred() as asked:  # what was before is forgotten
+        assert not asked()
+
+
+def ends(main, *argv):
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, argv)))
+    assert ended.value.code == TRY_AGAIN
+
+
+def experiment(workdir, name):
+    return workdir / "output" / name
+
+
+def after(calls, monkeypatch, number=signal.SIGUSR1):
+    """Send a signal when work has been counted so often."""
+    counted, original = [], Reporter.count
+
+    def count(self, images):
+        counted.append(images)
+        if len(counted) == calls:
+            send(number)
+        original(self, images)
+
+    monkeypatch.setattr(Reporter, "count", count)
+
+
+def words_of(folder):
+    return {p.parent.name: p.read_bytes() for p in folder.glob("fine-tuned/*/*/learned*")}
+
+
+def test_fine_tuning_leaves_a_checkpoint_at_any_step(photos, small_model, workdir, monkeypatch):
+    flags = [
+        "--dataset=folder", f"--data_dir={photos}", f"--model_path={small_model}",
+        "--resolution=32", "--initializer_token=motor", "--max_train_steps=7",
+        "--checkpointing_steps=100", "--train_batch_size=2", "--report_to=none",
+    ]  # fmt: skip
+    fine_tune.main([*flags, "--experiment_name=whole"])
+    expected = words_of(experiment(workdir, "whole"))
+    assert len(expected) == 3
+    with monkeypatch.context() as patch:
+        after(3, patch)
+        ends(fine_tune.main, *flags, "--experiment_name=e")
+    folder = experiment(workdir, "e")
+    assert not words_of(folder)
+    assert len(list(folder.glob("fine-tuned/*/*/checkpoint-3.pt"))) == 3
+    (process,) = read_processes(folder)
+    assert (process.state, process.trials) == ("stopped", ["seed=0_ex=1"])
+    fine_tune.main([*flags, "--experiment_name=e"])
+    assert words_of(folder) == expected  # to the last bit
+    assert not list(folder.glob("fine-tuned/*/*/checkpoint*"))
+
+
+def test_generation_keeps_what_is_computed(photos, small_model, workdir, monkeypatch):
+    flags = [
+        "--dataset=folder", f"--data_dir={photos}", f"--model_path={small_model}",
+        "--resolution=32", "--num_inference_steps=2", "--num_synthetic=4", "--batch_size=2",
+    ]  # fmt: skip
+
+    def images(name):
+        folder = experiment(workdir, name) / "aug/seed=0_ex=1"
+        return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+    generate_augmentations.main([*flags, "--experiment_name=whole"])
+    with monkeypatch.context() as patch:
+        after(2, patch, signal.SIGTERM)  # two of six blocks are on disk, and one is computed
+        ends(generate_augmentations.main, *flags, "--experiment_name=e")
+    folder = experiment(workdir, "e") / "aug/seed=0_ex=1"
+    there = generation.read_records(folder)
+    assert {record["file_name"] for record in there} == set(images("e"))
+    assert len(there) == 6
+    assert (folder / "metadata.jsonl").read_text().count("\n") == 6
+    generate_augmentations.main([*flags, "--experiment_name=e"])
+    assert images("e") == images("whole")
+    lines = [path.read_text().splitlines() for path in (folder / "records").iterdir()]
+    assert sum(map(len, lines)) == 12  # nothing twice
+    assert [process.state for process in read_processes(experiment(workdir, "e"))] == [
+        "stopped",
+        "done",
+    ]
