@@ -37,7 +37,15 @@ METADATA_FILE = "metadata.jsonl"
 # Names of files that are not UTF-8 reach Python as lone surrogates, which no other file can hold.
 UNENCODABLE = "\ud800-\udfff"
 
-_VERSIONED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
+_VERSIONED_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "numpy",
+    "pillow",
+)
 
 
 @dataclass(frozen=True, order=True)
