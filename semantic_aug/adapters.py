@@ -39,30 +39,25 @@ def check_lora(info: ModelInfo, name: str) -> str:
 
     if not Path(name).exists() and (Path(name).is_absolute() or Path(name).suffix):
         raise UserError(f"--lora: {name} does not exist")
-    with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel.from_config(_part(info, "unet"))
-        encoders = [_meta_encoder(transformers, info, "text_encoder")]
-        if info.is_xl:
-            encoders.append(_meta_encoder(transformers, info, "text_encoder_2"))
-    kind = diffusers.StableDiffusionXLPipeline if info.is_xl else diffusers.StableDiffusionPipeline
-    shapes = object.__new__(kind)
-    diffusers.DiffusionPipeline.__init__(shapes)
-    shapes.register_modules(unet=unet, text_encoder=encoders[0])
+    with torch.device("meta"):  # shapes without numbers
+        parts = {"unet": diffusers.UNet2DConditionModel.from_config(_part(info, "unet"))}
+        for part in ("text_encoder", "text_encoder_2")[: len(info.embedding_dims)]:
+            config = transformers.CLIPTextConfig.from_dict(_part(info, part))
+            second = part == "text_encoder_2"
+            kind = "CLIPTextModelWithProjection" if second else "CLIPTextModel"
+            parts[part] = getattr(transformers, kind)(config)
+    absent = {"vae": None, "tokenizer": None, "scheduler": diffusers.DDIMScheduler()}
     if info.is_xl:
-        shapes.register_modules(text_encoder_2=encoders[1])
+        shapes = diffusers.StableDiffusionXLPipeline(
+            **parts, **absent, tokenizer_2=None, add_watermarker=False
+        )
+    else:
+        absent |= {"safety_checker": None, "feature_extractor": None}
+        shapes = diffusers.StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
     _load_lora(shapes, info, name)
-    if not any(getattr(part, "peft_config", None) for part in (unet, *encoders)):
+    if not any(getattr(part, "peft_config", None) for part in parts.values()):
         raise UserError(f"--lora: {name} changes no part of {info.name}")
     return fingerprint(Path(name)) if Path(name).exists() else name
-
-
-def _meta_encoder(transformers, info: ModelInfo, part: str):
-    config = transformers.CLIPTextConfig.from_dict(_part(info, part))
-    with_projection = part == "text_encoder_2"
-    kind = (
-        transformers.CLIPTextModelWithProjection if with_projection else transformers.CLIPTextModel
-    )
-    return kind(config)
 
 
 def add_lora(pipeline, info: ModelInfo, name: str, scale: float) -> None:

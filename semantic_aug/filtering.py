@@ -176,7 +176,9 @@ def _classifier_scorer(backbone, dataset, trial: Trial, cache: Path | None) -> S
     labels = examples.labels[: examples.num_photos]
     features, _ = cached_features(backbone, examples.images, f"{trial.name} features", cache)
     photos = LabelledFeatures(features, labels)  # nothing is chosen by them
-    options = TrainingOptions(augmentation=())
+    options = TrainingOptions(
+        num_epochs=10, iterations_per_epoch=100, learning_rate=1e-3, augmentation=()
+    )
     head = train_trial(
         examples, lambda: photos, backbone, options, trial, dataset.num_classes, cache
     ).head

@@ -25,7 +25,7 @@ from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion import inspect_model, load_pipeline
 from semantic_aug.experiment import read_config
-from semantic_aug.generation import read_records, read_variants
+from semantic_aug.generation import job_generator, read_records, read_variants
 
 CPU = torch.device("cpu")
 NAMES = ("cat", "stop sign", "toy train")
@@ -172,9 +172,8 @@ def save_lora(folder: Path, pipeline, with_text: bool = False) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("with_text", [False, True])
-def test_lora_edits_as_the_stock_pipeline_does(make, again, tmp_path, small_model, with_text):
-    folder = save_lora(tmp_path / "lora", build_pipeline(), with_text)
+def test_lora_edits_as_the_stock_pipeline_does(make, again, tmp_path, small_model):
+    folder = save_lora(tmp_path / "lora", build_pipeline(), with_text=True)
     make(name="plain")
     assert make(f"--lora={folder}", name="lora")[0] == 0
     assert make(f"--lora={folder}", "--lora_scale=0", name="none")[0] == 0
@@ -184,8 +183,6 @@ def test_lora_edits_as_the_stock_pipeline_does(make, again, tmp_path, small_mode
     pipeline.load_lora_weights(folder)  # not fused
     stock = RealGuidance(pipeline, num_inference_steps=4, strength=0.5)
     dataset = build_dataset("folder", "train", data_dir="photos", examples_per_class=1, seed=0)
-    from semantic_aug.generation import job_generator
-
     image, _ = stock(
         dataset.get_image_by_idx(1), 1, dataset.get_metadata_by_idx(1),
         job_generator(0, dataset.sources()[1], 1),
@@ -195,9 +192,9 @@ def test_lora_edits_as_the_stock_pipeline_does(make, again, tmp_path, small_mode
     file = folder / "pytorch_lora_weights.safetensors"
     assert make(f"--lora={file}", name="file")[0] == 0
     assert largest_difference(images_of("file"), images_of("lora")) == 0
-    assert again("lora")[1].endswith(": equal\n")
+    assert again("lora")[0] == 0
     moved = folder.rename(tmp_path / "moved")
-    assert again("lora", "000000-000.png", f"--lora={moved}")[1].endswith(": equal\n")
+    assert again("lora", "000000-000.png", f"--lora={moved}")[0] == 0
     assert "lora (there " in make(f"--lora={moved}", name="plain")[1]
 
 
@@ -282,12 +279,11 @@ def test_some_flagged_images_pass_when_made_again(make, again, tmp_path):
     """Which are flagged depends on the image alone: shards and batches agree."""
     make(name="plain")
     images = [Image.fromarray(i.astype(np.uint8)) for i in images_of("plain").values()]
-    for threshold in np.linspace(-1, 1, 401):
-        folder = save_checker(tmp_path / "some", float(threshold))
+    low, high, flags = -1.0, 1.0, []
+    while not 1 <= sum(flags) <= 3:
+        folder = save_checker(tmp_path / "some", (low + high) / 2)
         flags = load_safety_checker(None, str(folder), CPU)(images)
-        if sum(flags) <= 3:
-            break
-    assert 1 <= sum(flags) <= 3
+        low, high = (low, (low + high) / 2) if sum(flags) < 1 else ((low + high) / 2, high)
     flag = f"--safety_checker={folder}"
     assert make(flag, "--batch_size=2", "--safety_retries=20", name="some")[0] == 0
     made = images_of("some")

@@ -162,8 +162,8 @@ def test_another_filter_counts_and_going_back_costs_no_score(gate, clip, tmp_pat
     backbone = build_backbone(tmp_path / "backbone")
     gate("--filter=classifier", f"--filter_model={backbone}")
     assert {score for score, _ in marks().values()}.isdisjoint(s for s, _ in by_clip.values())
-    monkeypatch.setattr(generate_augmentations, "load_scorer", None)
-    gate(*flags)
+    monkeypatch.setattr(filtering, "_load_clip", None)
+    assert gate(*flags)[0] == 0
     assert marks() == by_clip
 
 
