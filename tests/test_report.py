@@ -173,7 +173,7 @@ def test_seconds_where_records_have_them(trial):
 def test_seconds_that_the_commands_have_noted(trial, browser):
     for trial_seed, images, seconds in ((0, 4, 3.0), (0, 8, 3.0), (1, 1, 99.0)):
         write_work("plain", trial_seed, images, seconds)
-    report.main([*FLAGS, "--aug_name=plain", "sco red#1"])
+    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
     assert [each["seconds"] for each in page_data()["sets"]] == [0.5, None]
     browser.open(Path("output/e/report/seed=0_ex=2.html").resolve().as_uri())
     assert [row[-1] for row in cells(browser, "methods")] == ["seconds per image", "0.50", "–"]
