@@ -14,21 +14,39 @@ makes one image again and says whether it is equal.
 """
 
 import argparse
+import dataclasses
 import functools
 import logging
 import math
 import re
 import shlex
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image, ImageChops
 
 from semantic_aug import UserError
+from semantic_aug.adapters import (
+    add_lora,
+    check_lora,
+    check_safety_checker,
+    check_unet,
+    find_unet,
+    find_unets,
+    load_safety_checker,
+    put_unet,
+)
 from semantic_aug.augmentations import augmentation_class
-from semantic_aug.augmentations.compose import ComposeParallel, ComposeSequential, check_probs
+from semantic_aug.augmentations.compose import (
+    ComposeParallel,
+    ComposeSequential,
+    PerClass,
+    check_probs,
+)
 from semantic_aug.augmentations.sdedit import (
     DEFAULT_PROMPT,
+    SAFETY_RETRIES,
     check_guidance_scale,
     check_prompt,
     check_strength,
@@ -43,14 +61,18 @@ from semantic_aug.cli import (
     command,
     dataset_of,
     experiment_of,
+    fraction_below_one,
     non_negative,
+    non_negative_int,
     positive_int,
     shard_of,
     trials_of,
 )
 from semantic_aug.diffusion import (
     SCHEDULERS,
+    ModelInfo,
     check_resolution,
+    check_steps,
     inspect_model,
     load_pipeline,
     pick_device,
@@ -68,6 +90,7 @@ from semantic_aug.embeddings import (
     token_for,
 )
 from semantic_aug.experiment import (
+    CACHE,
     FINE_TUNED,
     MERGED,
     Trial,
@@ -77,14 +100,27 @@ from semantic_aug.experiment import (
     merged_file,
     read_config,
 )
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.filtering import (
+    MODELS,
+    Filter,
+    check_trial,
+    load_scorer,
+    make_filter,
+    mark_worst,
+    score_images,
+    unscored,
+)
 from semantic_aug.framing import FITS
 from semantic_aug.generation import (
     Job,
     compute,
+    find_images,
     generate,
     has_records,
+    make_jobs,
     read_records,
-    stale_records,
+    share_of,
 )
 from semantic_aug.processes import at_work
 from semantic_aug.timing import GENERATE, timed
@@ -92,6 +128,8 @@ from semantic_aug.timing import GENERATE, timed
 log = logging.getLogger("semantic_aug.generate_augmentations")
 
 AUTO_BATCH = 32
+OWN = "own"  # the safety checker that the model comes with
+EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
 
 
 def parse_args(argv=None):
@@ -109,6 +147,31 @@ def build_parser() -> Parser:
         "--mixed_precision",
         choices=("no", "fp16", "bf16"),
         help="precision of the model (default: fp16 on a GPU, else no)",
+    )
+    parser.add_argument(
+        "--lora", metavar="PATH", help="file, folder or hub id of LoRA weights for the model"
+    )
+    parser.add_argument("--lora_scale", type=non_negative, default=1.0, help="weight of the LoRA")
+    parser.add_argument(
+        "--unet_path",
+        "--erasure_ckpt_path",
+        metavar="PATH",
+        help="weights for the model's UNet: a folder in diffusers format or a state dict; with "
+        "{name} in it, each class has its own",
+    )
+    parser.add_argument(
+        "--safety_checker",
+        nargs="?",
+        const=OWN,
+        metavar="NAME",
+        help="make images again that a safety checker flags: the model's own, or that of a folder "
+        "or hub id",
+    )
+    parser.add_argument(
+        "--safety_retries",
+        type=non_negative_int,
+        default=SAFETY_RETRIES,
+        help="how often; an image that stays flagged is black, and no classifier sees it",
     )
     add_shard_flags(parser)
 
@@ -196,7 +259,7 @@ def build_parser() -> Parser:
     )
     edits.add_argument(
         "--batch_size",
-        type=lambda text: text if text == "auto" else positive_int(text),
+        type=lambda text: AUTO_BATCH if text == "auto" else positive_int(text),
         default=4,
         help=f"images at once; auto: {AUTO_BATCH}, or what fits into the GPU's memory",
     )
@@ -213,6 +276,29 @@ def build_parser() -> Parser:
         help="file of learned words, may hold {seed} and {examples_per_class} "
         "(default: the merged file of the trial)",
     )
+
+    gate = parser.add_argument_group(
+        "quality gate",
+        "the worst images of each class are marked; train_classifier.py leaves "
+        "them out, and nothing is deleted",
+    )
+    gate.add_argument(
+        "--filter",
+        choices=MODELS,
+        help="score every image by its similarity to the name of its class (CLIP), or by the "
+        "confidence of a classifier that was trained on the real photos of the trial",
+    )
+    gate.add_argument(
+        "--filter_quantile",
+        type=fraction_below_one,
+        default=0.1,
+        help="share of each class to mark, in [0, 1); another one later computes no score again",
+    )
+    gate.add_argument(
+        "--filter_model",
+        help="hub id or folder of the CLIP, or of the classifier's backbone (default "
+        f"{', '.join(MODELS.values())})",
+    )
     return parser
 
 
@@ -225,167 +311,329 @@ def main(argv=None):
     experiment, trials, shard = experiment_of(args), trials_of(args), shard_of(args)
 
     # Whatever can be wrong is found before the model is loaded.
-    folders = {trial: aug_dir(experiment, args.aug_name, trial) for trial in trials}
+    embed_paths = choose_words(args, experiment, trials)
+    edits = list_edits(args)
+    info = check_model(args, edits)
+    device = pick_device(args.device)
+    weights = weights_of(args, info)
+    plans: list[Plan] = []
+    for trial, path in embed_paths.items():
+        already = sum(plan.num_blocks for plan in plans)
+        plans.append(plan_trial(args, experiment, trial, path, info, weights, edits, already))
+    quality = None
+    if args.filter:
+        quality = make_filter(args.filter, args.filter_model, args.filter_quantile)
+        for plan in plans:
+            check_trial(quality, plan.dataset)
+    blocks = sum(plan.num_blocks for plan in plans)
+    if shard[0] >= blocks:
+        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {blocks} blocks")
+        return
+    load_judge = functools.cache(functools.partial(load_scorer, quality, device))
+    if quality and any(lacks_scores(plan, quality, shard) for plan in plans):
+        load_judge()
+
+    # Once for all trials, and only if an image is missing.
+    pipeline = functools.cache(functools.partial(build_pipeline, args, info, device))
+    checker = functools.cache(functools.partial(build_safety_checker, args, info, device))
+    wanted = {plan.trial: (len(plan.jobs),) * 2 for plan in plans}
+    with at_work(experiment, GENERATE, wanted, args.aug_name, shard) as reporter:
+        for plan in plans:
+            trial = plan.trial
+            reporter.works_on([trial])
+            with timed(experiment, GENERATE, args.aug_name, trial, device, args.overwrite) as work:
+                made = make_images(args, argv, plan, pipeline, checker, shard, reporter.count)
+                work.images = made
+                if quality:
+                    scored = judge_images(plan, quality, load_judge, shard, experiment / CACHE)
+                    work.images = made or (None if scored else 0)
+            there, _ = find_images(plan.folder, config_id(plan.settings))
+            total = len(plan.jobs)
+            print(f"{plan.folder}: {made} images made now; {len(there)} there, {total} wanted")
+
+
+# --- what is to be done ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be made of one trial.
+
+    Attributes:
+        indices: the photos to be edited.
+        jobs: all images that are wanted of them, whoever makes them.
+        batch_size: images per block.
+        already: how many blocks were dealt out before those of this trial.
+        settings: whatever changes an image, for config.json.
+        of_class: what changes images of one class alone, by its key in records.
+        constants: what all records share.
+        make_augmentation: gives the augmentation, from a function that gives the pipeline, and a
+            safety checker or None.
+    """
+
+    trial: Trial
+    folder: Path
+    dataset: FewShotDataset
+    indices: list[int]
+    jobs: list[Job]
+    batch_size: int
+    already: int
+    settings: dict
+    of_class: dict[str, dict]
+    constants: dict
+    make_augmentation: Callable
+
+    @property
+    def num_blocks(self) -> int:
+        return math.ceil(len(self.jobs) / self.batch_size)
+
+    def share_of(self, shard: tuple[int, int]) -> list[list[Job]]:
+        """The blocks of one process."""
+        return share_of(self.jobs, self.batch_size, shard, self.already)
+
+
+def choose_words(args, experiment: Path, trials: list[Trial]) -> dict[Trial, Path | None]:
+    """Complete the flags about prompts and augmentations; the learned words of each trial, if used.
+
+    Raises:
+        UserError: prompts that cannot be filled in, or no words where they are asked for.
+    """
     args.prompt = read_prompts(args.prompt)
     check_prompts(args.prompt)
-    if args.batch_size == "auto":
-        args.batch_size = AUTO_BATCH
     embed_paths = {trial: find_embeddings(args, experiment, trial) for trial in trials}
     if args.aug is None:
         found = all(embed_paths.values())
         args.aug = ["textual-inversion" if found else "real-guidance"]
-    edits = list_edits(args)
     uses_words = "textual-inversion" in args.aug
     report_words(args, experiment, embed_paths, uses_words)
+    return embed_paths if uses_words else dict.fromkeys(trials)
+
+
+def check_model(args, edits: list[dict]) -> ModelInfo:
+    """What the model's configuration tells, where it can do these edits.
+
+    Raises:
+        UserError: it cannot.
+    """
     info = inspect_model(args.model, args.revision, args.variant)
     if info.for_inpainting and not all(edit["mask"] for edit in edits):
         raise UserError(f"{args.model} is for inpainting alone: it needs --mask 1")
-    resolution = check_resolution(info, args.resolution)
-    device = pick_device(args.device)
-    masked = any(edit["mask"] for edit in edits)
-    work = {}
-    for trial, folder in folders.items():
-        embed_path = embed_paths[trial] if uses_words else None
-        dataset = dataset_of(args, "train", trial)
-        indices = dataset.indices(args.classes)
-        check_photos(dataset, indices, embed_path, info, masked)
-        settings = {
-            "dataset": args.dataset,
-            "dataset_args": sorted(args.dataset_args),
-            "crop_to_object": args.crop_to_object,
-            "photos": dataset.photo_digest(),
-            "model": info.identity,
-            "resolution": resolution,
-            "num_inference_steps": args.num_inference_steps,
-            "scheduler": args.scheduler,
-            "fit": args.fit,
-            "mask_grow_radius": args.mask_grow_radius if masked else 0,
-            "mask_feather": args.mask_feather if masked else 0,
-            "prompt": args.prompt,
-            "edits": edits,
-            "compose": args.compose if len(edits) > 1 else None,
-            "probs": check_probs(args.probs, len(edits), args.compose),
-        }
-        check_config(folder, settings, has_records(folder), args.overwrite)
-        digests = word_digests(embed_path, dataset, len(info.embedding_dims))
-        stale = stale_records(folder, config_id(settings), digests)
-        if stale and not args.overwrite:
-            raise UserError(
-                f"{folder} holds images made with other words than those in {embed_path} for: "
-                f"{', '.join(dict.fromkeys(r['class_name'] for r in stale))}; choose another "
-                "--aug_name or pass --overwrite to make them again"
-            )
-        work[trial] = (dataset, indices, embed_path, settings, digests)
+    check_resolution(info, args.resolution)
+    check_steps(info, args.scheduler, args.num_inference_steps)
+    if info.few_steps and args.num_inference_steps > 10:
+        log.warning(
+            "%s looks like a model for few steps: --num_inference_steps 2 to 8 are enough, and "
+            "Turbo models want --guidance_scale 0",
+            args.model,
+        )
+    return info
 
-    # Once for all trials, and only if an image is missing.
-    pipeline = functools.cache(functools.partial(build_pipeline, args, info, device))
+
+def plan_trial(
+    args, experiment: Path, trial, embed_path, info, weights, edits, already: int
+) -> Plan:
+    """What is to be made of a trial, where nothing stands in its way.
+
+    Raises:
+        UserError: a photo lacks what its edits need, weights do not fit the model, or the folder
+            holds images that were made with other settings.
+    """
+    folder = aug_dir(experiment, args.aug_name, trial)
+    dataset = dataset_of(args, "train", trial)
+    indices = dataset.indices(args.classes)
+    check_photos(dataset, indices, embed_path, info, any(edit["mask"] for edit in edits))
+    names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
+    unets = class_unets(args, names)
+    settings = settings_of(args, dataset, info, weights, edits)
+    check_config(folder, settings, has_records(folder), args.overwrite)
+    of_class = details_of_classes(dataset, embed_path, info, unets)
+    _, stale = find_images(folder, config_id(settings), of_class)
+    if stale and not args.overwrite:
+        what = "other words than those in " + str(embed_path) if embed_path else "other weights"
+        raise UserError(
+            f"{folder} holds images made with {what} for: "
+            f"{', '.join(dict.fromkeys(stale.values()))}; choose another --aug_name or pass "
+            "--overwrite to make them again"
+        )
     # Augmentations of which one is drawn per image get their images from more jobs, so that each
     # has a full batch all the same.
     alternatives = len(edits) if args.compose == "parallel" else 1
-    batch_size = args.batch_size * alternatives
-    wanted = {
-        trial: (len(indices) * args.num_synthetic,) * 2 for trial, (_, indices, *_) in work.items()
+    constants = {
+        "seed": trial.seed,
+        "examples_per_class": trial.examples_per_class,
+        "num_inference_steps": args.num_inference_steps,
+        "resolution": check_resolution(info, args.resolution),
+        "model": args.model,
     }
-    num_blocks = [math.ceil(images / batch_size) for images, _ in wanted.values()]
-    if shard[0] >= sum(num_blocks):
-        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {sum(num_blocks)} blocks")
-        return
-    with at_work(experiment, GENERATE, wanted, args.aug_name, shard) as reporter:
-        for number, (trial, planned) in enumerate(work.items()):
-            dataset, indices, embed_path, settings, digests = planned
-            folder = folders[trial]
-            reporter.works_on([trial])
-            with timed(experiment, GENERATE, args.aug_name, trial, device, args.overwrite) as done:
-                made = done.images = generate(
-                    dataset,
-                    functools.partial(
-                        build_augmentation, args, edits, pipeline, resolution, embed_path
-                    ),
-                    folder,
-                    settings,
-                    num_synthetic=args.num_synthetic,
-                    batch_size=batch_size,
-                    seed=trial.seed,
-                    indices=indices,
-                    shard=shard,
-                    already=sum(num_blocks[:number]),
-                    constants={
-                        "seed": trial.seed,
-                        "examples_per_class": trial.examples_per_class,
-                        "num_inference_steps": args.num_inference_steps,
-                        "resolution": resolution,
-                        "model": args.model,
-                    },
-                    arguments={**vars(args), "command": command_line(argv)},
-                    word_digests=digests,
-                    count=reporter.count,
-                )
-            total, there = wanted[trial][0], len(read_records(folder, config_id(settings)))
-            print(f"{folder}: {made} images made now; {there} there, {total} wanted")
+    for key in ("lora", "unet_path", "safety_checker"):
+        if getattr(args, key):
+            constants[key] = getattr(args, key)
+    return Plan(
+        trial,
+        folder,
+        dataset,
+        indices,
+        make_jobs(indices, args.num_synthetic),
+        args.batch_size * alternatives,
+        already,
+        settings,
+        of_class,
+        constants,
+        functools.partial(build_augmentation, args, edits, info, embed_path, unets),
+    )
 
 
-def build_pipeline(args, info, device):
+def settings_of(args, dataset, info: ModelInfo, weights: dict, edits: list[dict]) -> dict:
+    """Whatever changes an image, for config.json."""
+    masked = any(edit["mask"] for edit in edits)
+    return {
+        "dataset": args.dataset,
+        "dataset_args": sorted(args.dataset_args),
+        "crop_to_object": args.crop_to_object,
+        "photos": dataset.photo_digest(),
+        **weights,
+        "resolution": check_resolution(info, args.resolution),
+        "num_inference_steps": args.num_inference_steps,
+        "scheduler": args.scheduler,
+        "fit": args.fit,
+        "mask_grow_radius": args.mask_grow_radius if masked else 0,
+        "mask_feather": args.mask_feather if masked else 0,
+        "prompt": args.prompt,
+        "edits": edits,
+        "compose": args.compose if len(edits) > 1 else None,
+        "probs": check_probs(args.probs, len(edits), args.compose),
+    }
+
+
+def weights_of(args, info: ModelInfo) -> dict:
+    """Which weights make the images of all classes, as settings; what is not used is not there.
+
+    Raises:
+        UserError: they do not fit the model.
+    """
+    weights = {"model": info.identity}
+    of_each = bool(args.unet_path) and "{name}" in args.unet_path
+    if args.lora and of_each:
+        raise UserError("--lora needs one UNet for all classes: leave {name} out of --unet_path")
+    if args.lora:
+        weights |= {"lora": check_lora(info, args.lora), "lora_scale": args.lora_scale}
+    if args.unet_path:
+        path = args.unet_path
+        weights["unet"] = "of each class" if of_each else check_unet(info, find_unet(path))
+    if args.safety_checker:
+        weights["safety_checker"] = check_safety_checker(info, safety_checker_name(args))
+        weights["safety_retries"] = args.safety_retries
+    return weights
+
+
+def safety_checker_name(args) -> str | None:
+    """None for the model's own."""
+    return None if args.safety_checker == OWN else args.safety_checker
+
+
+def class_unets(args, class_names: Iterable[str]) -> dict[str, Path]:
+    """The weights of each class's own UNet; empty where classes share one."""
+    if not args.unet_path or "{name}" not in args.unet_path:
+        return {}
+    return find_unets(args.unet_path, list(dict.fromkeys(class_names)))
+
+
+def details_of_classes(dataset, embed_path: Path | None, info: ModelInfo, unets) -> dict:
+    """What changes the images of one class alone, by the key it has in their records."""
+    details: dict[str, dict] = {}
+    for name, digest in word_digests(embed_path, dataset, len(info.embedding_dims)).items():
+        details[name] = {"embeddings": digest}
+    for name, path in unets.items():
+        details.setdefault(name, {})["unet"] = check_unet(info, path)
+    return details
+
+
+# --- doing it --------------------------------------------------------------------------------
+
+
+def make_images(args, argv, plan: Plan, pipeline, checker, shard, count) -> int:
+    """This process's share of the images that are missing; how many were made."""
+    return generate(
+        plan.dataset,
+        lambda: plan.make_augmentation(pipeline, checker()),
+        plan.folder,
+        plan.settings,
+        num_synthetic=args.num_synthetic,
+        batch_size=plan.batch_size,
+        seed=plan.trial.seed,
+        indices=plan.indices,
+        shard=shard,
+        already=plan.already,
+        constants=plan.constants,
+        arguments={**vars(args), "command": command_line(argv)},
+        of_class=plan.of_class,
+        count=count,
+    )
+
+
+def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) -> int:
+    """Score this process's share, and mark the worst of every class that is complete.
+
+    Returns:
+        How many images were scored.
+    """
+    folder, identity = plan.folder, config_id(plan.settings)
+    scored = score_images(
+        folder,
+        identity,
+        quality,
+        lambda: load_judge()(plan.dataset, plan.trial, cache),
+        plan.dataset,
+        names_to_score(plan, quality, shard),
+        shard,
+    )
+    names, of_class = plan.dataset.class_names, {}
+    for job in plan.jobs:
+        of_class.setdefault(names[plan.dataset.get_label_by_idx(job.index)], []).append(job)
+    judged = mark_worst(folder, identity, quality, of_class, shard)
+    kept, total = (sum(column) for column in zip((0, 0), *judged.values()))
+    line = (
+        f"{folder}: {scored} images scored now; {kept} of {total} kept by --filter {quality.kind}"
+    )
+    if len(judged) < len(of_class):
+        line += f"; {len(of_class) - len(judged)} classes still lack images of other processes"
+    print(line)
+    return scored
+
+
+def names_to_score(plan: Plan, quality: Filter, shard: tuple[int, int]) -> set[str]:
+    """This process's share of the images, and, of the first one, those beyond what is wanted."""
+    names = {job.file_name for block in plan.share_of(shard) for job in block}
+    if shard[0] == 0:
+        labels = {plan.dataset.get_label_by_idx(idx) for idx in plan.indices}
+        there = unscored(plan.folder, config_id(plan.settings), quality)
+        wanted = {job.file_name for job in plan.jobs}
+        names |= {r["file_name"] for r in there if r["label"] in labels} - wanted
+    return names
+
+
+def lacks_scores(plan: Plan, quality: Filter, shard: tuple[int, int]) -> bool:
+    """Whether an image of this process's share is yet to be made, or to be scored."""
+    identity = config_id(plan.settings)
+    there, _ = find_images(plan.folder, identity, plan.of_class)
+    todo = {record["file_name"] for record in unscored(plan.folder, identity, quality)}
+    names = names_to_score(plan, quality, shard)
+    return bool(names & todo or names - there)
+
+
+def build_pipeline(args, info: ModelInfo, device):
     """The model, loaded and set up as the flags say."""
     precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
     pipeline = load_pipeline(info, device, pick_dtype(device, precision))
+    if args.unet_path and "{name}" not in args.unet_path:
+        put_unet(pipeline, Path(args.unet_path))
+    if args.lora:
+        add_lora(pipeline, info, args.lora, args.lora_scale)
     set_scheduler(pipeline, args.scheduler)
     if args.low_memory:
         tune_for_memory(pipeline)
     tune_for_speed(pipeline, args.compile)
     return pipeline
-
-
-def reproduce(argv) -> None:
-    """Make one image again from its record and its folder's config.json, and compare."""
-    parser = Parser("Make one synthetic image again, and say whether it is equal.")
-    parser.add_argument("--reproduce", metavar="IMAGE", required=True, type=Path)
-    parser.add_argument("--data_dir", help="where the photos are now (default: where they were)")
-    parser.add_argument("--model_path", help="where the model is now (default: where it was)")
-    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
-    given = parser.parse_args(argv)
-    path, config = given.reproduce, read_config(given.reproduce.parent)
-    records = {record["file_name"]: record for record in read_records(path.parent)}
-    if config is None or path.name not in records:
-        raise UserError(
-            f"--reproduce: {path} is no image of generate_augmentations.py with a record"
-        )
-    record, stored, settings = records[path.name], config["arguments"], config["settings"]
-    args = argparse.Namespace(**stored)
-    args.data_dir, args.device = given.data_dir or args.data_dir, given.device
-    args.model = given.model_path or args.model
-    trial = Trial(record["seed"], record["examples_per_class"])
-    info, device = inspect_model(args.model, args.revision, args.variant), pick_device(args.device)
-    dataset = dataset_of(args, "train", trial)
-    uses_words = "textual-inversion" in args.aug
-    embed_path = find_embeddings(args, path.parent.parent.parent, trial) if uses_words else None
-    digest = word_digests(embed_path, dataset, len(info.embedding_dims)).get(record["class_name"])
-    for what, before, now in (
-        ("other weights of the model", settings["model"], info.identity),
-        ("other photos of the trial", settings["photos"], dataset.photo_digest()),
-        ("other rows of the learned word", record["embeddings"], digest),
-    ):
-        if before != now:
-            raise UserError(f"--reproduce: {path} was made with {what}: then {before}, now {now}")
-    sources = dataset.sources()
-    job = Job(sources.index(record["source"]), record["repeat"])
-    augmentation = build_augmentation(
-        args,
-        settings["edits"],
-        lambda: build_pipeline(args, info, device),
-        record["resolution"],
-        embed_path,
-    )
-    ((_, image, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
-    with Image.open(path) as there:
-        difference = ImageChops.difference(image, there.convert("RGB"))
-    largest = max(high for _, high in difference.getextrema())
-    if largest == 0:
-        print(f"{path}: equal")
-    elif largest <= 2:
-        print(f"{path}: at most {largest} of 255 apart, as images of another batch size are")
-    else:
-        print(f"{path}: differs by up to {largest} of 255")
-        raise SystemExit(1)
 
 
 def read_prompts(prompts: list[str]) -> list[str]:
@@ -441,9 +689,6 @@ def list_edits(args) -> list[dict]:
             raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
     check_probs(args.probs, count, args.compose)
     return rows
-
-
-EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
 
 
 def find_embeddings(args, experiment: Path, trial: Trial) -> Path | None:
@@ -552,7 +797,14 @@ def command_line(argv) -> str:
     return shlex.join(["python", Path(__file__).name, *(sys.argv[1:] if argv is None else argv)])
 
 
-def build_augmentation(args, edits: list[dict], pipeline, resolution: int, embed_path):
+def build_safety_checker(args, info: ModelInfo, device):
+    """The safety checker that is asked for, or None."""
+    if not args.safety_checker:
+        return None
+    return load_safety_checker(info, safety_checker_name(args), device)
+
+
+def build_augmentation(args, edits, info, embed_path, unets, pipeline, safety_checker=None):
     """The augmentation that the flags describe; `pipeline()` loads the model."""
     augs = []
     for edit in edits:
@@ -560,19 +812,101 @@ def build_augmentation(args, edits: list[dict], pipeline, resolution: int, embed
         options |= {
             "prompt": args.prompt,
             "num_inference_steps": args.num_inference_steps,
-            "resolution": resolution,
+            "resolution": check_resolution(info, args.resolution),
             "batch_size": args.batch_size,
             "fit": args.fit,
             "mask_grow_radius": args.mask_grow_radius,
             "mask_feather": args.mask_feather,
         }
+        if safety_checker:
+            retries = args.safety_retries
+            options |= {"safety_checker": safety_checker, "safety_retries": retries}
         if edit["aug"] == "textual-inversion":
             options["embed_path"] = embed_path
         augs.append(augmentation_class(edit["aug"])(pipeline=pipeline(), **options))
-    if len(augs) == 1 and args.probs in (None, [1.0]):
-        return augs[0]
-    compose = ComposeParallel if args.compose == "parallel" else ComposeSequential
-    return compose(augs, args.probs)
+    augmentation = augs[0]
+    if len(augs) > 1 or args.probs not in (None, [1.0]):
+        compose = ComposeParallel if args.compose == "parallel" else ComposeSequential
+        augmentation = compose(augs, args.probs)
+    if not unets:
+        return augmentation
+    return PerClass(augmentation, lambda name: put_unet(pipeline(), unets[name]))
+
+
+# --- one image again -------------------------------------------------------------------------
+
+
+MADE_WITH = {
+    "model": "weights of the model",
+    "photos": "photos of the trial",
+    "embeddings": "rows of the learned word",
+    "lora": "weights of the LoRA",
+    "unet": "weights of the UNet",
+    "safety_checker": "weights of the safety checker",
+}
+
+
+def reproduce(argv) -> None:
+    """Make one image again from its record and its folder's config.json, and compare."""
+    parser = Parser("Make one synthetic image again, and say whether it is equal.")
+    parser.add_argument("--reproduce", metavar="IMAGE", required=True, type=Path)
+    parser.add_argument("--data_dir", help="where the photos are now (default: where they were)")
+    parser.add_argument("--model_path", help="where the model is now (default: where it was)")
+    parser.add_argument("--lora", help="where the LoRA is now (default: where it was)")
+    parser.add_argument("--unet_path", help="where the UNet is now (default: where it was)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    given = parser.parse_args(argv)
+    path, config = given.reproduce, read_config(given.reproduce.parent)
+    records = {record["file_name"]: record for record in read_records(path.parent)}
+    if config is None or path.name not in records:
+        raise UserError(
+            f"--reproduce: {path} is no image of generate_augmentations.py with a record"
+        )
+    record, settings = records[path.name], config["settings"]
+    defaults = vars(parse_args(["--dataset=", "--experiment_name="]))  # for flags that are newer
+    args = argparse.Namespace(**{**defaults, **config["arguments"]})
+    args.model, args.device = given.model_path or args.model, given.device
+    for key in ("data_dir", "lora", "unet_path"):
+        setattr(args, key, getattr(given, key) or getattr(args, key))
+    trial, name = Trial(record["seed"], record["examples_per_class"]), record["class_name"]
+    info = inspect_model(args.model, args.revision, args.variant)
+    dataset = dataset_of(args, "train", trial)
+    embed_path = None
+    if "textual-inversion" in args.aug:
+        embed_path = find_embeddings(args, path.parent.parent.parent, trial)
+    unets = class_unets(args, [name])
+    own = {"embeddings": None, **details_of_classes(dataset, embed_path, info, unets).get(name, {})}
+    common = {**weights_of(args, info), "photos": dataset.photo_digest()}
+    for stored, now in ((settings, common), (record, own)):
+        for key, value in now.items():
+            if stored.get(key) != value:
+                raise UserError(
+                    f"--reproduce: {path} was made with other {MADE_WITH.get(key, key)}: "
+                    f"then {stored.get(key)}, now {value}"
+                )
+    device = pick_device(args.device)
+    sources = dataset.sources()
+    job = Job(sources.index(record["source"]), record["repeat"])
+    augmentation = build_augmentation(
+        args,
+        settings["edits"],
+        info,
+        embed_path,
+        unets,
+        functools.cache(lambda: build_pipeline(args, info, device)),
+        build_safety_checker(args, info, device),
+    )
+    ((_, image, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
+    with Image.open(path) as there:
+        difference = ImageChops.difference(image, there.convert("RGB"))
+    largest = max(high for _, high in difference.getextrema())
+    if largest == 0:
+        print(f"{path}: equal")
+    elif largest <= 2:
+        print(f"{path}: at most {largest} of 255 apart, as images of another batch size are")
+    else:
+        print(f"{path}: differs by up to {largest} of 255")
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

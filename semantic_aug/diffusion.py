@@ -29,7 +29,7 @@ SCHEDULERS = {
 }
 
 # What the libraries raise on missing, broken or unknown files of a model.
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     OSError,
     ValueError,
     RuntimeError,
@@ -52,6 +52,8 @@ class ModelInfo:
         multiple: what a resolution must be a multiple of, in pixels.
         embedding_dims: width of the rows of each of its text encoders.
         for_inpainting: whether its UNet sees a mask and the masked photo beside the latents.
+        few_steps: whether it looks like one that was distilled to a few steps, as LCM and the Turbo
+            models are.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ModelInfo:
     multiple: int
     embedding_dims: tuple[int, ...]
     for_inpainting: bool = False
+    few_steps: bool = False
 
     @property
     def is_xl(self) -> bool:
@@ -81,14 +84,14 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
     """
     if revision == "fp16":
         revision, variant = None, variant or "fp16"
-    index = _read_json(name, "model_index.json", revision)
+    index = read_json(name, "model_index.json", revision)
     missing = [key for key in ("unet", "vae", "text_encoder", "tokenizer") if key not in index]
     if missing:
         raise UserError(f"{name} is no Stable Diffusion pipeline: it has no {', '.join(missing)}")
-    unet = _read_json(name, "unet/config.json", revision)
-    vae = _read_json(name, "vae/config.json", revision)
+    unet = read_json(name, "unet/config.json", revision)
+    vae = read_json(name, "vae/config.json", revision)
     encoders = ["text_encoder", *(["text_encoder_2"] if "text_encoder_2" in index else [])]
-    encoders = [_read_json(name, f"{part}/config.json", revision) for part in encoders]
+    encoders = [read_json(name, f"{part}/config.json", revision) for part in encoders]
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels not in (latents, 2 * latents + 1):
         raise UserError(
@@ -102,17 +105,26 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
         dims = tuple(encoder["hidden_size"] for encoder in encoders)
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{name}: its configuration files lack {error}") from error
+    scheduler = read_json(name, "scheduler/scheduler_config.json", revision)
+    few_steps = scheduler.get("timestep_spacing") == "trailing"  # of all models in wide use, theirs
+    few_steps |= scheduler.get("_class_name") == "LCMScheduler"
     folder = Path(name).is_dir()
     return ModelInfo(
         name=name,
-        identity=_fingerprint(Path(name)) if folder else f"{name}@{revision or 'main'}",
+        identity=fingerprint(Path(name)) if folder else f"{name}@{revision or 'main'}",
         revision=revision,
         variant=variant,
         resolution=side * factor,
         multiple=factor * depth,
         embedding_dims=dims,
         for_inpainting=channels != latents,
+        few_steps=few_steps,
     )
+
+
+def has_part(info: ModelInfo, part: str) -> bool:
+    """Whether a model comes with a part that may be absent, such as a safety checker."""
+    return any(read_json(info.name, "model_index.json", info.revision).get(part) or [])
 
 
 def side_of(sample_size: int | Sequence[int]) -> int:
@@ -169,7 +181,7 @@ def load_tokenizer(info: ModelInfo):
         tokenizer = CLIPTokenizer.from_pretrained(
             info.name, subfolder="tokenizer", revision=info.revision
         )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise _cannot_load(info, error) from error
     _check_tokenizer(info, tokenizer)
     return tokenizer
@@ -189,7 +201,7 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     Raises:
         UserError: weights are missing, broken, or not to be had offline.
     """
-    index = _read_json(info.name, "model_index.json", info.revision)
+    index = read_json(info.name, "model_index.json", info.revision)
     options = {}
     if "safety_checker" in index:
         options["safety_checker"] = None
@@ -207,11 +219,40 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
             raise
         pipeline = _from_pretrained(info, dtype, _no_variant(info), options)
     _check_tokenizer(info, pipeline.tokenizer)
+    pipeline = _as_stable_diffusion(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
     return pipeline.to(device)
+
+
+def _as_stable_diffusion(pipeline):
+    """A latent consistency model's parts in the pipeline that edits and inpaints like any other.
+
+    Its own one does neither inpainting nor a strength that takes that share of the steps.
+    """
+    from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
+
+    if not isinstance(pipeline, LatentConsistencyModelPipeline):
+        return pipeline
+    return StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
+
+
+def check_steps(info: ModelInfo, scheduler: str | None, num_inference_steps: int) -> None:
+    """Raise UserError where the sampler cannot do so many steps."""
+    import diffusers
+
+    config = read_json(info.name, "scheduler/scheduler_config.json", info.revision)
+    kind, options = SCHEDULERS.get(scheduler, (config.get("_class_name"), {}))
+    try:
+        sampler = getattr(diffusers, kind).from_config(config, **options)
+        sampler.set_timesteps(num_inference_steps)
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--num_inference_steps: {kind} cannot do {num_inference_steps}: {reason}"
+        ) from error
 
 
 def set_scheduler(pipeline, name: str | None) -> None:
@@ -281,17 +322,17 @@ def _from_pretrained(info: ModelInfo, dtype: torch.dtype, variant: str | None, o
     from diffusers import DiffusionPipeline
 
     try:
-        with _quiet_loading():
+        with quiet_loading():
             return DiffusionPipeline.from_pretrained(
                 info.name, dtype=dtype, variant=variant, revision=info.revision, **options
             )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise _cannot_load(info, error) from error
 
 
 @contextlib.contextmanager
-def _quiet_loading():
-    """Neither the bars of reading weights, of a second each, nor errors that are raised as well.
+def quiet_loading():
+    """Inside, no bars of reading weights, of a second each, and no errors that are raised as well.
 
     Downloads keep their bars.
     """
@@ -320,7 +361,8 @@ def _cannot_load(info: ModelInfo, error: Exception) -> UserError:
     return UserError(f"cannot load {info.name}: {reason}")
 
 
-def _read_json(name: str, file: str, revision: str | None) -> dict:
+def read_json(name: str, file: str, revision: str | None) -> dict:
+    """A configuration file of a model; UserError where it is absent or broken."""
     path = model_file(name, file, revision)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -362,16 +404,21 @@ def model_file(name: str, file: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def _fingerprint(folder: Path) -> str:
-    """Names, sizes and both ends of every file of a model: seconds less than a full hash."""
+def fingerprint(path: Path) -> str:
+    """Names, sizes and both ends of every file of a model: seconds less than a full hash.
+
+    Args:
+        path: a folder, or a single file, whose name does not count.
+    """
     digest, end = hashlib.sha256(), 1 << 20
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
-            size = path.stat().st_size
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        inside = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in inside.parts):
+            size = file.stat().st_size
             digest.update(f"{inside.as_posix()}:{size}\n".encode())
-            with open(path, "rb") as file:
-                digest.update(file.read(end))
-                file.seek(max(size - end, min(size, end)))
-                digest.update(file.read())
+            with open(file, "rb") as opened:
+                digest.update(opened.read(end))
+                opened.seek(max(size - end, min(size, end)))
+                digest.update(opened.read())
     return f"sha256:{digest.hexdigest()[:16]}"

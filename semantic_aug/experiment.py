@@ -46,7 +46,15 @@ UNENCODABLE = "\ud800-\udfff"
 
 T = TypeVar("T")
 
-_VERSIONED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
+_VERSIONED_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "numpy",
+    "pillow",
+)
 
 
 @dataclass(frozen=True, order=True)

@@ -29,7 +29,6 @@ from semantic_aug.experiment import (
     read_config,
     remove_leftovers,
     write_config,
-    write_text,
 )
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 
@@ -61,6 +60,18 @@ def make_jobs(indices: Sequence[int], num_synthetic: int) -> list[Job]:
     return [Job(index, repeat) for index in indices for repeat in range(num_synthetic)]
 
 
+def share_of(
+    jobs: Sequence[Job], batch_size: int, shard: tuple[int, int], already: int = 0
+) -> list[list[Job]]:
+    """The blocks of one process's (index, count), in the order in which it makes them.
+
+    Args:
+        already: how many blocks were dealt out before these.
+    """
+    blocks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    return [blocks[number] for number in shard_blocks(len(blocks), *shard, already)]
+
+
 def generate(
     dataset,
     make_augmentation: Callable[[], GenerativeAugmentation],
@@ -75,7 +86,7 @@ def generate(
     already: int = 0,
     constants: Mapping | None = None,
     arguments: Mapping | None = None,
-    word_digests: Mapping[str, str] | None = None,
+    of_class: Mapping[str, Mapping[str, str | None]] | None = None,
     count: Callable[[int], None] = lambda images: None,
 ) -> int:
     """Make what is missing of a trial's synthetic images.
@@ -94,8 +105,9 @@ def generate(
         already: how many blocks were dealt out before those of this trial.
         constants: what all records share.
         arguments: for config.json.
-        word_digests: sha256 of each class's learned word; images made with another word are
-            removed and made again.
+        of_class: what made the images of each class alone, such as the sha256 of its learned
+            word, by the key it has in records; images whose record says otherwise are removed and
+            made again.
         count: told from time to time how many images have been made since.
 
     Returns:
@@ -103,13 +115,10 @@ def generate(
     """
     indices = range(len(dataset)) if indices is None else indices
     sources = dataset.sources()
-    jobs = make_jobs(indices, num_synthetic)
     remove_leftovers(folder)
     identity = config_id(settings)
-    stale = {record["file_name"] for record in stale_records(folder, identity, word_digests)}
-    finished = {record["file_name"] for record in read_records(folder, identity)} - stale
-    blocks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
-    mine = [blocks[number] for number in shard_blocks(len(blocks), *shard, already)]
+    finished, stale = find_images(folder, identity, of_class)
+    mine = share_of(make_jobs(indices, num_synthetic), batch_size, shard, already)
     todo = [block for block in mine if any(job.file_name not in finished for job in block)]
     kept = sum(job.file_name in finished for block in mine for job in block)
     if not todo and not finished:
@@ -119,7 +128,7 @@ def generate(
     # goes before anything is made, so that no record ever stands for another image.
     write_config(folder, settings, arguments or {})
     discard_other_records(folder, identity)
-    for name in stale & {job.file_name for block in mine for job in block}:
+    for name in stale.keys() & {job.file_name for block in mine for job in block}:
         (folder / name).unlink(missing_ok=True)
     if not todo:
         write_metadata(folder, identity)  # a process may have been killed just before it did
@@ -140,7 +149,7 @@ def generate(
     try:
         with (
             progress,
-            _RecordWriter(folder / RECORDS_DIR, identity, shard) as writer,
+            RecordWriter(folder, identity, shard) as writer,
             ThreadPoolExecutor(WRITERS) as pool,
         ):
             try:
@@ -150,7 +159,7 @@ def generate(
                         if job.file_name in finished:
                             continue
                         record = _record(dataset, job, sources, edits, constants or {})
-                        record["embeddings"] = (word_digests or {}).get(record["class_name"])
+                        record |= (of_class or {}).get(record["class_name"], {})
                         saving = pool.submit(_save, image, folder / job.file_name)
                         writing.append((saving, record))
                     while len(writing) > len(block):  # those of the block before
@@ -213,15 +222,25 @@ def _record(dataset, job: Job, sources, edits, constants: Mapping) -> dict:
         "guidance_scale": [edit.guidance_scale for edit in edits],
         "mask": [edit.mask for edit in edits],
         "inverted": [edit.inverted for edit in edits],
+        "embeddings": None,
         **constants,
+        **(_safety(edits) if "safety_checker" in constants else {}),
+    }
+
+
+def _safety(edits: Sequence) -> dict:
+    """What a safety checker said: edits may have been made again, and in vain."""
+    return {
+        "attempts": [edit.attempts for edit in edits],
+        "flagged": any(edit.flagged for edit in edits),
     }
 
 
 # --- records ---------------------------------------------------------------------------------
 
 
-class _RecordWriter:
-    """Appends records to a file of this process's own, made with the first of them.
+class RecordWriter:
+    """Appends records to a file of this process's own in `folder`/records, made with the first.
 
     The name starts with the id of the configuration, so that records of another one, left by
     `--overwrite`, never count.
@@ -230,11 +249,12 @@ class _RecordWriter:
     def __init__(self, folder: Path, identity: str, shard: tuple[int, int]):
         # The time comes first, so that of two records of an image the later one is read last; also
         # where the clock of another node was ahead of this one's.
-        begun = [path.name.split(".")[1] for path in folder.glob(f"{identity}.*.jsonl")]
+        records = folder / RECORDS_DIR
+        begun = [path.name.split(".")[1] for path in records.glob(f"{identity}.*.jsonl")]
         latest = max((int(text) for text in begun if text.isdigit()), default=0)
         started = max(time.time_ns(), latest + 1)
         name = f"{identity}.{started}.shard{shard[0]}of{shard[1]}.{os.getpid()}.jsonl"
-        self.path, self.file = folder / name, None
+        self.path, self.file = records / name, None
 
     def __enter__(self):
         return self
@@ -263,19 +283,58 @@ def read_records(
     A torn last line, whose process was killed, is dropped; so is the record of an image that is
     no longer there, or empty. Of an image that was recorded twice the later record counts.
     """
-    if identity is None:
-        identity = (read_config(folder) or {}).get("id", "*")
+    found = {record["file_name"]: record for record in _records(folder, identity, only_present)}
+    return sorted(found.values(), key=_job_order)
+
+
+def _records(folder: Path, identity: str | None, only_present: bool = True) -> Iterator[dict]:
+    """Those of `read_records` as they lie there, one at a time: a later one of an image counts."""
     if not folder.is_dir():
-        return []
+        return
+    present = _present(folder) if only_present else None
+    for record in read_lines(folder, identity):
+        is_image = record.keys() >= _NEEDED
+        if is_image and (present is None or record["file_name"] in present):
+            yield record
+
+
+def _present(folder: Path) -> set[str]:
+    """Names of the files that are not empty."""
     with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries if _size(entry) > 0}
-    found = {}
-    for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
-        for record in _lines(path):
-            is_image = record.keys() >= _NEEDED
-            if is_image and (not only_present or record["file_name"] in present):
-                found[record["file_name"]] = record
-    return sorted(found.values(), key=lambda record: (record["index"], record["repeat"]))
+        return {entry.name for entry in entries if _size(entry) > 0}
+
+
+def _job_order(record: Mapping) -> tuple[int, int]:
+    return record["index"], record["repeat"]
+
+
+# What may change while the folder's settings stay: the learned word and the UNet of one class.
+CLASS_KEYS = ("embeddings", "unet")
+# Records of filters have a score and no label.
+_NEEDED = {"file_name", "label", "class_name", "source", "index", "repeat"}
+
+
+def find_images(
+    folder: Path, identity: str, of_class: Mapping[str, Mapping] | None = None
+) -> tuple[set[str], dict[str, str]]:
+    """The images with a record that are there, and those that are out of date.
+
+    Args:
+        of_class: as `generate` takes it.
+
+    Returns:
+        Names of the files that count; and of those that were made with other words or weights,
+        which do not, each with its class.
+    """
+    finished, stale = set(), {}
+    for record in _records(folder, identity):
+        name, expected = record["file_name"], (of_class or {}).get(record["class_name"], {})
+        finished.add(name)
+        stale.pop(name, None)
+        if any(record.get(key) != value for key, value in expected.items()):
+            finished.discard(name)
+            stale[name] = record["class_name"]
+    return finished, stale
 
 
 def _size(entry: os.DirEntry | Path) -> int:
@@ -289,31 +348,39 @@ def _size(entry: os.DirEntry | Path) -> int:
 def read_scores(folder: Path) -> dict[str, dict]:
     """What filters say of the images in `folder`: `{file_name: {"score": ..., "kept": ...}}`.
 
-    Of an image that was scored twice the later line counts.
+    Of an image that was scored twice the later line counts. What was said of an image that has
+    been made again with other words or weights since does not.
     """
-    identity, found = (read_config(folder) or {}).get("id", "*"), {}
-    for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
-        for record in _lines(path):
-            if "file_name" in record and "label" not in record:
-                known = {key: record[key] for key in ("score", "kept") if key in record}
-                found.setdefault(record["file_name"], {}).update(known)
+    said, images = {}, {}
+    for line in read_lines(folder):
+        if "label" in line:
+            images[line.get("file_name")] = {key: line[key] for key in CLASS_KEYS if key in line}
+        elif "file_name" in line:
+            said.setdefault(line["file_name"], []).append(line)
+    found = {}
+    for name, lines in said.items():
+        for line in lines:
+            if is_about(line, images.get(name, {})):
+                known = {key: line[key] for key in ("score", "kept") if key in line}
+                found.setdefault(name, {}).update(known)
     return found
 
 
-# Records of filters have a score and no label.
-_NEEDED = {"file_name", "label", "class_name", "source", "index", "repeat"}
+def is_about(score: Mapping, record: Mapping) -> bool:
+    """Whether a score is one of the image that a record tells of, or of an earlier in its place."""
+    return all(score[key] == record.get(key) for key in CLASS_KEYS if key in score)
 
 
-def stale_records(
-    folder: Path, identity: str, word_digests: Mapping[str, str] | None
-) -> list[dict]:
-    """Records of images of these classes that were made with other learned words."""
-    return [
-        record
-        for record in read_records(folder, identity)
-        if record["class_name"] in (word_digests or {})
-        and record.get("embeddings") != word_digests[record["class_name"]]
-    ]
+def read_lines(folder: Path, identity: str | None = None) -> Iterator[dict]:
+    """All lines in `folder`/records of a configuration, those of images and those of filters.
+
+    Args:
+        identity: a `config_id`; default that of the folder's config.json.
+    """
+    if identity is None:
+        identity = (read_config(folder) or {}).get("id", "*")
+    for path in sorted((folder / RECORDS_DIR).glob(f"{identity}.*.jsonl")):
+        yield from _lines(path)
 
 
 def _lines(path: Path) -> Iterator[dict]:
@@ -341,8 +408,14 @@ def write_metadata(folder: Path, identity: str) -> None:
         return {path.name: _size(path) for path in (folder / RECORDS_DIR).glob("*.jsonl")}
 
     def write():
-        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in read_records(folder, identity)]
-        write_text(folder / METADATA_FILE, "".join(lines))
+        lines = {}
+        for record in _records(folder, identity):  # text takes a fifth of a dictionary's memory
+            lines[_job_order(record)] = json.dumps(record, ensure_ascii=False)
+        with (
+            atomic_path(folder / METADATA_FILE) as temporary,
+            open(temporary, "w", encoding="utf-8") as file,
+        ):
+            file.writelines(f"{lines[job]}\n" for job in sorted(lines))
 
     derive(sizes, write)
 
@@ -361,14 +434,13 @@ def discard_other_records(folder: Path, identity: str) -> None:
     for path in (folder / RECORDS_DIR).glob("*.jsonl"):
         if path.name.startswith(f"{identity}."):
             continue
-        for record in _lines(path):
-            image = folder / str(record.get("file_name"))
-            try:
-                if image.parent == folder and image.stat().st_mtime_ns < config_written:
-                    image.unlink()
-            except FileNotFoundError:
-                pass
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process removes them too
+            for record in _lines(path):
+                image = folder / str(record.get("file_name"))
+                with contextlib.suppress(FileNotFoundError):
+                    if image.parent == folder and image.stat().st_mtime_ns < config_written:
+                        image.unlink()
+            path.unlink()
 
 
 class MissingImages(UserError):
@@ -385,7 +457,8 @@ def read_variants(
     """The synthetic images of a trial's photos: `{index: [(path, label), ...]}`.
 
     Labels come from records, never from file names. Images that a filter has rejected (`kept` is
-    false in a record of its own) are left out; a photo then has fewer.
+    false in a record of its own) are left out; a photo then has fewer. So are those that a safety
+    checker has made black.
 
     Args:
         dataset: the trial's training photos.
@@ -438,6 +511,7 @@ def read_variants(
         )
     scores = {} if ignore_filter else read_scores(folder)
     rejected = {name for name, each in scores.items() if each.get("kept") is False}
+    rejected |= {record["file_name"] for record in records if record.get("flagged")}
     variants = {}
     for idx in wanted:
         own = [by_photo[idx][n] for n in sorted(by_photo[idx])] if needed else []

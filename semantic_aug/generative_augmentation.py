@@ -9,7 +9,12 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit that was applied to an image; what its record says about it."""
+    """One edit that was applied to an image; what its record says about it.
+
+    Attributes:
+        attempts: how often it was made, where a safety checker flagged the result.
+        flagged: the last one was flagged too, and the image is black.
+    """
 
     aug: str
     prompt: str
@@ -17,6 +22,8 @@ class Edit:
     guidance_scale: float
     mask: bool
     inverted: bool
+    attempts: int = 1
+    flagged: bool = False
 
 
 class GenerativeAugmentation:

@@ -34,6 +34,7 @@ from semantic_aug.experiment import atomic_path, aug_dir, folder_names
 from semantic_aug.few_shot_dataset import read_image
 from semantic_aug.generation import read_records, read_scores, read_variants
 from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
+from semantic_aug.timing import seconds_per_image
 
 GAP = 2  # pixels between pictures
 SHEET_ROWS = 100  # a sheet with more would be too tall for most viewers
@@ -85,8 +86,17 @@ def main(argv=None):
             f"{args.experiment_name} · seed {trial.seed}, "
             f"{trial.examples_per_class} examples per class"
         )
+        seconds = {name: seconds_per_image(experiment, name, trial) for name in folders}
         write_page(
-            path, title, dataset, indices, folders, variants, args.embed, args.near_duplicate
+            path,
+            title,
+            dataset,
+            indices,
+            folders,
+            variants,
+            args.embed,
+            args.near_duplicate,
+            seconds,
         )
         write_sheets(
             path.with_suffix(""), dataset, indices, folders, variants, args.variants, args.cell

@@ -47,6 +47,7 @@ def write_page(
     variants: Mapping[str, Mapping[int, Sequence[dict]]],
     embed: int = EMBED,
     near_duplicate: float = NEAR_DUPLICATE,
+    seconds: Mapping[str, float | None] | None = None,
 ) -> None:
     """Write the page of a trial to `path`.
 
@@ -61,6 +62,7 @@ def write_page(
         variants: of each set, the records of each photo; a record may have `score`, `kept` and
             `seconds`.
         near_duplicate: variants whose `change_of` is less, of 255, are flagged.
+        seconds: what an image of each set took on average, where it is known.
 
     Raises:
         UserError: an image cannot be read.
@@ -70,6 +72,8 @@ def write_page(
     )
     data = page_data(dataset, indices, folders, variants, embed=total <= embed, page=path)
     data["near_duplicate"] = near_duplicate
+    for each in data["sets"]:
+        each["seconds"] = _number((seconds or {}).get(each["name"]))
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = template.replace("{{TITLE}}", html.escape(title))
     write_text(path, page.replace("{{DATA}}", script_json(data)))

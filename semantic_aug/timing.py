@@ -195,6 +195,18 @@ def seconds_per_trial(
     return {stage: sum(each.values()) / len(each) for stage, each in seconds.items()}
 
 
+def seconds_per_image(experiment: Path, aug_name: str, trial: Trial) -> float | None:
+    """What an image of a set took to make, start-up included; None where it was not timed."""
+    key = (GENERATE, aug_name, trial.seed, trial.examples_per_class)
+    made = [
+        row for row in read_timing(experiment)
+        if tuple(row[name] for name in _IDENTITY[:4]) == key and row["images"]
+    ]  # fmt: skip
+    if not made:
+        return None
+    return sum(row["seconds"] for row in made) / sum(row["images"] for row in made)
+
+
 def _uses_words(images: Path) -> bool:
     """Whether any of a set's trials was made with learned words."""
     for folder in images.glob("seed=*_ex=*"):

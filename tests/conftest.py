@@ -250,6 +250,56 @@ def photos(tmp_path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.fixture
+def make(photos, small_model, workdir, capsys):
+    """Run generate_augmentations.py on the small photos; returns exit status and stderr."""
+
+    import generate_augmentations
+
+    def make(*flags, name="aug"):
+        argv = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e",
+                f"--model_path={small_model}", "--num_synthetic=2", "--num_inference_steps=4",
+                "--device=cpu", f"--aug_name={name}", *map(str, flags)]  # fmt: skip
+        capsys.readouterr()
+        try:
+            generate_augmentations.main(argv)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        return status, capsys.readouterr().err
+
+    return make
+
+
+def images_of(name="aug") -> dict[str, np.ndarray]:
+    """Pixels of what `make` has made, by file name."""
+    folder = Path(f"output/e/{name}/seed=0_ex=1")
+    return {p.name: np.asarray(Image.open(p)).astype(int) for p in sorted(folder.glob("*.png"))}
+
+
+def build_clip(folder: Path) -> Path:
+    """A small CLIP with random weights, for 16 px, in `folder`."""
+    from transformers import CLIPConfig, CLIPModel
+
+    tokenizer = build_tokenizer()
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    common |= {"num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer)}
+    text |= {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    vision = {"image_size": 16, "patch_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = CLIPConfig(
+            text_config=common | text, vision_config=common | vision, projection_dim=24
+        )
+        CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3]}
+    processor |= {"size": {"shortest_edge": 16}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
 def build_backbone(folder: Path) -> Path:
     """A small image classifier of transformers with random weights, for 32 px, in `folder`."""
     from transformers import ResNetConfig, ResNetModel

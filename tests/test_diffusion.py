@@ -308,7 +308,9 @@ def test_broken_tokenizer_is_one_line(model, file, content):
 
 def test_missing_parts_are_one_line(model):
     shutil.rmtree(model / "scheduler")
-    assert_refused(model, "^cannot load .*model: .*scheduler_config.json")
+    assert_refused(
+        model, "model is no diffusers pipeline: it has no scheduler/scheduler_config.json"
+    )
 
 
 def test_tokenizer_without_words_is_refused(model):

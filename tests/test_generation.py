@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw_photo
+from conftest import ROOT, draw_photo, images_of
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
@@ -377,30 +377,6 @@ def test_kill_at_any_moment_and_run_again(photos, small_model, workdir):
     assert len(metadata(folder)) == 18
 
 
-@pytest.fixture
-def make(photos, small_model, workdir, capsys):
-    """Run generate_augmentations.py on the small photos; returns exit status and stderr."""
-
-    def make(*flags, name="aug"):
-        argv = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e",
-                f"--model_path={small_model}", "--num_synthetic=2", "--num_inference_steps=4",
-                "--device=cpu", f"--aug_name={name}", *map(str, flags)]  # fmt: skip
-        capsys.readouterr()
-        try:
-            generate_augmentations.main(argv)
-            status = 0
-        except SystemExit as ended:
-            status = ended.code
-        return status, capsys.readouterr().err
-
-    return make
-
-
-def images_of(name="aug") -> dict[str, np.ndarray]:
-    folder = Path(f"output/e/{name}/seed=0_ex=1")
-    return {p.name: np.asarray(Image.open(p)).astype(int) for p in sorted(folder.glob("*.png"))}
-
-
 def test_model_for_inpainting_edits_the_region_alone(make, photos, inpainting_model, capsys):
     flags = ["--mask=1", "--dataset_args", f"masks={photos.parent / 'masks'}", "--strength=1"]
     status, err = make(*flags, f"--model_path={inpainting_model}")
@@ -585,10 +561,10 @@ def test_later_records_are_read_later_whatever_the_clocks_of_nodes_say(tmp_path,
            "repeat": 0}  # fmt: skip
     (tmp_path / "a.png").write_bytes(b"png")
     monkeypatch.setattr(generation.time, "time_ns", lambda: 2000)  # a node whose clock is ahead
-    with generation._RecordWriter(records, "id", (0, 1)) as writer:
+    with generation.RecordWriter(tmp_path, "id", (0, 1)) as writer:
         writer.write(job | {"prompt": "earlier"})
     monkeypatch.setattr(generation.time, "time_ns", lambda: 1000)
-    with generation._RecordWriter(records, "id", (0, 1)) as writer:
+    with generation.RecordWriter(tmp_path, "id", (0, 1)) as writer:
         writer.write(job | {"prompt": "later"})
     assert [record["prompt"] for record in generation.read_records(tmp_path, "id")] == ["later"]
 

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, build_backbone, draw_photo
+from conftest import ROOT, build_backbone, build_clip, draw_photo
 from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,6 +102,7 @@ def world(photos, workdir, small_model, monkeypatch):
     monkeypatch.syspath_prepend(str(workdir))
     monkeypatch.delitem(sys.modules, "welds", raising=False)
     build_backbone(workdir / "backbone")
+    build_clip(workdir / "clip")
     return workdir
 
 
@@ -117,6 +118,8 @@ def small(command: list[str], model: str) -> list[str]:
                              "--iterations_per_epoch=2", "--image_size=32"],
     }  # fmt: skip
     key = script.removesuffix(".py").removesuffix("_upstream")
+    if "--filter" in command:
+        replaced[key].append("--filter_model=clip")
     return [*command[2:], *replaced.get(key, [])]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from semantic_aug.generation import generate, read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.report import contact_sheet
 from semantic_aug.report_page import NEAR_DUPLICATE, change_of, reduced, script_json
+from semantic_aug.timing import GENERATE, Work
 
 EVIL_CLASS = '<img src=x onerror=hacked=1> & "it\'s"'
 EVIL_PROMPT = "</script><script>hacked=1</script> a \"photo\" & 'more' <!-- of a {name}"
@@ -165,6 +167,25 @@ def test_seconds_where_records_have_them(trial):
     append(folder, 0, records[0] | {"seconds": 1.23456}, records[1] | {"seconds": float("nan")})
     report.main([*FLAGS, "--aug_name=plain"])
     assert [v.get("seconds") for v in page_data()["variants"][:3]] == [1.235, None, None]
+    assert page_data()["sets"][0]["seconds"] is None
+
+
+def test_seconds_that_the_commands_have_noted(trial, browser):
+    for trial_seed, images, seconds in ((0, 4, 3.0), (0, 8, 3.0), (1, 1, 99.0)):
+        write_work("plain", trial_seed, images, seconds)
+    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
+    assert [each["seconds"] for each in page_data()["sets"]] == [0.5, None]
+    browser.open(Path("output/e/report/seed=0_ex=2.html").resolve().as_uri())
+    assert [row[-1] for row in cells(browser, "methods")] == ["seconds per image", "0.50", "–"]
+
+
+def write_work(method: str, seed: int, images: int, seconds: float) -> None:
+    """A line as a command leaves it in timing/."""
+    work = Work(GENERATE, method, seed, 2, "cpu", images, seconds)
+    path = Path("output/e/timing/host-1.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(asdict(work)) + "\n")
 
 
 def test_many_pictures_stay_outside_the_page(trial):

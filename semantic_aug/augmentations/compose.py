@@ -1,7 +1,7 @@
-"""Several augmentations as one: one of them per image, or one after the other."""
+"""Augmentations made of others: one of several per image, one after the other, one per class."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -75,6 +75,31 @@ class ComposeSequential(GenerativeAugmentation):
             draws = [float(torch.rand((), generator=g, dtype=torch.float64)) for g in generators]
             chosen = [i for i, draw in enumerate(draws) if draw < prob]
             _apply(aug, chosen, results, edits, labels, metadata, generators)
+        return results, edits
+
+
+class PerClass(GenerativeAugmentation):
+    """Applies an augmentation to the images of one class after the other.
+
+    Args:
+        aug: the augmentation.
+        prepare: is called with a class's name before its images are augmented, unless those
+            before were of the same class; it may exchange weights that `aug` works with.
+    """
+
+    def __init__(self, aug: GenerativeAugmentation, prepare: Callable[[str], None]):
+        self.aug, self.prepare, self.prepared = aug, prepare, None
+        self.needs_mask = aug.needs_mask
+
+    def augment(self, images, labels, metadata, generators):
+        results, edits = list(images), [[] for _ in images]
+        names = [meta["name"] for meta in metadata]
+        for name in sorted(set(names), key=lambda name: (name != self.prepared, name)):
+            if name != self.prepared:
+                self.prepare(name)
+                self.prepared = name
+            chosen = [i for i, each in enumerate(names) if each == name]
+            _apply(self.aug, chosen, results, edits, labels, metadata, generators)
         return results, edits
 
 

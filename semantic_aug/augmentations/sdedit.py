@@ -39,6 +39,7 @@ from semantic_aug.generative_augmentation import Edit
 log = logging.getLogger(__name__)
 
 DEFAULT_PROMPT = "a photo of a {name}"
+SAFETY_RETRIES = 3
 PROMPT_FIELDS = ("name", "description", "token")
 
 
@@ -105,6 +106,9 @@ class SDEditor:
         resolution: side in pixels at which the model works; default its own.
         batch_size: images at once; default all that come together. It is halved for good where a
             GPU's memory does not suffice.
+        safety_checker: says which images are flagged, see `adapters.load_safety_checker`.
+        safety_retries: how often an image that is flagged is made again, with the noise that its
+            generator gives next. One that is still flagged then is black.
     """
 
     def __init__(
@@ -124,6 +128,8 @@ class SDEditor:
         num_inference_steps: int = 50,
         resolution: int | None = None,
         batch_size: int | None = None,
+        safety_checker: Callable[[Sequence[Image.Image]], list[bool]] | None = None,
+        safety_retries: int = SAFETY_RETRIES,
     ):
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
@@ -145,6 +151,7 @@ class SDEditor:
         self.resolution = resolution or own
         self.mask_grow_radius, self.mask_feather = mask_grow_radius, mask_feather
         self.fit, self.batch_size = fit, batch_size
+        self.safety_checker, self.safety_retries = safety_checker, safety_retries
 
     def __call__(
         self,
@@ -165,12 +172,37 @@ class SDEditor:
         regions = None
         if self.mask:
             regions = [grow((m > 0) != self.inverted, self.mask_grow_radius) for m in masks]
-        edited = self._edit(list(images), prompts, regions, list(generators))
-        edits = [
-            [Edit(self.aug, p, self.strength, self.guidance_scale, self.mask, self.inverted)]
-            for p in prompts
-        ]
+        edited, attempts, flagged = self._edit_safely(
+            list(images), prompts, regions, list(generators)
+        )
+        same = (self.strength, self.guidance_scale, self.mask, self.inverted)
+        edits = [[Edit(self.aug, p, *same, *each)] for p, *each in zip(prompts, attempts, flagged)]
         return edited, edits
+
+    def _edit_safely(self, images, prompts, regions, generators) -> tuple[list, list, list]:
+        """Edited images, how often each was made, and which are black as they stay flagged."""
+        edited, attempts = self._edit(images, prompts, regions, generators), [1] * len(images)
+        flagged = [False] * len(images)
+        if self.safety_checker is None:
+            return edited, attempts, flagged
+        flagged = self.safety_checker(edited)
+        for _ in range(self.safety_retries):
+            again = [number for number, bad in enumerate(flagged) if bad]
+            if not again:
+                break
+            made = self._edit(
+                [images[n] for n in again],
+                [prompts[n] for n in again],
+                regions and [regions[n] for n in again],
+                [generators[n] for n in again],
+            )
+            for number, image, bad in zip(again, made, self.safety_checker(made)):
+                edited[number], flagged[number] = image, bad
+                attempts[number] += 1
+        for number, bad in enumerate(flagged):
+            if bad:
+                edited[number] = Image.new("RGB", images[number].size)
+        return edited, attempts, flagged
 
     def _edit(self, images, prompts, regions, generators) -> list[Image.Image]:
         """As many at once as are allowed and fit into memory."""
@@ -225,13 +257,15 @@ class SDEditor:
 
     def _encode_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
         """What the pipeline takes in place of a prompt: encoded once, for all photos of a class."""
+        # The UNet of a latent consistency model is told the scale (arXiv 2310.04378, section 4.2).
+        takes_guidance = self.pipeline.unet.config.time_cond_proj_dim is not None
 
         def encode():
             states = self.pipeline.encode_prompt(
                 prompt=prompt,
                 device=self.pipeline._execution_device,
                 num_images_per_prompt=1,
-                do_classifier_free_guidance=self.guidance_scale > 1,
+                do_classifier_free_guidance=self.guidance_scale > 1 and not takes_guidance,
             )
             return {key: each for key, each in zip(_STATES, states) if each is not None}
 

@@ -1,0 +1,251 @@
+"""What changes a model that is loaded: a LoRA, another UNet's weights, a safety checker.
+
+Each is checked against the model's configuration first, which reads no weights of the model.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from semantic_aug import UserError
+from semantic_aug.diffusion import (
+    LOADING_ERRORS,
+    ModelInfo,
+    fingerprint,
+    has_part,
+    quiet_loading,
+    read_json,
+)
+from semantic_aug.experiment import folder_names
+
+# --- LoRA ------------------------------------------------------------------------------------
+
+
+def check_lora(info: ModelInfo, name: str) -> str:
+    """Load a LoRA (arXiv 2106.09685) into the model's shapes alone; returns its identity.
+
+    Args:
+        name: a file, or a folder or hub id with `pytorch_lora_weights.safetensors`.
+
+    Raises:
+        UserError: there is none, or it was made for another architecture.
+    """
+    import diffusers
+    import transformers
+
+    if not Path(name).exists() and (Path(name).is_absolute() or Path(name).suffix):
+        raise UserError(f"--lora: {name} does not exist")
+    with torch.device("meta"):  # shapes without numbers
+        parts = {"unet": diffusers.UNet2DConditionModel.from_config(_part(info, "unet"))}
+        for part in ("text_encoder", "text_encoder_2")[: len(info.embedding_dims)]:
+            config = transformers.CLIPTextConfig.from_dict(_part(info, part))
+            second = part == "text_encoder_2"
+            kind = "CLIPTextModelWithProjection" if second else "CLIPTextModel"
+            parts[part] = getattr(transformers, kind)(config)
+    absent = {"vae": None, "tokenizer": None, "scheduler": diffusers.DDIMScheduler()}
+    if info.is_xl:
+        shapes = diffusers.StableDiffusionXLPipeline(
+            **parts, **absent, tokenizer_2=None, add_watermarker=False
+        )
+    else:
+        absent |= {"safety_checker": None, "feature_extractor": None}
+        shapes = diffusers.StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
+    _load_lora(shapes, info, name)
+    if not any(getattr(part, "peft_config", None) for part in parts.values()):
+        raise UserError(f"--lora: {name} changes no part of {info.name}")
+    return fingerprint(Path(name)) if Path(name).exists() else name
+
+
+def add_lora(pipeline, info: ModelInfo, name: str, scale: float) -> None:
+    """Add a LoRA, times `scale`, to a pipeline's weights; images then cost what they did before."""
+    _load_lora(pipeline, info, name)
+    pipeline.fuse_lora(lora_scale=scale)
+    pipeline.unload_lora_weights()
+
+
+def _load_lora(pipeline, info: ModelInfo, name: str) -> None:
+    try:
+        with quiet_loading():
+            pipeline.load_lora_weights(name)
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())
+        if "size mismatch" in reason or "Target modules" in reason or "not found" in reason:
+            reason = f"it was made for another architecture than that of {info.name}"
+        raise UserError(f"--lora: cannot use {name}: {reason[:200]}") from error
+
+
+# --- UNets -----------------------------------------------------------------------------------
+
+_UNET_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model-*-of-*.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+
+
+def find_unets(path: str, class_names: Sequence[str]) -> dict[str, Path]:
+    """The weights of each class's UNet: `{name}` in the path is the class's name.
+
+    It may also be the name as folders have it, with `_` for blanks.
+
+    Raises:
+        UserError: some are missing.
+    """
+    folders = folder_names(class_names)
+    found = {}
+    for name in class_names:
+        plain, as_folder = (Path(path.replace("{name}", each)) for each in (name, folders[name]))
+        found[name] = find_unet(as_folder if as_folder.exists() else plain)
+    return found
+
+
+def find_unet(path: str | Path) -> Path:
+    """`path`, if it is there."""
+    if not Path(path).exists():
+        raise UserError(
+            f"--unet_path: {path} does not exist, expected a UNet's folder in diffusers format or "
+            "a file of its weights (.safetensors, .pt)"
+        )
+    return Path(path)
+
+
+def check_unet(info: ModelInfo, path: Path) -> str:
+    """Compare the shapes of a UNet's weights with those of the model's; returns its identity.
+
+    Raises:
+        UserError: it is unreadable, or of another architecture.
+    """
+    expected, found = _own_shapes(info), _unet_shapes(path)
+    keys = sorted(expected.keys() | found.keys())
+    differing = [key for key in keys if found.get(key) != expected.get(key)]
+    if differing:
+        there, wanted = (shapes.get(differing[0], "no such tensor") for shapes in (found, expected))
+        raise UserError(
+            f"--unet_path: {path} is of another architecture than the UNet of {info.name}: "
+            f"{len(differing)} tensors differ, as {differing[0]}: got {there}, expected {wanted}"
+        )
+    return fingerprint(path)
+
+
+@functools.cache
+def _own_shapes(info: ModelInfo) -> dict[str, tuple[int, ...]]:
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(_part(info, "unet"))
+    return {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
+
+
+def put_unet(pipeline, path: Path) -> None:
+    """Replace the weights of a pipeline's UNet, in place: whoever shares it sees the new ones."""
+    weights = {}
+    for file in _unet_files(path):
+        weights |= _read_weights(file)
+    pipeline.unet.load_state_dict(weights)
+
+
+def _unet_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    for folder in (path, path / "unet"):
+        for pattern in _UNET_FILES:
+            if files := sorted(folder.glob(pattern)):
+                return files
+    raise UserError(f"--unet_path: {path} holds no {_UNET_FILES[0]}, here or in unet/")
+
+
+def _unet_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for file in _unet_files(path):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt") as opened:
+                    for key in opened.keys():  # noqa: SIM118 (it is no dictionary)
+                        shapes[key] = tuple(opened.get_slice(key).get_shape())
+            except LOADING_ERRORS as error:
+                raise UserError(f"--unet_path: cannot read {file}: {error}") from error
+        else:
+            shapes |= {key: tuple(each.shape) for key, each in _read_weights(file, "meta").items()}
+    return shapes
+
+
+def _read_weights(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """A state dict; one of pickles is read without running what it may hold."""
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file, device)
+        weights = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # whatever a damaged or malicious pickle brings about
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"--unet_path: cannot read {file}: {reason}") from error
+    is_weights = isinstance(weights, Mapping) and all(map(torch.is_tensor, weights.values()))
+    if not is_weights:
+        raise UserError(f"--unet_path: {file} holds no state dict of a UNet")
+    return dict(weights)
+
+
+# --- safety checker --------------------------------------------------------------------------
+
+SafetyChecker = Callable[[Sequence[Image.Image]], list[bool]]  # which images are flagged
+
+
+def check_safety_checker(info: ModelInfo, name: str | None) -> str:
+    """The identity of a safety checker: another one's, or, for None, the model's own.
+
+    Raises:
+        UserError: the model has none, or there is none of that name.
+    """
+    if name is None:
+        if not has_part(info, "safety_checker"):
+            raise UserError(
+                f"--safety_checker: {info.name} comes without one; name one, such as "
+                "CompVis/stable-diffusion-safety-checker"
+            )
+        return "the model's own"
+    config = read_json(name, "config.json", None)
+    if "StableDiffusionSafetyChecker" not in config.get("architectures", []):
+        raise UserError(f"--safety_checker: {name} is no StableDiffusionSafetyChecker")
+    return fingerprint(Path(name)) if Path(name).is_dir() else name
+
+
+def load_safety_checker(info: ModelInfo, name: str | None, device: torch.device) -> SafetyChecker:
+    """A function from images to whether each is flagged, which changes none of them.
+
+    Raises:
+        UserError: its weights are missing or broken.
+    """
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    source, parts = name or info.name, ({}, {})
+    if name is None:
+        parts = ({"subfolder": "safety_checker"}, {"subfolder": "feature_extractor"})
+        parts = [each | {"revision": info.revision} for each in parts]
+    try:
+        with quiet_loading():
+            checker = StableDiffusionSafetyChecker.from_pretrained(
+                source, dtype=torch.float32, **parts[0]
+            )
+            processor = CLIPImageProcessor.from_pretrained(source, **parts[1])
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"--safety_checker: cannot load that of {source}: {reason}") from error
+    checker.requires_grad_(False).eval().to(device)
+
+    def flagged(images: Sequence[Image.Image]) -> list[bool]:
+        pixels = processor(list(images), return_tensors="pt").pixel_values.to(device)
+        # It blackens the second argument where it flags; ours are blackened when all is tried.
+        return list(checker(clip_input=pixels, images=[torch.zeros(1) for _ in images])[1])
+
+    return flagged
+
+
+def _part(info: ModelInfo, part: str) -> dict:
+    return read_json(info.name, f"{part}/config.json", info.revision)

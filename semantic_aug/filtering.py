@@ -1,0 +1,319 @@
+"""The quality gate: every synthetic image is scored against its own class, the worst are marked.
+
+Scores and marks are lines of their own in records/. An image is scored once; which of a class are
+the worst can be marked again and again. Nothing is deleted: train_classifier.py leaves out what is
+not kept.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from semantic_aug import UserError
+from semantic_aug.backbone import CHUNK, SHORT_NAMES, load_backbone, read_preprocessing
+from semantic_aug.cli import progress_bar
+from semantic_aug.diffusion import fingerprint
+from semantic_aug.experiment import Trial, config_id
+from semantic_aug.generation import (
+    CLASS_KEYS,
+    Job,
+    RecordWriter,
+    is_about,
+    read_lines,
+    read_records,
+)
+from semantic_aug.images import Images
+
+CLIP, CLASSIFIER = "clip", "classifier"
+MODELS = {CLIP: "openai/clip-vit-base-patch32", CLASSIFIER: "resnet50"}
+SENTENCE = "a photo of a {}"  # what CLIP compares an image with (arXiv 2103.00020, section 3.1.4)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What scores images and how many of a class are marked as rejected.
+
+    Attributes:
+        kind: `clip`, the cosine between an image and its class's name as CLIP sees them, in
+            [-1, 1]; or `classifier`, the probability that a linear head, trained on the trial's
+            photos alone, gives the image's class, in [0, 1].
+        model: hub id or folder of a CLIP, or of the classifier's backbone.
+        quantile: share of each class to reject, in [0, 1).
+        identity: of what gives the scores; those of another do not count.
+    """
+
+    kind: str
+    model: str
+    quantile: float
+    identity: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A function from images, uint8 [B, 3, H, W], and their labels to scores [B].
+
+    Attributes:
+        size: the height and width that it wants.
+    """
+
+    size: tuple[int, int]
+    score: Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+
+
+def make_filter(kind: str, model: str | None, quantile: float) -> Filter:
+    """The filter that the flags mean; only the model's configuration is read.
+
+    Raises:
+        UserError: there is no such model, or it is no CLIP where one is needed.
+    """
+    model = SHORT_NAMES.get(model or MODELS[kind], model or MODELS[kind])
+    config = _read_config(model)
+    if kind == CLIP and config.model_type != "clip":
+        raise UserError(f"--filter_model: {model} is a {config.model_type}, expected a CLIP model")
+    content = fingerprint(Path(model)) if Path(model).is_dir() else model
+    return Filter(kind, model, quantile, config_id({"filter": kind, "model": content}))
+
+
+def check_trial(quality: Filter, dataset) -> None:
+    """Raise UserError where the photos of a trial do not suffice for this filter."""
+    labels = {dataset.get_label_by_idx(idx) for idx in range(len(dataset))}
+    if quality.kind == CLASSIFIER and len(labels) < 2:
+        raise UserError("--filter classifier needs photos of two classes; use --filter clip")
+
+
+def load_scorer(quality: Filter, device: torch.device) -> Callable[..., Scorer]:
+    """Load the filter's model once: a function of (dataset, trial, cache) that gives a scorer.
+
+    Raises:
+        UserError: weights are missing or broken.
+    """
+    if quality.kind == CLIP:
+        return partial(_clip_scorer, *_load_clip(quality.model, device))
+    try:
+        return partial(_classifier_scorer, load_backbone(quality.model, device))
+    except UserError as error:  # the backbone goes by another flag here
+        raise UserError(str(error).replace("--classifier_backbone", "--filter_model")) from error
+
+
+# --- CLIP ------------------------------------------------------------------------------------
+
+
+def _read_config(name: str):
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(name)
+    except Exception as error:  # OSError, ValueError, KeyError and more
+        if Path(name).is_dir():
+            what = f"the folder {name} holds no model of transformers"
+        else:
+            what = f"{name!r} is no folder, and no hub model that is cached or can be reached"
+        raise UserError(f"--filter_model: {what}") from error
+
+
+def _load_clip(name: str, device: torch.device) -> tuple:
+    """A CLIP's model in float32 and its tokenizer, and how it wants images."""
+    import transformers
+
+    try:
+        model, report = transformers.CLIPModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(name)
+    except Exception as error:  # OSError, ValueError, SafetensorError and more
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"--filter_model: cannot load {name}: {reason}") from error
+    if report["missing_keys"]:
+        raise UserError(f"--filter_model: {name} lacks weights: {min(report['missing_keys'])}")
+    if len(tokenizer) < 256:  # without its files it loads, and knows no word
+        raise UserError(f"--filter_model: {name}: files of its tokenizer are missing")
+    mean, std, _ = read_preprocessing(name)
+    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (mean, std))
+    return model.requires_grad_(False).eval().to(device), tokenizer, mean, std
+
+
+def _clip_scorer(model, tokenizer, mean, std, dataset, trial, cache) -> Scorer:
+    """Cosines between images and the names of their classes."""
+    sentences = [SENTENCE.format(name.replace("_", " ")) for name in dataset.class_names]
+    limit = model.config.text_config.max_position_embeddings
+    texts = []
+    for start in range(0, len(sentences), CHUNK):
+        tokens = tokenizer(
+            sentences[start : start + CHUNK],
+            padding="max_length",
+            max_length=limit,
+            truncation=True,
+            return_tensors="pt",
+        ).to(mean.device)
+        with torch.no_grad():
+            texts.append(model.get_text_features(**tokens).pooler_output)
+    words = torch.nn.functional.normalize(torch.cat(texts), dim=-1)
+
+    def score(images: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
+        pixels = (images.to(mean.device).float() / 255 - mean) / std
+        with torch.no_grad():
+            seen = model.get_image_features(pixel_values=pixels).pooler_output
+        return (torch.nn.functional.normalize(seen, dim=-1) * words[list(labels)]).sum(dim=-1)
+
+    side = model.config.vision_config.image_size
+    return Scorer((side, side), score)
+
+
+# --- a classifier of the trial's photos ------------------------------------------------------
+
+
+def _classifier_scorer(backbone, dataset, trial: Trial, cache: Path | None) -> Scorer:
+    """Probabilities by a head that has learned from the photos of the whole trial."""
+    # Imported late: it draws in the library of standard augmentations, which takes a second.
+    from semantic_aug.classifier import TrainingOptions, train_trial
+    from semantic_aug.features import LabelledFeatures, cached_features
+    from semantic_aug.sampling import load_examples
+
+    examples = load_examples(dataset, backbone.image_size)
+    labels = examples.labels[: examples.num_photos]
+    features, _ = cached_features(backbone, examples.images, f"{trial.name} features", cache)
+    photos = LabelledFeatures(features, labels)  # nothing is chosen by them
+    options = TrainingOptions(
+        num_epochs=10, iterations_per_epoch=100, learning_rate=1e-3, augmentation=()
+    )
+    head = train_trial(
+        examples, lambda: photos, backbone, options, trial, dataset.num_classes, cache
+    ).head
+
+    def score(images: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
+        with torch.no_grad():
+            probabilities = head(backbone.features(images)).softmax(dim=-1)
+        return probabilities[range(len(labels)), list(labels)]
+
+    return Scorer(backbone.image_size, score)
+
+
+# --- scores and marks ------------------------------------------------------------------------
+
+
+def score_images(
+    folder: Path,
+    identity: str,
+    quality: Filter,
+    make_scorer: Callable[[], Scorer],
+    dataset,
+    names: Iterable[str],
+    shard: tuple[int, int] = (0, 1),
+) -> int:
+    """Score those of the images `names` that have no score yet; a line of each goes to records/.
+
+    Args:
+        identity: the `config_id` of the folder's images.
+        make_scorer: called once, and only if an image has no score.
+        dataset: the trial's photos.
+
+    Returns:
+        How many were scored.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    records, scores, _ = _read(folder, identity, quality)
+    wanted = set(names) - scores.keys()
+    todo = [record for record in records if record["file_name"] in wanted]
+    if not todo:
+        return 0
+    scorer = make_scorer()
+    images = Images(dataset, [folder / record["file_name"] for record in todo], scorer.size)
+    rows = [range(start, min(start + CHUNK, len(todo))) for start in range(0, len(todo), CHUNK)]
+    with (
+        RecordWriter(folder, identity, shard) as writer,
+        progress_bar(total=len(todo), desc=f"score {folder.name}", unit="image") as progress,
+    ):
+        for row, pixels in zip(rows, images.batches(rows)):
+            labels = [todo[number]["label"] for number in row]
+            for number, score in zip(row, scorer.score(pixels, labels).tolist()):
+                writer.write(_line(todo[number], quality, round(score, 6)))
+            progress.update(len(row))
+    return len(todo)
+
+
+def unscored(folder: Path, identity: str, quality: Filter) -> list[dict]:
+    """Records of the images there that this filter has not scored."""
+    records, scores, _ = _read(folder, identity, quality)
+    return [record for record in records if record["file_name"] not in scores]
+
+
+def mark_worst(
+    folder: Path,
+    identity: str,
+    quality: Filter,
+    jobs: Mapping[str, Sequence[Job]],
+    shard: tuple[int, int] = (0, 1),
+) -> dict[str, tuple[int, int]]:
+    """Mark which images of each class are kept: all but the `quality.quantile` with lowest scores.
+
+    A class is judged once all its images are there and have scores. Of several processes that
+    make it, at least the one that ends last sees that; where two do, they mark alike.
+
+    Args:
+        jobs: of each class, those whose images are wanted.
+
+    Returns:
+        (kept, all) of each class that could be judged.
+    """
+    records, scores, last = _read(folder, identity, quality)
+    present = {record["file_name"] for record in read_records(folder, identity)}
+    of_class: dict[str, list[dict]] = {name: [] for name in jobs}
+    for record in records:
+        of_class.setdefault(record["class_name"], []).append(record)
+    judged = {}
+    with RecordWriter(folder, identity, shard) as writer:
+        for name, wanted in jobs.items():
+            own = {record["file_name"]: record for record in of_class[name]}
+            if not (present >= {job.file_name for job in wanted} and scores.keys() >= own.keys()):
+                continue
+            rejected = worst({file_name: scores[file_name] for file_name in own}, quality.quantile)
+            for file_name, record in own.items():
+                line = _line(record, quality, scores[file_name])
+                line |= {"kept": file_name not in rejected, "filter_quantile": quality.quantile}
+                if last.get(file_name) != line:  # what was said last is not said again
+                    writer.write(line)
+            judged[name] = (len(own) - len(rejected), len(own))
+    return judged
+
+
+def worst(scores: Mapping[str, float], quantile: float) -> set[str]:
+    """The `quantile`, in [0, 1), of all names that has the lowest scores, rounded down.
+
+    Of equal scores the name that sorts first is worse, so that the result depends on no order.
+    """
+    count = int(quantile * len(scores) + 1e-9)
+    return set(sorted(scores, key=lambda name: (scores[name], name))[:count])
+
+
+def _line(record: Mapping, quality: Filter, score: float) -> dict:
+    """What is written of an image's score; see `is_about`."""
+    return {
+        "file_name": record["file_name"],
+        "score": score,
+        "filter": quality.kind,
+        "scorer": quality.identity,
+        **{key: record[key] for key in CLASS_KEYS if key in record},
+    }
+
+
+def _read(folder: Path, identity: str, quality: Filter) -> tuple[list, dict, dict]:
+    """Records of the images there, this filter's scores of them, and what was last said of each.
+
+    Images that a safety checker has made black are not among them.
+    """
+    records = [r for r in read_records(folder, identity) if not r.get("flagged")]
+    by_name = {record["file_name"]: record for record in records}
+    scores, last = {}, {}
+    for line in read_lines(folder, identity):
+        name = line.get("file_name")
+        if "label" in line or name not in by_name or not is_about(line, by_name[name]):
+            continue
+        last[name] = line
+        if line.get("scorer") == quality.identity:
+            scores[name] = line["score"]
+    return records, scores, last
