@@ -152,7 +152,7 @@ def test_the_layout_of_output_is_what_readme_says(world, small_model):
     found = {p.relative_to(world / "output/demo").parts[0] for p in world.rglob("output/demo/*")}
     assert found == {
         "fine-tuned", "fine-tuned-merged", "aug", "results", "logs", "cache", "timing",
-        "timing.json",
+        "timing.json", "processes",
     }  # fmt: skip
     assert (world / "output/demo/fine-tuned/seed=0_ex=4/cat/learned_embeds.safetensors").is_file()
     assert (world / "output/demo/aug/seed=0_ex=4/000000-000.png").is_file()
@@ -190,7 +190,8 @@ def test_readme_names_every_script_and_no_flag_that_does_not_exist():
     known = set()
     for path in ROOT.glob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text()))
-    for name in ("cli", "report"):
+    for name in ("cli", "report", "chain", "status"):
         known |= set(re.findall(r'"(--\w+)"', (ROOT / f"semantic_aug/{name}.py").read_text()))
     used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--logdir", "--fast"}
-    assert used <= known
+    of_others = {"--gpus", "--partition", "--time"} | {"--multi_gpu", "--num_processes"}
+    assert used - of_others <= known  # sbatch's, and those of accelerate launch

@@ -9,7 +9,8 @@ source "$root/scripts/slurm/activate.sh"
 
 run_stage() {
   local script=$root/$1 restarts=${SLURM_RESTART_COUNT:-0} asked="" repeating pid status again
-  local job=$SLURM_JOB_ID # but for the last task of an array, this is the id of the whole array
+  local job=$SLURM_JOB_ID
+  # The last task of an array has the array's own id, which stands for all tasks.
   [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   shift
   echo "job $job, run $((restarts + 1)) on $(hostname), $(date "+%Y-%m-%d %H:%M:%S")"
