@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -121,12 +122,10 @@ def lines_in(folder: Path) -> int:
 
 
 def resident(process) -> float:
-    """MB of memory that a process holds."""
-    (line,) = (
-        line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        if line.startswith("VmRSS")
-    )  # fmt: skip
-    return int(line.split()[1]) / 1024
+    """MB of memory that a process holds; 0 when it has ended."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+)", status)
+    return int(found[1]) / 1024 if found else 0
 
 
 def test_hundred_thousand_images(small_model, workdir):
