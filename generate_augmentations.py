@@ -419,7 +419,7 @@ def plan_trial(args, experiment: Path, trial, embed_path, info, weights, edits) 
     settings = settings_of(args, dataset, info, weights, edits)
     check_config(folder, settings, has_records(folder), args.overwrite)
     of_class = details_of_classes(dataset, embed_path, info, unets)
-    _, stale = find_images(folder, config_id(settings), of_class)
+    stale = find_images(folder, config_id(settings), of_class)[1] if of_class else {}
     if stale and not args.overwrite:
         what = "other words than those in " + str(embed_path) if embed_path else "other weights"
         raise UserError(
