@@ -305,6 +305,8 @@ def main(argv=None):
     experiment, trials, shard = experiment_of(args), trials_of(args), shard_of(args)
 
     # Whatever can be wrong is found before the model is loaded.
+    if args.filter_model and not args.filter:
+        raise UserError("--filter_model needs --filter clip or --filter classifier")
     embed_paths = choose_words(args, experiment, trials)
     edits = list_edits(args)
     info = check_model(args, edits)
