@@ -311,6 +311,8 @@ def main(argv=None):
     experiment, trials, shard = experiment_of(args), trials_of(args), shard_of(args)
 
     # Whatever can be wrong is found before the model is loaded.
+    if args.filter_model and not args.filter:
+        raise UserError("--filter_model needs --filter clip or --filter classifier")
     embed_paths = choose_words(args, experiment, trials)
     edits = list_edits(args)
     info = check_model(args, edits)
@@ -447,7 +449,7 @@ def plan_trial(
     settings = settings_of(args, dataset, info, weights, edits)
     check_config(folder, settings, has_records(folder), args.overwrite)
     of_class = details_of_classes(dataset, embed_path, info, unets)
-    _, stale = find_images(folder, config_id(settings), of_class)
+    stale = find_images(folder, config_id(settings), of_class)[1] if of_class else {}
     if stale and not args.overwrite:
         what = "other words than those in " + str(embed_path) if embed_path else "other weights"
         raise UserError(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_twenty_kills_at_random_moments(photos, small_model, workdir):
         process = start(*flags, experiment="cut")
         there = len(list(folder.glob("*.png")))
         wanted = there + moments.randint(1, 5) if number % 5 else 0  # some before the first image
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while process.poll() is None and len(list(folder.glob("*.png"))) < wanted:
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -121,12 +122,16 @@ def lines_in(folder: Path) -> int:
 
 
 def resident(process) -> float:
-    """MB of memory that a process holds."""
-    (line,) = (
-        line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        if line.startswith("VmRSS")
-    )  # fmt: skip
-    return int(line.split()[1]) / 1024
+    """MB of memory that a process holds; 0 when it has ended."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+)", status)
+    return int(found[1]) / 1024 if found else 0
+
+
+def cpu_seconds(process) -> float:
+    """What a process has computed until now: unlike the clock, it knows nothing of its rivals."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_hundred_thousand_images(small_model, workdir):
@@ -146,6 +151,7 @@ def test_hundred_thousand_images(small_model, workdir):
         while process.poll() is None and lines_in(folder) < wanted:
             time.sleep(0.02)
         measured[name] = round(time.monotonic() - began, 1)
+        measured[f"{name} (of the processor)"] = round(cpu_seconds(process), 1)
 
     process = start(*flags)
     wait_for(process, 1, "start, s")
@@ -165,18 +171,17 @@ def test_hundred_thousand_images(small_model, workdir):
         assert process.wait() == 0
         measured["rest, s"] = round(time.monotonic() - began, 1)
     assert "image" in Path("log").read_text()  # progress
-    began = time.monotonic()
     process = start(*flags)
-    peak = 0.0
+    peak = spent = 0.0
     while process.poll() is None:
-        peak = max(peak, resident(process))
+        peak, spent = max(peak, resident(process)), max(spent, cpu_seconds(process))
         time.sleep(0.05)
-    measured["finished, again, s"] = round(time.monotonic() - began, 1)
+    measured["finished, again, s (of the processor)"] = round(spent, 1)
     measured["memory of that, MB"] = round(peak)
     print("\n" + json.dumps(measured, indent=2))
     assert_sound(folder, 100_000)
     assert not read_scores(folder)
-    assert measured["start, s"] < 20
-    assert measured["resumed after, s"] < 25
-    assert measured["finished, again, s"] < 25
+    assert measured["start, s (of the processor)"] < 15
+    assert measured["resumed after, s (of the processor)"] < 20
+    assert measured["finished, again, s (of the processor)"] < 20
     assert measured["memory at 60,000, MB"] - measured["memory at 10,000, MB"] < 50
