@@ -108,8 +108,7 @@ def test_no_space(demo, tmp_path):
     text, _ = process.communicate()
     assert process.returncode == 2
     assert text == (
-        f"demo.sh: 10 MB are free in {tmp_path} and 200 MB are needed; "
-        "make room and run it again\n"
+        f"demo.sh: 10 MB are free in {tmp_path} and 200 MB are needed; make room and run it again\n"
     )
     assert not (tmp_path / "output").exists()
 
