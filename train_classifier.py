@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import re
 import shlex
 import time
@@ -239,9 +240,9 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     experiment = experiment_of(args)
     options, uses_synthetic = _training_options(args), _uses_synthetic(args)
+    aug_dirs = {t: aug_dir(experiment, args.aug_name, t) for t in trials_of(args)}
     method = check_component("--method", args.method or (args.aug_name if uses_synthetic else REAL))
     folder = check_writable(Path(args.logdir or experiment / RESULTS) / method)
-    aug_dirs = {t: aug_dir(experiment, args.aug_name, t) for t in trials_of(args)}
     shard, everyones = shard_of(args), trials_of(args)
     trials = [everyones[number] for number in sorted(shard_blocks(len(everyones), *shard))]
     if not trials:
@@ -395,10 +396,22 @@ def _train_set(args, trial: Trial, folder: Path | None) -> FewShotDataset:
 
 
 def _generation_command(args, trial: Trial, folder: Path) -> str:
-    """What makes the synthetic images of a trial, to be pasted: what made some of them, if any."""
-    made_by = (read_config(folder) or {}).get("arguments", {}).get("command")
-    if made_by:
-        return made_by
+    """What makes the synthetic images of a trial, to be pasted: what made some of them, if any.
+
+    What made those of another trial does as well, with this trial's flags behind.
+    """
+    others = sorted(folder.parent.glob("seed=*_ex=*"))
+    for each in [folder, *others]:
+        made = (read_config(each) or {}).get("arguments", {})
+        if "command" not in made:
+            continue
+        flags = {}
+        if each != folder:
+            flags = {"seed": trial.seed, "num_trials": 1}
+            flags["examples_per_class"] = trial.examples_per_class
+        if (args.num_synthetic or 0) > made.get("num_synthetic", math.inf):
+            flags["num_synthetic"] = args.num_synthetic
+        return " ".join([made["command"], *(f"--{flag}={n}" for flag, n in flags.items())])
     flags = {
         "dataset": args.dataset,
         "experiment_name": args.experiment_name,
@@ -641,7 +654,9 @@ def _print_comparison(rows: list[dict]) -> None:
         )
         if row["num_trials"] > 1:
             low, high = 100 * row["ci95_low"], 100 * row["ci95_high"]
-            line += f", 95 % interval {low:+.1f} to {high:+.1f}, p = {row['p_value']:.2g}"
+            line += f", 95 % interval {low:+.1f} to {high:+.1f}"
+            alike = math.isnan(row["p_value"])
+            line += ", no p: all trials differ alike" if alike else f", p = {row['p_value']:.2g}"
         print(f"{line} ({row['num_trials']} trial{'s'[: row['num_trials'] > 1]})")
 
 

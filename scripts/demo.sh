@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
 k=${K:-4} trials=3 steps=75 variants=4 denoising=24 epochs=6 experiment=demo
-case ${1:-} in
+case $* in
   "") ;;
   --fast) trials=1 steps=40 variants=2 denoising=24 epochs=5 experiment=demo-fast ;;
   *) echo "usage: bash scripts/demo.sh [--fast]" >&2; exit 2 ;;
@@ -20,13 +20,18 @@ if [ ! -s sample/model/model_index.json ]; then
   echo "demo.sh: sample/model is not there; bash sample/build/all.sh makes it" >&2
   exit 2
 fi
-free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1024) }')
-need=200
-[ -x "$venv/bin/python" ] || need=4000
-if [ "$free" -lt "$need" ]; then
-  echo "demo.sh: $free MB are free here and $need MB are needed; make room and run it again" >&2
-  exit 2
-fi
+# room FOLDER MEGABYTES: ends the demo where fewer are free; FOLDER need not be there yet.
+room() {
+  local folder=$1 free
+  while [ ! -e "$folder" ]; do folder=$(dirname "$folder"); done
+  free=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1024) }')
+  if [ "$free" -lt "$2" ]; then
+    echo "demo.sh: $free MB are free in $folder and $2 MB are needed; make room and run it again" >&2
+    exit 2
+  fi
+}
+[ -x "$venv/bin/python" ] || room "$venv" 4000
+room "$out" 200
 make_environment requirements.txt
 export HF_HUB_OFFLINE=1
 mkdir -p "$out"

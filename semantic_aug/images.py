@@ -66,7 +66,9 @@ class Images:
                 image = item if isinstance(item, Image.Image) else read_image(item)
             return torch.from_numpy(resized_pixels(to_rgb(image), self.size)).permute(2, 0, 1)
         except (UserError, OSError) as error:
-            raise UserError(f"{self.name(number)}: {error}") from error
+            remedy = "; delete it, and what made it makes it again"
+            remedy = "" if isinstance(self.items[number], int) else remedy
+            raise UserError(f"{self.name(number)}: {error}{remedy}") from error
 
     def hold(self) -> None:
         """Decode all pictures and keep them, if they fit.

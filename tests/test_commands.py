@@ -180,6 +180,12 @@ def test_missing_images_are_made_by_the_command_that_is_named(
     assert words[:2] == ["python", "generate_augmentations.py"]
     generate_augmentations.main(words[2:])
     assert (folder / "000001-000.png").read_bytes() == kept
+    # More images of each photo, or another trial: the same command with other numbers.
+    made = " ".join(map(shlex.quote, words))
+    error = error_of(capsys, train_classifier.main, [*arguments, "--num_synthetic=9"])
+    assert f"make them with: {made} --num_synthetic=9 (" in error
+    error = error_of(capsys, train_classifier.main, [*arguments, "--seed=1"])
+    assert f"make them with: {made} --seed=1 --num_trials=1 --examples_per_class=1 (" in error
 
 
 def test_words_of_another_trial_are_used_and_said_so(photos, small_model, workdir, capsys):

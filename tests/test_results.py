@@ -80,7 +80,8 @@ def test_differences_are_taken_within_trials(tmp_path):
 def test_statistics_of_few_or_equal_trials():
     assert math.isnan(paired_p_value([0.1])) and math.isnan(confidence_interval([0.1])[0])
     assert paired_p_value([0.0, 0.0]) == 1
-    assert paired_p_value([0.25, 0.25, 0.25]) == 0
+    # Two of 240 images in both trials, once the files have rounded: no tiny p from two trials.
+    assert math.isnan(paired_p_value([0.5416667 - 0.5333333, 0.5625 - 0.5541667]))
     assert confidence_interval([0.5, 0.5]) == (0.5, 0.5)
 
 
