@@ -1,6 +1,6 @@
 """What the quality gate marks on the sample, and whether a classifier is better without it.
 
-    python benchmarks/filter.py --sheet docs/filter.png
+    python benchmarks/filter.py --sheet docs/sample/filter.png
 
 Edits of four strengths, from hardly changed to drawn anew, are scored by a classifier of the same
 trial's photos. Printed as one JSON object: of each strength, the share that is marked; the
@@ -32,7 +32,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     threads()
     with tempfile.TemporaryDirectory() as temporary:
-        print(json.dumps(run(args, Path(args.work or temporary)), indent=2))
+        print(json.dumps(run(args, Path(args.work or temporary)), indent=2, ensure_ascii=False))
 
 
 def run(args, work: Path) -> dict:
@@ -84,6 +84,7 @@ def accuracy(folder: Path) -> dict[str, str]:
         row["split"]: f"{100 * row['mean_accuracy']:.1f} "
         f"± {100 * (row['ci95_high'] - row['mean_accuracy']):.1f}"
         for _, row in summary.iterrows()
+        if row["split"] != "Training"
     }
 
 
@@ -109,7 +110,8 @@ def draw(folder: Path, trial, sheet: Path) -> None:
             [read_image(folder / n) for n in some] for some in (names[:SHOWN], names[-SHOWN:])
         ]
         rows.append((name, [[dataset.get_image_by_idx(dataset.indices([name])[0])], *groups]))
-    contact_sheet(rows, ["photo", "lowest scores", "highest scores"], 80).save(sheet, optimize=True)
+    picture = contact_sheet(rows, ["photo", "lowest scores", "highest scores"], 64)
+    picture.quantize(256).save(sheet, optimize=True)  # a quarter of the bytes
 
 
 if __name__ == "__main__":
