@@ -4,7 +4,7 @@
 # class. About 10 minutes on two cores; --fast shows the same in 3 minutes with one trial and fewer
 # steps and images. When run again it goes on where it was. K="1 2 4" before the command takes other
 # numbers of photos per class.
-set -euo pipefail
+set -Eeuo pipefail # E: the trap below holds in functions too
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 

@@ -3,7 +3,7 @@
 # strength, with how many photos, used in which way, and at what cost. About two hours on two cores,
 # offline after the installation. When run again it goes on where it was. TRIALS=2 before the command
 # takes fewer trials than eight, and NUMBERS="1 4" other numbers of photos than 1 2 4 8.
-set -euo pipefail
+set -Eeuo pipefail # E: the trap below holds in functions too
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 make_environment requirements.txt
