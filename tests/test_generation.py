@@ -556,7 +556,6 @@ def test_finished_work_loads_no_model_and_still_derives_metadata(
 
 
 def test_later_records_are_read_later_whatever_the_clocks_of_nodes_say(tmp_path, monkeypatch):
-    records = tmp_path / "records"
     job = {"file_name": "a.png", "label": 0, "class_name": "cat", "source": "s", "index": 0,
            "repeat": 0}  # fmt: skip
     (tmp_path / "a.png").write_bytes(b"png")
