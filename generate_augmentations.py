@@ -129,11 +129,23 @@ log = logging.getLogger("semantic_aug.generate_augmentations")
 
 AUTO_BATCH = 32
 OWN = "own"  # the safety checker that the model comes with
+# Flags that say more about another one, and mean nothing without it.
+DETAILS_OF = {
+    "filter_quantile": "filter",
+    "filter_model": "filter",
+    "lora_scale": "lora",
+    "safety_retries": "safety_checker",
+}
 EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
 
 
 def parse_args(argv=None):
-    return build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    for detail, of in DETAILS_OF.items():
+        if getattr(args, detail) != parser.get_default(detail) and getattr(args, of) is None:
+            raise UserError(f"--{detail} means nothing without --{of}: give that too, or neither")
+    return args
 
 
 def build_parser() -> Parser:
@@ -311,8 +323,6 @@ def main(argv=None):
     experiment, trials, shard = experiment_of(args), trials_of(args), shard_of(args)
 
     # Whatever can be wrong is found before the model is loaded.
-    if args.filter_model and not args.filter:
-        raise UserError("--filter_model needs --filter clip or --filter classifier")
     embed_paths = choose_words(args, experiment, trials)
     edits = list_edits(args)
     info = check_model(args, edits)

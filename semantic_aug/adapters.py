@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import is_offline_mode
 from PIL import Image
 from safetensors import safe_open
 
@@ -23,6 +24,8 @@ from semantic_aug.diffusion import (
 from semantic_aug.experiment import folder_names
 
 # --- LoRA ------------------------------------------------------------------------------------
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def check_lora(info: ModelInfo, name: str) -> str:
@@ -46,7 +49,8 @@ def check_lora(info: ModelInfo, name: str) -> str:
             second = part == "text_encoder_2"
             kind = "CLIPTextModelWithProjection" if second else "CLIPTextModel"
             parts[part] = getattr(transformers, kind)(config)
-    absent = {"vae": None, "tokenizer": None, "scheduler": diffusers.DDIMScheduler()}
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)  # others are warned of
+    absent = {"vae": None, "tokenizer": None, "scheduler": scheduler}
     if info.is_xl:
         shapes = diffusers.StableDiffusionXLPipeline(
             **parts, **absent, tokenizer_2=None, add_watermarker=False
@@ -68,11 +72,18 @@ def add_lora(pipeline, info: ModelInfo, name: str, scale: float) -> None:
 
 
 def _load_lora(pipeline, info: ModelInfo, name: str) -> None:
+    # Offline, diffusers cannot look for another file of a hub id than the one that is usual.
+    is_path = Path(name).exists()
+    file = None if is_path or not is_offline_mode() else LORA_FILE
     try:
         with quiet_loading():
-            pipeline.load_lora_weights(name)
+            pipeline.load_lora_weights(name, weight_name=file)
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())
+        if not is_path:
+            reason = f"it is no file or folder, and no hub id whose weights are there: {reason}"
+        elif "no file named" in reason:
+            reason = f"this folder holds no {LORA_FILE}; name the file itself"
         if "size mismatch" in reason or "Target modules" in reason or "not found" in reason:
             reason = f"it was made for another architecture than that of {info.name}"
         raise UserError(f"--lora: cannot use {name}: {reason[:200]}") from error
@@ -184,6 +195,8 @@ def _read_weights(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
         weights = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # whatever a damaged or malicious pickle brings about
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if "weights_only" in reason:  # torch's advice is to run what the file holds
+            reason = "expected .safetensors, or a file of torch that holds tensors alone"
         raise UserError(f"--unet_path: cannot read {file}: {reason}") from error
     is_weights = isinstance(weights, Mapping) and all(map(torch.is_tensor, weights.values()))
     if not is_weights:

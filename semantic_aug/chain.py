@@ -104,12 +104,16 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = STAGES) -> list[Co
     """The commands of these stages, in order, their flags checked.
 
     Raises:
-        UserError: a flag that no command knows, or that commands mean differently.
+        UserError: a flag that no command knows, or that commands mean differently; a dataset that
+            there is not.
         SystemExit: with status 2, a command refuses its flags.
     """
     in_file, behind = read_words(words)
     base, more = sections(in_file), sections(behind)
     parsers = {stage: parser_of(stage) for stage in STAGES}
+    # Imported late: it needs the packages, whose absence parser_of puts into words.
+    from semantic_aug.datasets import dataset_class, parse_dataset_args
+
     commands = []
     for stage in STAGES:
         variants = [own for name, own in base if name == stage] or [[]]
@@ -121,7 +125,9 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = STAGES) -> list[Co
                 *shared(more[0][1], stage, parsers),
                 *over,
             ]
-            parsers[stage].parse_args(argv)
+            args = parsers[stage].parse_args(argv)
+            if "dataset" in args:  # better refused here than by a job, hours later
+                parse_dataset_args(dataset_class(args.dataset), args.dataset_args)
             commands.append(Command(stage, tuple(argv)))
     return [each for each in commands if each.stage in stages]
 
@@ -148,7 +154,13 @@ def parser_of(stage: str) -> Parser:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # where dataclasses look for their own module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{sys.executable} has no package {error.name}: make ready the Python that has those "
+            "of requirements.txt (ACTIVATE says how, for submit.sh)"
+        ) from error
     parser = module.build_parser()
     parser.prog = path.name
     return parser

@@ -110,7 +110,10 @@ def _read_config(name: str):
         if Path(name).is_dir():
             what = f"the folder {name} holds no model of transformers"
         else:
-            what = f"{name!r} is no folder, and no hub model that is cached or can be reached"
+            what = (
+                f"{name!r} is no folder, and no hub model that is cached or can be reached; give a "
+                "folder, or fetch it first where there is a network (hf download)"
+            )
         raise UserError(f"--filter_model: {what}") from error
 
 

@@ -207,6 +207,7 @@ def test_lora_of_sdxl(xl_model, make, tmp_path):
 
 
 def test_loras_that_do_not_fit_are_refused(make, no_pipeline, tmp_path, xl_model):
+    (tmp_path / "empty").mkdir()
     wide = save_lora(tmp_path / "wide", build_pipeline(hidden_size=48))
     xl = save_lora(tmp_path / "xl", build_xl_pipeline())
     fits = save_lora(tmp_path / "fits", build_pipeline())
@@ -219,7 +220,8 @@ def test_loras_that_do_not_fit_are_refused(make, no_pipeline, tmp_path, xl_model
         ([f"--lora={tmp_path / 'torn.safetensors'}"], "--lora: cannot use"),
         ([f"--lora={tmp_path / 'other.safetensors'}"], "--lora: cannot use"),
         ([f"--lora={tmp_path / 'absent'}"], "absent does not exist"),
-        (["--lora=no/such"], "--lora: cannot use no/such"),
+        (["--lora=no/such"], "cannot use no/such: it is no file or folder, and no hub id"),
+        ([f"--lora={tmp_path / 'empty'}"], "this folder holds no pytorch_lora_weights.safetensors"),
         ([f"--lora={fits}", "--unet_path={name}.pt"], "--lora needs one UNet for all classes"),
     ):
         status, err = make(*flags)

@@ -86,6 +86,7 @@ def test_a_file_may_name_a_command_several_times(tmp_path):
         (["--batch_size=4"], "write generate: --batch_size or train_classifier: --batch_size"),
         (["--learning-rate", "1"], "write fine_tune: --learning_rate or train_classifier:"),
         (["mvip"], "got 'mvip', expected a flag such as --dataset, or one of fine_tune:"),
+        (["--dataset_args", "super=1"], "--dataset_args: unknown key 'super'; MVIPDataset has:"),
     ],
 )
 def test_flags_that_cannot_be_placed(words, message):
@@ -103,6 +104,11 @@ def test_flags_that_a_command_refuses(capsys):
     assert "fine_tune.py: error: the following arguments are required: --experiment_name" in (
         capsys.readouterr().err
     )
+
+
+def test_a_dataset_that_there_is_not():
+    with pytest.raises(UserError, match="--dataset: got 'mvpi', expected "):
+        commands_of([*COMMON, "--dataset=mvpi"])
 
 
 def test_a_file_that_is_not_there():

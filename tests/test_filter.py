@@ -270,7 +270,9 @@ def test_bad_filters_are_one_line_before_anything_is_made(gate, clip, tmp_path, 
         (["--filter=classifier", f"--filter_model={empty}"], "--filter_model: the folder"),
         (["--filter=clip", "--filter_quantile=1"], "expected a number in [0, 1), got '1'"),
         (["--filter=best"], "invalid choice: 'best'"),
-        ([f"--filter_model={clip}"], "--filter_model needs --filter clip or"),
+        ([f"--filter_model={clip}"], "--filter_model means nothing without --filter"),
+        (["--filter_quantile=0.2"], "--filter_quantile means nothing without --filter"),
+        (["--safety_retries=2"], "--safety_retries means nothing without --safety_checker"),
     ):
         status, err = gate(*flags)
         assert status == 2 and expected in err.splitlines()[-1], err

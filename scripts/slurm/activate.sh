@@ -1,7 +1,7 @@
 # Sourced with $root set: makes `python` the one that has the packages.
 if [ -n "${ACTIVATE:-}" ]; then
   set +u # what modules and conda bring along uses variables that may be unset
-  eval "$ACTIVATE"
+  eval "$ACTIVATE" || { echo "ACTIVATE failed with status $?: $ACTIVATE" >&2; exit 2; }
   set -u
 elif [ -f "${VENV:-$root/.venv}/bin/activate" ]; then
   source "${VENV:-$root/.venv}/bin/activate"
