@@ -35,9 +35,11 @@ run "$numbers" aggregate_embeddings.py
 run "$numbers" train_classifier.py "${head[@]}" --num_synthetic 0
 run "$numbers" train_classifier.py "${head[@]}" --num_synthetic 0 --augmentation randaugment \
   --method real-randaugment --compare real
+others=(real real-randaugment)
 for method in real-guidance textual-inversion; do
   run "$numbers" generate_augmentations.py "${edits[@]}" --aug $method --aug_name $method "${mild[@]}"
-  run "$numbers" train_classifier.py "${head[@]}" --aug_name $method --compare real real-randaugment
+  run "$numbers" train_classifier.py "${head[@]}" --aug_name $method --compare "${others[@]}"
+  others+=("$method")
 done
 
 # 2. What to edit and how to use it, with one number of photos, and heads without random
