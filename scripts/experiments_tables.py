@@ -51,9 +51,15 @@ def main() -> None:
     seconds = ["fine_tune_seconds", "generate_seconds", "train_seconds"]
     summary = summary[~summary.method.str.startswith("plain")]  # whose real photos are plain-real
     cost = summary[["method", "examples_per_class", *seconds]].round(0)
-    cost = cost.astype(object).fillna("").assign(
-        gain=summary.gain.map(lambda gain: "" if pd.isna(gain) else f"{100 * gain:+.1f}"),
-        gain_per_minute=summary.gain_per_minute.map(lambda g: "" if pd.isna(g) else f"{g:+.1f}"),
+    cost = (
+        cost.astype(object)
+        .fillna("")
+        .assign(
+            gain=summary.gain.map(lambda gain: "" if pd.isna(gain) else f"{100 * gain:+.1f}"),
+            gain_per_minute=summary.gain_per_minute.map(
+                lambda g: "" if pd.isna(g) else f"{g:+.1f}"
+            ),
+        )
     )
     print(markdown(cost))
 
