@@ -4,7 +4,7 @@
 # class. About 10 minutes on two cores; --fast shows the same in 3 minutes with one trial and fewer
 # steps and images. When run again it goes on where it was. K="1 2 4" before the command takes other
 # numbers of photos per class.
-set -Eeuo pipefail # E: the trap below holds in functions too
+set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
@@ -36,7 +36,9 @@ make_environment requirements.txt
 export HF_HUB_OFFLINE=1
 mkdir -p "$out"
 
-trap 'echo "demo.sh: interrupted or failed; the same command goes on from here" >&2' ERR INT TERM
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap '[ $? -eq 0 ] || echo "demo.sh: interrupted or failed; the same command goes on from here" >&2' EXIT
 
 # stage NAME COMMAND...: runs a command and adds its seconds to those of earlier runs.
 stage() {

@@ -3,12 +3,14 @@
 # strength, with how many photos, used in which way, and at what cost. About two hours on two cores,
 # offline after the installation. When run again it goes on where it was. TRIALS=2 before the command
 # takes fewer trials than eight, and NUMBERS="1 4" other numbers of photos than 1 2 4 8.
-set -Eeuo pipefail # E: the trap below holds in functions too
+set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 make_environment requirements.txt
 export HF_HUB_OFFLINE=1
-trap 'echo "experiments.sh: interrupted or failed; the same command goes on from here" >&2' ERR INT TERM
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap '[ $? -eq 0 ] || echo "experiments.sh: interrupted or failed; the same command goes on from here" >&2' EXIT
 
 trials=${TRIALS:-8} numbers=${NUMBERS:-1 2 4 8} one_k=4 experiment=experiments
 out=${OUTPUT_DIR:-output}/$experiment
