@@ -979,7 +979,9 @@ def test_killed_process_goes_on(tune, workdir, photos, small_model, wanted):
     process.kill()
     assert process.wait() == -9  # it was still at work
     status, err = tune(*flags)
-    assert status == 0 and "goes on from step" in err
+    assert status == 0
+    if wanted > 1:  # while the first are being written, not every word has one yet
+        assert "goes on from step" in err
     tune("--max_train_steps=40", name="whole")
     assert bytes_of() == bytes_of("whole")
     assert not list(Path("output/e").rglob("*.tmp")) and not list(Path("output/e").rglob("*.pt"))
