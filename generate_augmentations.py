@@ -29,11 +29,13 @@ from PIL import Image, ImageChops
 from semantic_aug import UserError
 from semantic_aug.adapters import (
     add_lora,
+    check_controlnet,
     check_lora,
     check_safety_checker,
     check_unet,
     find_unet,
     find_unets,
+    load_controlnet,
     load_safety_checker,
     put_unet,
 )
@@ -134,6 +136,7 @@ DETAILS_OF = {
     "filter_quantile": "filter",
     "filter_model": "filter",
     "lora_scale": "lora",
+    "controlnet_scale": "controlnet",
     "safety_retries": "safety_checker",
 }
 EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
@@ -164,6 +167,15 @@ def build_parser() -> Parser:
         "--lora", metavar="PATH", help="file, folder or hub id of LoRA weights for the model"
     )
     parser.add_argument("--lora_scale", type=non_negative, default=1.0, help="weight of the LoRA")
+    parser.add_argument(
+        "--controlnet",
+        metavar="NAME",
+        help="hub id or folder of a ControlNet for Canny edges: an edit keeps the edges of its "
+        "photo, at a high strength too",
+    )
+    parser.add_argument(
+        "--controlnet_scale", type=non_negative, default=1.0, help="weight of the ControlNet"
+    )
     parser.add_argument(
         "--unet_path",
         "--erasure_ckpt_path",
@@ -347,14 +359,14 @@ def main(argv=None):
 
     # Once for all trials, and only if an image is missing.
     pipeline = functools.cache(functools.partial(build_pipeline, args, info, device))
-    checker = functools.cache(functools.partial(build_safety_checker, args, info, device))
+    extras = functools.cache(functools.partial(load_extras, args, info, device))
     wanted = {plan.trial: (len(plan.jobs),) * 2 for plan in plans}
     with at_work(experiment, GENERATE, wanted, args.aug_name, shard) as reporter:
         for plan in plans:
             trial = plan.trial
             reporter.works_on([trial])
             with timed(experiment, GENERATE, args.aug_name, trial, device, args.overwrite) as work:
-                made = make_images(args, argv, plan, pipeline, checker, shard, reporter.count)
+                made = make_images(args, argv, plan, pipeline, extras, shard, reporter.count)
                 work.images = made
                 if quality:
                     scored = judge_images(plan, quality, load_judge, shard, experiment / CACHE)
@@ -379,8 +391,8 @@ class Plan:
         settings: whatever changes an image, for config.json.
         of_class: what changes images of one class alone, by its key in records.
         constants: what all records share.
-        make_augmentation: gives the augmentation, from a function that gives the pipeline, and a
-            safety checker or None.
+        make_augmentation: gives the augmentation, from a function that gives the pipeline, and
+            what `load_extras` gives.
     """
 
     trial: Trial
@@ -477,7 +489,7 @@ def plan_trial(
         "resolution": check_resolution(info, args.resolution),
         "model": args.model,
     }
-    for key in ("lora", "unet_path", "safety_checker"):
+    for key in ("lora", "unet_path", "controlnet", "safety_checker"):
         if getattr(args, key):
             constants[key] = getattr(args, key)
     return Plan(
@@ -532,6 +544,9 @@ def weights_of(args, info: ModelInfo) -> dict:
     if args.unet_path:
         path = args.unet_path
         weights["unet"] = "of each class" if of_each else check_unet(info, find_unet(path))
+    if args.controlnet:
+        weights["controlnet"] = check_controlnet(info, args.controlnet)
+        weights["controlnet_scale"] = args.controlnet_scale
     if args.safety_checker:
         weights["safety_checker"] = check_safety_checker(info, safety_checker_name(args))
         weights["safety_retries"] = args.safety_retries
@@ -563,11 +578,11 @@ def details_of_classes(dataset, embed_path: Path | None, info: ModelInfo, unets)
 # --- doing it --------------------------------------------------------------------------------
 
 
-def make_images(args, argv, plan: Plan, pipeline, checker, shard, count) -> int:
+def make_images(args, argv, plan: Plan, pipeline, extras, shard, count) -> int:
     """This process's share of the images that are missing; how many were made."""
     return generate(
         plan.dataset,
-        lambda: plan.make_augmentation(pipeline, checker()),
+        lambda: plan.make_augmentation(pipeline, extras()),
         plan.folder,
         plan.settings,
         num_synthetic=args.num_synthetic,
@@ -809,14 +824,23 @@ def command_line(argv) -> str:
     return shlex.join(["python", Path(__file__).name, *(sys.argv[1:] if argv is None else argv)])
 
 
-def build_safety_checker(args, info: ModelInfo, device):
-    """The safety checker that is asked for, or None."""
-    if not args.safety_checker:
-        return None
-    return load_safety_checker(info, safety_checker_name(args), device)
+def load_extras(args, info: ModelInfo, device) -> dict:
+    """What works beside the model, loaded, as options of an edit; what is not used is not there."""
+    extras = {}
+    if args.controlnet:
+        precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
+        extras["controlnet"] = load_controlnet(
+            args.controlnet, device, pick_dtype(device, precision)
+        )
+        extras["controlnet_scale"] = args.controlnet_scale
+    if args.safety_checker:
+        name = safety_checker_name(args)
+        extras["safety_checker"] = load_safety_checker(info, name, device)
+        extras["safety_retries"] = args.safety_retries
+    return extras
 
 
-def build_augmentation(args, edits, info, embed_path, unets, pipeline, safety_checker=None):
+def build_augmentation(args, edits, info, embed_path, unets, pipeline, extras):
     """The augmentation that the flags describe; `pipeline()` loads the model."""
     augs = []
     for edit in edits:
@@ -829,10 +853,8 @@ def build_augmentation(args, edits, info, embed_path, unets, pipeline, safety_ch
             "fit": args.fit,
             "mask_grow_radius": args.mask_grow_radius,
             "mask_feather": args.mask_feather,
+            **extras,
         }
-        if safety_checker:
-            retries = args.safety_retries
-            options |= {"safety_checker": safety_checker, "safety_retries": retries}
         if edit["aug"] == "textual-inversion":
             options["embed_path"] = embed_path
         augs.append(augmentation_class(edit["aug"])(pipeline=pipeline(), **options))
@@ -854,6 +876,7 @@ MADE_WITH = {
     "embeddings": "rows of the learned word",
     "lora": "weights of the LoRA",
     "unet": "weights of the UNet",
+    "controlnet": "weights of the ControlNet",
     "safety_checker": "weights of the safety checker",
 }
 
@@ -866,6 +889,7 @@ def reproduce(argv) -> None:
     parser.add_argument("--model_path", help="where the model is now (default: where it was)")
     parser.add_argument("--lora", help="where the LoRA is now (default: where it was)")
     parser.add_argument("--unet_path", help="where the UNet is now (default: where it was)")
+    parser.add_argument("--controlnet", help="where the ControlNet is now (default: where it was)")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     given = parser.parse_args(argv)
     path, config = given.reproduce, read_config(given.reproduce.parent)
@@ -878,7 +902,7 @@ def reproduce(argv) -> None:
     defaults = vars(parse_args(["--dataset=", "--experiment_name="]))  # for flags that are newer
     args = argparse.Namespace(**{**defaults, **config["arguments"]})
     args.model, args.device = given.model_path or args.model, given.device
-    for key in ("data_dir", "lora", "unet_path"):
+    for key in ("data_dir", "lora", "unet_path", "controlnet"):
         setattr(args, key, getattr(given, key) or getattr(args, key))
     trial, name = Trial(record["seed"], record["examples_per_class"]), record["class_name"]
     info = inspect_model(args.model, args.revision, args.variant)
@@ -906,7 +930,7 @@ def reproduce(argv) -> None:
         embed_path,
         unets,
         functools.cache(lambda: build_pipeline(args, info, device)),
-        build_safety_checker(args, info, device),
+        load_extras(args, info, device),
     )
     ((_, image, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
     with Image.open(path) as there:

@@ -1,4 +1,4 @@
-"""What changes a model that is loaded: a LoRA, another UNet's weights, a safety checker.
+"""What joins a loaded model: a LoRA, another UNet's weights, a ControlNet, a safety checker.
 
 Each is checked against the model's configuration first, which reads no weights of the model.
 """
@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import is_offline_mode
 from PIL import Image
@@ -262,3 +263,85 @@ def load_safety_checker(info: ModelInfo, name: str | None, device: torch.device)
 
 def _part(info: ModelInfo, part: str) -> dict:
     return read_json(info.name, f"{part}/config.json", info.revision)
+
+
+# --- ControlNet ------------------------------------------------------------------------------
+
+
+def check_controlnet(info: ModelInfo, name: str) -> str:
+    """Compare a ControlNet's configuration with that of the model; returns its identity.
+
+    Args:
+        name: hub id or folder.
+
+    Raises:
+        UserError: it is none, or was made for another architecture.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"--controlnet: {name} holds no config.json, expected a ControlNet")
+    try:
+        config = read_json(name, "config.json", None)
+    except UserError as error:
+        raise UserError(f"--controlnet: {error}") from error
+    if config.get("_class_name") != "ControlNetModel":
+        kind = config.get("_class_name", "something else")
+        raise UserError(f"--controlnet: {name} is a {kind}, expected a ControlNetModel")
+    unet, vae = _part(info, "unet"), _part(info, "vae")
+    keys = ("block_out_channels", "cross_attention_dim", "layers_per_block", "down_block_types")
+    # It sees the latents alone, also where the UNet sees a mask beside them.
+    expected = {"in_channels": vae.get("latent_channels", 4)} | {key: unet.get(key) for key in keys}
+    for key, wanted in expected.items():
+        if config.get(key, wanted) != wanted:
+            raise UserError(
+                f"--controlnet: {name} was made for another architecture than that of {info.name}: "
+                f"{key}: got {config[key]}, expected {wanted}"
+            )
+    # It brings edges to the size of the latents, by halves.
+    halvings = [len(config.get("conditioning_embedding_out_channels", [])) - 1]
+    halvings.append(len(vae["block_out_channels"]) - 1)
+    if halvings[0] != halvings[1]:
+        raise UserError(
+            f"--controlnet: {name} wants images {2 ** halvings[0]} times as large as the latents, "
+            f"those of {info.name} are {2 ** halvings[1]} times as large"
+        )
+    return fingerprint(folder) if folder.is_dir() else name
+
+
+def load_controlnet(name: str, device: torch.device, dtype: torch.dtype):
+    """A ControlNet (arXiv 2302.05543), frozen.
+
+    Raises:
+        UserError: its weights are missing or broken.
+    """
+    from diffusers import ControlNetModel
+
+    try:
+        with quiet_loading():
+            controlnet = ControlNetModel.from_pretrained(name, torch_dtype=dtype)
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"--controlnet: cannot load {name}: {reason}") from error
+    return controlnet.requires_grad_(False).eval().to(device)
+
+
+def canny_edges(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """White lines on black where photos have edges: what ControlNets for edges were trained on.
+
+    Canny's method with the thresholds 100 and 200 of 255 on the gradients of Sobel, not smoothed.
+    """
+    import kornia
+    from scipy import ndimage
+
+    found = []
+    for image in images:
+        gray = torch.from_numpy(np.array(image.convert("L"), dtype=np.float32) / 255)[None, None]
+        # A kernel of one pixel smooths nothing: fine teeth stay apart. 0.5 is a weak edge, 1 a
+        # strong one.
+        _, edges = kornia.filters.canny(gray, 100 / 255, 200 / 255, 1, (1.0, 1.0), hysteresis=False)
+        edges = edges[0, 0].numpy()
+        # kornia's own way of keeping weak edges that touch a strong one takes seconds.
+        connected, _ = ndimage.label(edges > 0, structure=np.ones((3, 3)))
+        kept = np.isin(connected, connected[edges == 1])
+        found.append(Image.fromarray(kept.astype(np.uint8) * 255).convert("RGB"))
+    return found

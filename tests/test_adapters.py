@@ -1,4 +1,4 @@
-"""LoRA, other UNets, safety checkers, and models of few steps."""
+"""LoRA, other UNets, ControlNets, safety checkers, and models of few steps."""
 
 import shutil
 from pathlib import Path
@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import build_pipeline, build_xl_pipeline, images_of
 from diffusers import (
+    ControlNetModel,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -20,11 +22,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import generate_augmentations
-from semantic_aug.adapters import check_lora, load_safety_checker
+from semantic_aug.adapters import canny_edges, check_lora, load_safety_checker
 from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion import inspect_model, load_pipeline
 from semantic_aug.experiment import read_config
+from semantic_aug.framing import frame_of, from_square, to_square
 from semantic_aug.generation import job_generator, read_records, read_variants
 
 CPU = torch.device("cpu")
@@ -235,6 +238,115 @@ def test_checking_a_lora_reads_no_weights_of_the_model(tmp_path, small_model):
     bare = tmp_path / "bare"
     shutil.copytree(small_model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     assert check_lora(inspect_model(str(bare)), str(folder)).startswith("sha256:")
+
+
+# --- ControlNets -----------------------------------------------------------------------------
+
+
+def save_controlnet(folder: Path, pipeline=None, **options) -> Path:
+    """A ControlNet with random weights that change what the UNet says."""
+    pipeline = pipeline or build_pipeline()
+    halvings = len(pipeline.vae.config.block_out_channels) - 1
+    options = {"conditioning_embedding_out_channels": (8,) * (halvings + 1)} | options
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        controlnet = ControlNetModel.from_unet(pipeline.unet, **options)
+        for name, weights in controlnet.named_parameters():
+            if name.startswith("controlnet_"):  # zeros, before training
+                torch.nn.init.normal_(weights, std=0.3)
+    controlnet.save_pretrained(folder)
+    return folder
+
+
+def test_controlnet_edits_as_the_stock_pipeline_does(make, again, tmp_path, small_model):
+    folder = save_controlnet(tmp_path / "controlnet")
+    make(name="plain")
+    status, err = make(f"--controlnet={folder}", name="edges")
+    assert status == 0, err
+    assert make(f"--controlnet={folder}", "--controlnet_scale=0", name="none")[0] == 0
+    assert largest_difference(images_of("edges"), images_of("plain")) > 8
+    assert largest_difference(images_of("none"), images_of("plain")) <= 1
+    pipeline = StableDiffusionControlNetImg2ImgPipeline.from_pretrained(
+        small_model, controlnet=ControlNetModel.from_pretrained(folder), safety_checker=None
+    )
+    dataset = build_dataset("folder", "train", data_dir="photos", examples_per_class=1, seed=0)
+    photo = dataset.get_image_by_idx(1)
+    frame = frame_of(photo.size, 32, "pad")
+    square = to_square(photo, frame)
+    image = pipeline(
+        f"a photo of a {dataset.get_metadata_by_idx(1)['name']}", square,
+        control_image=canny_edges([square]), strength=0.5, num_inference_steps=4,
+        guidance_scale=7.5, controlnet_conditioning_scale=1.0,
+        generator=job_generator(0, dataset.sources()[1], 1),
+    ).images[0]  # fmt: skip
+    there = images_of("edges")["000001-001.png"]
+    image = np.asarray(from_square(image, photo, frame)).astype(int)
+    assert np.abs(image - there).max() <= 2
+    assert again("edges")[0] == 0
+    moved = folder.rename(tmp_path / "moved")
+    assert again("edges", "000000-000.png", f"--controlnet={moved}")[0] == 0
+    assert "controlnet (there " in make(f"--controlnet={moved}", name="plain")[1]
+    save_controlnet(moved, build_pipeline(seed=5))
+    status, _, err = again("edges", "000000-000.png", f"--controlnet={moved}")
+    assert status == 2 and "other weights of the ControlNet" in err
+
+
+@pytest.mark.parametrize("kind", ["xl", "inpainting"])
+def test_controlnet_of_other_models(
+    kind, xl_model, inpainting_model, make, again, photos, tmp_path
+):
+    model, pipeline, flags = xl_model, build_xl_pipeline(), []
+    if kind == "inpainting":
+        model, pipeline = inpainting_model, build_pipeline()
+        flags = ["--mask=1", "--dataset_args", f"masks={photos.parent / 'masks'}"]
+    folder = save_controlnet(tmp_path / "controlnet", pipeline)
+    make(f"--model_path={model}", *flags, name="plain")
+    status, err = make(f"--model_path={model}", f"--controlnet={folder}", *flags, name="edges")
+    assert status == 0, err
+    assert largest_difference(images_of("edges"), images_of("plain")) > 8
+    assert again("edges")[0] == 0
+
+
+def test_controlnets_that_do_not_fit_are_refused(make, no_pipeline, tmp_path, xl_model):
+    status, err = make("--controlnet_scale=2")
+    assert status == 2 and "--controlnet_scale means nothing without --controlnet" in err
+    (tmp_path / "empty").mkdir()
+    build_pipeline().unet.save_pretrained(tmp_path / "unet")
+    shallow = save_controlnet(tmp_path / "shallow", conditioning_embedding_out_channels=(8,) * 4)
+    refused = {
+        tmp_path / "absent": "--controlnet: model folder",
+        tmp_path / "empty": "holds no config.json, expected a ControlNet",
+        tmp_path / "unet": "is a UNet2DConditionModel, expected a ControlNetModel",
+        save_controlnet(tmp_path / "xl", build_xl_pipeline()): "another architecture",
+        shallow: "wants images 8 times as large as the latents",
+    }
+    for folder, reason in refused.items():
+        status, err = make(f"--controlnet={folder}")
+        assert status == 2 and reason in err.splitlines()[-1], err
+    assert not folder_of("aug").exists()
+
+
+def test_controlnet_with_damaged_weights(make, tmp_path):
+    folder = save_controlnet(tmp_path / "controlnet")
+    next(folder.glob("*.safetensors")).write_bytes(b"no weights")
+    status, err = make(f"--controlnet={folder}")
+    assert status == 2 and "--controlnet: cannot load" in err.splitlines()[-1]
+    assert not list(Path("output").rglob("*.png"))
+
+
+def test_edges_are_where_brightness_changes():
+    photo = np.zeros((40, 60, 3), np.uint8)
+    photo[10:30, 20:50] = 200
+    photo[12, 22] = 180  # too weak to be an edge
+    edges = np.asarray(canny_edges([Image.fromarray(photo)])[0])
+    assert edges.shape == photo.shape and set(np.unique(edges)) == {0, 255}
+    rows, columns = np.nonzero(edges[:, :, 0])
+    from_border = np.minimum(
+        np.minimum(abs(rows - 9.5), abs(rows - 29.5)),
+        np.minimum(abs(columns - 19.5), abs(columns - 49.5)),
+    )
+    assert from_border.max() <= 1 and len(rows) >= 2 * (20 + 30) - 8
+    assert not np.asarray(canny_edges([Image.new("RGB", (8, 9), "gray")])[0]).any()
 
 
 # --- safety checker --------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from semantic_aug import UserError
+from semantic_aug.adapters import canny_edges
 from semantic_aug.diffusion import (
     encode_image,
     inspect_model,
@@ -104,6 +105,9 @@ class SDEditor:
             `framing.frame_of`.
         num_inference_steps: steps of a full denoising; strength times that many are run.
         resolution: side in pixels at which the model works; default its own.
+        controlnet: a ControlNet for Canny edges (arXiv 2302.05543), see `adapters.load_controlnet`:
+            edits keep the edges of their photo.
+        controlnet_scale: its weight, at least 0.
         batch_size: images at once; default all that come together. It is halved for good where a
             GPU's memory does not suffice.
         safety_checker: says which images are flagged, see `adapters.load_safety_checker`.
@@ -127,6 +131,8 @@ class SDEditor:
         fit: str = "pad",
         num_inference_steps: int = 50,
         resolution: int | None = None,
+        controlnet=None,
+        controlnet_scale: float = 1.0,
         batch_size: int | None = None,
         safety_checker: Callable[[Sequence[Image.Image]], list[bool]] | None = None,
         safety_retries: int = SAFETY_RETRIES,
@@ -138,7 +144,8 @@ class SDEditor:
         task = AutoPipelineForInpainting if mask else AutoPipelineForImage2Image
         self._prompts: OrderedDict[str, dict] = OrderedDict()
         self._photos: OrderedDict[bytes, tuple] = OrderedDict()
-        self.pipeline = task.from_pipe(pipeline, **(components or {}))
+        components = {**(components or {}), **({"controlnet": controlnet} if controlnet else {})}
+        self.pipeline = task.from_pipe(pipeline, **components)
         self.pipeline.set_progress_bar_config(disable=True)
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for each in self.prompts:
@@ -151,6 +158,7 @@ class SDEditor:
         self.resolution = resolution or own
         self.mask_grow_radius, self.mask_feather = mask_grow_radius, mask_feather
         self.fit, self.batch_size = fit, batch_size
+        self.controlnet, self.controlnet_scale = controlnet, controlnet_scale
         self.safety_checker, self.safety_retries = safety_checker, safety_retries
 
     def __call__(
@@ -248,6 +256,9 @@ class SDEditor:
         else:
             latents = [self._draw_latents(*each) for each in zip(squares, generators)]
             arguments["image"] = torch.cat(latents)
+        if self.controlnet:
+            arguments["control_image"] = canny_edges(squares)
+            arguments["controlnet_conditioning_scale"] = self.controlnet_scale
         edited = self.pipeline(**arguments).images
         edited = [from_square(*each) for each in zip(edited, images, frames)]
         if self.mask:
