@@ -59,6 +59,13 @@ for strength in 0.25 0.5 0.75 1.0 "0.25 0.5 0.75 1.0"; do # one at a time, and t
   run $one_k train_classifier.py "${plain[@]}" --aug_name "$name" \
     --method "plain-$name-filtered" --compare plain-real "plain-$name"
 done
+# Edges are kept, so that prompts may name surface, table and light, and strengths be high.
+run $one_k generate_augmentations.py "${edits[@]}" --aug real-guidance --aug_name edges \
+  --controlnet sample/controlnet --prompt sample/prompts.txt --guidance_scale 5 \
+  --strength 0.6 0.8 --num_synthetic 4
+run $one_k train_classifier.py "${plain[@]}" --aug_name edges --method plain-edges \
+  --compare plain-real
+run $one_k train_classifier.py "${head[@]}" --aug_name edges --compare real real-randaugment
 for utilization in mix append pretrain balance; do
   run $one_k train_classifier.py "${plain[@]}" --aug_name real-guidance \
     --utilization $utilization --method plain-$utilization --compare plain-real

@@ -170,7 +170,7 @@ def confusion_figure(counts: np.ndarray, class_names: Sequence[str], title: str)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=SMALL)
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_ylabel("true class (numbers: % of it)")
     axes.set_title(title, fontsize=LARGE)
     if len(names) <= 30:
         for row, column in np.argwhere(shares >= 0.005):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample"
 MVIP, MODEL, BACKBONE = SAMPLE / "mvip", SAMPLE / "model", SAMPLE / "backbone"
+CONTROLNET = SAMPLE / "controlnet"
 PSNR_FLOOR = 22.0  # dB, mean over photos of novel classes
 COUNTS = {"train": 16, "valid": 20, "test": 30}
 
@@ -21,6 +23,10 @@ needs_model = pytest.mark.skipif(
 needs_backbone = pytest.mark.skipif(
     not (BACKBONE / "model.safetensors").exists(),
     reason="sample/backbone has no weights: run sample/build/all.sh",
+)
+needs_controlnet = pytest.mark.skipif(
+    not (CONTROLNET / "diffusion_pytorch_model.safetensors").exists(),
+    reason="sample/controlnet has no weights: run sample/build/all.sh",
 )
 
 
@@ -101,7 +107,12 @@ def test_geometries_do_not_cross_splits():
 
 
 @pytest.mark.parametrize(
-    "folder", [pytest.param(MODEL, marks=needs_model), pytest.param(BACKBONE, marks=needs_backbone)]
+    "folder",
+    [
+        pytest.param(MODEL, marks=needs_model),
+        pytest.param(BACKBONE, marks=needs_backbone),
+        pytest.param(CONTROLNET, marks=needs_controlnet),
+    ],
 )
 def test_pretraining_recorded_base_classes_only(folder):
     trained = json.loads((folder / "classes.json").read_text())
@@ -169,7 +180,7 @@ def test_training_conditions_are_narrower_than_test_conditions():
 
 @needs_mvip
 def test_sizes_stay_small():
-    limits = {MVIP: 12e6, MODEL: 40e6, BACKBONE: 10e6}
+    limits = {MVIP: 12e6, MODEL: 30e6, CONTROLNET: 10e6, BACKBONE: 10e6}
     for folder, limit in limits.items():
         if folder.exists():
             assert folder_size(folder) <= limit, folder
@@ -301,6 +312,53 @@ def test_stock_inpainting_keeps_what_the_mask_keeps():
     change = np.abs(np.asarray(out, float) - np.asarray(photo, float)).mean(2)
     assert out.size == (64, 64)
     assert change[:, 40:].mean() < change[:, :24].mean()
+
+
+# --- sample/controlnet -----------------------------------------------------------------------
+
+
+@needs_model
+@needs_controlnet
+@needs_mvip
+def test_edges_survive_full_strength_and_prompts_are_obeyed(pipeline):
+    from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline
+
+    from semantic_aug.adapters import canny_edges
+
+    controlnet = ControlNetModel.from_pretrained(CONTROLNET, torch_dtype=torch.float32)
+    parts = {**pipeline.components, "controlnet": controlnet}
+    pipe = StableDiffusionControlNetImg2ImgPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    sources = []
+    for _, path in photos("train")[::24]:
+        with Image.open(path) as image:
+            sources.append(image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC))
+    lines = canny_edges(sources)
+
+    def edit(place, scale):
+        return pipe(
+            [f"a photo of a red nut {place}"] * len(sources),
+            image=sources,
+            control_image=lines,
+            controlnet_conditioning_scale=scale,
+            strength=1.0,
+            guidance_scale=4.0,
+            num_inference_steps=8,
+            generator=[torch.Generator().manual_seed(i) for i in range(len(sources))],
+        ).images
+
+    def found_again(images):
+        """Share of the photos' edges that lie within a pixel of an edge of the images."""
+        wanted = np.stack([np.asarray(each)[:, :, 0] > 0 for each in lines])
+        drawn = np.stack([np.asarray(each)[:, :, 0] > 0 for each in canny_edges(images)])
+        near = ndimage.binary_dilation(drawn, np.ones((1, 3, 3)))
+        return (wanted & near).sum() / wanted.sum()
+
+    green, without = edit("on a green mat", 1.0), edit("on a green mat", 0.0)
+    assert found_again(green) > found_again(without) + 0.15
+    means = [np.mean([np.asarray(i, float) / 255 for i in each], (0, 1, 2))
+             for each in (green, edit("on white paper", 1.0))]  # fmt: skip
+    assert means[1].mean() > means[0].mean() + 0.1
 
 
 # --- sample/backbone -------------------------------------------------------------------------

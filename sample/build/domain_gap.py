@@ -56,6 +56,15 @@ def render_wide(cache, names, count):
     return np.stack(images), np.array(labels)
 
 
+def open_sample(mvip, backbone, names):
+    """A function from images to features, and {split: (images, labels)}."""
+    device = training.pick_device()
+    model = ResNetForImageClassification.from_pretrained(backbone, dtype=torch.float32)
+    model = model.to(device).eval()
+    splits = {split: load_split(mvip, names, split)[:2] for split in ("train", "valid", "test")}
+    return lambda images: features(model, images, device).cpu(), splits
+
+
 def features(model, images, device):
     """Pooled features [N, D] of images and of their mirror images, stacked [2, N, D]."""
     rows = []
@@ -111,14 +120,11 @@ def main(argv=None):
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
-    device = training.pick_device()
-    model = ResNetForImageClassification.from_pretrained(args.backbone, dtype=torch.float32)
-    model = model.to(device).eval()
     names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
-    split = {s: load_split(args.mvip, names, s)[:2] for s in ("train", "valid", "test")}
-    seen = {s: (features(model, x, device).cpu(), y) for s, (x, y) in split.items()}
+    compute, splits = open_sample(args.mvip, args.backbone, names)
+    seen = {split: (compute(images), labels) for split, (images, labels) in splits.items()}
     images, labels = render_wide(args.cache, names, args.wide)
-    wide = features(model, images, device).cpu(), labels
+    wide = compute(images), labels
     result = {}
     for shots in (1, 2, 4, 8, 16):
         scores = []

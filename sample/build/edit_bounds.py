@@ -19,16 +19,8 @@ import numpy as np
 import parts
 import render
 import torch
-import training
-from transformers import ResNetForImageClassification
+from render import LIGHT, SURFACE, TABLE, VIEW
 
-SURFACE = ("material", "state", "amount")
-TABLE = ("background", "table_light", "table_turn", "offset", "shade")
-LIGHT = (
-    "light", "warmth", "hard", "softness", "ambient", "lamp_colour", "sky_colour", "boxes",
-    "exposure", "tint",
-)  # fmt: skip
-VIEW = ("pose", "yaw", "tilt", "roll", "fill", "shift")
 EDITS = {
     "surface": SURFACE,
     "table": TABLE,
@@ -67,15 +59,8 @@ def main(argv=None):
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
-    device = training.pick_device()
-    model = ResNetForImageClassification.from_pretrained(args.backbone, dtype=torch.float32)
-    model = model.to(device).eval()
     names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
-
-    def features(images):
-        return domain_gap.features(model, images, device).cpu()
-
-    splits = {s: domain_gap.load_split(args.mvip, names, s)[:2] for s in ("train", "valid", "test")}
+    features, splits = domain_gap.open_sample(args.mvip, args.backbone, names)
     seen = {split: (features(images), labels) for split, (images, labels) in splits.items()}
     photos, of_edit = len(splits["train"][1]) // len(names), {}
     for edit, keys in EDITS.items():

@@ -1,9 +1,11 @@
 """Render the two data sets of the small world.
 
     python sample/build/make_data.py pretrain --cache CACHE_DIR     # captioned renders, 64 px
+    python sample/build/make_data.py catalogue --cache CACHE_DIR    # the same parts on the bench
     python sample/build/make_data.py mvip --cache CACHE_DIR         # sample/mvip, 128 px
 
-`pretrain` draws base classes under the full range of conditions, in shards of 500 images
+`pretrain` draws base classes under the full range of conditions, `catalogue` in all views but with
+the surfaces, tables and lamp of the training photos; both in shards of 500 images
 (CACHE_DIR/pretrain/NNNN.npz); finished shards are kept, so a killed run goes on where it was.
 `mvip` writes the few-shot set of the novel classes in MVIP's own layout. Every photo has its own
 random stream, made from its name, so that any of them can be rendered again alone.
@@ -48,24 +50,32 @@ def load_part(cache, name, index, stretch=1.0):
     return render.Part(vertices, faces, normals)
 
 
+def catalogue_condition(rng, poses):
+    """Any view of a part on the bench of the training photos."""
+    free = render.draw_condition(rng, poses)
+    bench = render.draw_condition(rng, poses, STUDIO_MATERIALS, STUDIO_BACKGROUNDS, studio=True)
+    return bench | {key: free[key] for key in render.VIEW}
+
+
 def render_shard(task):
     """Render 500 captioned photos of base classes into one file."""
-    cache, number, count, names, seed = task
-    target = Path(cache) / "pretrain" / f"{number:04d}.npz"
+    cache, kind, number, count, names, seed = task
+    target = Path(cache) / kind / f"{number:04d}.npz"
+    draw = {"pretrain": render.draw_condition, "catalogue": catalogue_condition}[kind]
     if target.exists():
         return number
     images = np.empty((count, 64, 64, 3), np.uint8)
     labels = np.empty(count, np.int64)
     texts = []
     for i in range(count):
-        rng = stream("pretrain", seed, number, i)
+        rng = stream(kind, seed, number, i)
         label = (number * SHARD + i) % len(names)
         name = names[label]
         index = int(rng.integers(len(parts.makers(name))))
         while not (Path(cache) / "meshes" / name / f"{index}.npz").exists():
             index -= 1  # only in a quick build, which has the first geometries alone
         stretch = float(rng.uniform(0.75, 1.35)) if rng.random() < 0.5 else 1.0
-        cond = render.draw_condition(rng, parts.poses(name))
+        cond = draw(rng, parts.poses(name))
         images[i], _ = render.render(load_part(cache, name, index, stretch), cond, 64)
         labels[i] = label
         texts.append(render.caption(rng, parts.BASE[name][0], cond))
@@ -76,19 +86,19 @@ def render_shard(task):
     return number
 
 
-def make_pretrain(cache, count, names, seed, workers):
+def make_shards(cache, kind, count, names, seed, workers):
     shards = (count + SHARD - 1) // SHARD
-    tasks = [(cache, n, min(SHARD, count - n * SHARD), names, seed) for n in range(shards)]
+    tasks = [(cache, kind, n, min(SHARD, count - n * SHARD), names, seed) for n in range(shards)]
     with ProcessPoolExecutor(workers) as pool:
         for number in pool.map(render_shard, tasks):
             print(f"shard {number + 1}/{shards}", flush=True)
 
 
-def load_pretrain(cache):
+def load_shards(cache, kind="pretrain"):
     """(images uint8 [N, 64, 64, 3], labels [N], captions) of all finished shards."""
-    files = sorted(Path(cache, "pretrain").glob("[0-9][0-9][0-9][0-9].npz"))
+    files = sorted(Path(cache, kind).glob("[0-9][0-9][0-9][0-9].npz"))
     if not files:
-        raise SystemExit(f"no renders in {cache}/pretrain: run make_data.py pretrain first")
+        raise SystemExit(f"no renders in {cache}/{kind}: run make_data.py {kind} first")
     data = [np.load(f) for f in files]
     images = np.concatenate([d["images"] for d in data])
     labels = np.concatenate([d["labels"] for d in data])
@@ -168,8 +178,8 @@ def make_mvip(cache, root, names, photos, workers):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Render the pretraining set or sample/mvip.")
-    parser.add_argument("what", choices=["pretrain", "mvip"])
+    parser = argparse.ArgumentParser(description="Render a pretraining set or sample/mvip.")
+    parser.add_argument("what", choices=["pretrain", "catalogue", "mvip"])
     parser.add_argument("--cache", required=True)
     parser.add_argument("--count", type=int, default=22000, help="captioned renders")
     parser.add_argument("--out", default=str(ROOT / "mvip"), help="folder of the few-shot set")
@@ -177,9 +187,9 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="few classes and photos")
     args = parser.parse_args(argv)
-    if args.what == "pretrain":
+    if args.what != "mvip":
         names = parts.QUICK_BASE if args.quick else list(parts.BASE)
-        make_pretrain(args.cache, args.count, names, args.seed, args.workers)
+        make_shards(args.cache, args.what, args.count, names, args.seed, args.workers)
     else:
         names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
         photos = {"train": 4, "val": 4, "test": 6} if args.quick else PHOTOS

@@ -373,6 +373,16 @@ def pick(rng, items):
     return items[int(rng.integers(len(items)))]
 
 
+# Which keys of a condition an edit may change, and which say what the camera sees.
+SURFACE = ("material", "state", "amount")
+TABLE = ("background", "table_light", "table_turn", "offset", "shade")
+LIGHT = (
+    "light", "warmth", "hard", "softness", "ambient", "lamp_colour", "sky_colour", "boxes",
+    "exposure", "tint",
+)  # fmt: skip
+VIEW = ("pose", "yaw", "tilt", "roll", "fill", "shift")
+
+
 def draw_condition(rng, poses, materials=None, backgrounds=None, studio=False):
     """One condition; `studio` is the narrow world of training photos, else the full range.
 

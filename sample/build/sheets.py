@@ -5,10 +5,11 @@
 `renders.png` captioned renders of base classes; `photos.png` sample/mvip (six training, four
 validation, six test photos a class); `reconstructions.png` photos above their autoencoder
 round trip; `strengths.png` photos and their edits at strengths 0.25, 0.5, 0.75, 1.0, without any
-learned token; `prompts.png` what a prompt changes.
+learned token; `prompts.png` what a prompt changes; `edges.png` the same with sample/controlnet.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import domain_gap
@@ -17,8 +18,15 @@ import numpy as np
 import parts
 import torch
 import training
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+)
 from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(make_data.ROOT.parent))
+from semantic_aug.adapters import canny_edges
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
@@ -51,6 +59,7 @@ def edit(pipe, images, prompts, strength, guidance, steps, seed):
         guidance_scale=guidance,
         num_inference_steps=steps,
         generator=rngs,
+        **({"control_image": canny_edges(images)} if "controlnet" in pipe.components else {}),
     ).images
 
 
@@ -66,10 +75,11 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
     device, out, sample = training.pick_device(), Path(args.out), Path(args.sample)
-    wanted = set(args.only or ["renders", "photos", "reconstructions", "strengths", "prompts"])
+    sheets = ["renders", "photos", "reconstructions", "strengths", "prompts", "edges"]
+    wanted = set(args.only or sheets)
     names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
     if "renders" in wanted:
-        images, labels, _ = make_data.load_pretrain(args.cache)
+        images, labels, _ = make_data.load_shards(args.cache)
         rows = [images[np.flatnonzero(labels == c)[:12]] for c in range(int(labels.max()) + 1)]
         captions = [v[0] for v in parts.BASE.values()][: len(rows)]
         save_sheet(rows, out / "renders.png", captions)
@@ -85,7 +95,7 @@ def main(argv=None):
                 row += list(images[np.flatnonzero(labels == c)[:count]])
             rows.append(row)
         save_sheet(rows, out / "photos.png", [n.replace("_", " ") for n in names])
-    if not wanted & {"reconstructions", "strengths", "prompts"}:
+    if not wanted & set(sheets[2:]):
         return
 
     pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
@@ -124,7 +134,17 @@ def main(argv=None):
                 )
                 titles.append(f"{strength}")
         save_sheet(rows, out / "strengths.png", titles)
-    if "prompts" in wanted:
+    for sheet, strengths in (("prompts", (0.5, 0.75)), ("edges", (0.75, 1.0))):
+        if sheet not in wanted:
+            continue
+        if sheet == "edges":
+            controlnet = ControlNetModel.from_pretrained(
+                sample / "controlnet", torch_dtype=torch.float32
+            )
+            pipe = StableDiffusionControlNetImg2ImgPipeline(
+                **pipe.components, controlnet=controlnet.to(device), requires_safety_checker=False
+            )
+            pipe.set_progress_bar_config(disable=True)
         rows, titles = [sources], ["photo"]
         for look, place in (
             ("rusty", "on a green mat"),
@@ -132,12 +152,12 @@ def main(argv=None):
             ("brass", "on a wooden table"),
         ):
             prompts = [f"a photo of a {look} {noun} {place}" for noun in nouns]
-            for strength in (0.5, 0.75):
+            for strength in strengths:
                 rows.append(
                     edit(pipe, sources, prompts, strength, args.guidance, args.steps, args.seed)
                 )
                 titles.append(f"{look} {strength}")
-        save_sheet(rows, out / "prompts.png", titles)
+        save_sheet(rows, out / f"{sheet}.png", titles)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device, cache = training.pick_device(), Path(args.cache)
     torch.manual_seed(args.seed)
-    images, _, _ = make_data.load_pretrain(cache)
+    images, _, _ = make_data.load_shards(cache)
     features = load_features(args.backbone, device)
     if args.decoder:
         vae = AutoencoderKL.from_pretrained(cache / "autoencoder" / "vae").to(device)

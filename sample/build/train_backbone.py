@@ -3,7 +3,8 @@
     python sample/build/train_backbone.py --cache CACHE_DIR --out sample/backbone
 
 A transformers ResNet at 64 px, trained on the captioned renders of `make_data.py pretrain`; one in
-40 renders is held out for measuring. Resumes from CACHE_DIR/backbone/checkpoint.pt.
+40 renders is held out for measuring. Resumes from CACHE_DIR/backbone/checkpoint.pt. With
+`--renders catalogue` it knows neither the surfaces nor the tables nor the light of the test photos.
 """
 
 import argparse
@@ -57,17 +58,24 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--renders",
+        choices=["pretrain", "catalogue"],
+        default="pretrain",
+        help="seen under all conditions, or on the bench of the training photos alone",
+    )
     args = parser.parse_args(argv)
     device = training.pick_device()
     torch.manual_seed(args.seed)
-    images, labels, _ = make_data.load_pretrain(args.cache)
+    images, labels, _ = make_data.load_shards(args.cache, args.renders)
     names = list(parts.BASE) if labels.max() >= len(parts.QUICK_BASE) else parts.QUICK_BASE
     held = np.arange(len(images)) % 40 == 39
     train_ids, held_ids = np.flatnonzero(~held), np.flatnonzero(held)
 
     model = build_model(names).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
-    run = training.Run(Path(args.cache) / "backbone", {"model": model}, optimizer, decay=0.998)
+    folder = Path(args.cache) / ("backbone" if args.renders == "pretrain" else "backbone-catalogue")
+    run = training.Run(folder, {"model": model}, optimizer, decay=0.998)
     model.train()
     while run.step < args.steps:
         run.set_rate(training.learning_rate(run.step, args.steps, args.lr, 100))

@@ -202,7 +202,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = training.pick_device()
     torch.manual_seed(args.seed)
-    images, labels, captions = make_data.load_pretrain(args.cache)
+    images, labels, captions = make_data.load_shards(args.cache)
     folder = Path(args.cache) / "diffusion"
     tokenizer = make_tokenizer(captions, folder / "tokenizer")
     tokens = tokenizer(
