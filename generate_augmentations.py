@@ -648,10 +648,14 @@ def lacks_scores(plan: Plan, quality: Filter, shard: tuple[int, int]) -> bool:
     return bool(names & todo or names - there)
 
 
+def dtype_of(args, device):
+    """In which precision the model works."""
+    return pick_dtype(device, args.mixed_precision or ("no" if device.type == "cpu" else "fp16"))
+
+
 def build_pipeline(args, info: ModelInfo, device):
     """The model, loaded and set up as the flags say."""
-    precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
-    pipeline = load_pipeline(info, device, pick_dtype(device, precision))
+    pipeline = load_pipeline(info, device, dtype_of(args, device))
     if args.unet_path and "{name}" not in args.unet_path:
         put_unet(pipeline, Path(args.unet_path))
     if args.lora:
@@ -828,10 +832,7 @@ def load_extras(args, info: ModelInfo, device) -> dict:
     """What works beside the model, loaded, as options of an edit; what is not used is not there."""
     extras = {}
     if args.controlnet:
-        precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
-        extras["controlnet"] = load_controlnet(
-            args.controlnet, device, pick_dtype(device, precision)
-        )
+        extras["controlnet"] = load_controlnet(args.controlnet, device, dtype_of(args, device))
         extras["controlnet_scale"] = args.controlnet_scale
     if args.safety_checker:
         name = safety_checker_name(args)
