@@ -4,7 +4,7 @@
 
 A transformers ResNet at 64 px, trained on the captioned renders of `make_data.py pretrain`; one in
 40 renders is held out for measuring. Resumes from CACHE_DIR/backbone/checkpoint.pt. With
-`--renders catalogue` it knows neither the surfaces nor the tables nor the light of the test photos.
+`--renders catalogue` it knows the surfaces, tables and light of the training photos alone.
 """
 
 import argparse
