@@ -30,7 +30,7 @@ head=("${sample[@]}" --classifier_backbone sample/backbone --num_epochs 6
   --iterations_per_epoch 50 --learning_rate 2e-3)
 mild=(--strength 0.15 0.25 0.35 --num_synthetic 4)
 
-# 1. Four methods at every number of photos. The strengths were chosen on validation photos.
+# 1. Five methods at every number of photos. The strengths were chosen on validation photos.
 run "$numbers" fine_tune.py "${sample[@]}" --model_path sample/model --num_vectors 4 \
   --max_train_steps 75 --learning_rate 1e-3 --report_to none
 run "$numbers" aggregate_embeddings.py
@@ -42,6 +42,16 @@ for method in real-guidance textual-inversion; do
   run "$numbers" generate_augmentations.py "${edits[@]}" --aug $method --aug_name $method "${mild[@]}"
   run "$numbers" train_classifier.py "${head[@]}" --aug_name $method --compare "${others[@]}"
   others+=("$method")
+done
+# Where edges are kept, prompts may name surface, table and light, and strengths be high.
+run "$numbers" generate_augmentations.py "${edits[@]}" --aug real-guidance --aug_name edges \
+  --controlnet sample/controlnet --prompt sample/prompts.txt --guidance_scale 5 \
+  --strength 0.6 0.8 --num_synthetic 4
+run "$numbers" train_classifier.py "${head[@]}" --aug_name edges --compare "${others[@]}"
+# Edits and RandAugment together.
+for images in real-guidance edges; do
+  run $one_k train_classifier.py "${head[@]}" --aug_name $images --augmentation randaugment \
+    --method $images-randaugment --compare real real-randaugment
 done
 
 # 2. What to edit and how to use it, with one number of photos, and heads without random
@@ -59,13 +69,8 @@ for strength in 0.25 0.5 0.75 1.0 "0.25 0.5 0.75 1.0"; do # one at a time, and t
   run $one_k train_classifier.py "${plain[@]}" --aug_name "$name" \
     --method "plain-$name-filtered" --compare plain-real "plain-$name"
 done
-# Edges are kept, so that prompts may name surface, table and light, and strengths be high.
-run $one_k generate_augmentations.py "${edits[@]}" --aug real-guidance --aug_name edges \
-  --controlnet sample/controlnet --prompt sample/prompts.txt --guidance_scale 5 \
-  --strength 0.6 0.8 --num_synthetic 4
 run $one_k train_classifier.py "${plain[@]}" --aug_name edges --method plain-edges \
   --compare plain-real
-run $one_k train_classifier.py "${head[@]}" --aug_name edges --compare real real-randaugment
 for utilization in mix append pretrain balance; do
   run $one_k train_classifier.py "${plain[@]}" --aug_name real-guidance \
     --utilization $utilization --method plain-$utilization --compare plain-real
