@@ -13,6 +13,7 @@ behind the file go over those in it, for all of them.
 For submit, the flags of sbatch follow behind `--`.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -261,6 +262,9 @@ def submit(
                 submitted = [job for ids in jobs.values() for job in ids]
                 if submitted:
                     subprocess.run(["scancel", *submitted], check=False)
+                with contextlib.suppress(OSError):  # unless something is there already
+                    (folder / SLURM_LOGS).rmdir()
+                    folder.rmdir()
                 raise
             print(f"{each.stage}: job {job}")
         jobs.setdefault(each.stage, []).append(job)

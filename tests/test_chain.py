@@ -304,6 +304,7 @@ def test_no_sbatch_here(workdir, capsys, monkeypatch):
         submit(*COMMON)
     assert ended.value.code == 2
     assert "there is no sbatch here" in capsys.readouterr().err
+    assert not list((workdir / "output").glob("*"))  # nothing is left
 
 
 def test_arrays_are_not_for_a_run_here(capsys):
