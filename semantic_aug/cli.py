@@ -167,7 +167,7 @@ def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
         "--experiment_name", required=True, help="folder under output/ that all four stages share"
     )
     group.add_argument("--output_dir", default="output", help="where experiments lie")
-    group.add_argument("--seed", type=int, default=0, help="first seed")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="first seed")
     group.add_argument(
         "--num_trials", type=positive_int, default=1, help="seeds: seed ... seed + num_trials - 1"
     )
