@@ -61,21 +61,21 @@ def accuracy_figure(tables: Mapping[str, Sequence[Mapping]], split: str) -> Figu
     ticks = set()
     for number, (method, rows) in enumerate(tables.items()):
         rows = [row for row in rows if row["split"] == split]
-        x = [row["examples_per_class"] for row in rows]
-        y = [row["mean_accuracy"] for row in rows]
-        ticks |= set(x)
+        ticks |= {row["examples_per_class"] for row in rows}
+        # Each method stands a little beside the next, so that intervals can be told apart.
+        shift = 2 ** (0.025 * (number - (len(tables) - 1) / 2))
+        x = shift * np.array([row["examples_per_class"] for row in rows])
+        y, low, high = (
+            np.array([row[key] for row in rows])
+            for key in ("mean_accuracy", "ci95_low", "ci95_high")
+        )
         style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(x, y, marker=marker, markersize=5, linewidth=1.6, label=method, **style)
-        low, high = ([row[key] for row in rows] for key in ("ci95_low", "ci95_high"))
         if len(x) > 1:
             axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
-        # Ends of the intervals, shifted a little, so that overlapping bands can be told apart.
-        shift = 2 ** (0.025 * (number - (len(tables) - 1) / 2))
-        middle = np.array(y)
-        errors = np.nan_to_num([middle - low, np.array(high) - middle])
-        axes.errorbar(np.array(x) * shift, y, errors, fmt="none", capsize=2.5, elinewidth=0.8,
-                      ecolor=style["color"])  # fmt: skip
+        axes.errorbar(x, y, np.nan_to_num([y - low, high - y]), fmt="none", capsize=2.5,
+                      elinewidth=0.8, ecolor=style["color"])  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(ticks), [str(k) for k in sorted(ticks)])
     axes.minorticks_off()
