@@ -900,7 +900,7 @@ def reproduce(argv) -> None:
             f"--reproduce: {path} is no image of generate_augmentations.py with a record"
         )
     record, settings = records[path.name], config["settings"]
-    defaults = vars(parse_args(["--dataset=", "--experiment_name="]))  # for flags that are newer
+    defaults = vars(parse_args(["--dataset=-", "--experiment_name=-"]))  # for newer flags
     args = argparse.Namespace(**{**defaults, **config["arguments"]})
     args.model, args.device = given.model_path or args.model, given.device
     for key in ("data_dir", "lora", "unet_path", "controlnet"):

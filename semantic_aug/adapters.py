@@ -17,6 +17,7 @@ from semantic_aug import UserError
 from semantic_aug.diffusion import (
     LOADING_ERRORS,
     ModelInfo,
+    check_whole,
     fingerprint,
     has_part,
     quiet_loading,
@@ -278,15 +279,15 @@ def check_controlnet(info: ModelInfo, name: str) -> str:
         UserError: it is none, or was made for another architecture.
     """
     folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"--controlnet: {name} holds no config.json, expected a ControlNet")
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(f"--controlnet: {name} is no ControlNet: no config.json is in it")
     try:
         config = read_json(name, "config.json", None)
     except UserError as error:
         raise UserError(f"--controlnet: {error}") from error
     if config.get("_class_name") != "ControlNetModel":
-        kind = config.get("_class_name", "something else")
-        raise UserError(f"--controlnet: {name} is a {kind}, expected a ControlNetModel")
+        kind = config.get("_class_name") or ", ".join(config.get("architectures") or ["no model"])
+        raise UserError(f"--controlnet: {name} holds {kind}, expected ControlNetModel")
     unet, vae = _part(info, "unet"), _part(info, "vae")
     keys = ("block_out_channels", "cross_attention_dim", "layers_per_block", "down_block_types")
     # It sees the latents alone, also where the UNet sees a mask beside them.
@@ -322,6 +323,7 @@ def load_controlnet(name: str, device: torch.device, dtype: torch.dtype):
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--controlnet: cannot load {name}: {reason}") from error
+    check_whole(controlnet, f"--controlnet: {name}")
     return controlnet.requires_grad_(False).eval().to(device)
 
 

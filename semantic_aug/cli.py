@@ -28,7 +28,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else [str(arg) for arg in args]
-        return super().parse_args([_underscored(arg) for arg in args], namespace)
+        found = super().parse_args([_underscored(arg) for arg in args], namespace)
+        for name, value in vars(found).items():
+            # As a variable of the shell that was never set; a prompt may be empty.
+            if value == "" and "prompt" not in name:
+                self.error(f"--{name} is empty: give a value, or leave the flag out")
+        return found
 
     def knows(self, flag: str) -> bool:
         """Whether this is one of the flags, in either spelling."""

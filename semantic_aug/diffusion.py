@@ -221,10 +221,20 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     _check_tokenizer(info, pipeline.tokenizer)
     pipeline = _as_stable_diffusion(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    for component in pipeline.components.values():
+    for part, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
+            check_whole(component, f"{info.name}/{part}")
             component.requires_grad_(False).eval()
     return pipeline.to(device)
+
+
+def check_whole(model: torch.nn.Module, name: str) -> None:
+    """Raise UserError where weights lacked a tensor, which diffusers leaves without numbers."""
+    lacking = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
+    if lacking:
+        raise UserError(
+            f"{name}: its weights lack {len(lacking)} tensors, as {lacking[0]}: fetch them again"
+        )
 
 
 def _as_stable_diffusion(pipeline):

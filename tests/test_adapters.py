@@ -19,7 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import generate_augmentations
 from semantic_aug.adapters import canny_edges, check_lora, load_safety_checker
@@ -37,6 +37,14 @@ NAMES = ("cat", "stop sign", "toy train")
 def largest_difference(one: dict, other: dict) -> int:
     assert one.keys() == other.keys() and one
     return max(np.abs(one[name] - other[name]).max() for name in one)
+
+
+def lack_a_tensor(folder: Path, key: str) -> None:
+    """Take a tensor out of the weights in a folder."""
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    del weights[key]
+    save_file(weights, file, {"format": "pt"})
 
 
 def folder_of(name: str) -> Path:
@@ -315,8 +323,10 @@ def test_controlnets_that_do_not_fit_are_refused(make, no_pipeline, tmp_path, xl
     shallow = save_controlnet(tmp_path / "shallow", conditioning_embedding_out_channels=(8,) * 4)
     refused = {
         tmp_path / "absent": "--controlnet: model folder",
-        tmp_path / "empty": "holds no config.json, expected a ControlNet",
-        tmp_path / "unet": "is a UNet2DConditionModel, expected a ControlNetModel",
+        tmp_path / "empty": "no config.json is in it",
+        tmp_path / "unet": "holds UNet2DConditionModel, expected ControlNetModel",
+        tmp_path / "unet/config.json": "no config.json is in it",
+        Path(__file__).parent.parent / "sample/backbone": "holds ResNet",
         save_controlnet(tmp_path / "xl", build_xl_pipeline()): "another architecture",
         shallow: "wants images 8 times as large as the latents",
     }
@@ -331,6 +341,29 @@ def test_controlnet_with_damaged_weights(make, tmp_path):
     next(folder.glob("*.safetensors")).write_bytes(b"no weights")
     status, err = make(f"--controlnet={folder}")
     assert status == 2 and "--controlnet: cannot load" in err.splitlines()[-1]
+    assert not list(Path("output").rglob("*.png"))
+    lack_a_tensor(save_controlnet(folder), "controlnet_mid_block.bias")
+    status, err = make(f"--controlnet={folder}")
+    assert status == 2
+    assert "its weights lack 1 tensors, as controlnet_mid_block.bias" in err.splitlines()[-1]
+    assert not list(Path("output").rglob("*.png"))
+
+
+def test_a_model_whose_weights_lack_a_tensor(make, tmp_path, small_model):
+    shutil.copytree(small_model, tmp_path / "model")
+    lack_a_tensor(tmp_path / "model/unet", "conv_out.bias")
+    status, err = make(f"--model_path={tmp_path / 'model'}")
+    assert status == 2
+    assert "model/unet: its weights lack 1 tensors, as conv_out.bias" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("way", ["guidance_scale", "controlnet_scale"])
+def test_overflows_become_no_black_images(make, tmp_path, way):
+    folder = save_controlnet(tmp_path / "controlnet")
+    status, err = make(f"--controlnet={folder}", f"--{way}=1e38")
+    assert status == 2
+    assert "the model gave no numbers (NaN) for an image" in err.splitlines()[-1]
+    assert f"a {way} below 1e+38" in err.splitlines()[-1]
     assert not list(Path("output").rglob("*.png"))
 
 

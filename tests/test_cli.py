@@ -88,6 +88,7 @@ def test_defaults(parser):
         ([*REQUIRED, "--examples_per_class", "0"], "whole number from 1, got '0'"),
         ([*REQUIRED, "--examples_per_class", "two"], "whole number from 1, got 'two'"),
         ([*REQUIRED, "--examples_per_class"], "--examples_per_class"),
+        ([*REQUIRED, "--data_dir", ""], "--data_dir is empty"),
         ([*REQUIRED, "--seed=-1"], "whole number from 0, got '-1'"),
         (["--dataset=folder"], "--experiment_name"),
         ([*REQUIRED, "extra"], "extra"),

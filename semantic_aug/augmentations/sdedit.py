@@ -259,12 +259,24 @@ class SDEditor:
         if self.controlnet:
             arguments["control_image"] = canny_edges(squares)
             arguments["controlnet_conditioning_scale"] = self.controlnet_scale
-        edited = self.pipeline(**arguments).images
+        pixels = self.pipeline(**arguments, output_type="np").images
+        if not np.isfinite(pixels).all():
+            raise UserError(self._what_overflows())
+        edited = self.pipeline.image_processor.numpy_to_pil(pixels)
         edited = [from_square(*each) for each in zip(edited, images, frames)]
         if self.mask:
             seams = [self.mask_feather] * len(images)
             edited = [blend(*each) for each in zip(edited, images, regions, seams)]
         return edited
+
+    def _what_overflows(self) -> str:
+        """What to do where the model gave no numbers, which would become black images."""
+        ways = [f"a guidance_scale below {self.guidance_scale:g}"]
+        if self.controlnet:
+            ways.append(f"a controlnet_scale below {self.controlnet_scale:g}")
+        if self.pipeline.unet.dtype == torch.float16:
+            ways.insert(0, "--mixed_precision bf16 or no")
+        return f"the model gave no numbers (NaN) for an image: try {', or '.join(ways)}"
 
     def _encode_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
         """What the pipeline takes in place of a prompt: encoded once, for all photos of a class."""
