@@ -492,6 +492,8 @@ def plan_trial(
     for key in ("lora", "unet_path", "controlnet", "safety_checker"):
         if getattr(args, key):
             constants[key] = getattr(args, key)
+            if hasattr(args, f"{key}_scale"):
+                constants[f"{key}_scale"] = getattr(args, f"{key}_scale")
     return Plan(
         trial,
         folder,

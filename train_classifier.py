@@ -264,7 +264,7 @@ def main(argv=None) -> None:
     backbone = load_backbone(
         args.classifier_backbone, device, size, args.finetune, args.from_scratch
     )
-    settings = _settings(args, options, backbone, aug_dirs if uses_synthetic else {})
+    settings = _settings(args, options, backbone, splits, aug_dirs if uses_synthetic else {})
     _claim(folder, settings, trials, args)
     pending = [trial for trial in trials if not results_file(folder, trial).exists()]
     if len(pending) < len(trials):
@@ -443,7 +443,7 @@ def _check_class_names(datasets: Iterable[FewShotDataset | None]) -> None:
 # --- settings --------------------------------------------------------------------------------
 
 
-def _settings(args, options: TrainingOptions, backbone: Backbone, aug_dirs) -> dict:
+def _settings(args, options: TrainingOptions, backbone: Backbone, splits, aug_dirs) -> dict:
     """Everything that changes a result; for every trial, also which synthetic images it uses.
 
     Args:
@@ -454,6 +454,7 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, aug_dirs) -> d
         "dataset_args": sorted(args.dataset_args),
         "crop_to_object": args.crop_to_object,
         "classes": None if args.classes is None else sorted(set(args.classes)),
+        "photos": _photos(dataset_of(args, "train"), *filter(None, splits.values())),
         "backbone": backbone.identity,
         "image_size": list(backbone.image_size),
         "image_mean": backbone.mean.flatten().tolist(),
@@ -479,6 +480,21 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, aug_dirs) -> d
                 identity += f", {len(rejected)} rejected {stable_hash(*rejected):x}"
             settings[IMAGES_OF + trial.name] = identity
     return settings
+
+
+def _photos(*splits: FewShotDataset) -> str:
+    """Sixteen hex digits of the classes, the ids of all photos, and the content of one per class.
+
+    They are the same for every trial. To read all photos here would take as long as to train.
+    """
+    parts = []
+    for split in splits:
+        parts += [*split.class_names, *split.sources()]
+    evaluated = splits[1]
+    first = {evaluated.get_label_by_idx(idx): idx for idx in reversed(range(len(evaluated)))}
+    with contextlib.suppress(OSError):  # a photo that is not there is named when it is needed
+        parts.append(evaluated.photo_digest(sorted(first.values())))
+    return f"{stable_hash(*parts):016x}"
 
 
 def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:

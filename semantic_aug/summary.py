@@ -22,9 +22,9 @@ from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_p
 
 # Two methods that differ in one of these differ in more than in their images.
 SHARED_SETTINGS = (
-    "dataset", "dataset_args", "crop_to_object", "classes", "backbone", "image_size", "num_epochs",
-    "iterations_per_epoch", "batch_size", "learning_rate", "class_balanced", "select", "finetune",
-    "backbone_learning_rate",
+    "dataset", "dataset_args", "crop_to_object", "classes", "photos", "backbone", "image_size",
+    "num_epochs", "iterations_per_epoch", "batch_size", "learning_rate", "class_balanced", "select",
+    "finetune", "backbone_learning_rate",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -90,5 +90,5 @@ def _name_differences(folder: Path, name: str, other: Path) -> None:
     mine, theirs = ((read_config(each) or {}).get("settings", {}) for each in (folder, other))
     differing = [key for key in SHARED_SETTINGS if mine.get(key) != theirs.get(key)]
     if differing:
-        log.warning("%s was made with another %s: not images alone make the difference",
+        log.warning("%s was made with other settings (%s): not images alone make the difference",
                     name, ", ".join(differing))  # fmt: skip

@@ -346,6 +346,26 @@ def test_other_settings_are_refused_and_with_overwrite_made_again(data, resnet, 
     assert "no config.json" in fails(capsys, resnet, "--num_synthetic=0", "--batch_size=3")
 
 
+def test_results_of_other_photos_are_not_mixed(data, resnet, capsys):
+    photos = "--dataset=folder", "--num_synthetic=0"  # which takes train, val, test for classes
+    shutil.copytree(data / "photos", data / "others")
+    run(resnet, *photos, "--data_dir=photos", "--num_trials=2")
+    run(resnet, *photos, "--data_dir=others", "--num_trials=2")  # a copy: the same photos
+    assert "2 of 2 trials are finished" in capsys.readouterr().out
+    for path in sorted((data / "others").rglob("*.png")):
+        Image.new("RGB", (24, 24), "white").save(path)
+    line = fails(capsys, resnet, *photos, "--data_dir=others", "--num_trials=3")
+    assert "results made with other settings: photos (there" in line
+    shutil.rmtree(data / "others")
+    shutil.copytree(data / "photos", data / "others")
+    one = next(path for path in sorted((data / "others").rglob("*")) if path.suffix == ".png")
+    shutil.copytree(one.parent, one.parent.with_name("zebra"))
+    line = fails(capsys, resnet, *photos, "--data_dir=others", "--num_trials=1")
+    assert "photos (there" in line
+    run(resnet, *photos, "--data_dir=others", "--method=more", "--compare=real")
+    assert "real was made with other settings (photos)" in capsys.readouterr().err
+
+
 def test_a_moved_backbone_is_the_same_and_other_weights_are_not(data, resnet, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
@@ -866,7 +886,7 @@ def test_a_comparison_is_paired_by_trial(data, resnet, capsys):
     differences = [a - b for a, b in zip(new, base)]
     assert float(row["difference"]) == pytest.approx(sum(differences) / 3, abs=1e-6)
     assert row["method"] == "new" and row["examples_per_class"] == "1"
-    assert "base was made with another learning_rate" in out.err
+    assert "base was made with other settings (learning_rate)" in out.err
     assert "new - base, 1 per class, test:" in out.out
 
 
