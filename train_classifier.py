@@ -454,7 +454,7 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, splits, aug_di
         "dataset_args": sorted(args.dataset_args),
         "crop_to_object": args.crop_to_object,
         "classes": None if args.classes is None else sorted(set(args.classes)),
-        "photos": _photos(dataset_of(args, "train"), *filter(None, splits.values())),
+        "photos": _photos(dataset_of(args, "train"), splits[VALIDATION], splits[TEST]),
         "backbone": backbone.identity,
         "image_size": list(backbone.image_size),
         "image_mean": backbone.mean.flatten().tolist(),
@@ -482,18 +482,17 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, splits, aug_di
     return settings
 
 
-def _photos(*splits: FewShotDataset) -> str:
+def _photos(train: FewShotDataset, validation: FewShotDataset, test: FewShotDataset | None) -> str:
     """Sixteen hex digits of the classes, the ids of all photos, and the content of one per class.
 
     They are the same for every trial. To read all photos here would take as long as to train.
     """
     parts = []
-    for split in splits:
+    for split in filter(None, (train, validation, test)):
         parts += [*split.class_names, *split.sources()]
-    evaluated = splits[1]
-    first = {evaluated.get_label_by_idx(idx): idx for idx in reversed(range(len(evaluated)))}
+    first = {validation.get_label_by_idx(idx): idx for idx in reversed(range(len(validation)))}
     with contextlib.suppress(OSError):  # a photo that is not there is named when it is needed
-        parts.append(evaluated.photo_digest(sorted(first.values())))
+        parts.append(validation.photo_digest(sorted(first.values())))
     return f"{stable_hash(*parts):016x}"
 
 
