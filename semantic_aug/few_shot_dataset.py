@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from semantic_aug import UserError, stable_hash
+from semantic_aug.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 
 SPLITS = ("train", "val", "test")
@@ -359,12 +360,24 @@ class FewShotDataset(Dataset):
         its images itself, only their ids count.
         """
         digest, sources = hashlib.sha256(), self.sources()
-        for idx in range(len(self)) if indices is None else indices:
+        indices = list(range(len(self)) if indices is None else indices)
+        contents = self.content_digests(indices) if self._has_records else [""] * len(indices)
+        for idx, content in zip(indices, contents):
             digest.update(f"{sources[idx]}\n".encode())
-            if self._has_records:
-                with open_bytes(self.records[idx].path) as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            is_hex = not content.startswith("unreadable")
+            digest.update(bytes.fromhex(content) if is_hex else content.encode())
         return digest.hexdigest()[:16]
+
+    def content_digests(self, indices: Iterable[int]) -> list[str]:
+        """sha256 of the file of each photo, as `file_digests` gives it."""
+        paths = [self.records[idx].path for idx in indices]
+        found = dict.fromkeys(number for number in range(len(paths)))
+        files = {n: path for n, path in enumerate(paths) if isinstance(path, os.PathLike)}
+        found.update(zip(files, file_digests(files.values())))
+        for number in found.keys() - files.keys():  # inside an archive, or rows of a table
+            with open_bytes(paths[number]) as file:
+                found[number] = hashlib.file_digest(file, "sha256").hexdigest()
+        return list(found.values())
 
     def empty_classes(self) -> list[str]:
         """Classes without a photo in this split."""

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from semantic_aug import UserError
-from semantic_aug.experiment import sha256_file
+from semantic_aug.digests import file_digests
 from semantic_aug.few_shot_dataset import FewShotDataset, read_image, resized_pixels, to_rgb
 
 AHEAD = 64  # pictures that are decoded before they are asked for
@@ -135,21 +135,21 @@ class Images:
 
         Of a picture that is a file as it stands, the file's bytes count; of others, the pixels.
         """
-        digest = hashlib.sha256()
+        files, digest = {}, hashlib.sha256()
+        for number, item in enumerate(self.items):
+            if isinstance(item, int) and self.dataset.is_whole_file:
+                item = self.dataset.records[item].path
+            if isinstance(item, Path):
+                files[number] = item
+        contents = dict(zip(files, file_digests(files.values())))
+        others = [number for number in range(len(self)) if number not in files]
         with ThreadPoolExecutor(self._workers) as threads:
-            for each in threads.map(self._content, range(len(self))):
-                digest.update(each.encode())
+            contents.update(zip(others, threads.map(self._pixel_digest, others)))
+        for number in range(len(self)):
+            digest.update(contents[number].encode())
         return digest.hexdigest()
 
-    def _content(self, number: int) -> str:
-        item = self.items[number]
-        if isinstance(item, int) and self.dataset.is_whole_file:
-            item = self.dataset.records[item].path
-        if isinstance(item, Path):
-            try:
-                return sha256_file(item)
-            except OSError as error:
-                return f"unreadable: {error}"
+    def _pixel_digest(self, number: int) -> str:
         try:
             return hashlib.sha256(self.read(number).contiguous().numpy().tobytes()).hexdigest()
         except UserError as error:

@@ -29,7 +29,6 @@ from semantic_aug.experiment import (
     merged_file,
     read_config,
     remove_leftovers,
-    sha256_file,
     versions,
     write_config,
     write_text,
@@ -352,12 +351,6 @@ def test_unreadable_config_is_no_config(tmp_path, content):
 def test_git_revision_names_a_commit():
     revision = git_revision()
     assert revision is None or re.search("[0-9a-f]{40}(-dirty)?$", revision)
-
-
-def test_sha256_of_a_file(tmp_path):
-    path = tmp_path / "x"
-    path.write_bytes(b"abc")
-    assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_config_is_readable_by_people(tmp_path):

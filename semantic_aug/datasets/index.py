@@ -8,24 +8,16 @@ the first time. They may be deleted at any time.
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from semantic_aug import stable_hash
+from semantic_aug.digests import SETTLED, cache_dir
 from semantic_aug.experiment import atomic_path
 from semantic_aug.few_shot_dataset import collection_paused, image_names_in
 
 KEEP_FROM = 1.0  # seconds; what took less to build is built again
-SETTLED = 2e9  # ns; a file system's clock may not tell two changes in one such span apart
-
-
-def cache_dir() -> Path:
-    """Where indexes lie; the folder need not exist."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification of this variable says that relative paths are to be ignored.
-    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "semantic_aug"
 
 
 @collection_paused()  # of lists as long as the dataset
