@@ -731,15 +731,12 @@ def find_embeddings(args, experiment: Path, trial: Trial) -> Path | None:
         UserError: `--embed_path` names no file.
     """
     if args.embed_path:
-        values = {"seed": trial.seed, "examples_per_class": trial.examples_per_class}
-        path = args.embed_path
-        for key, value in values.items():
-            path = path.replace(f"{{{key}}}", str(value))
-        if not Path(path).is_file():
+        path = Path(trial.fill(args.embed_path))
+        if not path.is_file():
             raise UserError(
                 f"--embed_path: {path} does not exist; aggregate_embeddings.py makes it"
             )
-        return Path(path)
+        return path
     own = merged_file(experiment, trial)
     if own.is_file():
         return own

@@ -68,6 +68,11 @@ class Trial:
     def name(self) -> str:
         return f"seed={self.seed}_ex={self.examples_per_class}"
 
+    def fill(self, text: str) -> str:
+        """`text` with this trial's numbers in place of {seed} and {examples_per_class}."""
+        filled = text.replace("{seed}", str(self.seed))
+        return filled.replace("{examples_per_class}", str(self.examples_per_class))
+
 
 # --- names -----------------------------------------------------------------------------------
 

@@ -19,13 +19,17 @@ import torch
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.cli import progress_bar, shard_blocks
+from semantic_aug.embeddings import embedding_files, read_header, read_words, rows_digest
 from semantic_aug.experiment import (
     CONFIG_FILE,
+    MERGED,
     METADATA_FILE,
+    Trial,
     atomic_path,
     check_config,
     config_id,
     derive,
+    merged_file,
     read_config,
     remove_leftovers,
     write_config,
@@ -519,6 +523,57 @@ def read_variants(
     if needed and not any(variants.values()):
         raise UserError(f"a filter has rejected every synthetic image in {folder}")
     return variants
+
+
+def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, object]]:
+    """Settings in which the synthetic images of several trials differ, and should not.
+
+    Photos differ by right, and so do learned words; how the words were learned does not.
+
+    Returns:
+        `{setting: {name of the trial: value}}`. A setting of the learned words is called
+        `words: ...`; it is known where a merged file of the experiment still holds the words. A
+        trial of which a setting is not known is not among its values.
+    """
+    of_images, of_words, said = {}, {}, {}
+    for trial, folder in folders.items():
+        config, records = read_config(folder) or {}, read_records(folder, only_present=False)
+        of_images[trial.name] = config.get("settings", {})
+        of_words[trial.name] = _settings_of_words(folder, trial, config, records)
+        for record in records:
+            if "unet" in record:
+                key = f"unet of {record['class_name']}"
+                said.setdefault(key, {})[trial.name] = record["unet"]
+    for prefix, settings in (("", of_images), ("words: ", of_words)):
+        known = {name: each for name, each in settings.items() if each}
+        for key in sorted(set().union(*known.values()) - {"photos"}):
+            said[prefix + key] = {name: each.get(key) for name, each in known.items()}
+    return {
+        key: values
+        for key, values in said.items()
+        if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1
+    }
+
+
+def _settings_of_words(
+    folder: Path, trial: Trial, config: Mapping, records: Sequence[Mapping]
+) -> dict:
+    """How the words in a folder's images were learned; empty where none are used, or unknown.
+
+    Records tell a word by its rows alone: the file that holds such rows says the rest.
+    """
+    used = {record.get("embeddings") for record in records} - {None}
+    experiment = folder.parent.parent
+    given = config.get("arguments", {}).get("embed_path")
+    files = [merged_file(experiment, trial), *([Path(trial.fill(given))] if given else [])]
+    files += sorted((experiment / MERGED).glob("*.safetensors"))  # words of another trial
+    for path in dict.fromkeys(files) if used else ():
+        # A foreign or a damaged file says nothing of how its words were learned.
+        with contextlib.suppress(UserError, LookupError, TypeError, ValueError):
+            words = read_words(path, sum(file.is_file() for file in embedding_files(path)))
+            if used & {rows_digest(*(each[token] for each in words)) for token in words[0]}:
+                return dict(json.loads(read_header(path)["config"])["settings"])
+    return {}
 
 
 def augment_dataset(

@@ -23,8 +23,10 @@ from PIL import Image, ImageChops
 import generate_augmentations
 from semantic_aug import UserError, generation
 from semantic_aug.datasets import build_dataset
-from semantic_aug.experiment import config_id, read_config
+from semantic_aug.embeddings import rows_digest, write_embeddings
+from semantic_aug.experiment import Trial, config_id, merged_file, read_config
 from semantic_aug.generation import (
+    differing_settings,
     generate,
     job_generator,
     make_jobs,
@@ -254,6 +256,41 @@ def test_back_and_forth_between_settings_never_mixes_images(photos, tmp_path):
     assert len(read_records(folder)) == 18
     after = {name: digest for name, digest in contents(folder).items() if name.endswith("png")}
     assert after == before
+
+
+def test_settings_in_which_trials_differ_are_named_with_their_values(photos, tmp_path):
+    """Those of the images, of each class's UNet, and of how the words were learned."""
+    folders = {}
+
+    def make(seed, rate, unet="u", own_words=True, **settings):
+        trial_, rows = Trial(seed, 1), torch.full((1, 2), float(seed))
+        folders[trial_] = tmp_path / "aug" / trial_.name
+        config = json.dumps({"settings": {"learning_rate": rate, "model": "m"}})
+        path = merged_file(tmp_path, trial_) if own_words else tmp_path / f"{seed}.safetensors"
+        write_embeddings(path, {"<cat>": rows}, {"config": config})
+        dataset = trial(photos, 1, seed=seed)
+        details = {name: {"embeddings": rows_digest(rows), "unet": unet}
+                   for name in dataset.class_names}  # fmt: skip
+        settings = {"edits": [{"strength": 0.5}], "photos": dataset.photo_digest()} | settings
+        given = None if own_words else str(tmp_path / "{seed}.safetensors")
+        generate(dataset, Stub, folders[trial_], settings, num_synthetic=1, batch_size=4, seed=seed,
+                 indices=dataset.indices(["cat"]), of_class=details, constants={"embeddings": None},
+                 arguments={"embed_path": given})  # fmt: skip
+
+    make(0, 1e-3)
+    make(1, 1e-3)
+    assert differing_settings(folders) == {}
+    make(2, 5e-4, unet="v", own_words=False, edits=[{"strength": 1.0}], lora="sha")
+    zero, one, two = (each.name for each in folders)
+    half = [{"strength": 0.5}]
+    assert differing_settings(folders) == {
+        "edits": {zero: half, one: half, two: [{"strength": 1.0}]},
+        "lora": {zero: None, one: None, two: "sha"},
+        "unet of cat": {zero: "u", one: "u", two: "v"},
+        "words: learning_rate": {zero: 1e-3, one: 1e-3, two: 5e-4},
+    }
+    merged_file(tmp_path, Trial(0, 1)).write_bytes(b"torn")  # then nobody knows
+    assert differing_settings(folders)["words: learning_rate"] == {one: 1e-3, two: 5e-4}
 
 
 def test_dataset_generates_and_then_serves_variants(photos, tmp_path):
