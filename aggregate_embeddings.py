@@ -65,7 +65,7 @@ def main(argv=None):
                 f"{', '.join(trained_trials(experiment)) or 'none'}; run fine_tune.py with the "
                 "same --seed and --examples_per_class"
             )
-        check_same_settings(files)
+        check_same_settings(files, read_config(fine_tuned_dir(experiment, trial)))
         check_second_files(files)
     wanted = dict.fromkeys(trials, (1, 0))
     with at_work(experiment, AGGREGATE, wanted, shard=shard) as reporter:
@@ -130,8 +130,12 @@ def trained_trials(experiment: Path) -> list[str]:
     return sorted(path.name for path in experiment.glob("fine-tuned/seed=*_ex=*"))
 
 
-def check_same_settings(files: list[Path]) -> None:
-    """Raise UserError where some classes were trained with other settings than others."""
+def check_same_settings(files: list[Path], config: dict | None) -> None:
+    """Raise UserError where some classes were trained with other settings than others.
+
+    Args:
+        config: config.json of the trial, which the merged file is to carry.
+    """
     by_settings: dict[str, list[str]] = {}
     for file in files:
         header = read_header(file)
@@ -142,6 +146,11 @@ def check_same_settings(files: list[Path]) -> None:
         raise UserError(
             f"classes in {files[0].parent.parent} were trained with different settings ({groups}); "
             "train the older ones again with fine_tune.py --overwrite"
+        )
+    if by_settings and (config or {}).get("id") not in by_settings:
+        raise UserError(
+            f"{files[0].parent.parent} holds words, but no config.json that can be read and says "
+            "how they were learned; run fine_tune.py again, with the same flags, which writes it"
         )
 
 

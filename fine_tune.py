@@ -69,6 +69,7 @@ from semantic_aug.experiment import (
     config_id,
     fine_tuned_dir,
     folder_names,
+    read_config,
     remove_leftovers,
     write_config,
     write_text,
@@ -329,6 +330,15 @@ def main(argv=None):
         for group in groups_of(jobs, args.classes_per_step, shard)
         for run in runs_of(group, settings, args)
     ]
+
+    def say_how(job: Job) -> None:
+        arguments = {**vars(args), "class_names": job.trial_classes}
+        write_config(job.folder.parent, settings, arguments)
+
+    for job in jobs:
+        finished = job.path.exists() and not args.overwrite  # so it has these settings: see `plan`
+        if finished and read_config(job.folder.parent) is None:
+            say_how(job)
     if not runs:
         log.info("nothing left to do for shard %d of %d", *shard)
         return
@@ -336,8 +346,7 @@ def main(argv=None):
     pipeline = load_pipeline(info, device, pick_dtype(device, args.mixed_precision))
     with at_work(experiment, FINE_TUNE, wanted_of(jobs, args), shard=shard) as reporter:
         for job in (job for run in runs for job in run):
-            arguments = {**vars(args), "class_names": job.trial_classes}
-            write_config(job.folder.parent, settings, arguments)
+            say_how(job)
             for folder in (job.folder.parent, job.folder, job.folder / "validation"):
                 remove_leftovers(folder)
         failed = train_all(args, pipeline, templates, settings, runs, experiment, shard, reporter)
@@ -378,11 +387,9 @@ def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> lis
             raise UserError(f"--placeholder_token: {token} is the token of another class")
         tokens[chosen[0]] = token
     folder, folders = fine_tuned_dir(experiment, trial), folder_names(dataset.class_names)
-    begun = any(
-        (folder / name / EMBEDDINGS_FILE).exists() or list_checkpoints(folder / name)
-        for name in folders.values()
-    )
-    check_config(folder, settings, begun, args.overwrite)
+    files = [folder / name / EMBEDDINGS_FILE for name in folders.values()]
+    begun = any(file.exists() or list_checkpoints(file.parent) for file in files)
+    check_config(folder, settings, begun, args.overwrite, ids=lambda: ids_of(files))
     jobs = []
     for name in chosen:
         if tokens[name] in tokenizer.get_vocab():
@@ -412,6 +419,15 @@ def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> lis
         path = folder / folders[name] / EMBEDDINGS_FILE
         jobs.append(Job(dataset, name, path, start, tokens[name], header, classes))
     return jobs
+
+
+def ids_of(files: list[Path]) -> set[str]:
+    """The `config_id` of each finished word; one that was learned elsewhere has none.
+
+    What a checkpoint was made with is compared when it is read.
+    """
+    found = {read_header(file).get("config_id") for file in files if file.exists()}
+    return {each for each in found if each}
 
 
 def own_token(token: str, classes: list[str]) -> str:

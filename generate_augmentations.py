@@ -97,7 +97,6 @@ from semantic_aug.experiment import (
     MERGED,
     Trial,
     aug_dir,
-    check_config,
     config_id,
     merged_file,
     read_config,
@@ -116,10 +115,10 @@ from semantic_aug.filtering import (
 from semantic_aug.framing import FITS
 from semantic_aug.generation import (
     Job,
+    check_settings,
     compute,
     find_images,
     generate,
-    has_records,
     make_jobs,
     read_records,
     share_of,
@@ -469,7 +468,7 @@ def plan_trial(
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(args, names)
     settings = settings_of(args, dataset, info, weights, edits)
-    check_config(folder, settings, has_records(folder), args.overwrite)
+    check_settings(folder, settings, args.overwrite)
     of_class = details_of_classes(dataset, embed_path, info, unets)
     stale = find_images(folder, config_id(settings), of_class)[1] if of_class else {}
     if stale and not args.overwrite:

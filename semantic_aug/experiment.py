@@ -280,7 +280,13 @@ def read_config(folder: Path) -> dict | None:
     return config if isinstance(config, dict) else None
 
 
-def check_config(folder: Path, settings: Mapping, has_results: bool, overwrite: bool) -> None:
+def check_config(
+    folder: Path,
+    settings: Mapping,
+    has_results: bool,
+    overwrite: bool,
+    ids: Callable[[], Iterable[str]] | None = None,
+) -> None:
     """Refuse to mix results: `folder` holds some that were made with other settings.
 
     Args:
@@ -288,12 +294,22 @@ def check_config(folder: Path, settings: Mapping, has_results: bool, overwrite: 
             classes, counts, device and paths do not belong here.
         has_results: whether the folder holds results already.
         overwrite: go on all the same; the caller then makes the old results anew.
+        ids: gives the `config_id` of each result, where results carry it: they then stand in for
+            a config.json that is lost.
 
     Raises:
-        UserError: with the differing keys and both values.
+        UserError: with the differing keys and both values; or nothing says how results were made.
     """
+    if overwrite or not has_results:
+        return
     old = read_config(folder)
-    if old is None or overwrite or not has_results:
+    if old is None:
+        if ids is None or set(ids()) - {config_id(settings)}:
+            raise UserError(
+                f"{folder} holds results, but no config.json that can be read and says how they "
+                "were made; bring it back, choose another name, such as another "
+                "--experiment_name, or pass --overwrite to make them again"
+            )
         return
     before, now = old.get("settings", {}), json.loads(json.dumps(settings))
     differing = [

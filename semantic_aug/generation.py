@@ -424,9 +424,14 @@ def write_metadata(folder: Path, identity: str) -> None:
     derive(sizes, write)
 
 
-def has_records(folder: Path) -> bool:
-    """Whether `folder` holds a record of any configuration."""
-    return any((folder / RECORDS_DIR).glob("*.jsonl"))
+def check_settings(folder: Path, settings: Mapping, overwrite: bool) -> None:
+    """Refuse to mix images, as `check_config` does.
+
+    Raises:
+        UserError: `folder` holds images of other settings, or nothing says how they were made.
+    """
+    ids = {path.name.partition(".")[0] for path in (folder / RECORDS_DIR).glob("*.jsonl")}
+    check_config(folder, settings, bool(ids), overwrite, ids=lambda: ids)
 
 
 def discard_other_records(folder: Path, identity: str) -> None:
@@ -448,7 +453,7 @@ def discard_other_records(folder: Path, identity: str) -> None:
 
 
 class MissingImages(UserError):
-    """Synthetic images that are wanted are not there."""
+    """Images, or what says how they were made, are not there: what made the others makes them."""
 
 
 def read_variants(
@@ -471,12 +476,18 @@ def read_variants(
         ignore_filter: take rejected images as well.
 
     Raises:
-        MissingImages: some are missing, or records name files that are not there.
+        MissingImages: some are missing, records name files that are not there, or the folder's
+            config.json is lost.
         UserError: records do not fit the dataset, or a filter has rejected every image.
     """
     records = read_records(folder)
     if not records:
         raise MissingImages(f"no synthetic images in {folder}")
+    if read_config(folder) is None:
+        raise MissingImages(
+            f"{folder} holds images, but no config.json that can be read and says how they were "
+            "made; the command that made them, given again with the same flags, writes it anew"
+        )
     position = {source: idx for idx, source in enumerate(dataset.sources())}
     by_photo: dict[int, dict[int, tuple[Path, int]]] = {}
     for record in records:
@@ -586,7 +597,7 @@ def augment_dataset(
             "aug": type(augmentation).__qualname__,
             "photos": dataset.photo_digest(),
         }
-        check_config(folder, settings, has_records(folder), overwrite=False)
+        check_settings(folder, settings, overwrite=False)
         constants = {"seed": dataset.seed}
         generate(
             dataset,

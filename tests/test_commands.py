@@ -158,6 +158,44 @@ def test_changed_photos_are_noticed_by_content_and_name(photos, small_model, wor
     assert "photos" in error_of(capsys, fine_tune_words, photos, small_model)
 
 
+def test_results_that_have_lost_their_configuration_stay(photos, small_model, workdir, capsys):
+    """It is written again by the command that made them, and others refuse."""
+
+    def lose(folder) -> str:
+        text = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(text[:99])
+        return text
+
+    def files(folder):
+        return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != "config.json"}
+
+    def refused(command, *args):
+        before = files(workdir / "output")
+        assert "no config.json that can be read" in error_of(capsys, command, *args)
+        assert files(workdir / "output") == before
+
+    words = workdir / "output/exp/fine-tuned/seed=0_ex=1"
+    fine_tune_words(photos, small_model)
+    config = json.loads(lose(words))
+    refused(fine_tune_words, photos, small_model, "--learning_rate=0.1")
+    refused(aggregate_embeddings.main, COMMON)
+    fine_tune_words(photos, small_model)
+    again = json.loads((words / "config.json").read_text())
+    assert again["settings"] == config["settings"]
+    assert again["arguments"]["class_names"] == config["arguments"]["class_names"]
+    aggregate_embeddings.main(COMMON)
+
+    images = workdir / "output/exp/aug/seed=0_ex=1"
+    generate(photos, small_model)
+    before, config = files(images), json.loads(lose(images))
+    refused(generate, photos, small_model, "--strength=1")
+    refused(train_classifier.main, ["--dataset=folder", f"--data_dir={photos}", *COMMON])
+    generate(photos, small_model)
+    assert json.loads((images / "config.json").read_text())["settings"] == config["settings"]
+    before.pop(images / "metadata.jsonl")  # which is derived again
+    assert before.items() <= files(images).items()
+
+
 def test_an_output_folder_that_cannot_be_written(photos, small_model, workdir, capsys):
     (workdir / "file").write_text("")
     for command in (generate, fine_tune_words):

@@ -331,7 +331,8 @@ def test_config_is_compared_as_json(tmp_path):
 
 
 def test_without_results_or_with_overwrite_nothing_is_refused(tmp_path):
-    check_config(tmp_path, SETTINGS, has_results=True, overwrite=False)  # no config.json yet
+    check_config(tmp_path, SETTINGS, has_results=False, overwrite=False)
+    check_config(tmp_path, SETTINGS, has_results=True, overwrite=True)  # no config.json yet
     write_config(tmp_path, SETTINGS, {})
     other = SETTINGS | {"model": "sha256:2"}
     check_config(tmp_path, SETTINGS, has_results=True, overwrite=False)
@@ -345,7 +346,11 @@ def test_unreadable_config_is_no_config(tmp_path, content):
     assert read_config(tmp_path) is None
     assert read_config(tmp_path / "absent") is None
     assert read_config(tmp_path / "config.json") is None  # a file in place of a folder
-    check_config(tmp_path, SETTINGS, has_results=True, overwrite=False)
+    results = {"has_results": True, "overwrite": False}
+    for ids in (None, lambda: {"0123456789ab"}, lambda: {config_id(SETTINGS), "0123456789ab"}):
+        with pytest.raises(UserError, match=r"holds results, but no config\.json"):
+            check_config(tmp_path, SETTINGS, **results, ids=ids)
+    check_config(tmp_path, SETTINGS, **results, ids=lambda: {config_id(SETTINGS)})
 
 
 def test_git_revision_names_a_commit():
