@@ -34,7 +34,7 @@ from semantic_aug.experiment import (
     remove_leftovers,
     write_config,
 )
-from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
 
 RECORDS_DIR = "records"
 WRITERS = 2  # threads that compress and write images while the next batch is computed
@@ -205,7 +205,7 @@ def compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Itera
         labels.append(dataset.get_label_by_idx(job.index))
         metadata.append(meta)
     generators = [job_generator(seed, sources[job.index], job.repeat) for job in block]
-    results, edits = augmentation.augment(images, labels, metadata, generators)
+    results, edits = augmented(augmentation, images, labels, metadata, generators)
     return zip(block, results, edits)
 
 

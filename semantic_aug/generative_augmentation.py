@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from semantic_aug import UserError
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -72,5 +74,29 @@ class GenerativeAugmentation:
         if generator is None:
             seed = int(torch.randint(2**62, ()))
             generator = torch.Generator().manual_seed(seed)
-        images, _ = self.augment([image], [label], [metadata], [generator])
+        images, _ = augmented(self, [image], [label], [metadata], [generator])
         return images[0], label
+
+
+def augmented(
+    aug: GenerativeAugmentation, images: Sequence[Image.Image], *rest: Sequence
+) -> tuple[list[Image.Image], list[list[Edit]]]:
+    """What `aug.augment` returns, if it is what the contract says.
+
+    Raises:
+        UserError: it returns another number of images or of edits, or images of other sizes. They
+            would be taken for those of other photos.
+    """
+    results, edits = aug.augment(images, *rest)
+    what = None
+    if len(results) != len(images) or len(edits) != len(images):
+        what = f"{len(results)} images and {len(edits)} lists of edits for {len(images)} photos"
+    for image, result in zip(images, results):
+        if not isinstance(result, Image.Image):
+            what = what or f"{type(result).__name__} for an image"
+        elif result.size != image.size:
+            what = what or f"an image of size {result.size} for a photo of size {image.size}"
+    if what is not None:
+        name = f"{type(aug).__module__}:{type(aug).__qualname__}"
+        raise UserError(f"--aug: {name} returned {what}; expected one of the same size for each")
+    return results, edits

@@ -15,7 +15,12 @@ from scipy import ndimage
 
 from semantic_aug import UserError
 from semantic_aug.augmentations import AUGMENTATIONS, augmentation_class
-from semantic_aug.augmentations.compose import ComposeParallel, ComposeSequential, check_probs
+from semantic_aug.augmentations.compose import (
+    ComposeParallel,
+    ComposeSequential,
+    PerClass,
+    check_probs,
+)
 from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.augmentations.sdedit import (
     check_prompt,
@@ -665,6 +670,39 @@ def test_predecessor_s_augmentation_works():
         [photo()], [0], [{"name": "cat"}], [stream(4)]
     )
     assert composed[0].size == (48, 40) and edits == [[]]
+
+
+class Faulty(GenerativeAugmentation):
+    """Gives what `change` makes of the images and of the lists of edits."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def augment(self, images, labels, metadata, generators):
+        return self.change(images, [[] for _ in images])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda images, edits: (images[:1], edits), "1 images and 2 lists of edits for 2 photos"),
+        (lambda images, edits: (images, edits[:1]), "2 images and 1 lists of edits for 2 photos"),
+        (lambda images, edits: (images * 2, edits * 2), "4 images and 4 lists of edits for 2"),
+        (lambda images, edits: ([images[0], images[1].rotate(90, expand=True)], edits),
+         r"an image of size \(40, 48\) for a photo of size \(48, 40\)"),
+        (lambda images, edits: ([pixels(image) for image in images], edits),
+         "ndarray for an image"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("outer", [
+    lambda aug: ComposeParallel([aug]),
+    lambda aug: ComposeSequential([Mark(1), aug]),
+    lambda aug: PerClass(aug, lambda name: None),
+])  # fmt: skip
+def test_augmentation_that_breaks_the_contract_is_named(change, message, outer):
+    batch = [photo()] * 2, [0] * 2, [{"name": "cat"}] * 2, [stream(0), stream(1)]
+    with pytest.raises(UserError, match=rf"--aug: test_augmentations:Faulty returned {message}"):
+        outer(Faulty(change)).augment(*batch)
 
 
 def test_augmentation_without_methods_says_so():

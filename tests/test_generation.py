@@ -167,6 +167,21 @@ def test_an_image_without_its_record_does_not_count(photos, tmp_path):
     assert len(read_records(folder)) == 18
 
 
+def test_augmentation_that_loses_an_image_is_named_and_nothing_is_shifted(photos, tmp_path):
+    class Short(Stub):
+        def augment(self, *batch):
+            images, edits = super().augment(*batch)
+            return (images, edits) if len(self.batches) == 1 else (images[1:], edits[1:])
+
+    dataset, folder = trial(photos), tmp_path / "out"
+    with pytest.raises(UserError, match=r"Short returned 3 images and 3 .* for 4 photos"):
+        run(dataset, folder, aug=Short())
+    assert len(metadata(folder)) == len(list(folder.glob("*.png"))) == 4  # of the block before
+    run(dataset, folder)
+    run(dataset, tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
 def test_more_variants_are_added_to_those_there(photos, tmp_path):
     dataset, folder = trial(photos), tmp_path / "out"
     run(dataset, folder, num_synthetic=1)

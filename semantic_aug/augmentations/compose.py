@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
 
 
 def check_probs(probs: Sequence[float] | None, count: int, compose: str) -> list[float]:
@@ -107,9 +107,8 @@ def _apply(aug, chosen, results, edits, labels, metadata, generators) -> None:
     """Augment the chosen images of a batch in place, and note their edits."""
     if not chosen:
         return
-    images, applied = aug.augment(
-        *([items[i] for i in chosen] for items in (results, labels, metadata, generators))
-    )
+    batch = ([items[i] for i in chosen] for items in (results, labels, metadata, generators))
+    images, applied = augmented(aug, *batch)
     for i, image, steps in zip(chosen, images, applied):
         results[i] = image
         edits[i] = edits[i] + steps
