@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from PIL import Image, ImageChops
+from PIL import ImageChops
 
 from semantic_aug import UserError
 from semantic_aug.adapters import (
@@ -101,7 +101,7 @@ from semantic_aug.experiment import (
     merged_file,
     read_config,
 )
-from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.few_shot_dataset import FewShotDataset, read_image
 from semantic_aug.filtering import (
     MODELS,
     Filter,
@@ -898,6 +898,12 @@ def reproduce(argv) -> None:
             f"--reproduce: {path} is no image of generate_augmentations.py with a record"
         )
     record, settings = records[path.name], config["settings"]
+    try:
+        there = read_image(path)
+    except UserError as error:
+        raise UserError(
+            f"--reproduce: {error}; the command that made it, given again, makes it anew"
+        ) from error
     defaults = vars(parse_args(["--dataset=-", "--experiment_name=-"]))  # for newer flags
     args = argparse.Namespace(**{**defaults, **config["arguments"]})
     args.model, args.device = given.model_path or args.model, given.device
@@ -932,8 +938,10 @@ def reproduce(argv) -> None:
         load_extras(args, info, device),
     )
     ((_, image, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
-    with Image.open(path) as there:
-        difference = ImageChops.difference(image, there.convert("RGB"))
+    if image.size != there.size:
+        print(f"{path}: its size is {there.size}, not {image.size}")
+        raise SystemExit(1)
+    difference = ImageChops.difference(image, there)
     largest = max(high for _, high in difference.getextrema())
     if largest == 0:
         print(f"{path}: equal")

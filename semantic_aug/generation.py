@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from semantic_aug.experiment import (
 from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
 
 RECORDS_DIR = "records"
+OPENERS = 8  # threads that look at the ends of files, which takes its time over a network
 WRITERS = 2  # threads that compress and write images while the next batch is computed
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ def generate(
     remove_leftovers(folder)
     identity = config_id(settings)
     finished, stale = find_images(folder, identity, of_class)
+    finished = whole_images(folder, finished)
     mine = share_of(make_jobs(indices, num_synthetic), batch_size, shard, already)
     todo = [block for block in mine if any(job.file_name not in finished for job in block)]
     kept = sum(job.file_name in finished for block in mine for job in block)
@@ -297,8 +299,7 @@ def _records(folder: Path, identity: str | None, only_present: bool = True) -> I
         return
     present = _present(folder) if only_present else None
     for record in read_lines(folder, identity):
-        is_image = record.keys() >= _NEEDED
-        if is_image and (present is None or record["file_name"] in present):
+        if "label" in record and (present is None or record["file_name"] in present):
             yield record
 
 
@@ -308,14 +309,62 @@ def _present(folder: Path) -> set[str]:
         return {entry.name for entry in entries if _size(entry) > 0}
 
 
+_PNG_END = b"IEND\xaeB`\x82"  # the last chunk, which holds nothing, and its checksum
+
+
+def whole_images(folder: Path, names: Iterable[str]) -> set[str]:
+    """Those of the PNG files `names` that are there to their end; their pixels are not read."""
+
+    def is_whole(name: str) -> bool:
+        try:
+            with open(f"{folder}/{name}", "rb", buffering=0) as file:
+                file.seek(-len(_PNG_END), os.SEEK_END)
+                return file.read() == _PNG_END
+        except OSError:  # it is not there, or shorter
+            return False
+
+    names = list(names)
+    shares = [names[first::OPENERS] for first in range(OPENERS)]
+    with ThreadPoolExecutor(OPENERS) as threads:
+        found = threads.map(lambda share: list(filter(is_whole, share)), shares)
+        return set().union(*found)
+
+
 def _job_order(record: Mapping) -> tuple[int, int]:
     return record["index"], record["repeat"]
 
 
 # What may change while the folder's settings stay: the learned word and the UNet of one class.
 CLASS_KEYS = ("embeddings", "unet")
-# Records of filters have a score and no label.
-_NEEDED = {"file_name", "label", "class_name", "source", "index", "repeat"}
+# What a line has that is the record of an image; that of a filter has no label.
+_NEEDED = ("file_name", "label", "class_name", "source", "index", "repeat")
+# JSON types of what something here depends on.
+_KINDS = {
+    **dict.fromkeys(("file_name", "class_name", "source"), (str,)),
+    **dict.fromkeys(("label", "index", "repeat"), (int,)),
+    **dict.fromkeys(("seed", "examples_per_class"), (int, type(None))),
+    **dict.fromkeys(CLASS_KEYS, (str, type(None))),
+    **dict.fromkeys(("kept", "flagged"), (bool,)),
+    "score": (int, float),
+}
+
+
+def _damage(line: object) -> str | None:
+    """What is wrong with a line of records/, if anything is."""
+    if not isinstance(line, dict):
+        return "it is no record"
+    for key, kinds in _KINDS.items():
+        if key in line and type(line[key]) not in kinds:  # true is no number
+            return f"its {key} is {line[key]!r:.40}"
+    if not abs(line.get("score", 0)) < 1e300:  # neither nan nor beyond a float
+        return f"its score is {line['score']}"
+    if "label" in line:
+        for key in _NEEDED:
+            if key not in line:
+                return f"it has no {key}"
+        if line["file_name"] != Job(line["index"], line["repeat"]).file_name:
+            return f"{line['file_name']} has not its index and repeat"
+    return None
 
 
 def find_images(
@@ -393,16 +442,18 @@ def _lines(path: Path) -> Iterator[dict]:
     except FileNotFoundError:  # another process has just discarded them
         return
     with file:
-        for line in file:
-            if line.endswith("\n"):
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    record = None
-                if isinstance(record, dict):
-                    yield record
-                else:
-                    log.warning("%s: a line that is no record is left out", path)
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):  # torn: its process was killed
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            damage = _damage(record)
+            if damage is None:
+                yield record
+            else:
+                log.warning("%s: line %d is left out: %s", path, number, damage)
 
 
 def write_metadata(folder: Path, identity: str) -> None:
@@ -480,7 +531,9 @@ def read_variants(
             config.json is lost.
         UserError: records do not fit the dataset, or a filter has rejected every image.
     """
-    records = read_records(folder)
+    recorded = read_records(folder, only_present=False)
+    whole = whole_images(folder, (record["file_name"] for record in recorded))
+    records = [record for record in recorded if record["file_name"] in whole]
     if not records:
         raise MissingImages(f"no synthetic images in {folder}")
     if read_config(folder) is None:
@@ -511,17 +564,16 @@ def read_variants(
             )
         by_photo.setdefault(idx, {})[record["repeat"]] = (folder / record["file_name"], label)
     wanted = dataset.indices(classes)
-    recorded = read_records(folder, only_present=False)
     made = 1 + max(record["repeat"] for record in recorded)
     needed = made if num_synthetic is None else num_synthetic
-    missing = [idx for idx in wanted for n in range(needed) if n not in by_photo.get(idx, {})]
+    there = {idx: sum(n < needed for n in by_photo.get(idx, ())) for idx in wanted}
+    missing = needed * len(wanted) - sum(there.values())
     if missing:
-        source = dataset.sources()[missing[0]]
-        there = {record["file_name"] for record in records}
-        gone = sorted({record["file_name"] for record in recorded} - there)
-        lost = f"; records name {len(gone)} files that are not there, as {gone[0]}" if gone else ""
+        source = dataset.sources()[next(idx for idx in wanted if there[idx] < needed)]
+        gone = sorted({record["file_name"] for record in recorded} - whole)
+        lost = f"; records name {len(gone)} files that are not whole, as {gone[0]}" if gone else ""
         raise MissingImages(
-            f"{len(missing)} of {len(wanted) * needed} synthetic images are missing in "
+            f"{missing} of {len(wanted) * needed} synthetic images are missing in "
             f"{folder}, the first of photo {source}{lost}"
         )
     scores = {} if ignore_filter else read_scores(folder)

@@ -241,6 +241,65 @@ def test_damaged_records_do_not_count(photos, tmp_path, caplog):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("label", "0", "its label is '0'"), ("label", None, "its label is None"),
+        ("label", True, "its label is True"), ("label", [0], r"its label is [0]"),
+        ("repeat", "1", "its repeat is '1'"), ("repeat", 1.0, "its repeat is 1.0"),
+        ("repeat", 10**9, "000000-001.png has not its index and repeat"),
+        ("index", {}, "its index is {}"), ("index", 10**9, "has not its index and repeat"),
+        ("file_name", 3, "its file_name is 3"), ("file_name", ["a"], "its file_name is ['a']"),
+        ("file_name", "../../x.png", "../../x.png has not its index and repeat"),
+        ("class_name", 7, "its class_name is 7"), ("source", ["s"], "its source is ['s']"),
+        ("seed", "0", "its seed is '0'"), ("source", ..., "it has no source"),
+    ],
+)  # fmt: skip
+def test_record_with_another_type_is_named_and_its_image_made_again(
+    photos, tmp_path, caplog, key, value, said
+):
+    dataset, folder = trial(photos, 1), tmp_path / "out"
+    run(dataset, folder, num_synthetic=2)
+    before = contents(folder)
+    (path,) = (folder / "records").iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    number = next(n for n, line in enumerate(lines) if line["file_name"] == "000000-001.png")
+    lines[number][key] = value
+    lines[number] = {key: value for key, value in lines[number].items() if value is not ...}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match="1 of 6 synthetic images are missing"):
+        read_variants(folder, dataset, 2)
+    assert f"{path}: line {number + 1} is left out: " in caplog.text and said in caplog.text
+    assert run(dataset, folder, num_synthetic=2) == 1
+    assert contents(folder) == before
+    assert len(read_variants(folder, dataset)[0]) == 2
+
+
+def test_damaged_lines_of_filters_are_left_out(tmp_path, caplog):
+    lines = [
+        {"file_name": ["a"], "score": 1}, {"file_name": "a.png", "score": "0.5"},
+        {"file_name": "a.png", "score": float("nan")}, {"file_name": "a.png", "kept": "no"},
+        {"file_name": "a.png", "score": 10**400}, {"file_name": "a.png", "score": 1},
+    ]  # fmt: skip
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records/id.1.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert generation.read_scores(tmp_path) == {"a.png": {"score": 1}}
+    assert caplog.text.count("is left out") == 5
+
+
+@pytest.mark.parametrize("left", [0.5, 0.99, 8, 0])
+def test_image_cut_short_does_not_count_and_is_made_again(photos, tmp_path, left):
+    dataset, folder = trial(photos), tmp_path / "out"
+    run(dataset, folder)
+    before, cut = contents(folder), folder / "000002-001.png"
+    content = cut.read_bytes()
+    cut.write_bytes(content[: int(left * len(content)) if left < 1 else left])
+    with pytest.raises(UserError, match=r"1 of 18 .* 1 files that are not whole, as 000002-001"):
+        read_variants(folder, dataset)
+    assert run(dataset, folder) == 1
+    assert contents(folder) == before
+
+
 def test_back_and_forth_between_settings_never_mixes_images(photos, tmp_path):
     """An --overwrite that was killed, then a return to the first settings."""
     dataset, folder = trial(photos), tmp_path / "out"
@@ -567,8 +626,15 @@ def test_one_image_again(make, photos, workdir, small_model, capsys):
     assert contents(folder) == before
     moved = photos.rename(photos.parent / "moved")
     assert again(f"--data_dir={moved}")[:2] == (0, f"{path}: equal\n")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    status, _, err = again()
+    assert (status, err.count("\n")) == (2, 1) and f"cannot read image {path}: " in err
+    path.write_bytes(whole)
     with Image.open(path) as image:
         pixels = np.asarray(image).astype(np.uint8).copy()
+    Image.fromarray(pixels[:20]).save(path)
+    assert again(f"--data_dir={moved}")[:2] == (1, f"{path}: its size is (48, 20), not (48, 40)\n")
     pixels[3, 3] ^= 64
     Image.fromarray(pixels).save(path)
     status, out, _ = again(f"--data_dir={moved}")
@@ -608,9 +674,9 @@ def test_finished_work_loads_no_model_and_still_derives_metadata(
 
 
 def test_later_records_are_read_later_whatever_the_clocks_of_nodes_say(tmp_path, monkeypatch):
-    job = {"file_name": "a.png", "label": 0, "class_name": "cat", "source": "s", "index": 0,
-           "repeat": 0}  # fmt: skip
-    (tmp_path / "a.png").write_bytes(b"png")
+    job = {"file_name": "000000-000.png", "label": 0, "class_name": "cat", "source": "s",
+           "index": 0, "repeat": 0}  # fmt: skip
+    (tmp_path / "000000-000.png").write_bytes(b"png")
     monkeypatch.setattr(generation.time, "time_ns", lambda: 2000)  # a node whose clock is ahead
     with generation.RecordWriter(tmp_path, "id", (0, 1)) as writer:
         writer.write(job | {"prompt": "earlier"})

@@ -61,7 +61,7 @@ def append(folder, number, *lines):
 
 
 def score(folder):
-    """Scores 0, 0.1, 0.2 ... of all images in order; those below 0.5 are removed."""
+    """Scores 0, 0.1, 0.2 ... of all images in order; those below 0.5 are marked."""
     scores = [{"file_name": r["file_name"], "score": n / 10, "kept": n >= 5}
               for n, r in enumerate(read_records(folder))]  # fmt: skip
     append(folder, 0, *scores)
@@ -308,7 +308,7 @@ def test_page_opens_counts_and_asks_no_network(browser, page):
     assert browser.run("document.querySelectorAll('.variant').length") == 40
     browser.wait_for("[...document.images].slice(0, 4).every(i => i.complete && i.naturalWidth)")
     assert cells(browser, "methods") == [
-        ["", "images", "near-duplicates", "removed", "mean score"],
+        ["", "images", "near-duplicates", "marked", "mean score"],
         ["plain", "24", "8", "0", "–"],
         ["sco red#1", "16", "8", "5", "0.750"],
     ]
@@ -374,7 +374,7 @@ def test_hover_shows_prompt_and_parameters(browser, page):
     assert [EVIL_PROMPT in text, "m & m" in text, "strength" in text] == [True] * 3
     assert "0 of 255, a near-duplicate" in text
     assert browser.run("document.querySelector('.variant .badges').innerText.split('\\n')") == [
-        "≈ source", "removed"]  # fmt: skip
+        "≈ source", "marked"]  # fmt: skip
     inside = "(r => r.left >= 0 && r.right <= innerWidth && r.top >= 0 && r.bottom <= innerHeight)"
     assert browser.run(f"{inside}(document.getElementById('tip').getBoundingClientRect())")
     browser.hover("h1")
