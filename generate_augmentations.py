@@ -122,6 +122,7 @@ from semantic_aug.generation import (
     make_jobs,
     read_records,
     share_of,
+    write_metadata,
 )
 from semantic_aug.processes import at_work
 from semantic_aug.timing import GENERATE, timed
@@ -606,19 +607,22 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
         How many images were scored.
     """
     folder, identity = plan.folder, config_id(plan.settings)
-    scored = score_images(
-        folder,
-        identity,
-        quality,
-        lambda: load_judge()(plan.dataset, plan.trial, cache),
-        plan.dataset,
-        names_to_score(plan, quality, shard),
-        shard,
-    )
     names, of_class = plan.dataset.class_names, {}
     for job in plan.jobs:
         of_class.setdefault(names[plan.dataset.get_label_by_idx(job.index)], []).append(job)
-    judged = mark_worst(folder, identity, quality, of_class, shard)
+    try:
+        scored = score_images(
+            folder,
+            identity,
+            quality,
+            lambda: load_judge()(plan.dataset, plan.trial, cache),
+            plan.dataset,
+            names_to_score(plan, quality, shard),
+            shard,
+        )
+        judged = mark_worst(folder, identity, quality, of_class, shard)
+    finally:
+        write_metadata(folder, identity)  # which has the scores too
     kept, total = (sum(column) for column in zip((0, 0), *judged.values()))
     line = (
         f"{folder}: {scored} images scored now; {kept} of {total} kept by --filter {quality.kind}"

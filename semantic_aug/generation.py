@@ -398,14 +398,17 @@ def _size(entry: os.DirEntry | Path) -> int:
         return 0
 
 
-def read_scores(folder: Path) -> dict[str, dict]:
+def read_scores(folder: Path, identity: str | None = None) -> dict[str, dict]:
     """What filters say of the images in `folder`: `{file_name: {"score": ..., "kept": ...}}`.
 
     Of an image that was scored twice the later line counts. What was said of an image that has
     been made again with other words or weights since does not.
+
+    Args:
+        identity: only lines of this `config_id`; default that of the folder's config.json.
     """
     said, images = {}, {}
-    for line in read_lines(folder):
+    for line in read_lines(folder, identity):
         if "label" in line:
             images[line.get("file_name")] = {key: line[key] for key in CLASS_KEYS if key in line}
         elif "file_name" in line:
@@ -457,14 +460,19 @@ def _lines(path: Path) -> Iterator[dict]:
 
 
 def write_metadata(folder: Path, identity: str) -> None:
-    """Derive `metadata.jsonl` from all records."""
+    """Derive `metadata.jsonl` from all records.
+
+    Once an image has a score, each line has `score` and `kept`, null where they are not known.
+    """
 
     def sizes():
         return {path.name: _size(path) for path in (folder / RECORDS_DIR).glob("*.jsonl")}
 
     def write():
-        lines = {}
+        lines, scores = {}, read_scores(folder, identity)
         for record in _records(folder, identity):  # text takes a fifth of a dictionary's memory
+            if scores:
+                record |= {"score": None, "kept": None} | scores.get(record["file_name"], {})
             lines[_job_order(record)] = json.dumps(record, ensure_ascii=False)
         with (
             atomic_path(folder / METADATA_FILE) as temporary,

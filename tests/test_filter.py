@@ -226,6 +226,35 @@ def test_images_of_other_words_have_no_score(gate, clip):
     assert len(read_scores(FOLDER)) == 17
 
 
+def test_metadata_says_the_score_of_every_image_once_one_has_one(gate, clip, monkeypatch):
+    def metadata():
+        return [json.loads(line) for line in (FOLDER / "metadata.jsonl").read_text().splitlines()]
+
+    flags = ["--filter=clip", f"--filter_model={clip}", "--filter_quantile=0.5"]
+    gate()
+    keys = list(metadata()[0])
+    assert all(list(line) == keys for line in metadata()) and "score" not in keys
+    write, written = filtering.RecordWriter.write, []
+
+    def dies(self, record):
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(record)
+        write(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filtering.RecordWriter, "write", dies)
+        assert gate(*flags)[0] == 130
+    assert all(list(line) == [*keys, "score", "kept"] for line in metadata())
+    assert Counter(line["score"] is None for line in metadata()) == {True: 13, False: 5}
+    assert {line["kept"] for line in metadata()} == {None}
+    gate(*flags)
+    assert {line["file_name"]: (line["score"], line["kept"]) for line in metadata()} == marks()
+    assert Counter(line["kept"] for line in metadata()) == {True: 9, False: 9}
+    gate("--num_synthetic=7")  # without a filter: three that nobody has scored
+    assert Counter(line["kept"] for line in metadata()) == {True: 9, False: 9, None: 3}
+
+
 # --- who honours the marks -------------------------------------------------------------------
 
 
