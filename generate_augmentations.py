@@ -117,9 +117,12 @@ from semantic_aug.generation import (
     Job,
     check_settings,
     compute,
+    differing_keys,
     find_images,
     generate,
     make_jobs,
+    masks_by_class,
+    older_precision,
     read_records,
     share_of,
     write_metadata,
@@ -343,7 +346,9 @@ def main(argv=None):
     plans: list[Plan] = []
     for trial, path in embed_paths.items():
         already = sum(plan.num_blocks for plan in plans)
-        plans.append(plan_trial(args, experiment, trial, path, info, weights, edits, already))
+        plans.append(
+            plan_trial(args, experiment, trial, path, info, weights, edits, device, already)
+        )
     quality = None
     if args.filter:
         quality = make_filter(args.filter, args.filter_model, args.filter_quantile)
@@ -454,7 +459,7 @@ def check_model(args, edits: list[dict]) -> ModelInfo:
 
 
 def plan_trial(
-    args, experiment: Path, trial, embed_path, info, weights, edits, already: int
+    args, experiment: Path, trial, embed_path, info, weights, edits, device, already: int
 ) -> Plan:
     """What is to be made of a trial, where nothing stands in its way.
 
@@ -470,14 +475,15 @@ def plan_trial(
     unets = class_unets(args, names)
     settings = settings_of(args, dataset, info, weights, edits)
     check_settings(folder, settings, args.overwrite)
-    of_class = details_of_classes(dataset, embed_path, info, unets)
-    stale = find_images(folder, config_id(settings), of_class)[1] if of_class else {}
+    masked = indices if uses_masks(args, edits) else []
+    details = details_of_classes(dataset, embed_path, info, unets, masked)
+    precision = precision_of(args, device)
+    of_class = {name: details[name] | {"precision": precision} for name in dict.fromkeys(names)}
+    _, stale = find_images(folder, config_id(settings), of_class)
     if stale and not args.overwrite:
-        what = "other words than those in " + str(embed_path) if embed_path else "other weights"
         raise UserError(
-            f"{folder} holds images made with {what} for: "
-            f"{', '.join(dict.fromkeys(stale.values()))}; choose another --aug_name or pass "
-            "--overwrite to make them again"
+            f"{folder} holds images made {what_differs(stale, of_class, embed_path)}; choose "
+            "another --aug_name or pass --overwrite to make them again"
         )
     # Augmentations of which one is drawn per image get their images from more jobs, so that each
     # has a full batch all the same.
@@ -567,14 +573,45 @@ def class_unets(args, class_names: Iterable[str]) -> dict[str, Path]:
     return find_unets(args.unet_path, list(dict.fromkeys(class_names)))
 
 
-def details_of_classes(dataset, embed_path: Path | None, info: ModelInfo, unets) -> dict:
-    """What changes the images of one class alone, by the key it has in their records."""
-    details: dict[str, dict] = {}
+def uses_masks(args, edits: list[dict]) -> bool:
+    """Whether an image would be another one if its photo had another mask."""
+    by_edit = (edit["mask"] or augmentation_class(edit["aug"]).needs_mask for edit in edits)
+    return args.crop_to_object or any(by_edit)
+
+
+def details_of_classes(dataset, embed_path: Path | None, info: ModelInfo, unets, masked) -> dict:
+    """What changes the images of one class alone, by the key it has in their records.
+
+    Args:
+        masked: photos whose masks do.
+    """
+    details: dict[str, dict] = {name: {} for name in dataset.class_names}
     for name, digest in word_digests(embed_path, dataset, len(info.embedding_dims)).items():
-        details[name] = {"embeddings": digest}
+        details[name]["embeddings"] = digest
     for name, path in unets.items():
-        details.setdefault(name, {})["unet"] = check_unet(info, path)
+        details[name]["unet"] = check_unet(info, path)
+    for name, digest in masks_by_class(dataset, masked).items():
+        details[name]["masks"] = digest
     return details
+
+
+def what_differs(stale: dict[str, dict], of_class: dict[str, dict], embed_path) -> str:
+    """With what images that are out of date were made, and of which classes they are."""
+    what = {
+        "embeddings": f"with other words than those in {embed_path}",
+        "unet": "with other weights",
+        "masks": "with other masks",
+    }
+    names: dict[str, set[str]] = {}
+    for record in stale.values():
+        name = record["class_name"]
+        for key in differing_keys(record, of_class[name]):
+            now = f"in another precision (there {record[key]}, now {of_class[name][key]})"
+            names.setdefault(what.get(key, now), set()).add(name)
+    return ", and ".join(
+        f"{text} for: {', '.join(name for name in of_class if name in each)}"
+        for text, each in names.items()
+    )
 
 
 # --- doing it --------------------------------------------------------------------------------
@@ -653,9 +690,14 @@ def lacks_scores(plan: Plan, quality: Filter, shard: tuple[int, int]) -> bool:
     return bool(names & todo or names - there)
 
 
+def precision_of(args, device) -> str:
+    """In which precision the model works, as records say it."""
+    return "no" if device.type == "cpu" else args.mixed_precision or "fp16"
+
+
 def dtype_of(args, device):
     """In which precision the model works."""
-    return pick_dtype(device, args.mixed_precision or ("no" if device.type == "cpu" else "fp16"))
+    return pick_dtype(device, args.mixed_precision or precision_of(args, device))
 
 
 def build_pipeline(args, info: ModelInfo, device):
@@ -880,6 +922,7 @@ MADE_WITH = {
     "lora": "weights of the LoRA",
     "unet": "weights of the UNet",
     "controlnet": "weights of the ControlNet",
+    "masks": "masks of its class",
     "safety_checker": "weights of the safety checker",
 }
 
@@ -911,6 +954,8 @@ def reproduce(argv) -> None:
     defaults = vars(parse_args(["--dataset=-", "--experiment_name=-"]))  # for newer flags
     args = argparse.Namespace(**{**defaults, **config["arguments"]})
     args.model, args.device = given.model_path or args.model, given.device
+    precision = record.get("precision") or older_precision(path.parent)
+    args.mixed_precision = precision or args.mixed_precision
     for key in ("data_dir", "lora", "unet_path", "controlnet"):
         setattr(args, key, getattr(given, key) or getattr(args, key))
     trial, name = Trial(record["seed"], record["examples_per_class"]), record["class_name"]
@@ -920,7 +965,10 @@ def reproduce(argv) -> None:
     if "textual-inversion" in args.aug:
         embed_path = find_embeddings(args, path.parent.parent.parent, trial)
     unets = class_unets(args, [name])
-    own = {"embeddings": None, **details_of_classes(dataset, embed_path, info, unets).get(name, {})}
+    masked = dataset.indices([name]) if uses_masks(args, settings["edits"]) else []
+    details = details_of_classes(dataset, embed_path, info, unets, masked)
+    own = {"embeddings": None, **details.get(name, {})}
+    own = {key: value for key, value in own.items() if key in record}  # older ones say less
     common = {**weights_of(args, info), "photos": dataset.photo_digest()}
     for stored, now in ((settings, common), (record, own)):
         for key, value in now.items():

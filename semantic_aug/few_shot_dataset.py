@@ -326,6 +326,16 @@ class FewShotDataset(Dataset):
             )
         return mask
 
+    def mask_digests(self, indices: Iterable[int]) -> list[str]:
+        """sha256 of the mask of each photo, in hex; empty for a photo without a mask."""
+        if self._has_records:
+            masks = [self.records[idx].mask for idx in indices]
+        else:
+            masks = [self.get_metadata_by_idx(idx).get("mask") for idx in indices]
+        files = {n: each for n, each in enumerate(masks) if isinstance(each, str | os.PathLike)}
+        found = dict(zip(files, file_digests(files.values())))
+        return [found.get(n) or _mask_digest(each) for n, each in enumerate(masks)]
+
     def indices(self, classes: Iterable[str] | None = None) -> list[int]:
         """Indices of the photos of these classes (default all), which keep their labels.
 
@@ -617,6 +627,17 @@ def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:
     if mask.ndim == 3:
         mask = mask.any(axis=-1)
     return mask.astype(np.uint8) * 255
+
+
+def _mask_digest(mask) -> str:
+    """sha256 of a mask in memory, or of what a function gives; see `mask_digests`."""
+    if mask is None:
+        return ""
+    try:
+        mask = binary_mask(mask() if callable(mask) else mask)
+    except (UserError, OSError, ValueError) as error:
+        return f"unreadable: {error}"  # whoever needs the mask says so
+    return hashlib.sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()
 
 
 def object_box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -35,6 +35,7 @@ from semantic_aug.experiment import (
     write_config,
 )
 from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
+from semantic_aug.timing import GENERATE, read_timing
 
 RECORDS_DIR = "records"
 OPENERS = 8  # threads that look at the ends of files, which takes its time over a network
@@ -110,9 +111,9 @@ def generate(
         already: how many blocks were dealt out before those of this trial.
         constants: what all records share.
         arguments: for config.json.
-        of_class: what made the images of each class alone, such as the sha256 of its learned
-            word, by the key it has in records; images whose record says otherwise are removed and
-            made again.
+        of_class: what may change while `settings` stay, such as the sha256 of a class's learned
+            word, by class and by the key it has in records (`CLASS_KEYS`); images whose record
+            says otherwise are removed and made again.
         count: told from time to time how many images have been made since.
 
     Returns:
@@ -334,8 +335,9 @@ def _job_order(record: Mapping) -> tuple[int, int]:
     return record["index"], record["repeat"]
 
 
-# What may change while the folder's settings stay: the learned word and the UNet of one class.
-CLASS_KEYS = ("embeddings", "unet")
+# What may change while the folder's settings stay: the learned word, the UNet and the masks of one
+# class, and the precision of the model.
+CLASS_KEYS = ("embeddings", "unet", "masks", "precision")
 # What a line has that is the record of an image; that of a filter has no label.
 _NEEDED = ("file_name", "label", "class_name", "source", "index", "repeat")
 # JSON types of what something here depends on.
@@ -369,25 +371,70 @@ def _damage(line: object) -> str | None:
 
 def find_images(
     folder: Path, identity: str, of_class: Mapping[str, Mapping] | None = None
-) -> tuple[set[str], dict[str, str]]:
+) -> tuple[set[str], dict[str, dict]]:
     """The images with a record that are there, and those that are out of date.
 
     Args:
         of_class: as `generate` takes it.
 
     Returns:
-        Names of the files that count; and of those that were made with other words or weights,
-        which do not, each with its class.
+        Names of the files that count; and of those that were made with other words, weights or
+        masks, or in another precision, which do not, each with its record.
     """
-    finished, stale = set(), {}
+    finished, stale, older = set(), {}, None
     for record in _records(folder, identity):
         name, expected = record["file_name"], (of_class or {}).get(record["class_name"], {})
+        if "precision" in expected and "precision" not in record:
+            older = older or {"precision": older_precision(folder) or expected["precision"]}
+            record |= older
         finished.add(name)
         stale.pop(name, None)
-        if any(record.get(key) != value for key, value in expected.items()):
+        if differing_keys(record, expected):
             finished.discard(name)
-            stale[name] = record["class_name"]
+            stale[name] = record
     return finished, stale
+
+
+def differing_keys(record: Mapping, expected: Mapping) -> list[str]:
+    """What of `expected` an image was not made with, as far as its record says so."""
+    return [key for key, value in expected.items() if record.get(key, value) != value]
+
+
+def older_precision(folder: Path) -> str | None:
+    """The precision of images whose records do not say it, which older code has made.
+
+    It was float16 unless asked for otherwise, and float32 on the CPU. None where the device is not
+    known.
+    """
+    arguments = (read_config(folder) or {}).get("arguments", {})
+    devices = {arguments.get("device")} - {None}
+    if not devices:
+        devices = {
+            row["device"]
+            for row in read_timing(folder.parent.parent)
+            if (row["stage"], row["method"]) == (GENERATE, folder.parent.name)
+            and f"seed={row['seed']}_ex={row['examples_per_class']}" == folder.name
+        }
+    wanted = arguments.get("mixed_precision") or "fp16"
+    found = {"no" if str(device).startswith("cpu") else wanted for device in devices}
+    return found.pop() if len(found) == 1 else None
+
+
+def masks_by_class(dataset, indices: Iterable[int]) -> dict[str, str]:
+    """Sixteen hex digits of the masks of each class's photos; of classes that have masks.
+
+    Args:
+        indices: all photos of some classes.
+    """
+    indices, of_class = list(indices), {}
+    for idx, digest in zip(indices, dataset.mask_digests(indices)):
+        name = dataset.class_names[dataset.get_label_by_idx(idx)]
+        of_class.setdefault(name, []).append(digest)
+    return {
+        name: f"{stable_hash('masks', *digests):016x}"
+        for name, digests in of_class.items()
+        if any(digests)
+    }
 
 
 def _size(entry: os.DirEntry | Path) -> int:
@@ -402,7 +449,7 @@ def read_scores(folder: Path, identity: str | None = None) -> dict[str, dict]:
     """What filters say of the images in `folder`: `{file_name: {"score": ..., "kept": ...}}`.
 
     Of an image that was scored twice the later line counts. What was said of an image that has
-    been made again with other words or weights since does not.
+    been made again with other words, weights or masks since does not.
 
     Args:
         identity: only lines of this `config_id`; default that of the folder's config.json.
@@ -416,15 +463,17 @@ def read_scores(folder: Path, identity: str | None = None) -> dict[str, dict]:
     found = {}
     for name, lines in said.items():
         for line in lines:
-            if is_about(line, images.get(name, {})):
-                known = {key: line[key] for key in ("score", "kept") if key in line}
+            known = {key: line[key] for key in ("score", "kept") if key in line}
+            if known and is_about(line, images.get(name, {})):
                 found.setdefault(name, {}).update(known)
     return found
 
 
 def is_about(score: Mapping, record: Mapping) -> bool:
     """Whether a score is one of the image that a record tells of, or of an earlier in its place."""
-    return all(score[key] == record.get(key) for key in CLASS_KEYS if key in score)
+    # A line of our own has all keys of the record that the image had then.
+    keys = CLASS_KEYS if "embeddings" in score else ()
+    return all(score.get(key) == record.get(key) for key in keys)
 
 
 def read_lines(folder: Path, identity: str | None = None) -> Iterator[dict]:
@@ -537,14 +586,16 @@ def read_variants(
     Raises:
         MissingImages: some are missing, records name files that are not there, or the folder's
             config.json is lost.
-        UserError: records do not fit the dataset, or a filter has rejected every image.
+        UserError: records do not fit the dataset, its photos or masks have changed since, or a
+            filter has rejected every image.
     """
     recorded = read_records(folder, only_present=False)
     whole = whole_images(folder, (record["file_name"] for record in recorded))
     records = [record for record in recorded if record["file_name"] in whole]
     if not records:
         raise MissingImages(f"no synthetic images in {folder}")
-    if read_config(folder) is None:
+    config = read_config(folder)
+    if config is None:
         raise MissingImages(
             f"{folder} holds images, but no config.json that can be read and says how they were "
             "made; the command that made them, given again with the same flags, writes it anew"
@@ -571,7 +622,17 @@ def read_variants(
                 f"{record['source']} is {names[dataset.get_label_by_idx(idx)]!r}"
             )
         by_photo.setdefault(idx, {})[record["repeat"]] = (folder / record["file_name"], label)
+    photos = config.get("settings", {}).get("photos")
+    if photos is not None and photos != dataset.photo_digest():
+        raise UserError(
+            f"{folder} was made of other photos: the training photos of this trial have the same "
+            "names and have changed since"
+        )
     wanted = dataset.indices(classes)
+    made_with = {record["class_name"]: record["masks"] for record in records if "masks" in record}
+    for name, digest in masks_by_class(dataset, wanted if made_with else ()).items():
+        if made_with.get(name, digest) != digest:
+            raise UserError(f"{folder} was made with other masks of {name!r} than there are now")
     made = 1 + max(record["repeat"] for record in recorded)
     needed = made if num_synthetic is None else num_synthetic
     there = {idx: sum(n < needed for n in by_photo.get(idx, ())) for idx in wanted}
@@ -611,10 +672,14 @@ def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, obj
         config, records = read_config(folder) or {}, read_records(folder, only_present=False)
         of_images[trial.name] = config.get("settings", {})
         of_words[trial.name] = _settings_of_words(folder, trial, config, records)
+        older = older_precision(folder)
         for record in records:
             if "unet" in record:
                 key = f"unet of {record['class_name']}"
                 said.setdefault(key, {})[trial.name] = record["unet"]
+            precision = record.get("precision", older)
+            if precision is not None:
+                said.setdefault("precision", {})[trial.name] = precision
     for prefix, settings in (("", of_images), ("words: ", of_words)):
         known = {name: each for name, each in settings.items() if each}
         for key in sorted(set().union(*known.values()) - {"photos"}):

@@ -24,7 +24,7 @@ import generate_augmentations
 from semantic_aug import UserError, generation
 from semantic_aug.datasets import build_dataset
 from semantic_aug.embeddings import rows_digest, write_embeddings
-from semantic_aug.experiment import Trial, config_id, merged_file, read_config
+from semantic_aug.experiment import Trial, config_id, merged_file, read_config, write_config
 from semantic_aug.generation import (
     differing_settings,
     generate,
@@ -40,7 +40,7 @@ from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 RECORD_KEYS = {
     "file_name", "label", "class_name", "source", "index", "repeat", "seed", "examples_per_class",
     "prompt", "aug", "strength", "guidance_scale", "mask", "inverted", "num_inference_steps",
-    "resolution", "model", "embeddings",
+    "resolution", "model", "embeddings", "precision",
 }  # fmt: skip
 
 
@@ -224,6 +224,16 @@ def test_records_are_read_not_file_names(photos, tmp_path):
     assert len(read_variants(folder, dataset, num_synthetic=2)[3]) == 2
     with pytest.raises(UserError, match="no synthetic images"):
         read_variants(tmp_path / "nowhere", dataset)
+
+
+def test_variants_of_photos_that_have_changed_are_refused(photos, tmp_path):
+    dataset, folder = trial(photos), tmp_path / "out"
+    generate(dataset, Stub, folder, {"photos": dataset.photo_digest()}, num_synthetic=1,
+             batch_size=4)  # fmt: skip
+    assert len(read_variants(folder, dataset)) == 6
+    draw_photo(photos / dataset.sources()[-1], (1, 2, 3), seed=77)
+    with pytest.raises(UserError, match="was made of other photos: the training photos of this"):
+        read_variants(folder, dataset)
 
 
 def test_damaged_records_do_not_count(photos, tmp_path, caplog):
@@ -569,6 +579,97 @@ def test_alternatives_have_full_batches(make, monkeypatch):
     assert sum(size for _, size in sizes) == 12
     assert max(size for _, size in sizes) == 2
     assert len(sizes) < 12
+
+
+def rewrite_records(folder: Path, change) -> None:
+    for path in (folder / "records").glob("*.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(change(record)) + "\n" for record in records))
+
+
+@pytest.mark.parametrize("flags", [["--mask=1", "--strength=1"], ["--crop_to_object"]])
+def test_images_of_masks_that_have_changed_are_refused(make, photos, flags):
+    """Those of one class; the other classes' masks do not count."""
+    folder = Path("output/e/aug/seed=0_ex=1")
+    flags = [*flags, "--dataset_args", f"masks={photos.parent / 'masks'}"]
+    assert make(*flags)[0] == 0
+    before, identity = contents(folder), read_config(folder)["id"]
+    masks = {record["class_name"]: record["masks"] for record in read_records(folder)}
+    assert len(set(masks.values())) == 3
+    for path in (photos.parent / "masks/train/cat").iterdir():
+        Image.fromarray(np.asarray(Image.open(path))[:, ::-1]).save(path)
+    status, err = make(*flags)
+    assert status == 2 and "holds images made with other masks for: cat; choose another" in err
+    crop = {"crop_to_object": True} if "--crop_to_object" in flags else {}
+    dataset = trial(photos, 1, masks=str(photos.parent / "masks"), **crop)
+    with pytest.raises(UserError, match="was made with other masks of 'cat' than"):
+        read_variants(folder, dataset)
+    assert make(*flags, "--classes", "stop sign")[0] == 0
+    assert contents(folder) == before
+    assert make(*flags, "--overwrite")[0] == 0
+    assert read_config(folder)["id"] == identity
+    after = contents(folder)
+    cat = {record["file_name"] for record in read_records(folder) if record["class_name"] == "cat"}
+    changed = {name for name in before if name.endswith("png") and before[name] != after[name]}
+    assert changed == cat and len(read_variants(folder, dataset)[0]) == 2
+    # Older records say nothing of masks: they are accepted.
+    rewrite_records(folder, lambda record: {k: v for k, v in record.items() if k != "masks"})
+    for path in (photos.parent / "masks/train/cat").iterdir():
+        Image.new("L", (48, 40), 255).save(path)
+    assert make(*flags)[0] == 0
+    assert {n: d for n, d in contents(folder).items() if n.endswith("png")} == {
+        n: d for n, d in after.items() if n.endswith("png")
+    }
+
+
+def test_images_of_another_precision_are_refused(make, monkeypatch, capsys):
+    folder = Path("output/e/aug/seed=0_ex=1")
+    make()
+    before = contents(folder)
+    assert {record["precision"] for record in read_records(folder)} == {"no"}
+    older = dict.fromkeys(("cat", "toy train"), "fp16")
+    rewrite_records(folder, lambda r: r | {"precision": older.get(r["class_name"], "no")})
+    status, err = make()
+    said = "made in another precision (there fp16, now no) for: cat, toy train; choose another"
+    assert status == 2 and said in err
+    dtypes, pick = [], generate_augmentations.pick_dtype
+    monkeypatch.setattr(
+        generate_augmentations, "pick_dtype", lambda device, p: dtypes.append(p) or pick(device, p)
+    )
+    generate_augmentations.main([f"--reproduce={folder / '000000-000.png'}", "--device=cpu"])
+    assert dtypes == ["fp16"]
+    assert make("--overwrite")[0] == 0
+    assert {record["precision"] for record in read_records(folder)} == {"no"}
+    assert contents(folder) == before
+    # Older records do not say it: the arguments do.
+    rewrite_records(folder, lambda record: {k: v for k, v in record.items() if k != "precision"})
+    assert make()[0] == 0
+    monkeypatch.setattr(generate_augmentations, "precision_of", lambda args, device: "bf16")
+    status, err = make()
+    assert status == 2 and "made in another precision (there no, now bf16) for: cat, stop" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, device, expected",
+    [
+        ({"device": "cpu", "mixed_precision": "fp16"}, "cuda: A100", "no"),
+        ({"device": "cuda:1", "mixed_precision": None}, "cpu", "fp16"),
+        ({"device": None, "mixed_precision": "bf16"}, "cuda: A100", "bf16"),
+        ({"device": None, "mixed_precision": None}, "cpu", "no"),
+        ({"device": None, "mixed_precision": None}, None, None),
+    ],
+)
+def test_precision_of_older_images_is_that_of_their_device(tmp_path, arguments, device, expected):
+    folder = tmp_path / "aug" / "seed=3_ex=2"
+    write_config(folder, {}, arguments)
+    if device:
+        (tmp_path / "timing").mkdir()
+        work = {"stage": "generate_augmentations", "method": "aug", "seed": 3, "device": device,
+                "examples_per_class": 2, "images": 9, "seconds": 1.0, "finished": 1}  # fmt: skip
+        others = [work | {"seed": 4, "device": "mps"}, work | {"method": "b", "device": "mps"}]
+        text = "".join(json.dumps(each) + "\n" for each in [work, *others])
+        (tmp_path / "timing" / "host-1.jsonl").write_text(text)
+    assert generation.older_precision(folder) == expected
 
 
 def test_strange_masks_are_named(make, photos):
