@@ -394,7 +394,7 @@ class Plan:
         batch_size: images per block.
         already: how many blocks were dealt out before those of this trial.
         settings: whatever changes an image, for config.json.
-        of_class: what changes images of one class alone, by its key in records.
+        of_class: what may change while the settings stay, by class and by its key in records.
         constants: what all records share.
         make_augmentation: gives the augmentation, from a function that gives the pipeline, and
             what `load_extras` gives.

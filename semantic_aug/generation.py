@@ -675,7 +675,9 @@ def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, obj
         older = older_precision(folder)
         for record in records:
             if "unet" in record:
-                key = f"unet of {record['class_name']}"
+                # Records that do not say the precision are older, and name weights in another way.
+                name = "unet" if "precision" in record else "unet, by its older name,"
+                key = f"{name} of {record['class_name']}"
                 said.setdefault(key, {})[trial.name] = record["unet"]
             precision = record.get("precision", older)
             if precision is not None:

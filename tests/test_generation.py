@@ -346,15 +346,15 @@ def test_settings_in_which_trials_differ_are_named_with_their_values(photos, tmp
     """Those of the images, of each class's UNet, and of how the words were learned."""
     folders = {}
 
-    def make(seed, rate, unet="u", own_words=True, **settings):
+    def make(seed, rate, unet="u", own_words=True, precision="no", **settings):
         trial_, rows = Trial(seed, 1), torch.full((1, 2), float(seed))
         folders[trial_] = tmp_path / "aug" / trial_.name
         config = json.dumps({"settings": {"learning_rate": rate, "model": "m"}})
         path = merged_file(tmp_path, trial_) if own_words else tmp_path / f"{seed}.safetensors"
         write_embeddings(path, {"<cat>": rows}, {"config": config})
         dataset = trial(photos, 1, seed=seed)
-        details = {name: {"embeddings": rows_digest(rows), "unet": unet}
-                   for name in dataset.class_names}  # fmt: skip
+        of_cat = {"embeddings": rows_digest(rows), "unet": unet, "precision": precision}
+        details = {"cat": {key: value for key, value in of_cat.items() if value}}
         settings = {"edits": [{"strength": 0.5}], "photos": dataset.photo_digest()} | settings
         given = None if own_words else str(tmp_path / "{seed}.safetensors")
         generate(dataset, Stub, folders[trial_], settings, num_synthetic=1, batch_size=4, seed=seed,
@@ -375,6 +375,10 @@ def test_settings_in_which_trials_differ_are_named_with_their_values(photos, tmp
     }
     merged_file(tmp_path, Trial(0, 1)).write_bytes(b"torn")  # then nobody knows
     assert differing_settings(folders)["words: learning_rate"] == {one: 1e-3, two: 5e-4}
+    del folders[Trial(0, 1)], folders[Trial(2, 1)]
+    make(3, 1e-3, precision="bf16")
+    make(4, 1e-3, unet="of older code", precision=None)  # on a device that nobody knows
+    assert differing_settings(folders) == {"precision": {one: "no", "seed=3_ex=1": "bf16"}}
 
 
 def test_dataset_generates_and_then_serves_variants(photos, tmp_path):
