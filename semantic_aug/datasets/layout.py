@@ -50,11 +50,17 @@ def right_root(dataset: FewShotDataset, *layouts: Sequence[str]) -> str:
     Args:
         layouts: lists of patterns of what a root holds.
     """
+
+    def is_right(folder: Path) -> bool:
+        return any(all(next(folder.glob(name), None) for name in layout) for layout in layouts)
+
     root = dataset.data_dir
-    below = [(folder, "high") for folder in FewShotDataset.folders_in(root)]
-    for folder, level in [(root.resolve().parent, "low"), *below]:
-        if any(all(next(folder.glob(name), None) for name in layout) for layout in layouts):
-            return f"this is one level too {level}: pass --data_dir {folder}"
+    if is_right(above := root.resolve().parent):
+        return f"this is one level too low: pass --data_dir {above}"
+    below = [folder for folder in FewShotDataset.folders_in(root) if is_right(folder)]
+    if below:
+        choice = f"{below[0]}" if len(below) == 1 else f"one of {', '.join(map(str, below[:3]))}"
+        return f"this is one level too high: pass --data_dir {choice}"
     variable = f" or set {dataset.env}" if dataset.env else ""
     return f"pass the root as --data_dir{variable}"
 
@@ -98,17 +104,18 @@ def listed_images(
         what: what they are, for the notice.
     """
     names = list(names)
-    present = [name for name in names if name in images]
-    if len(present) < len(names):
+    missing = [name for name in names if name not in images]
+    if missing:
         log.warning(
             "%d of the %d %s that %s lists are not on disk, such as %s: left out",
-            len(names) - len(present),
+            len(missing),
             len(names),
             what,
             source,
-            next(name for name in names if name not in images),
+            missing[0],
+            extra={"missing": [f"{name} ({what})" for name in missing]},  # for `datasets check`
         )
-    return present
+    return [name for name in names if name in images]
 
 
 def check_labelled(images: Iterable[str], labelled: Iterable[str], source: Path) -> None:
