@@ -276,6 +276,7 @@ class Job:
     token: str
     header: dict  # of the file
     trial_classes: tuple[str, ...]
+    settings: dict  # of the trial's folder, where weights may have an older name
 
     @property
     def folder(self) -> Path:
@@ -337,7 +338,7 @@ def main(argv=None):
     with at_work(experiment, FINE_TUNE, wanted_of(jobs, args), shard=shard) as reporter:
         for job in (job for run in runs for job in run):
             arguments = {**vars(args), "class_names": job.trial_classes}
-            write_config(job.folder.parent, settings, arguments)
+            write_config(job.folder.parent, job.settings, arguments)
             for folder in (job.folder.parent, job.folder, job.folder / "validation"):
                 remove_leftovers(folder)
         failed = train_all(args, pipeline, templates, settings, runs, experiment, shard, reporter)
@@ -382,7 +383,7 @@ def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> lis
         (folder / name / EMBEDDINGS_FILE).exists() or list_checkpoints(folder / name)
         for name in folders.values()
     )
-    check_config(folder, settings, begun, args.overwrite)
+    settings = check_config(folder, settings, begun, args.overwrite)
     jobs = []
     for name in chosen:
         if tokens[name] in tokenizer.get_vocab():
@@ -410,7 +411,7 @@ def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> lis
             "config_id": config_id(settings),
         }
         path = folder / folders[name] / EMBEDDINGS_FILE
-        jobs.append(Job(dataset, name, path, start, tokens[name], header, classes))
+        jobs.append(Job(dataset, name, path, start, tokens[name], header, classes, settings))
     return jobs
 
 

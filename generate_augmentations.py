@@ -99,6 +99,7 @@ from semantic_aug.experiment import (
     aug_dir,
     check_config,
     config_id,
+    is_called,
     merged_file,
     read_config,
 )
@@ -469,7 +470,7 @@ def plan_trial(
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(args, names)
     settings = settings_of(args, dataset, info, weights, edits)
-    check_config(folder, settings, has_records(folder), args.overwrite)
+    settings = check_config(folder, settings, has_records(folder), args.overwrite)
     of_class = details_of_classes(dataset, embed_path, info, unets)
     stale = find_images(folder, config_id(settings), of_class)[1] if of_class else {}
     if stale and not args.overwrite:
@@ -918,7 +919,7 @@ def reproduce(argv) -> None:
     common = {**weights_of(args, info), "photos": dataset.photo_digest()}
     for stored, now in ((settings, common), (record, own)):
         for key, value in now.items():
-            if stored.get(key) != value:
+            if not is_called(value, stored.get(key)):
                 raise UserError(
                     f"--reproduce: {path} was made with other {MADE_WITH.get(key, key)}: "
                     f"then {stored.get(key)}, now {value}"

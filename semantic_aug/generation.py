@@ -26,6 +26,7 @@ from semantic_aug.experiment import (
     check_config,
     config_id,
     derive,
+    is_called,
     read_config,
     remove_leftovers,
     write_config,
@@ -331,7 +332,7 @@ def find_images(
         name, expected = record["file_name"], (of_class or {}).get(record["class_name"], {})
         finished.add(name)
         stale.pop(name, None)
-        if any(record.get(key) != value for key, value in expected.items()):
+        if not all(is_called(value, record.get(key)) for key, value in expected.items()):
             finished.discard(name)
             stale[name] = record["class_name"]
     return finished, stale
