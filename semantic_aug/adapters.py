@@ -250,13 +250,14 @@ def load_safety_checker(info: ModelInfo, name: str | None, device: torch.device)
     parts = [each | {"revision": revision} for each in parts]
     try:
         with quiet_loading():
-            checker = StableDiffusionSafetyChecker.from_pretrained(
-                source, dtype=torch.float32, **parts[0]
+            checker, report = StableDiffusionSafetyChecker.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **parts[0]
             )
             processor = CLIPImageProcessor.from_pretrained(source, **parts[1])
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--safety_checker: cannot load that of {source}: {reason}") from error
+    check_whole(checker, f"--safety_checker: {source}", report["missing_keys"])
     checker.requires_grad_(False).eval().to(device)
 
     def flagged(images: Sequence[Image.Image]) -> list[bool]:

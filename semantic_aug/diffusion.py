@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,6 +215,7 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     weights = f"*/*.{glob.escape(variant or '')}*"
     if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(weights)):
         variant = _no_variant(info)
+    options |= _load_text_encoders(info, index, dtype, variant)
     try:
         pipeline = _from_pretrained(info, dtype, variant, options)
     except UserError as error:
@@ -231,13 +232,43 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     return pipeline.to(device)
 
 
-def check_whole(model: torch.nn.Module, name: str) -> None:
-    """Raise UserError where weights lacked a tensor, which diffusers leaves without numbers."""
-    lacking = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
+def check_whole(model: torch.nn.Module, name: str, lacking: Iterable[str] = ()) -> None:
+    """Raise UserError where weights lacked a tensor, which diffusers leaves without numbers.
+
+    Args:
+        lacking: what transformers says was missing; it fills that at random.
+    """
+    state = model.state_dict().items()
+    lacking = sorted(lacking) or [key for key, tensor in state if tensor.is_meta]
     if lacking:
         raise UserError(
             f"{name}: its weights lack {len(lacking)} tensors, as {lacking[0]}: fetch them again"
         )
+
+
+def _load_text_encoders(info: ModelInfo, index: dict, dtype: torch.dtype, variant) -> dict:
+    """The text encoders by name: a pipeline would not say what their weights lack."""
+    import transformers
+
+    encoders = {}
+    for part in ("text_encoder", "text_encoder_2")[: len(info.embedding_dims)]:
+        options = {"subfolder": part, "revision": info.revision, "dtype": dtype}
+        kind = getattr(transformers, index[part][1])
+        try:
+            with quiet_loading():
+                try:
+                    loaded = kind.from_pretrained(
+                        info.name, variant=variant, output_loading_info=True, **options
+                    )
+                except OSError:
+                    if variant is None:
+                        raise
+                    loaded = kind.from_pretrained(info.name, output_loading_info=True, **options)
+        except LOADING_ERRORS as error:
+            raise _cannot_load(info, error) from error
+        encoders[part], report = loaded
+        check_whole(encoders[part], f"{info.name}/{part}", report["missing_keys"])
+    return encoders
 
 
 def _as_stable_diffusion(pipeline):
