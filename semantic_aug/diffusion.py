@@ -319,13 +319,19 @@ def tune_for_speed(pipeline, compile_unet: bool) -> None:
 
 
 def tune_for_memory(pipeline) -> None:
-    """Parts wait in the CPU's memory until they are needed; images are decoded piece by piece."""
+    """Attention is computed, and images are decoded, piece by piece."""
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()
     pipeline.enable_attention_slicing()
-    if pipeline.device.type == "cuda":
-        device = pipeline.device
-        pipeline.to("cpu")
+
+
+def offload(pipelines: Iterable, device: torch.device) -> None:
+    """Let the parts of pipelines wait in the CPU's memory until `device` is to compute with them.
+
+    They may share parts. Learned words go in before: diffusers would set all anew for the device
+    where the text encoder waits.
+    """
+    for pipeline in pipelines:
         pipeline.enable_model_cpu_offload(device=device)
 
 
