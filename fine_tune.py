@@ -277,6 +277,7 @@ class Job:
     token: str
     header: dict  # of the file
     trial_classes: tuple[str, ...]
+    settings: dict  # of the trial's folder, where weights may have an older name
 
     @property
     def folder(self) -> Path:
@@ -333,7 +334,7 @@ def main(argv=None):
 
     def say_how(job: Job) -> None:
         arguments = {**vars(args), "class_names": job.trial_classes}
-        write_config(job.folder.parent, settings, arguments)
+        write_config(job.folder.parent, job.settings, arguments)
 
     for job in jobs:
         finished = job.path.exists() and not args.overwrite  # so it has these settings: see `plan`
@@ -389,7 +390,7 @@ def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> lis
     folder, folders = fine_tuned_dir(experiment, trial), folder_names(dataset.class_names)
     files = [folder / name / EMBEDDINGS_FILE for name in folders.values()]
     begun = any(file.exists() or list_checkpoints(file.parent) for file in files)
-    check_config(folder, settings, begun, args.overwrite, ids=lambda: ids_of(files))
+    settings = check_config(folder, settings, begun, args.overwrite, ids=lambda: ids_of(files))
     jobs = []
     for name in chosen:
         if tokens[name] in tokenizer.get_vocab():
@@ -417,7 +418,7 @@ def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> lis
             "config_id": config_id(settings),
         }
         path = folder / folders[name] / EMBEDDINGS_FILE
-        jobs.append(Job(dataset, name, path, start, tokens[name], header, classes))
+        jobs.append(Job(dataset, name, path, start, tokens[name], header, classes, settings))
     return jobs
 
 

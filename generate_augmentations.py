@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
 from PIL import ImageChops
 
 from semantic_aug import UserError
@@ -77,6 +78,7 @@ from semantic_aug.diffusion import (
     check_steps,
     inspect_model,
     load_pipeline,
+    offload,
     pick_device,
     pick_dtype,
     set_scheduler,
@@ -98,6 +100,7 @@ from semantic_aug.experiment import (
     Trial,
     aug_dir,
     config_id,
+    is_called,
     merged_file,
     read_config,
 )
@@ -474,7 +477,7 @@ def plan_trial(
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(args, names)
     settings = settings_of(args, dataset, info, weights, edits)
-    check_settings(folder, settings, args.overwrite)
+    settings = check_settings(folder, settings, args.overwrite)
     masked = indices if uses_masks(args, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     precision = precision_of(args, device)
@@ -700,9 +703,19 @@ def dtype_of(args, device):
     return pick_dtype(device, args.mixed_precision or precision_of(args, device))
 
 
+def offloads(args, device) -> bool:
+    """Whether parts of the model wait in the CPU's memory."""
+    return args.low_memory and device.type == "cuda"
+
+
+def home_of(args, device) -> torch.device:
+    """Where what is loaded waits."""
+    return torch.device("cpu") if offloads(args, device) else device
+
+
 def build_pipeline(args, info: ModelInfo, device):
-    """The model, loaded and set up as the flags say."""
-    pipeline = load_pipeline(info, device, dtype_of(args, device))
+    """The model, loaded and set up as the flags say, but for `offload`."""
+    pipeline = load_pipeline(info, home_of(args, device), dtype_of(args, device))
     if args.unet_path and "{name}" not in args.unet_path:
         put_unet(pipeline, Path(args.unet_path))
     if args.lora:
@@ -876,7 +889,9 @@ def load_extras(args, info: ModelInfo, device) -> dict:
     """What works beside the model, loaded, as options of an edit; what is not used is not there."""
     extras = {}
     if args.controlnet:
-        extras["controlnet"] = load_controlnet(args.controlnet, device, dtype_of(args, device))
+        extras["controlnet"] = load_controlnet(
+            args.controlnet, home_of(args, device), dtype_of(args, device)
+        )
         extras["controlnet_scale"] = args.controlnet_scale
     if args.safety_checker:
         name = safety_checker_name(args)
@@ -887,7 +902,9 @@ def load_extras(args, info: ModelInfo, device) -> dict:
 
 def build_augmentation(args, edits, info, embed_path, unets, pipeline, extras):
     """The augmentation that the flags describe; `pipeline()` loads the model."""
-    augs = []
+    device, augs = pick_device(args.device), []
+    if offloads(args, device):
+        pipeline().remove_all_hooks()  # of the trial before
     for edit in edits:
         options = {key: value for key, value in edit.items() if key != "aug"}
         options |= {
@@ -903,6 +920,9 @@ def build_augmentation(args, edits, info, embed_path, unets, pipeline, extras):
         if edit["aug"] == "textual-inversion":
             options["embed_path"] = embed_path
         augs.append(augmentation_class(edit["aug"])(pipeline=pipeline(), **options))
+    if offloads(args, device):
+        edited = [aug.edit.pipeline for aug in augs if hasattr(aug, "edit")]
+        offload([pipeline(), *edited], device)
     augmentation = augs[0]
     if len(augs) > 1 or args.probs not in (None, [1.0]):
         compose = ComposeParallel if args.compose == "parallel" else ComposeSequential
@@ -972,7 +992,7 @@ def reproduce(argv) -> None:
     common = {**weights_of(args, info), "photos": dataset.photo_digest()}
     for stored, now in ((settings, common), (record, own)):
         for key, value in now.items():
-            if stored.get(key) != value:
+            if not is_called(value, stored.get(key)):
                 raise UserError(
                     f"--reproduce: {path} was made with other {MADE_WITH.get(key, key)}: "
                     f"then {stored.get(key)}, now {value}"

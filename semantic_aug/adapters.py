@@ -18,19 +18,22 @@ from semantic_aug.diffusion import (
     LOADING_ERRORS,
     ModelInfo,
     check_whole,
-    fingerprint,
+    commit_of,
+    content_of,
     has_part,
+    identity_of,
+    older_content,
     quiet_loading,
     read_json,
 )
-from semantic_aug.experiment import folder_names
+from semantic_aug.experiment import Identity, folder_names
 
 # --- LoRA ------------------------------------------------------------------------------------
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
-def check_lora(info: ModelInfo, name: str) -> str:
+def check_lora(info: ModelInfo, name: str) -> Identity:
     """Load a LoRA (arXiv 2106.09685) into the model's shapes alone; returns its identity.
 
     Args:
@@ -60,26 +63,26 @@ def check_lora(info: ModelInfo, name: str) -> str:
     else:
         absent |= {"safety_checker": None, "feature_extractor": None}
         shapes = diffusers.StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
-    _load_lora(shapes, info, name)
+    _load_lora(shapes, info, name, None)
     if not any(getattr(part, "peft_config", None) for part in parts.values()):
         raise UserError(f"--lora: {name} changes no part of {info.name}")
-    return fingerprint(Path(name)) if Path(name).exists() else name
+    return identity_of(name)
 
 
 def add_lora(pipeline, info: ModelInfo, name: str, scale: float) -> None:
     """Add a LoRA, times `scale`, to a pipeline's weights; images then cost what they did before."""
-    _load_lora(pipeline, info, name)
+    _load_lora(pipeline, info, name, commit_of(name))  # what was checked
     pipeline.fuse_lora(lora_scale=scale)
     pipeline.unload_lora_weights()
 
 
-def _load_lora(pipeline, info: ModelInfo, name: str) -> None:
+def _load_lora(pipeline, info: ModelInfo, name: str, revision: str | None) -> None:
     # Offline, diffusers cannot look for another file of a hub id than the one that is usual.
     is_path = Path(name).exists()
     file = None if is_path or not is_offline_mode() else LORA_FILE
     try:
         with quiet_loading():
-            pipeline.load_lora_weights(name, weight_name=file)
+            pipeline.load_lora_weights(name, weight_name=file, revision=revision)
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())
         if not is_path:
@@ -127,7 +130,7 @@ def find_unet(path: str | Path) -> Path:
     return Path(path)
 
 
-def check_unet(info: ModelInfo, path: Path) -> str:
+def check_unet(info: ModelInfo, path: Path) -> Identity:
     """Compare the shapes of a UNet's weights with those of the model's; returns its identity.
 
     Raises:
@@ -142,7 +145,8 @@ def check_unet(info: ModelInfo, path: Path) -> str:
             f"--unet_path: {path} is of another architecture than the UNet of {info.name}: "
             f"{len(differing)} tensors differ, as {differing[0]}: got {there}, expected {wanted}"
         )
-    return fingerprint(path)
+    files = {str(number): file for number, file in enumerate(_unet_files(path))}
+    return Identity(content_of(files), older_content(path))
 
 
 @functools.cache
@@ -211,7 +215,7 @@ def _read_weights(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 SafetyChecker = Callable[[Sequence[Image.Image]], list[bool]]  # which images are flagged
 
 
-def check_safety_checker(info: ModelInfo, name: str | None) -> str:
+def check_safety_checker(info: ModelInfo, name: str | None) -> Identity | str:
     """The identity of a safety checker: another one's, or, for None, the model's own.
 
     Raises:
@@ -227,7 +231,7 @@ def check_safety_checker(info: ModelInfo, name: str | None) -> str:
     config = read_json(name, "config.json", None)
     if "StableDiffusionSafetyChecker" not in config.get("architectures", []):
         raise UserError(f"--safety_checker: {name} is no StableDiffusionSafetyChecker")
-    return fingerprint(Path(name)) if Path(name).is_dir() else name
+    return identity_of(name)
 
 
 def load_safety_checker(info: ModelInfo, name: str | None, device: torch.device) -> SafetyChecker:
@@ -242,16 +246,18 @@ def load_safety_checker(info: ModelInfo, name: str | None, device: torch.device)
     source, parts = name or info.name, ({}, {})
     if name is None:
         parts = ({"subfolder": "safety_checker"}, {"subfolder": "feature_extractor"})
-        parts = [each | {"revision": info.revision} for each in parts]
+    revision = info.revision if name is None else commit_of(name)
+    parts = [each | {"revision": revision} for each in parts]
     try:
         with quiet_loading():
-            checker = StableDiffusionSafetyChecker.from_pretrained(
-                source, dtype=torch.float32, **parts[0]
+            checker, report = StableDiffusionSafetyChecker.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **parts[0]
             )
             processor = CLIPImageProcessor.from_pretrained(source, **parts[1])
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--safety_checker: cannot load that of {source}: {reason}") from error
+    check_whole(checker, f"--safety_checker: {source}", report["missing_keys"])
     checker.requires_grad_(False).eval().to(device)
 
     def flagged(images: Sequence[Image.Image]) -> list[bool]:
@@ -269,7 +275,7 @@ def _part(info: ModelInfo, part: str) -> dict:
 # --- ControlNet ------------------------------------------------------------------------------
 
 
-def check_controlnet(info: ModelInfo, name: str) -> str:
+def check_controlnet(info: ModelInfo, name: str) -> Identity:
     """Compare a ControlNet's configuration with that of the model; returns its identity.
 
     Args:
@@ -306,7 +312,7 @@ def check_controlnet(info: ModelInfo, name: str) -> str:
             f"--controlnet: {name} wants images {2 ** halvings[0]} times as large as the latents, "
             f"those of {info.name} are {2 ** halvings[1]} times as large"
         )
-    return fingerprint(folder) if folder.is_dir() else name
+    return identity_of(name)
 
 
 def load_controlnet(name: str, device: torch.device, dtype: torch.dtype):
@@ -319,7 +325,9 @@ def load_controlnet(name: str, device: torch.device, dtype: torch.dtype):
 
     try:
         with quiet_loading():
-            controlnet = ControlNetModel.from_pretrained(name, torch_dtype=dtype)
+            controlnet = ControlNetModel.from_pretrained(
+                name, torch_dtype=dtype, revision=commit_of(name)
+            )
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--controlnet: cannot load {name}: {reason}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.experiment import atomic_path
+from semantic_aug.experiment import as_stored, atomic_path
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -65,7 +65,8 @@ def read_checkpoint(path: Path) -> dict:
 
 def differing_keys(checkpoint: Mapping, header: Mapping, settings: Mapping) -> list[str]:
     """What a checkpoint was made with that differs from now, as texts of key and both values."""
-    before, now = checkpoint["settings"], json.loads(json.dumps(settings))
+    before = checkpoint["settings"]
+    now = json.loads(json.dumps(as_stored(settings, before)))
     differing = [
         f"{key} (there {json.dumps(before.get(key))}, now {json.dumps(now.get(key))})"
         for key in sorted(before.keys() | now.keys())

@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import torch
 from safetensors import SafetensorError
 
 from semantic_aug import UserError
+from semantic_aug.digests import file_digests
+from semantic_aug.experiment import Identity
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +50,8 @@ class ModelInfo:
 
     Attributes:
         name: hub id or folder, as given.
-        identity: hub id with its revision, or a fingerprint of a folder's content, so that a
-            folder may move.
+        identity: of its weights, see `identity_of`.
+        revision: the commit of a hub model, so that what is loaded is what was inspected.
         resolution: side in pixels of the images it was made for.
         multiple: what a resolution must be a multiple of, in pixels.
         embedding_dims: width of the rows of each of its text encoders.
@@ -57,7 +61,7 @@ class ModelInfo:
     """
 
     name: str
-    identity: str
+    identity: Identity
     revision: str | None
     variant: str | None
     resolution: int
@@ -108,11 +112,10 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
     scheduler = read_json(name, "scheduler/scheduler_config.json", revision)
     few_steps = scheduler.get("timestep_spacing") == "trailing"  # of all models in wide use, theirs
     few_steps |= scheduler.get("_class_name") == "LCMScheduler"
-    folder = Path(name).is_dir()
     return ModelInfo(
         name=name,
-        identity=fingerprint(Path(name)) if folder else f"{name}@{revision or 'main'}",
-        revision=revision,
+        identity=identity_of(name, revision, variant, older=f"{name}@{revision or 'main'}"),
+        revision=commit_of(name, revision) or revision,
         variant=variant,
         resolution=side * factor,
         multiple=factor * depth,
@@ -212,6 +215,7 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     weights = f"*/*.{glob.escape(variant or '')}*"
     if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(weights)):
         variant = _no_variant(info)
+    options |= _load_text_encoders(info, index, dtype, variant)
     try:
         pipeline = _from_pretrained(info, dtype, variant, options)
     except UserError as error:
@@ -228,13 +232,43 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     return pipeline.to(device)
 
 
-def check_whole(model: torch.nn.Module, name: str) -> None:
-    """Raise UserError where weights lacked a tensor, which diffusers leaves without numbers."""
-    lacking = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
+def check_whole(model: torch.nn.Module, name: str, lacking: Iterable[str] = ()) -> None:
+    """Raise UserError where weights lacked a tensor, which diffusers leaves without numbers.
+
+    Args:
+        lacking: what transformers says was missing; it fills that at random.
+    """
+    state = model.state_dict().items()
+    lacking = sorted(lacking) or [key for key, tensor in state if tensor.is_meta]
     if lacking:
         raise UserError(
             f"{name}: its weights lack {len(lacking)} tensors, as {lacking[0]}: fetch them again"
         )
+
+
+def _load_text_encoders(info: ModelInfo, index: dict, dtype: torch.dtype, variant) -> dict:
+    """The text encoders by name: a pipeline would not say what their weights lack."""
+    import transformers
+
+    encoders = {}
+    for part in ("text_encoder", "text_encoder_2")[: len(info.embedding_dims)]:
+        options = {"subfolder": part, "revision": info.revision, "dtype": dtype}
+        kind = getattr(transformers, index[part][1])
+        try:
+            with quiet_loading():
+                try:
+                    loaded = kind.from_pretrained(
+                        info.name, variant=variant, output_loading_info=True, **options
+                    )
+                except OSError:
+                    if variant is None:
+                        raise
+                    loaded = kind.from_pretrained(info.name, output_loading_info=True, **options)
+        except LOADING_ERRORS as error:
+            raise _cannot_load(info, error) from error
+        encoders[part], report = loaded
+        check_whole(encoders[part], f"{info.name}/{part}", report["missing_keys"])
+    return encoders
 
 
 def _as_stable_diffusion(pipeline):
@@ -285,13 +319,19 @@ def tune_for_speed(pipeline, compile_unet: bool) -> None:
 
 
 def tune_for_memory(pipeline) -> None:
-    """Parts wait in the CPU's memory until they are needed; images are decoded piece by piece."""
+    """Attention is computed, and images are decoded, piece by piece."""
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()
     pipeline.enable_attention_slicing()
-    if pipeline.device.type == "cuda":
-        device = pipeline.device
-        pipeline.to("cpu")
+
+
+def offload(pipelines: Iterable, device: torch.device) -> None:
+    """Let the parts of pipelines wait in the CPU's memory until `device` is to compute with them.
+
+    They may share parts. Learned words go in before: diffusers would set all anew for the device
+    where the text encoder waits.
+    """
+    for pipeline in pipelines:
         pipeline.enable_model_cpu_offload(device=device)
 
 
@@ -414,12 +454,98 @@ def model_file(name: str, file: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def fingerprint(path: Path) -> str:
-    """Names, sizes and both ends of every file of a model: seconds less than a full hash.
+# --- which weights ---------------------------------------------------------------------------
+
+
+def identity_of(
+    name: str, revision: str | None = None, variant: str | None = None, older: str | None = None
+) -> Identity:
+    """What a model, or what joins one, is called in settings and records.
+
+    A folder or file is called by the content of the files that are loaded, wherever they lie; what
+    comes from the hub by its commit in the local cache.
 
     Args:
-        path: a folder, or a single file, whose name does not count.
+        older: what something from the hub was called by older versions; default its name alone.
+
+    Raises:
+        UserError: a file cannot be read.
     """
+    path = Path(name)
+    if path.is_dir():
+        return Identity(content_of(_files_that_count(path, variant)), older_content(path))
+    if path.exists():
+        return Identity(content_of({"": path}), older_content(path))
+    commit = commit_of(name, revision)
+    if commit is None:
+        return Identity(older or name)
+    return Identity(f"{name}@{commit}" + (f" {variant}" if variant else ""), older or name)
+
+
+def commit_of(name: str, revision: str | None = None) -> str | None:
+    """The commit of a hub id in the local cache; None for a folder, or where it is not there."""
+    from huggingface_hub import snapshot_download
+
+    if Path(name).exists():
+        return None
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True)).name
+    except (OSError, ValueError):
+        return None
+
+
+def content_of(files: Mapping[str, Path]) -> str:
+    """Sixteen hex digits of whole files and the names that they have there."""
+    # A large file in the hub's cache lies under its sha256.
+    real = {name: path.resolve() for name, path in files.items()}
+    digests = {name: path.name for name, path in real.items() if _is_named_by_content(path)}
+    others = [name for name in real if name not in digests]
+    digests |= zip(others, file_digests(real[name] for name in others))
+    for name, digest in digests.items():
+        if digest.startswith("unreadable"):
+            raise UserError(f"cannot read {files[name]}: {digest.partition(': ')[2]}")
+    lines = "".join(f"{name}:{digest}\n" for name, digest in sorted(digests.items()))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()[:16]}"
+
+
+def _is_named_by_content(path: Path) -> bool:
+    in_cache = path.parent.name == "blobs" and path.parent.parent.name.startswith("models--")
+    return in_cache and re.fullmatch("[0-9a-f]{64}", path.name) is not None
+
+
+# Of these a folder may hold several for the same part, in other formats or precisions.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".pb")
+
+
+def _files_that_count(folder: Path, variant: str | None) -> dict[str, Path]:
+    """All files of a model by their names in its folder, but for weights that are not loaded.
+
+    Weights of another variant than the one asked for are not loaded where there are ordinary ones;
+    nor is another format where there are safetensors of the same variant.
+    """
+    found, weights = [], defaultdict(list)
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.is_file():
+            (weights[file.parent] if file.suffix in _WEIGHTS else found).append(file)
+    for files in weights.values():
+        wanted = [file for file in files if _variant_of(file) in ("", variant)] or files
+        safe = {_variant_of(file) for file in wanted if file.suffix == ".safetensors"}
+        found += [
+            file
+            for file in wanted
+            if file.suffix == ".safetensors" or _variant_of(file) not in safe
+        ]
+    return {file.relative_to(folder).as_posix(): file for file in found}
+
+
+def _variant_of(file: Path) -> str:
+    """`fp16` of `model.fp16.safetensors`, also of one part of several; empty of ordinary ones."""
+    return ".".join(re.sub(r"-\d+-of-\d+", "", file.name).split(".")[1:-1])
+
+
+def older_content(path: Path) -> str:
+    """What `content_of` was in older versions: both ends of every file, whether loaded or not."""
     digest, end = hashlib.sha256(), 1 << 20
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     for file in files:
@@ -427,7 +553,7 @@ def fingerprint(path: Path) -> str:
         if file.is_file() and not any(part.startswith(".") for part in inside.parts):
             size = file.stat().st_size
             digest.update(f"{inside.as_posix()}:{size}\n".encode())
-            with open(file, "rb") as opened:
+            with contextlib.suppress(OSError), open(file, "rb") as opened:
                 digest.update(opened.read(end))
                 opened.seek(max(size - end, min(size, end)))
                 digest.update(opened.read())

@@ -266,6 +266,36 @@ def now_at(folder: Path) -> float:
 # --- config.json -----------------------------------------------------------------------------
 
 
+class Identity(str):
+    """What settings and records call weights; other content has another name.
+
+    Attributes:
+        older: what they were called when not all of their content was looked at.
+    """
+
+    older: str
+
+    def __new__(cls, name: str, older: str | None = None):
+        made = super().__new__(cls, name)
+        made.older = older or name
+        return made
+
+
+def is_called(value: object, stored: object) -> bool:
+    """Whether `stored` is this value, or the older name of the same weights."""
+    return stored in (value, getattr(value, "older", value))
+
+
+def as_stored(settings: Mapping, stored: Mapping) -> dict:
+    """`settings` with the older names of weights that `stored` has, so that its id stays."""
+    return {
+        key: value.older
+        if isinstance(value, Identity) and stored.get(key) == value.older
+        else value
+        for key, value in settings.items()
+    }
+
+
 def config_id(settings: Mapping) -> str:
     """Twelve hex digits that name a set of result-changing settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -286,7 +316,7 @@ def check_config(
     has_results: bool,
     overwrite: bool,
     ids: Callable[[], Iterable[str]] | None = None,
-) -> None:
+) -> dict:
     """Refuse to mix results: `folder` holds some that were made with other settings.
 
     Args:
@@ -297,32 +327,40 @@ def check_config(
         ids: gives the `config_id` of each result, where results carry it: they then stand in for
             a config.json that is lost.
 
+    Returns:
+        The settings to go on with: those given, but weights keep the older name that they have in
+        this folder, or, in a folder that is new, in one of another trial beside it.
+
     Raises:
         UserError: with the differing keys and both values; or nothing says how results were made.
     """
-    if overwrite or not has_results:
-        return
     old = read_config(folder)
     if old is None:
-        if ids is None or set(ids()) - {config_id(settings)}:
+        beside = () if overwrite else sorted(folder.parent.glob(f"seed=*_ex=*/{CONFIG_FILE}"))
+        for path in beside:
+            settings = as_stored(settings, (read_config(path.parent) or {}).get("settings", {}))
+        made = set() if overwrite or not has_results else {None} if ids is None else set(ids())
+        if made - {config_id(settings)}:
             raise UserError(
                 f"{folder} holds results, but no config.json that can be read and says how they "
                 "were made; bring it back, choose another name, such as another "
                 "--experiment_name, or pass --overwrite to make them again"
             )
-        return
-    before, now = old.get("settings", {}), json.loads(json.dumps(settings))
+        return dict(settings)
+    before, kept = old.get("settings", {}), as_stored(settings, old.get("settings", {}))
+    now = json.loads(json.dumps(kept))
     differing = [
         f"{key} (there {json.dumps(before.get(key))}, now {json.dumps(now.get(key))})"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
-    if differing:
+    if differing and has_results and not overwrite:
         raise UserError(
             f"{folder} holds results made with other settings: {', '.join(differing)}; "
             "choose another name, such as another --experiment_name, or pass --overwrite "
             "to make them again"
         )
+    return dict(settings) if differing else kept
 
 
 def write_config(folder: Path, settings: Mapping, arguments: Mapping) -> str:

@@ -15,8 +15,8 @@ import torch
 from semantic_aug import UserError
 from semantic_aug.backbone import CHUNK, SHORT_NAMES, load_backbone, read_preprocessing
 from semantic_aug.cli import progress_bar
-from semantic_aug.diffusion import fingerprint
-from semantic_aug.experiment import Trial, config_id
+from semantic_aug.diffusion import commit_of, identity_of
+from semantic_aug.experiment import Identity, Trial, config_id, is_called
 from semantic_aug.generation import (
     CLASS_KEYS,
     Job,
@@ -48,7 +48,7 @@ class Filter:
     kind: str
     model: str
     quantile: float
-    identity: str
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def make_filter(kind: str, model: str | None, quantile: float) -> Filter:
     config = _read_config(model)
     if kind == CLIP and config.model_type != "clip":
         raise UserError(f"--filter_model: {model} is a {config.model_type}, expected a CLIP model")
-    content = fingerprint(Path(model)) if Path(model).is_dir() else model
-    return Filter(kind, model, quantile, config_id({"filter": kind, "model": content}))
+    weights = identity_of(model)
+    now, older = (config_id({"filter": kind, "model": each}) for each in (weights, weights.older))
+    return Filter(kind, model, quantile, Identity(now, older))
 
 
 def check_trial(quality: Filter, dataset) -> None:
@@ -123,9 +124,9 @@ def _load_clip(name: str, device: torch.device) -> tuple:
 
     try:
         model, report = transformers.CLIPModel.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
+            name, dtype=torch.float32, output_loading_info=True, revision=commit_of(name)
         )
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(name)
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(name, revision=commit_of(name))
     except Exception as error:  # OSError, ValueError, SafetensorError and more
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"--filter_model: cannot load {name}: {reason}") from error
@@ -234,7 +235,8 @@ def score_images(
         for row, pixels in zip(rows, images.batches(rows)):
             labels = [todo[number]["label"] for number in row]
             for number, score in zip(row, scorer.score(pixels, labels).tolist()):
-                writer.write(_line(todo[number], quality, round(score, 6)))
+                given = {"score": round(score, 6), "scorer": quality.identity}
+                writer.write(_line(todo[number], quality, given))
             progress.update(len(row))
     return len(todo)
 
@@ -274,7 +276,8 @@ def mark_worst(
             own = {record["file_name"]: record for record in of_class[name]}
             if not (present >= {job.file_name for job in wanted} and scores.keys() >= own.keys()):
                 continue
-            rejected = worst({file_name: scores[file_name] for file_name in own}, quality.quantile)
+            own_scores = {file_name: scores[file_name]["score"] for file_name in own}
+            rejected = worst(own_scores, quality.quantile)
             for file_name, record in own.items():
                 line = _line(record, quality, scores[file_name])
                 line |= {"kept": file_name not in rejected, "filter_quantile": quality.quantile}
@@ -293,19 +296,19 @@ def worst(scores: Mapping[str, float], quantile: float) -> set[str]:
     return set(sorted(scores, key=lambda name: (scores[name], name))[:count])
 
 
-def _line(record: Mapping, quality: Filter, score: float) -> dict:
-    """What is written of an image's score; see `is_about`."""
+def _line(record: Mapping, quality: Filter, given: Mapping) -> dict:
+    """What is written of an image's `score` and its `scorer`; see `is_about`."""
     return {
         "file_name": record["file_name"],
-        "score": score,
+        "score": given["score"],
         "filter": quality.kind,
-        "scorer": quality.identity,
+        "scorer": given["scorer"],
         **{key: record[key] for key in CLASS_KEYS if key in record},
     }
 
 
 def _read(folder: Path, identity: str, quality: Filter) -> tuple[list, dict, dict]:
-    """Records of the images there, this filter's scores of them, and what was last said of each.
+    """Records of the images there, the lines with this filter's scores, and the last of each image.
 
     Images that a safety checker has made black are not among them.
     """
@@ -317,6 +320,6 @@ def _read(folder: Path, identity: str, quality: Filter) -> tuple[list, dict, dic
         if "label" in line or name not in by_name or not is_about(line, by_name[name]):
             continue
         last[name] = line
-        if line.get("scorer") == quality.identity:
-            scores[name] = line["score"]
+        if is_called(quality.identity, line.get("scorer")):
+            scores[name] = line
     return records, scores, last

@@ -29,6 +29,7 @@ from semantic_aug.experiment import (
     check_config,
     config_id,
     derive,
+    is_called,
     merged_file,
     read_config,
     remove_leftovers,
@@ -397,7 +398,7 @@ def find_images(
 
 def differing_keys(record: Mapping, expected: Mapping) -> list[str]:
     """What of `expected` an image was not made with, as far as its record says so."""
-    return [key for key, value in expected.items() if record.get(key, value) != value]
+    return [key for key, value in expected.items() if not is_called(value, record.get(key, value))]
 
 
 def older_precision(folder: Path) -> str | None:
@@ -532,14 +533,14 @@ def write_metadata(folder: Path, identity: str) -> None:
     derive(sizes, write)
 
 
-def check_settings(folder: Path, settings: Mapping, overwrite: bool) -> None:
-    """Refuse to mix images, as `check_config` does.
+def check_settings(folder: Path, settings: Mapping, overwrite: bool) -> dict:
+    """Refuse to mix images, as `check_config` does; the settings to go on with.
 
     Raises:
         UserError: `folder` holds images of other settings, or nothing says how they were made.
     """
     ids = {path.name.partition(".")[0] for path in (folder / RECORDS_DIR).glob("*.jsonl")}
-    check_config(folder, settings, bool(ids), overwrite, ids=lambda: ids)
+    return check_config(folder, settings, bool(ids), overwrite, ids=lambda: ids)
 
 
 def discard_other_records(folder: Path, identity: str) -> None:

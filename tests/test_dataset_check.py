@@ -1,5 +1,6 @@
 """`python -m semantic_aug.datasets`: the list, and `check`, which reads a whole dataset."""
 
+import json
 import os
 import re
 import subprocess
@@ -46,6 +47,42 @@ def test_list_names_every_dataset_and_what_it_needs(capsys):
     assert "Options: none" in entries["flowers102"]
     assert "\n        level: what a class is: `variant`, `family` or" in entries["aircraft"]
     assert main(["list"]) == 0 and capsys.readouterr().out == text
+    assert main(["aircraft"]) == 0
+    assert capsys.readouterr().out == "aircraft\n" + entries["aircraft"] + "\n"
+
+
+def test_list_shows_a_dataset_of_ones_own(workdir, capsys, monkeypatch):
+    (workdir / "own_datasets.py").write_text(
+        '''
+from semantic_aug.few_shot_dataset import FewShotDataset
+
+class Welds(FewShotDataset):
+    """Weld seams.
+
+    Args:
+        camera: only photos of this camera.
+    """
+    env = "WELD_DIR"
+
+    def __init__(self, *, camera: str = "left", sharp: bool = True, **kwargs):
+        super().__init__(**kwargs)
+
+class Plain(FewShotDataset):
+    def __init__(self, table, split="train", seed=0):
+        pass
+'''
+    )
+    monkeypatch.syspath_prepend(str(workdir))
+    assert main(["own_datasets:Welds"]) == 0
+    text = capsys.readouterr().out
+    assert text == (
+        "own_datasets:Welds\n    Weld seams.\n\n    Root: --data_dir, else WELD_DIR\n"
+        "    Options: camera=left, sharp=true\n        camera: only photos of this camera.\n"
+    )
+    assert main(["list", "own_datasets:Plain"]) == 0
+    text = capsys.readouterr().out
+    sys.modules.pop("own_datasets")
+    assert "Options: table (needed)" in text and "Labelled photos" not in text
 
 
 def test_check_of_a_good_dataset(photos, capsys):
@@ -122,6 +159,61 @@ def test_check_counts_modes_sizes_and_empty_classes(photos, capsys):
     assert "1 classes have no photo: unicorn" in text
 
 
+def test_check_names_classes_that_only_other_splits_have(photos, capsys):
+    (photos / "test" / "cat").rename(photos / "test" / "Cat")
+    for number in range(2):
+        copy(photos / "val" / "cat" / f"{number}.png", photos / "test" / f"{number}.png")
+    (photos / "test" / "crack").mkdir()
+    for number in range(2):
+        path = photos / "test" / f"{number}.png"
+        path.rename(photos / "test" / "crack" / path.name)
+        Image.new("RGB", (9, 9), (number, 7, 7)).save(photos / "test" / "crack" / path.name)
+    status, text = check(capsys, "folder", "--data_dir", str(photos))
+    assert status == 1
+    assert section(text, "classes without training photos") == [
+        "Cat: 0 in val, 2 in test; is it the class cat?", "crack: 0 in val, 2 in test",
+    ]  # fmt: skip
+    assert text.endswith("23 photos of 5 classes: 2 problems\n")
+
+
+def test_check_of_masks_without_any_object(photos, capsys):
+    arguments = ["folder", "--data_dir", str(photos), "--dataset_args", "masks=../masks"]
+    masks = sorted((photos.parent / "masks").rglob("*.png"))
+    for path in masks[1:]:
+        Image.new("L", (48, 40), 0).save(path)
+    status, text = check(capsys, *arguments)
+    assert status == 0 and "masks   good 1, empty 20" in text  # some photos show no object
+    Image.new("L", (48, 40), 0).save(masks[0])
+    status, text = check(capsys, *arguments)
+    assert status == 1 and "masks   empty 21" in text
+    lines = section(text, "masks without an object, of all that can be read")
+    assert len(lines) == 11 and lines[0] == "train/cat/0.png"
+
+
+def test_check_names_photos_that_are_listed_and_not_on_the_disk(tmp_path, capsys):
+    ids = range(1, 31)
+    for split in ("train", "val"):
+        (tmp_path / f"{split}2017" / "cam1").mkdir(parents=True)
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        content = {
+            "images": [{"id": n, "file_name": f"cam1/{split} {n}.png"} for n in ids],
+            "categories": [{"id": 17, "name": "cat"}],
+            "annotations": [{"id": n, "image_id": n, "category_id": 17} for n in ids],
+        }
+        path = tmp_path / "annotations" / f"instances_{split}2017.json"
+        path.write_text(json.dumps(content))
+        for number in ids[::2]:
+            photo = tmp_path / f"{split}2017" / "cam1" / f"{split} {number}.png"
+            Image.new("RGB", (9, 9), (number, len(split), 0)).save(photo)
+    status, text = check(capsys, "coco", "--data_dir", str(tmp_path), "--verbose")
+    assert status == 1 and row(text, "total")[0] == 15 and "warnings" not in text
+    assert section(text, "listed files that are not on the disk") == [
+        f"{split}2017/cam1/{split} {number}.png" for split in ("train", "val")
+        for number in ids[1::2]
+    ]  # fmt: skip
+    assert text.endswith("30 photos of 80 classes: 30 problems\n")
+
+
 def test_check_takes_warnings_for_problems(photos, capsys):
     Image.new("RGB", (9, 9)).save(photos / "loose.png")
     status, text = check(capsys, "folder", "--data_dir", str(photos))
@@ -134,8 +226,12 @@ def test_check_shows_some_of_many_problems(photos, capsys):
     for number in range(30):
         (photos / "train" / "cat" / f"broken {number:02d}.png").write_bytes(b"")
     status, text = check(capsys, "folder", "--data_dir", str(photos))
-    assert status == 1 and "30 unreadable photos:" in text and "  ... and 20 more" in text
+    assert (
+        status == 1 and "30 unreadable photos:" in text and "  ... and 20 more (--verbose)" in text
+    )
     assert text.count("the file is empty") == 10
+    status, text = check(capsys, "folder", "--data_dir", str(photos), "--verbose")
+    assert status == 1 and text.count("the file is empty") == 30 and "more" not in text
 
 
 def test_check_of_a_split_that_cannot_be_listed(photos, capsys):
@@ -159,10 +255,13 @@ def test_check_of_a_split_that_cannot_be_listed(photos, capsys):
     [
         (["check"], "check needs the name of a dataset"),
         (["check", "nothing"], "got 'nothing', expected coco, mvip, folder"),
+        (["check", "folder"], "semantic_aug.datasets: error: no data root for FolderDataset"),
         (["check", "folder", "--data_dir=/nowhere"], "data root /nowhere is not a folder"),
         (["check", "folder", "--dataset_args", "x=1"], "unknown key 'x'"),
-        (["list", "folder"], "list takes no flags"),
-        (["inspect"], "invalid choice: 'inspect'"),
+        (["list", "folder", "--data_dir=x"], "list takes no flags"),
+        (["inspect"], "got 'inspect', expected coco, mvip, folder"),
+        (["inspect", "folder"], "got inspect folder, expected check folder, or one NAME"),
+        (["nowhere:Dataset"], "cannot import 'nowhere'"),
         (["--help-me"], "unrecognized arguments"),
     ],
 )
@@ -177,22 +276,17 @@ def test_bad_input_of_the_command(workdir, capsys, argv, message):
 
 def test_the_command_as_it_is_typed(photos, tmp_path):
     (photos / "train" / "cat" / "0.png").write_bytes(b"")
-    command = [sys.executable, "-m", "semantic_aug.datasets", "check"]
-    done, failed = (
-        subprocess.run(
-            [*command, *more],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=120,
-        )
-        for more in (["folder", "--data_dir", "photos"], ["folder"])
+    command = [sys.executable, "-m", "semantic_aug.datasets", "check", "folder"]
+    done = subprocess.run(
+        [*command, "--data_dir", "photos"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120,
     )
     assert done.returncode == 1 and "1 unreadable photos:" in done.stdout
     assert "reading: 100%" in done.stderr and "21/21" in done.stderr  # the progress bar
-    assert failed.returncode == 2 and failed.stdout == ""
-    assert failed.stderr.startswith("semantic_aug.datasets: error: no data root for FolderDataset")
 
 
 def test_check_of_a_subclass_that_makes_its_images_itself(workdir, capsys, monkeypatch):
@@ -239,9 +333,12 @@ def test_check_of_real_photos(real_data, capsys):
     assert row(text, "grand piano") == [24, 8, 8] and row(text, "total") == [288, 96, 96]
     assert "modes   RGB 474, L 6" in text and "89 classes have no photo" in text
     status, text = check(capsys, "coco", "--data_dir", str(real_data / "coco2017"))
-    assert status == 0
+    assert status == 1  # few photos of many classes
+    assert "bus: 3 in val, 2 in test" in section(text, "classes without training photos")
+    assert text.endswith("97 photos of 80 classes: 15 problems\n")
     assert sum(row(text, "total")) == 97 and "masks   good 97" in text
     assert np.array_equal(row(text, "toilet"), [9, 0, 4])
     arguments = ["--data_dir", str(real_data / "coco2017"), "--dataset_args", "published_val=true"]
     status, text = check(capsys, "coco", *arguments)
-    assert status == 0 and row(text, "total") == [49, 48, 0]  # no test, as was asked for
+    assert row(text, "total") == [49, 48, 0]  # no test, as was asked for
+    assert "splits that cannot be listed" not in text

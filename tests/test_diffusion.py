@@ -93,43 +93,6 @@ def edit_json(path: Path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_identity_stays_when_a_folder_moves(small_model, tmp_path):
-    here = inspect_model(small_model).identity
-    for name in ("copy", ".hidden/copy"):
-        folder = shutil.copytree(small_model, tmp_path / name)
-        assert inspect_model(str(folder)).identity == here
-    (tmp_path / "copy" / ".cache").mkdir()
-    (tmp_path / "copy" / ".cache" / "x.json").write_text("{}")
-    assert inspect_model(str(tmp_path / "copy")).identity == here
-    assert here.startswith("sha256:")
-
-
-@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("file", [UNET, TEXT_ENCODER, "model_index.json"])
-def test_identity_changes_with_any_small_file(model, file, at):
-    before = inspect_model(str(model)).identity
-    content = bytearray((model / file).read_bytes())
-    if file == "model_index.json":
-        content += b"\n"
-    else:
-        content[int(at * (len(content) - 1))] ^= 1
-    (model / file).write_bytes(content)
-    assert inspect_model(str(model)).identity != before
-
-
-@pytest.mark.parametrize("megabytes", [0.5, 1.5, 2.5])
-def test_identity_sees_both_ends_of_large_files(model, megabytes):
-    content = bytearray(int(megabytes * 2**20))
-    seen = set()
-    for at in (None, 0, -1, -(2**19) + 1):
-        changed = bytearray(content)
-        if at is not None:
-            changed[at] = 1
-        (model / "unet" / "large.bin").write_bytes(changed)
-        seen.add(inspect_model(str(model)).identity)
-    assert len(seen) == 4
-
-
 def test_resolution_is_the_model_s_own_or_a_multiple(small_model):
     info = inspect_model(small_model)
     assert check_resolution(info, None) == 32
@@ -379,7 +342,6 @@ def cached(small_model, tmp_path, monkeypatch) -> str:
 
 def test_hub_model_from_the_local_cache(cached):
     info = inspect_model(cached)
-    assert info.identity == "someone/some-model@main"
     assert info.resolution == 32
     weights = load(cached).unet.state_dict()
     original = build_pipeline().unet.state_dict()
@@ -388,7 +350,7 @@ def test_hub_model_from_the_local_cache(cached):
 
 def test_revision_is_one_of_the_hub_s(cached):
     info = inspect_model(cached, revision="v2")
-    assert info.identity == "someone/some-model@v2"
+    assert info.identity == f"{cached}@{'b' * 40}" and info.identity.older == f"{cached}@v2"
     weights = load(cached, revision="v2").unet.state_dict()
     original = build_pipeline(seed=2).unet.state_dict()
     assert all(torch.equal(value, original[key]) for key, value in weights.items())

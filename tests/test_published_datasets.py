@@ -356,6 +356,15 @@ def test_a_root_one_level_too_high_or_too_low_is_named(published, kind, folder):
     assert all("\n" not in str(each.value) for each in (high, low, nowhere))
 
 
+def test_of_two_right_folders_below_none_is_chosen(published):
+    root = published.root("caltech101")
+    other = root.with_name("a copy")
+    other.symlink_to(root)
+    with pytest.raises(UserError) as high:
+        build_dataset("caltech101", "train", data_dir=root.parent)
+    assert f"too high: pass --data_dir one of {other}, {root}" in str(high.value)
+
+
 @pytest.mark.parametrize("kind", PUBLISHED)
 def test_endings_of_any_case(published, kind):
     before = {source.rsplit(".", 1)[0]: name for source, name in labelled(published(kind)).items()}

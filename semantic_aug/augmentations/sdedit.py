@@ -239,6 +239,8 @@ class SDEditor:
 
     @torch.no_grad()
     def _edit_batch(self, images, prompts, regions, generators) -> list[Image.Image]:
+        # Where parts wait in the CPU's memory, those that are shared know another edit's others.
+        self.pipeline.maybe_free_model_hooks()
         frames = [frame_of(image.size, self.resolution, self.fit) for image in images]
         squares = [to_square(image, frame) for image, frame in zip(images, frames)]
         encoded = [self._encode_prompt(prompt) for prompt in prompts]

@@ -24,7 +24,7 @@ class TextualInversion(GenerativeAugmentation):
     Args:
         embed_path: a merged file, or one of a single class; an SDXL's second one lies beside it.
         pipeline: a loaded diffusers pipeline; where it is missing, one is loaded from
-            `model_path`.
+            `model_path`. It is offloaded to the CPU's memory afterwards, if at all.
         model_path: hub id or folder.
         options: those of `SDEditor`. `{name}` in a prompt stands for the learned word.
 
@@ -35,6 +35,11 @@ class TextualInversion(GenerativeAugmentation):
     def __init__(self, embed_path, pipeline=None, *, model_path: str | None = None, **options):
         pipeline = pipeline_or_load(pipeline, model_path)
         pairs = text_encoders(pipeline)
+        if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
+            raise UserError(
+                "the pipeline is offloaded, and learned words go in before that: call its "
+                "remove_all_hooks() first, and diffusion.offload() afterwards"
+            )
         words = read_words(embed_path, len(pairs))
         dims = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in pairs]
         check_widths(embed_path, words, dims)

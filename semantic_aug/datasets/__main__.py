@@ -1,14 +1,17 @@
 """List the datasets, or read a whole one and report what is wrong with it.
 
 python -m semantic_aug.datasets
+python -m semantic_aug.datasets mymodule:MyDataset
 python -m semantic_aug.datasets check caltech101 --data_dir data/caltech-101
 
 `check` exits with 1 where something is wrong: photos that are missing or cannot be read, masks
-that are missing or do not fit, one photo in two splits or in two classes.
+that are missing, empty or do not fit, one photo in two splits or in two classes, classes without
+training photos.
 """
 
 import inspect
 import sys
+from collections.abc import Iterable
 
 from semantic_aug import UserError, cli
 
@@ -17,39 +20,48 @@ def parse_args(argv=None):
     parser = cli.Parser(
         __doc__,
         prog="python -m semantic_aug.datasets",
-        usage="%(prog)s [check NAME --flag value ...]",
+        usage="%(prog)s [NAME | check NAME --flag value ...]",
     )
-    parser.add_argument("action", nargs="?", default="list", choices=("list", "check"))
-    parser.add_argument("name", nargs="?", help="for check: as --dataset takes it")
+    parser.add_argument("action", nargs="?", default="list", metavar="check")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="as --dataset takes it")
     cli.add_data_flags(parser)
-    return parser.parse_args(argv)
+    parser.add_argument("--verbose", action="store_true", help="name every case, not the first ten")
+    args = parser.parse_args(argv)
+    if args.action not in ("list", "check") and args.name is None:
+        args.action, args.name = "list", args.action
+    return args
 
 
 @cli.command
 def main(argv=None) -> int:
     args = parse_args(argv)
+    if args.action not in ("list", "check"):
+        raise UserError(f"got {args.action} {args.name}, expected check {args.name}, or one NAME")
     if args.action == "list":
-        if args.data_dir or args.dataset_args or args.name:
+        if args.data_dir or args.dataset_args or args.verbose:
             raise UserError("list takes no flags; to read a dataset: check NAME --data_dir PATH")
-        print(listing())
+        from semantic_aug.datasets import DATASETS
+
+        print(listing([args.name] if args.name else DATASETS))
         return 0
     if not args.name:
         raise UserError("check needs the name of a dataset; without check, they are listed")
     from semantic_aug.datasets.check import check_dataset, report
 
     findings = check_dataset(args.name, args.data_dir, args.dataset_args)
-    print(report(findings))
+    print(report(findings, args.verbose))
     return 1 if findings.problems() else 0
 
 
-def listing() -> str:
-    """What every dataset is, and what it needs: its docstring, root and options."""
-    from semantic_aug.datasets import DATASETS, dataset_class, known_options
+def listing(names: Iterable[str]) -> str:
+    """What datasets are, and what they need: their docstrings, roots and options."""
+    from semantic_aug.datasets import dataset_class, known_options
 
     entries = []
-    for name in DATASETS:
+    for name in names:
         cls = dataset_class(name)
-        text, _, meanings = inspect.getdoc(cls).partition("\nArgs:\n")
+        # Its own, not that of FewShotDataset.
+        text, _, meanings = inspect.cleandoc(cls.__doc__ or cls.__name__).partition("\nArgs:\n")
         root = ", else ".join(filter(None, ["--data_dir", cls.env, cls.default_dir]))
         options = ", ".join(option_text(each) for each in known_options(cls).values())
         lines = [*text.rstrip().splitlines(), "", f"Root: {root}", f"Options: {options or 'none'}"]
@@ -60,6 +72,8 @@ def listing() -> str:
 
 def option_text(option: inspect.Parameter) -> str:
     default = option.default
+    if default is option.empty:
+        return f"{option.name} (needed)"
     return f"{option.name}={str(default).lower() if isinstance(default, bool) else default}"
 
 

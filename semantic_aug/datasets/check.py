@@ -39,12 +39,16 @@ class Photo:
 
 @dataclass
 class Findings:
-    """All photos of a dataset, splits that cannot be listed, and warnings given meanwhile."""
+    """All photos of a dataset, splits that cannot be listed, and warnings given meanwhile.
+
+    `missing` are the files that a list of the dataset names and that are not on the disk.
+    """
 
     class_names: list[str]
     photos: list[Photo] = field(default_factory=list)
     missing_splits: dict[str, str] = field(default_factory=dict)  # split -> why
     warnings: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def problems(self) -> dict[str, list[str]]:
         """Kind of problem -> a line for every case."""
@@ -54,6 +58,8 @@ class Findings:
                 f"{split}: {why}" for split, why in self.missing_splits.items()
             ],
             "warnings": self.warnings,
+            "listed files that are not on the disk": self.missing,
+            "classes without training photos": self._never_trained(),
             "unreadable photos": [photo.error for photo in self.photos if photo.error],
             "photos without a mask, while others have one": [
                 photo.source
@@ -63,10 +69,31 @@ class Findings:
             "masks that cannot be used": [
                 photo.mask_error for photo in self.photos if photo.mask_error
             ],
+            "masks without an object, of all that can be read": self._all_empty(),
             "photos in several splits": self._copies("split"),
             "photos in several classes": self._copies("class_name"),
         }
         return {kind: lines for kind, lines in found.items() if lines}
+
+    def _never_trained(self) -> list[str]:
+        """Classes with photos in other splits alone, which no classifier can learn."""
+        splits = defaultdict(Counter)
+        for photo in self.photos:
+            splits[photo.class_name][photo.split] += 1
+        trained = {name.casefold(): name for name, counts in splits.items() if counts["train"]}
+        lines = []
+        for name, counts in splits.items():
+            if not counts["train"]:
+                line = ", ".join(f"{counts[split]:,} in {split}" for split in SPLITS[1:])
+                same = trained.get(name.casefold())
+                lines.append(f"{name}: {line}" + (f"; is it the class {same}?" if same else ""))
+        return lines
+
+    def _all_empty(self) -> list[str]:
+        """The photos with an empty mask, if no mask has an object."""
+        if any(photo.mask == "good" for photo in self.photos):
+            return []
+        return [photo.source for photo in self.photos if photo.mask == "empty"]
 
     def _copies(self, attribute: str) -> list[str]:
         """Files of one content that differ in an attribute."""
@@ -88,7 +115,7 @@ def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) 
         UserError: no such dataset, a wrong root, or no photo in `train`.
     """
     datasets, missing = [], {}
-    with _warnings() as warnings:
+    with _warnings() as (warnings, listed):
         for split in SPLITS:
             try:
                 datasets.append(
@@ -100,7 +127,12 @@ def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) 
                 if split == "test" and getattr(datasets[0], "published_val", False):
                     continue  # all of val is `val`, as was asked for
                 missing[split] = str(error)
-    findings = Findings(datasets[0].class_names, missing_splits=missing, warnings=warnings)
+    findings = Findings(
+        datasets[0].class_names,
+        missing_splits=missing,
+        warnings=list(warnings),
+        missing=list(listed),
+    )
     jobs = ((dataset, index) for dataset in datasets for index in range(len(dataset)))
     bar = progress_bar(total=sum(map(len, datasets)), desc="reading", unit="photo")
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -112,18 +144,26 @@ def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) 
 
 
 @contextlib.contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What this package warns of meanwhile, such as listed photos that are not on disk."""
-    found, handler = {}, logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.setdefault(record.getMessage())
-    messages = []
+def _warnings() -> Iterator[tuple[dict[str, None], dict[str, None]]]:
+    """What this package warns of meanwhile, each once; and the files that warnings call missing.
+
+    A warning of these has their names as `missing`, and is not among the messages.
+    """
+    messages, missing, handler = {}, {}, logging.Handler(logging.WARNING)
+
+    def emit(record: logging.LogRecord) -> None:
+        names = getattr(record, "missing", None)
+        (messages if names is None else missing).update(
+            dict.fromkeys(names or [record.getMessage()])
+        )
+
+    handler.emit = emit
     logger = logging.getLogger("semantic_aug")
     logger.addHandler(handler)
     try:
-        yield messages
+        yield messages, missing
     finally:
         logger.removeHandler(handler)
-        messages += found
 
 
 def read_photo(dataset: FewShotDataset, index: int) -> Photo:
@@ -167,14 +207,14 @@ def _line(source: str, error: Exception) -> str:
 # --- what is printed -------------------------------------------------------------------------
 
 
-def report(findings: Findings) -> str:
-    """Tables of counts, and all that is wrong, as text."""
+def report(findings: Findings, verbose: bool = False) -> str:
+    """Tables of counts, and what is wrong, as text; `verbose` shows every case, not the first."""
     return "\n".join(
         [
             *_counts(findings),
             "",
             *_properties(findings.photos),
-            *_problems(findings),
+            *_problems(findings, None if verbose else SHOWN),
             _end(findings),
         ]
     )
@@ -213,12 +253,12 @@ def _properties(photos: list[Photo]) -> Iterator[str]:
         yield f"copies  {copies:,} photos have the same bytes as another one"
 
 
-def _problems(findings: Findings) -> Iterator[str]:
+def _problems(findings: Findings, shown: int | None) -> Iterator[str]:
     for kind, lines in findings.problems().items():
         yield f"\n{len(lines):,} {kind}:"
-        yield from (f"  {line}" for line in lines[:SHOWN])
-        if len(lines) > SHOWN:
-            yield f"  ... and {len(lines) - SHOWN:,} more"
+        yield from (f"  {line}" for line in lines[:shown])
+        if lines[:shown] != lines:
+            yield f"  ... and {len(lines) - shown:,} more (--verbose)"
 
 
 def _end(findings: Findings) -> str:

@@ -1,13 +1,16 @@
 """COCO 2017: everyday photos; the class of a photo is that of its largest object."""
 
+import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pycocotools.mask
@@ -15,7 +18,7 @@ import pycocotools.mask
 from semantic_aug import UserError, stable_hash
 from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import images_by_stem, right_root, what_is_in
-from semantic_aug.few_shot_dataset import FewShotDataset, Record, collection_paused
+from semantic_aug.few_shot_dataset import FewShotDataset, Record, collection_paused, read_size
 
 # In the order of COCO's category ids, which have gaps: 1 to 90.
 CLASS_NAMES = [
@@ -42,7 +45,8 @@ class COCODataset(FewShotDataset):
 
     Photos without annotations have no class and are left out. `train` is train2017. val2017 is
     halved by a hash of the image ids into `val` and `test`, so that nothing is selected on the
-    photos that are reported.
+    photos that are reported. Files that other tools have exported are read too, if the categories
+    that they use are COCO's; a `file_name` may name folders, with slashes or backslashes.
 
     Args:
         published_val: all of val2017 is `val`, as in published results; there is no `test` then.
@@ -73,36 +77,92 @@ class COCODataset(FewShotDataset):
                     f"{right_root(self, ['annotations', folder.name])}"
                 )
         photos = read_photos(annotations.resolve(), annotations.stat().st_mtime_ns)
-        with os.scandir(folder) as entries:  # a look at every single file is slow
-            files = {entry.name: entry.name for entry in entries}
-        if any(photo.file_name not in files for photo in photos):  # .jpg may have become .JPEG
-            by_stem = images_by_stem(folder)
-            files |= {
-                photo.file_name: by_stem[stem].name
-                for photo in photos
-                if photo.file_name not in files and (stem := Path(photo.file_name).stem) in by_stem
-            }
-        absent = sum(photo.file_name not in files for photo in photos)
+        files = find_files(folder, dict.fromkeys(photo.file_name for photo in photos))
+        absent = [photo.file_name for photo in photos if photo.file_name not in files]
+        if len(absent) == len(photos):
+            raise UserError(
+                f"none of the {len(photos)} photos that {annotations} lists is in {folder}, such "
+                f"as {absent[0]!r}: found {what_is_in(folder)}"
+            )
         if absent:
             log.warning(
-                "%d of the %d annotated photos in %s are not in %s: left out",
-                absent,
+                "%d of the %d annotated photos in %s are not in %s, such as %s: left out",
+                len(absent),
                 len(photos),
                 annotations,
                 folder,
+                absent[0],
+                extra={"missing": [f"{folder.name}/{name}" for name in absent]},
             )
         for photo in photos:
             if photo.file_name not in files:
                 continue
             if split != "train" and not self.published_val and val_or_test(photo.id) != split:
                 continue
-            mask = photo.mask if photo.segmentation else None
-            yield self.record(f"{folder.name}/{files[photo.file_name]}", photo.class_name, mask)
+            source, mask = f"{folder.name}/{files[photo.file_name]}", None
+            if photo.segmentation:
+                mask = photo.mask
+                if not (photo.height and photo.width):
+                    mask = functools.partial(mask, self.data_dir / source)
+            yield self.record(source, photo.class_name, mask)
 
 
-def val_or_test(image_id: int) -> str:
+def val_or_test(image_id: int | str) -> str:
     """The half of val2017 in which an image lies."""
     return "test" if stable_hash(image_id) & 1 else "val"
+
+
+def find_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The photos below `folder` that the `file_name`s of an annotation file mean.
+
+    A name is taken as it stands; else with slashes for backslashes, and with fewer and fewer of
+    its leading folders, because tools write those of the machine they ran on; each time with
+    another suffix too, because .jpg may have become .JPEG. Where several names lead to one photo,
+    only the name that is its path means it: `a/1.jpg` and `b/1.jpg` are not both `1.jpg`.
+
+    Returns:
+        Name -> path relative to `folder`, with slashes; names without a photo are left out.
+    """
+
+    @functools.cache
+    def names_in(place: str) -> set[str]:  # a look at every single file is slow
+        try:
+            with os.scandir(folder / place) as entries:
+                return {entry.name for entry in entries}
+        except PermissionError as error:
+            raise UserError(f"the folder {folder / place} cannot be read: {error}") from error
+        except (OSError, ValueError):  # there is none, or its name could be none
+            return set()
+
+    @functools.cache
+    def by_stem(place: str) -> dict[str, str]:
+        return {stem: path.name for stem, path in images_by_stem(folder / place).items()}
+
+    def path_of(parts: tuple[str, ...]) -> str | None:
+        *folders, name = parts
+        for start in range(len(parts)):
+            place = "/".join(folders[start:])
+            there = names_in(place)
+            last = name if name in there else there and by_stem(place).get(Path(name).stem)
+            if last:
+                return f"{place}/{last}" if place else last
+        return None
+
+    found, meaning = {}, defaultdict(set)
+    for name in names:
+        parts = (name,)
+        if name not in names_in(""):
+            split = name.replace("\\", "/").split("/")
+            parts = tuple(part for part in split if part not in ("", ".", "..")) or parts
+        path = path_of(parts)
+        if path:
+            found[name] = parts, path
+            meaning[path].add(parts)
+    return {
+        name: path
+        for name, (parts, path) in found.items()
+        if len(meaning[path]) == 1 or "/".join(parts) == path
+    }
 
 
 # --- the annotation file ---------------------------------------------------------------------
@@ -111,39 +171,39 @@ def val_or_test(image_id: int) -> str:
 class Photo(NamedTuple):
     """An image of an annotation file, reduced to its largest annotation.
 
-    `segmentation` is `[offset, length]` of its key and value in the file, in bytes; or the value
-    itself, if it is no outline at all; or None without one.
+    `height` and `width` are None where the file does not say them. `segmentation` is
+    `[offset, length]` of its key and value in the file, in bytes; or the value itself, if it is no
+    outline at all; or None without one.
     """
 
     annotations: Path
-    id: int
+    id: int | str
     file_name: str
-    height: int
-    width: int
+    height: int | None
+    width: int | None
     class_name: str
     segmentation: list | dict | str | None
 
-    def mask(self) -> np.ndarray:
+    def mask(self, photo: Path | None = None) -> np.ndarray:
         """The [height, width] uint8 mask, 0 or 1, of the annotation.
+
+        Args:
+            photo: the image file, whose size counts where the annotation file says none.
 
         Raises:
             UserError: it is malformed, or the file has changed.
         """
-        value = self.segmentation
-        if isinstance(value, list) and [type(each) for each in value] == [int, int]:
-            offset, length = value
-            with open(self.annotations, "rb") as file:
-                file.seek(offset)
-                key, _, text = file.read(length).partition(b":")
-            if key.strip() != _KEY:
-                raise UserError(f"{self.annotations} has changed since it was read: start again")
+        with open(self.annotations, "rb") as file:
             try:
-                value = json.loads(text)
+                value = _outline(file, self.segmentation)
             except ValueError as error:
                 raise UserError(
                     f"malformed segmentation of {self.file_name} in {self.annotations}: {error}"
                 ) from error
-        return decode_segmentation(value, self.height, self.width, self.file_name)
+        if value is None:
+            raise UserError(f"{self.annotations} has changed since it was read: start again")
+        width, height = (self.width, self.height) if photo is None else read_size(photo)
+        return decode_segmentation(value, height, width, self.file_name)
 
 
 @functools.lru_cache(maxsize=2)
@@ -151,82 +211,253 @@ class Photo(NamedTuple):
 def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
     """The annotated images of a COCO annotation file, by image id.
 
-    The largest annotation is the one with the largest `area` (none counts as 0), crowds included;
-    of equals it is the one with the lowest id. The outlines, three quarters of the file, are
-    neither parsed nor kept; an index is (see `datasets.index`).
+    The largest annotation is the one with the largest `area`, crowds included; of equals it is the
+    one with the lowest id. Where there is no `area`, or none above 0, the size of the outline
+    counts, and without an outline that of the box. The outlines, three quarters of the file, are
+    neither kept nor, unless they are needed for this, parsed; an index is (see `datasets.index`).
 
     Args:
         path: an `instances_*.json`.
         mtime_ns: when the file was written, so that the result of another file is not taken.
 
     Raises:
-        UserError: the file is no readable COCO annotation file, or has other categories.
+        UserError: the file is no readable COCO annotation file, has other categories, or has a
+            damaged entry, which is named.
     """
     try:
-        rows = cached("coco", [path], lambda: _largest_objects(path))
-        return [Photo(path, *row) for row in rows]
+        found = cached("coco-by-size", [path], lambda: _largest_objects(path))
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is no readable JSON ({error}): is it complete? Unpack or download it again"
         ) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is no COCO annotation file ({type(error).__name__}: {error}): expected "
-            "the keys images, annotations and categories of an instances_*2017.json"
-        ) from error
+    if found["strays"]:
+        log.warning("%d annotations in %s belong to no image of it", found["strays"], path)
+    return [Photo(path, *row) for row in found["photos"]]
 
 
-def _largest_objects(path: Path) -> list[tuple]:
-    """The fields of a `Photo`, from the second, of every annotated image, by image id."""
-    largest = {}  # image id -> (-area, annotation id, category id, segmentation)
+def _largest_objects(path: Path) -> dict:
+    """What matters in an annotation file, checked.
+
+    Returns:
+        `photos`: the fields of a `Photo`, from the second, of every annotated image, by image id.
+        `strays`: how many annotations belong to no image.
+
+    Raises:
+        UserError: an entry is damaged.
+        OSError, ValueError, RecursionError: the file is no readable JSON.
+    """
+    largest = {}  # image id -> (-size, order of the id, category id, segmentation, id)
+    counts, used = Counter(), set()  # of annotations by image id; the ids of their categories
 
     def take_annotation(found: dict) -> dict | None:
         # Every annotation is dropped as soon as it is read; what lacks a key is seen below.
         if not ("image_id" in found and "category_id" in found and "id" in found):
             return found
-        rank = -(found.get("area") or 0), found["id"]
-        image_id = found["image_id"]
-        if image_id not in largest or rank < largest[image_id][:2]:
-            largest[image_id] = *rank, found["category_id"], found.get("segmentation")
+        ids = found["id"], found["image_id"], found["category_id"]
+        if {*map(type, ids)} != {int}:  # a million times, so not for each
+            ids = (_field("annotations", found, key, path) for key in _KEYS)
+        number, image, category = ids
+        counts[image] += 1
+        used.add(category)
+        rank = -_size(found, file, path), _order(number)
+        if image not in largest or rank < largest[image][:2]:
+            largest[image] = *rank, category, found.get("segmentation"), number
         return None
 
-    content = json.loads(_without_outlines(path), object_hook=take_annotation)
-    missing = {"images", "annotations", "categories"} - content.keys()
-    if missing:
-        raise KeyError(*sorted(missing))
+    text = _without_outlines(path)
+    with open(path, "rb") as file:
+        content = json.loads(text, object_hook=take_annotation)
+    for kind in ("images", "annotations", "categories"):
+        if not (isinstance(content, dict) and isinstance(content.get(kind), list)):
+            raise UserError(
+                f"{path} is no COCO annotation file: it has no list of {kind}, expected the keys "
+                "images, annotations and categories of an instances_*2017.json"
+            )
     for left in content["annotations"]:
-        if left is not None:
-            raise KeyError(*sorted({"image_id", "category_id", "id"} - left.keys()))
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    unknown = sorted(set(names.values()) - set(CLASS_NAMES))
+        for key in _KEYS if left is not None else ():
+            _field("annotations", left, key, path)  # raises at the key that it lacks
+    names = {
+        number: _field("categories", category, "name", path)
+        for number, category in _by_id(content, "categories", "name", path).items()
+    }
+    unknown = sorted({names[number] for number in used & names.keys()} - set(CLASS_NAMES))
     if unknown:
+        listed = ", ".join(map(repr, unknown[:3])) + " ..." * (len(unknown) > 3)
         raise UserError(
-            f"{path} has {len(unknown)} categories that COCO 2017 has not, such as "
-            f"{unknown[0]!r}: for classes of your own use --dataset=folder"
+            f"{path} uses categories that COCO 2017 has not ({listed}): for classes of your own "
+            "use --dataset=folder"
         )
-    rows = {}
-    for image in content["images"]:
-        if image["id"] in largest:
-            *_, category, segmentation = largest[image["id"]]
-            size = image["height"], image["width"]
-            rows[image["id"]] = (
-                image["id"], image["file_name"], *size, names[category], segmentation
-            )  # fmt: skip
-    return [rows[number] for number in sorted(rows)]
+    images, photos = _by_id(content, "images", "file_name", path), []
+    for number in sorted(images.keys() & largest.keys(), key=_order):
+        image, (*_, category, segmentation, annotation) = images[number], largest[number]
+        if category not in names:
+            listed = ", ".join(map(repr, list(names)[:5])) + " ..." * (len(names) > 5)
+            raise UserError(
+                f"{path}: annotation {annotation!r} has the category_id {category!r}, but the ids "
+                f"of categories are {listed}"
+            )
+        name, *size = (_field("images", image, key, path) for key in ("file_name", *_SIZE))
+        photos.append((number, name, *size, names[category], segmentation))
+    if not photos:
+        listed = [", ".join(map(repr, list(ids)[:3])) or "none" for ids in (counts, images)]
+        raise UserError(
+            f"{path}: no annotation belongs to an image; image_id of annotations: {listed[0]}; "
+            f"id of images: {listed[1]}"
+        )
+    strays = sum(counts[number] for number in counts.keys() - images.keys())
+    return {"photos": photos, "strays": strays}
+
+
+_KEYS = ("id", "image_id", "category_id")
+_SIZE = ("height", "width")
+
+
+# --- its entries -----------------------------------------------------------------------------
+
+
+def _by_id(content: dict, kind: str, key: str, path: Path) -> dict[int | str, dict]:
+    """The entries of a kind by their ids; two of one id must agree in `key`."""
+    found = {}
+    for entry in content[kind]:
+        number = _field(kind, entry, "id", path)
+        values = found.setdefault(number, entry).get(key), entry.get(key)
+        if values[0] != values[1]:
+            raise UserError(
+                f"{path}: two {kind} have the id {number!r}, {values[0]} and {values[1]}"
+            )
+    return found
+
+
+def _field(kind: str, entry: dict, key: str, path: Path):
+    """A field of an entry of `images`, `annotations` or `categories`, checked; see `_FIELDS`."""
+    expected, convert = _FIELDS[key]
+    try:
+        return convert(entry.get(key))
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        if not isinstance(entry, dict):
+            got, whose = entry, f"an entry of {kind}"
+            expected = "an object"
+        else:
+            got, whose = entry.get(key), f"{key} in {kind} (id {json.dumps(entry.get('id'))[:40]})"
+        raise UserError(f"{path}: {whose} is {json.dumps(got)[:80]}, expected {expected}") from None
+
+
+def _id(value) -> int | str:
+    """A number also where it is text, as some tools write the ids of one list and not of others."""
+    if isinstance(value, str) and value:
+        is_number = value.isascii() and value.isdecimal() and str(int(value)) == value
+        return int(value) if is_number else value
+    return _whole(value)
+
+
+def _whole(value) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError
+    return int(value)
+
+
+def _text(value) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _side(value) -> int | None:
+    """Pixels; None where it is missing or 0, as tools write what they do not know."""
+    if value is None or _whole(value) == 0:
+        return None
+    if value < 0:
+        raise ValueError
+    return int(value)
+
+
+def _area(value) -> float:
+    """Pixels; 0 where it is missing, NaN, or cannot be an area."""
+    if value is None:
+        return 0
+    if type(value) not in (int, float):
+        raise TypeError
+    return value if 0 < value < math.inf else 0
+
+
+def _box_area(value) -> float:
+    """Pixels in a box of left, top, width, height; 0 without one."""
+    _, _, width, height = value or (0, 0, 0, 0)
+    return _area(width * height) if width > 0 else 0
+
+
+# Key -> what it must be, and a function that gives its value or raises.
+_FIELDS = {
+    **dict.fromkeys(_KEYS, ("a number or a text", _id)),
+    **dict.fromkeys(("name", "file_name"), ("a text", _text)),
+    **dict.fromkeys(_SIZE, ("a whole number of pixels", _side)),
+    "area": ("a number", _area),
+    "bbox": ("left, top, width and height", _box_area),
+}
+
+
+def _order(number: int | str) -> tuple[bool, int | str]:
+    return isinstance(number, str), number
+
+
+def _size(annotation: dict, file: BinaryIO, path: Path) -> float:
+    """Pixels of an annotation: its `area`, else its outline's, else its box's; 0 without any."""
+    area = _field("annotations", annotation, "area", path)
+    if not area:
+        # What is malformed is named when its mask is asked for.
+        with contextlib.suppress(Exception):
+            area = _area(_outline_size(_outline(file, annotation.get("segmentation"))))
+    return area or _field("annotations", annotation, "bbox", path)
+
+
+def _outline_size(outline: list | dict | str | None) -> float:
+    """Pixels within an outline: polygons, a run-length encoding, or several of these."""
+    if isinstance(outline, dict):
+        counts = outline["counts"]
+        is_plain = isinstance(counts, list)
+        return sum(counts[1::2]) if is_plain else int(pycocotools.mask.area(outline))
+    if outline and isinstance(outline[0], dict):
+        return sum(map(_outline_size, outline))
+    return sum(_polygon_size(polygon) for polygon in outline or () if len(polygon) >= 6)
+
+
+def _polygon_size(polygon: list[float]) -> float:
+    """The shoelace formula."""
+    xs, ys = polygon[::2], polygon[1::2]
+    crossed = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1])
+    return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in crossed)) / 2
+
+
+# --- outlines --------------------------------------------------------------------------------
+
+
+def _outline(file: BinaryIO, segmentation: list | dict | str | None) -> list | dict | str | None:
+    """What a `Photo.segmentation` stands for; None where the file has changed.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    if not (isinstance(segmentation, list) and [type(each) for each in segmentation] == [int, int]):
+        return segmentation
+    offset, length = segmentation
+    file.seek(offset)
+    key, _, text = file.read(length).partition(b":")
+    return json.loads(text) if key.strip() == _KEY else None
 
 
 _KEY = b'"segmentation"'
 # A segmentation whose end can be seen without parsing it: numbers in brackets, or a flat object,
-# as a run-length encoding is; and then the object's end or its next key.
+# as a run-length encoding is, or a list of these; and then the object's end or its next key.
+_FLAT = rb'\{ [^{}"]*+ (?: "(?:[^"\\]|\\.)*+" [^{}"]*+ )*+ \}'
 _SEGMENTATION = re.compile(
     rb"""
     "segmentation" (?<! \\"segmentation") \s*:\s*
-    (?: \[ [^"{}]* \]
-      | \{ [^{}"]*+ (?: "(?:[^"\\]|\\.)*+" [^{}"]*+ )*+ \} )
+    (?: \[ [^"{}]* \] | %(flat)s | \[ \s* %(flat)s (?: \s*,\s* %(flat)s )*+ \s* \] )
     (?= \s* (?: \} | ,\s* "(?:[^"\\]|\\.)*+" \s*: ))
-    """,
+    """
+    % {b"flat": _FLAT},
     re.VERBOSE,
 )
 
@@ -261,32 +492,44 @@ def _without_outlines(path: Path, chunk_size: int = 1 << 23) -> str:
 def decode_segmentation(
     segmentation: list | dict, height: int, width: int, name: str = "a photo"
 ) -> np.ndarray:
-    """The [height, width] uint8 mask, 0 or 1, of polygons or of a run-length encoding.
+    """The [height, width] uint8 mask, 0 or 1, of polygons or of run-length encodings.
 
     Args:
         segmentation: polygons, each as x, y, x, y ...; or `{"size", "counts"}` with the counts as
-            numbers or compressed to a string.
+            numbers or compressed to a string; or a list of such encodings.
         name: of the photo, for the message.
 
     Raises:
         UserError: it is malformed.
     """
     try:
-        if isinstance(segmentation, list):
-            # Two points enclose nothing, and pycocotools would take them for a box.
-            polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-            if not polygons:
-                return np.zeros((height, width), np.uint8)
-            if not np.all(np.abs(np.concatenate(polygons).astype(float)) < 1e5):
-                raise ValueError("a point lies far outside the photo")
-            encoded = pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, height, width))
-        elif isinstance(segmentation["counts"], list):
-            # Fewer pixels than the photo has would leave the rest of the mask undefined.
-            if sum(segmentation["counts"]) != height * width:
-                raise ValueError("its counts do not add up to the photo")
-            encoded = pycocotools.mask.frPyObjects(segmentation, height, width)
-        else:
-            encoded = segmentation
-        return pycocotools.mask.decode(encoded)
+        if isinstance(segmentation, dict):
+            return pycocotools.mask.decode(_encoding(segmentation, height, width))
+        if segmentation and all(isinstance(part, dict) for part in segmentation):
+            encoded = [_encoding(part, height, width) for part in segmentation]
+            if any(list(each["size"]) != [height, width] for each in encoded):
+                raise ValueError("an encoding is of another size than the photo")
+            return pycocotools.mask.decode(pycocotools.mask.merge(encoded))
+        if not all(isinstance(part, list) for part in segmentation):
+            raise ValueError("expected polygons, or run-length encodings")
+        # Two points enclose nothing, and pycocotools would take them for a box.
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not polygons:
+            return np.zeros((height, width), np.uint8)
+        if not np.all(np.abs(np.concatenate(polygons).astype(float)) < 1e5):
+            raise ValueError("a point lies far outside the photo")
+        encoded = pycocotools.mask.frPyObjects(polygons, height, width)
+        return pycocotools.mask.decode(pycocotools.mask.merge(encoded))
     except Exception as error:  # pycocotools raises bare Exception too
         raise UserError(f"malformed segmentation of {name} in COCO's file: {error}") from error
+
+
+def _encoding(segmentation: dict, height: int, width: int) -> dict:
+    """A run-length encoding in the compressed form of pycocotools."""
+    counts = segmentation["counts"]
+    if not isinstance(counts, list):
+        return segmentation
+    # Fewer pixels than the photo has would leave the rest of the mask undefined.
+    if sum(counts) != height * width:
+        raise ValueError("its counts do not add up to the photo")
+    return pycocotools.mask.frPyObjects(segmentation, height, width)

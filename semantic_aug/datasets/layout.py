@@ -50,11 +50,17 @@ def right_root(dataset: FewShotDataset, *layouts: Sequence[str]) -> str:
     Args:
         layouts: lists of patterns of what a root holds.
     """
+
+    def is_right(folder: Path) -> bool:
+        return any(all(next(folder.glob(name), None) for name in layout) for layout in layouts)
+
     root = dataset.data_dir
-    below = [(folder, "high") for folder in FewShotDataset.folders_in(root)]
-    for folder, level in [(root.resolve().parent, "low"), *below]:
-        if any(all(next(folder.glob(name), None) for name in layout) for layout in layouts):
-            return f"this is one level too {level}: pass --data_dir {folder}"
+    if is_right(above := root.resolve().parent):
+        return f"this is one level too low: pass --data_dir {above}"
+    below = [folder for folder in FewShotDataset.folders_in(root) if is_right(folder)]
+    if below:
+        choice = f"{below[0]}" if len(below) == 1 else f"one of {', '.join(map(str, below[:3]))}"
+        return f"this is one level too high: pass --data_dir {choice}"
     variable = f" or set {dataset.env}" if dataset.env else ""
     return f"pass the root as --data_dir{variable}"
 
@@ -98,17 +104,18 @@ def listed_images(
         what: what they are, for the notice.
     """
     names = list(names)
-    present = [name for name in names if name in images]
-    if len(present) < len(names):
+    missing = [name for name in names if name not in images]
+    if missing:
         log.warning(
             "%d of the %d %s that %s lists are not on disk, such as %s: left out",
-            len(names) - len(present),
+            len(missing),
             len(names),
             what,
             source,
-            next(name for name in names if name not in images),
+            missing[0],
+            extra={"missing": [f"{name} ({what})" for name in missing]},  # for `datasets check`
         )
-    return present
+    return [name for name in names if name in images]
 
 
 def check_labelled(images: Iterable[str], labelled: Iterable[str], source: Path) -> None:
@@ -201,6 +208,53 @@ def read_mat(path: Path, *variables: str) -> list:
 # --- splits that were not published ----------------------------------------------------------
 
 
+def split_by_hash(
+    records: Iterable[Record], val: float = 0.2, test: float = 0.2
+) -> dict[str, list[Record]]:
+    """The splits of a dataset that publishes none, always the same ones.
+
+    Records are cut class by class, in an order from hashes of their sources, so that a photo's
+    place depends on the sources of its class alone. A class with three photos or more has one at
+    least in every split that is wanted; one with fewer has no validation photo, and its second
+    photo is for test.
+
+    Args:
+        records: all records of the dataset, in any order.
+        val: share of validation photos of a class; 0 for none.
+        test: share of test photos; 0 for none. Both together are less than 1.
+
+    Returns:
+        `train`, `val` and `test`, each with its records.
+
+    Raises:
+        UserError: the shares leave nothing for training.
+    """
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise UserError(
+            f"split_by_hash: got val={val} and test={test}, expected shares from 0 to below 1"
+        )
+    splits = {split: [] for split in SPLITS}
+    for hashed in _by_class(records):
+        group = [record for _, record in hashed]
+        if len(group) < 3:
+            kept = 1 if test else len(group)
+            parts = group[:kept], [], group[kept:]
+        else:
+            of_val, of_test = (
+                max(1, round(share * len(group))) * (share > 0) for share in (val, test)
+            )
+            too_many = max(0, of_val + of_test - (len(group) - 1))
+            if of_val > of_test:
+                of_val -= too_many
+            else:
+                of_test -= too_many
+            held = of_val + of_test
+            parts = group[held:], group[:of_val], group[of_val:held]
+        for split, part in zip(SPLITS, parts):
+            splits[split] += part
+    return splits
+
+
 def complete_splits(
     root: Path | str, published: Mapping[str, Iterable[Record]]
 ) -> dict[str, list[Record]]:
@@ -216,51 +270,35 @@ def complete_splits(
     """
     splits = {split: list(published.get(split, [])) for split in SPLITS}
     missing = tuple(split for split in SPLITS if not splits[split])
-    if missing not in _CUTS:
+    if missing not in _NOTICES:
         return splits
-    source, cut, how = _CUTS[missing]
-    log.info("%s: %s", root, how)
-    by_class = defaultdict(list)
-    for record in splits[source]:
-        by_class[record.class_name].append((stable_hash(record.source), record))
-    splits[source] = []
-    for hashed in by_class.values():
-        for split, part in cut(sorted(hashed, key=lambda each: each[0])).items():
-            splits[split] += [record for _, record in part]
+    log.info("%s: %s", root, _NOTICES[missing])
+    if "val" in missing:
+        cut = split_by_hash(splits["train"], test=0.2 if "test" in missing else 0)
+        return splits | {split: records for split, records in cut.items() if records}
+    whole, splits["val"] = splits["val"], []
+    for hashed in _by_class(whole):
+        # The odd one goes where its hash says, so that single photos are not all on one side.
+        middle = (len(hashed) + (hashed[0][0] & 1)) // 2
+        splits["val"] += [record for _, record in hashed[:middle]]
+        splits["test"] += [record for _, record in hashed[middle:]]
     return splits
 
 
-# Each of these gets the photos of one class with their hashes, in the order of the hashes.
+def _by_class(records: Iterable[Record]) -> Iterable[list[tuple[int, Record]]]:
+    """The records of each class with the hashes of their sources, in the order of these."""
+    by_class = defaultdict(list)
+    for record in records:
+        by_class[record.class_name].append((stable_hash(record.source), record))
+    return [sorted(hashed, key=lambda each: each[0]) for hashed in by_class.values()]
 
 
-def _cut_all(hashed: list) -> dict[str, list]:
-    if len(hashed) < 3:
-        return {"train": hashed[:1], "test": hashed[1:]}
-    part = _fifth(hashed)
-    return {"train": hashed[2 * part :], "val": hashed[:part], "test": hashed[part : 2 * part]}
-
-
-def _cut_val(hashed: list) -> dict[str, list]:
-    part = _fifth(hashed) if len(hashed) >= 3 else 0
-    return {"train": hashed[part:], "val": hashed[:part]}
-
-
-def _halve_val(hashed: list) -> dict[str, list]:
-    # The odd one goes where its hash says, so that single photos are not all on one side.
-    middle = (len(hashed) + (hashed[0][0] & 1)) // 2
-    return {"val": hashed[:middle], "test": hashed[middle:]}
-
-
-def _fifth(photos: list) -> int:
-    return max(1, round(len(photos) / 5))
-
-
-# Splits without a photo -> the split that is cut, how, and how that is said.
-_CUTS = {
-    ("val", "test"): ("train", _cut_all, "photos are cut into 60 % train, 20 % val and 20 % test"),
-    ("val",): ("train", _cut_val, "no photos for val, 20 % of train are taken"),
-    ("train", "test"): ("val", _halve_val, "no photos for test, half of val is taken"),
-    ("test",): ("val", _halve_val, "no photos for test, half of val is taken"),
+# Splits without a photo -> what is done about it.
+_NOTICES = {
+    ("val", "test"): "photos are cut into 60 % train, 20 % val and 20 % test",
+    ("val",): "no photos for val, 20 % of train are taken",
+    ("train", "test"): "no photos for test, half of val is taken",
+    ("test",): "no photos for test, half of val is taken",
 }
 
 
