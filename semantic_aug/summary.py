@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +12,8 @@ from semantic_aug.results import (
     COMPARISON_FILE,
     REAL,
     SUMMARY_FILE,
-    TEST,
-    VALIDATION,
     paired_differences,
+    read_results,
     summarise,
     write_table,
 )
@@ -41,13 +40,12 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
         experiment: where the seconds of its stages lie.
         aug_name: the images the method uses; None for real photos only.
     """
-    rows = summarise(folder, method)
-    real = folder.parent / REAL
-    gains = {}
-    if method != REAL and real.is_dir():
+    results = read_results(folder)
+    rows, gains = summarise(results, method), {}
+    if method != REAL:
         gains = {
             (row["examples_per_class"], row["split"]): row["difference"]
-            for row in paired_differences(folder, real)
+            for row in paired_differences(results, read_results(folder.parent / REAL))
         }
     for row in rows:
         k = row["examples_per_class"]
@@ -61,8 +59,13 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
             "train_seconds": _sum(seconds, TRAIN),
             "gain_per_minute": 100 * gain / minutes if minutes else math.nan,
         }
-    write_table(folder / SUMMARY_FILE, pd.DataFrame(rows))
+    _write(folder / SUMMARY_FILE, rows)
     return rows
+
+
+def _write(path: Path, rows: Sequence[Mapping]) -> None:
+    """Without the values of each trial, which stand in the result files."""
+    write_table(path, pd.DataFrame(rows).drop(columns="values", errors="ignore"))
 
 
 def _sum(seconds: Mapping[str, float], *stages: str) -> float:
@@ -75,14 +78,14 @@ def write_comparison(folder: Path, method: str, others: Mapping[str, Path]) -> l
 
     Columns: method, other, and those of `paired_differences`.
     """
-    rows = []
+    rows, results = [], read_results(folder)
     for name, other in others.items():
         _name_differences(folder, name, other)
-        pairs = paired_differences(folder, other)
-        if not any(row["split"] in (VALIDATION, TEST) for row in pairs):
+        pairs = paired_differences(results, read_results(other))
+        if not pairs:
             log.warning("%s and %s have finished no trial in common", method, name)
         rows += [{"method": method, "other": name, **row} for row in pairs]
-    write_table(folder / COMPARISON_FILE, pd.DataFrame(rows))
+    _write(folder / COMPARISON_FILE, rows)
     return rows
 
 

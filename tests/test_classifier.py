@@ -331,6 +331,40 @@ def test_finished_trials_are_skipped_and_missing_ones_made(data, resnet, capsys)
     assert {row["num_trials"] for row in read(folder / "summary.csv")} == {"3"}
 
 
+def test_damaged_results_are_made_again_by_the_same_command(data, resnet, capsys):
+    flags = ["--num_synthetic=0", "--num_trials=4"]
+    run(resnet, *flags)
+    folder = data / "output/exp/results/real"
+    names = [f"{what}_{seed}_1.csv" for what in ("results", "confusion") for seed in range(4)]
+    whole = {name: (folder / name).read_bytes() for name in names}
+    (folder / "results_1_1.csv").write_bytes(whole["results_1_1.csv"][:700])
+    (folder / "results_2_1.csv").write_bytes(whole["results_2_1.csv"] * 2)
+    (folder / "confusion_3_1.csv").write_bytes(whole["confusion_3_1.csv"][:-9])
+    kept = (folder / "results_0_1.csv").stat().st_mtime_ns
+    capsys.readouterr()
+    run(resnet, "--num_synthetic=0")  # of one trial: the others do not count
+    out = capsys.readouterr()
+    assert out.err.count("does not count, and the command that made it makes it again") == 3
+    assert {row["num_trials"] for row in read(folder / "summary.csv")} == {"1"}
+    run(resnet, *flags)
+    assert "1 of 4 trials are finished: skipped" in capsys.readouterr().out
+    assert {name: (folder / name).read_bytes() for name in names} == whole
+    assert (folder / "results_0_1.csv").stat().st_mtime_ns == kept
+    assert {row["num_trials"] for row in read(folder / "summary.csv")} == {"4"}
+
+
+def test_two_trials_are_listed(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--num_trials=2", "--seed", 10**20)
+    folder = data / "output/exp/results/real"
+    files = [folder / f"results_{10**20 + number}_1.csv" for number in range(2)]
+    cells = [
+        "2 trials: " + ", ".join(f"{100 * final(file, split):.1f}" for file in files)
+        for split in (VALIDATION, TEST)
+    ]
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if "trials:" in s]
+    assert line.split() == ["1", "2", *" ".join(cells).split()]
+
+
 def test_other_settings_are_refused_and_with_overwrite_made_again(data, resnet, capsys):
     run(resnet, "--num_synthetic=0", "--num_trials=2")
     folder = data / "output/exp/results/real"
@@ -888,6 +922,8 @@ def test_a_comparison_is_paired_by_trial(data, resnet, capsys):
     assert row["method"] == "new" and row["examples_per_class"] == "1"
     assert "base was made with other settings (learning_rate)" in out.err
     assert "new - base, 1 per class, test:" in out.out
+    both = ", ".join(f"{100 * d:+.1f}" for d in differences[1:])  # of seeds 1 and 2
+    assert f"(2 trials: {both})" in out.out
 
 
 def test_nothing_in_common_is_said_before_anything_is_trained(data, resnet, capsys):
