@@ -82,10 +82,8 @@ from semantic_aug.results import (
 )
 from semantic_aug.sampling import MIX, UTILIZATIONS, load_examples
 from semantic_aug.standard_augmentation import NAMES
-from semantic_aug.summary import write_comparison, write_summary
+from semantic_aug.summary import IMAGES_OF, write_comparison, write_summary
 from semantic_aug.timing import TRAIN, timed
-
-IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 
 log = logging.getLogger("semantic_aug.train_classifier")
 

@@ -1,7 +1,9 @@
 """summary.csv of a method: what it reaches, what it gains over real photos, and what that costs."""
 
+import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,12 +21,11 @@ from semantic_aug.results import (
 )
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_per_trial
 
-# Two methods that differ in one of these differ in more than in their images.
-SHARED_SETTINGS = (
-    "dataset", "dataset_args", "crop_to_object", "classes", "photos", "backbone", "image_size",
-    "num_epochs", "iterations_per_epoch", "batch_size", "learning_rate", "class_balanced", "select",
-    "finetune", "backbone_learning_rate",
-)  # fmt: skip
+IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
+# What methods may differ in where it is their images that are compared.
+OF_IMAGES = ("aug_name", "num_synthetic")
+# And how they use them, where only one of two methods has any.
+OF_USE = ("utilization", "synthetic_probability")
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +91,23 @@ def write_comparison(folder: Path, method: str, others: Mapping[str, Path]) -> l
 
 
 def _name_differences(folder: Path, name: str, other: Path) -> None:
+    """Say in which settings two methods differ, those of their images aside."""
     mine, theirs = ((read_config(each) or {}).get("settings", {}) for each in (folder, other))
-    differing = [key for key in SHARED_SETTINGS if mine.get(key) != theirs.get(key)]
+    aside = OF_IMAGES if mine.get("aug_name") and theirs.get("aug_name") else OF_IMAGES + OF_USE
+    both = mine.keys() & theirs.keys()
+    differing = [
+        f"{key} (here {_value(mine, key)}, there {_value(theirs, key)})"
+        for key in dict.fromkeys([*mine, *theirs])
+        if mine.get(key) != theirs.get(key)
+        and key not in aside
+        and not key.startswith(IMAGES_OF)
+        # What belongs to one trial says something only where both have it.
+        and (key in both or not re.search(r"seed=-?\d+_ex=\d+$", key))
+    ]
     if differing:
-        log.warning("%s was made with other settings (%s): not images alone make the difference",
+        log.warning("%s was made with other settings: %s; not images alone make the difference",
                     name, ", ".join(differing))  # fmt: skip
+
+
+def _value(settings: Mapping, key: str) -> str:
+    return json.dumps(settings[key]) if key in settings else "not recorded"

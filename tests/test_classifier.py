@@ -397,7 +397,7 @@ def test_results_of_other_photos_are_not_mixed(data, resnet, capsys):
     line = fails(capsys, resnet, *photos, "--data_dir=others", "--num_trials=1")
     assert "photos (there" in line
     run(resnet, *photos, "--data_dir=others", "--method=more", "--compare=real")
-    assert "real was made with other settings (photos)" in capsys.readouterr().err
+    assert "real was made with other settings: photos (here" in capsys.readouterr().err
 
 
 def test_a_moved_backbone_is_the_same_and_other_weights_are_not(data, resnet, tmp_path, capsys):
@@ -920,10 +920,26 @@ def test_a_comparison_is_paired_by_trial(data, resnet, capsys):
     differences = [a - b for a, b in zip(new, base)]
     assert float(row["difference"]) == pytest.approx(sum(differences) / 3, abs=1e-6)
     assert row["method"] == "new" and row["examples_per_class"] == "1"
-    assert "base was made with other settings (learning_rate)" in out.err
+    assert "base was made with other settings: learning_rate (here 0.01, there 0.0001);" in out.err
     assert "new - base, 1 per class, test:" in out.out
     both = ", ".join(f"{100 * d:+.1f}" for d in differences[1:])  # of seeds 1 and 2
     assert f"(2 trials: {both})" in out.out
+
+
+def test_every_setting_but_those_of_the_images_is_compared(data, resnet, capsys):
+    make_synthetic(data / "output/exp/aug/seed=0_ex=1", 0, 1, 2)
+    run(resnet, "--num_synthetic=0")
+    run(resnet, "--compare", "real")
+    run(resnet, "--num_synthetic=1", "--method=one", "--compare", "aug", "real")
+    assert "other settings" not in capsys.readouterr().err
+    more = ["--augmentation=mixup", "--image_size=24", "--utilization=append", "--method=more"]
+    run(resnet, *more, "--compare", "real", "aug")
+    said = capsys.readouterr().err
+    common = 'image_size (here [24, 24], there [16, 16]), augmentation (here ["mixup"], there [])'
+    assert f"real was made with other settings: {common}; not images alone" in said
+    for key, value in {"mix": '"append"', "0.5": "null"}.items():  # as both use images
+        there = f'"{key}"' if key == "mix" else key
+        assert f"(here {value}, there {there})" in said.partition("aug was made")[2]
 
 
 def test_nothing_in_common_is_said_before_anything_is_trained(data, resnet, capsys):
