@@ -24,7 +24,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.backbone import ALL, FROZEN, SHORT_NAMES, Backbone, load_backbone
+from semantic_aug.backbone import (
+    ALL,
+    FLOAT32,
+    FROZEN,
+    PRECISIONS,
+    SHORT_NAMES,
+    Backbone,
+    default_precision,
+    load_backbone,
+)
 from semantic_aug.classifier import BEST_VAL, LAST, TrainingOptions, evaluate, train_trial
 from semantic_aug.cli import (
     Parser,
@@ -141,6 +150,12 @@ def build_parser() -> Parser:
         metavar="none|all|last:N",
         help="which part of the backbone is trained with the head; last:2 means its last two "
         "blocks (default none: it is frozen)",
+    )
+    group.add_argument(
+        "--backbone_precision",
+        choices=PRECISIONS,
+        help="what a frozen backbone computes in (default: float16 on CUDA, else float32); images "
+        "that overflow in it are computed in float32",
     )
     group.add_argument(
         "--image_size", type=positive_int, help="side in pixels (default: the backbone's own)"
@@ -264,9 +279,16 @@ def main(argv=None) -> None:
 
     size = None if args.image_size is None else (args.image_size, args.image_size)
     backbone = load_backbone(
-        args.classifier_backbone, device, size, args.finetune, args.from_scratch
+        args.classifier_backbone,
+        device,
+        size,
+        args.finetune,
+        args.from_scratch,
+        args.backbone_precision,
     )
     settings = _settings(args, options, backbone, splits, aug_dirs if uses_synthetic else {})
+    if backbone.precision != default_precision(device, args.finetune):  # what older results mean
+        settings["backbone_precision"] = backbone.precision
     _claim(folder, settings, trials, args)
     finished = {trial for trial in finished if results_file(folder, trial).exists()}
     pending = [trial for trial in trials if trial not in finished]
@@ -310,6 +332,11 @@ def _training_options(args) -> TrainingOptions:
         )
     if args.backbone_learning_rate is not None and args.finetune == FROZEN:
         raise UserError("--backbone_learning_rate needs --finetune all or last:N")
+    if args.finetune != FROZEN and args.backbone_precision not in (None, FLOAT32):
+        raise UserError(
+            f"--backbone_precision: got {args.backbone_precision}, and what --finetune trains "
+            f"computes in {FLOAT32}"
+        )
     if args.synthetic_probability is not None and args.utilization != MIX:
         raise UserError(
             f"--synthetic_probability belongs to --utilization mix, not {args.utilization}"

@@ -65,7 +65,7 @@ def accuracy_figure(tables: Mapping[str, Sequence[Mapping]], split: str) -> Figu
         tables: rows of `summarise` by method.
     """
     figure, axes = _figure(6.2, 4.0)
-    ticks = set()
+    ticks, note = set(), ""
     for number, (method, rows) in enumerate(tables.items()):
         rows = [row for row in rows if row["split"] == split]
         ticks |= {row["examples_per_class"] for row in rows}
@@ -95,6 +95,7 @@ def accuracy_figure(tables: Mapping[str, Sequence[Mapping]], split: str) -> Figu
         ]
         if few:
             axes.plot(*zip(*few), markersize=4, fillstyle="none", linestyle="none", **style)
+            note = "\n(open marks: single trials)"
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0), min(high, 1))
     axes.set_xscale("log", base=2)
@@ -103,7 +104,7 @@ def accuracy_figure(tables: Mapping[str, Sequence[Mapping]], split: str) -> Figu
     if len(ticks) == 1:
         axes.set_xlim(min(ticks) / 1.5, max(ticks) * 1.5)
     axes.set_xlabel("labelled photos per class")
-    axes.set_ylabel(f"{split.lower()} accuracy, mean over classes")
+    axes.set_ylabel(f"{split.lower()} accuracy, mean over classes{note}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=SMALL)
@@ -135,7 +136,7 @@ def per_class_figure(
     first = next(iter(bars.values()))
     order = sorted(first, key=lambda name: (np.mean(first[name]), name))
     figure, axes = _figure(6.4, 1.1 + len(order) * max(0.28, 0.14 * len(bars)))
-    height = 0.82 / len(bars)
+    height, note = 0.82 / len(bars), ""
     for number, (method, values) in enumerate(bars.items()):
         present = [row for row, name in enumerate(order) if name in values]
         means = [np.mean(values[order[row]]) for row in present]
@@ -152,11 +153,12 @@ def per_class_figure(
             elif len(of_trials) > 1:
                 axes.plot(of_trials, [at] * len(of_trials), "o", markersize=3, color="white",
                           markeredgecolor="black", markeredgewidth=0.6, clip_on=False)  # fmt: skip
+                note = " (dots: single trials)"
     axes.set_yticks(range(len(order)), order, fontsize=SMALL)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel(f"{split.lower()} accuracy, {_per_class(examples_per_class)}")
+    axes.set_xlabel(f"{split.lower()} accuracy, {_per_class(examples_per_class)}{note}")
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure

@@ -369,6 +369,10 @@ def test_other_settings_are_refused_and_with_overwrite_made_again(data, resnet, 
     run(resnet, "--num_synthetic=0", "--num_trials=2")
     folder = data / "output/exp/results/real"
     before = (folder / "results_0_1.csv").read_bytes()
+    run(resnet, "--num_synthetic=0", "--backbone_precision=float32")  # what a CPU means
+    assert "backbone_precision" not in read_config(folder)["settings"]
+    line = fails(capsys, resnet, "--num_synthetic=0", "--backbone_precision=bfloat16")
+    assert 'backbone_precision (there null, now "bfloat16")' in line
     line = fails(capsys, resnet, "--num_synthetic=0", "--batch_size=3")
     assert "batch_size (there 4, now 3)" in line and "--overwrite" in line
     assert (folder / "results_0_1.csv").read_bytes() == before
@@ -744,6 +748,8 @@ def test_the_cache_knows_files_backbones_and_sizes_by_their_content(
     Image.new("RGB", (24, 20), (250, 0, 0)).save(photo)
     assert passes() == val
     assert passes("--image_size=24") == everything
+    assert passes("--backbone_precision=float32") == 0  # as it is on a CPU
+    assert passes("--backbone_precision=bfloat16") == everything
     assert passes(backbone=save_resnet(tmp_path / "half", {"size": 16}, half=True)) == everything
     cache = data / "output/exp/cache"
     for file in cache.iterdir():
@@ -1015,6 +1021,7 @@ def test_pictures_are_pictures(data, resnet):
         (["--finetune=last:0"], "last:2"),
         (["--finetune=last:3"], "ResNetModel has 2 blocks"),
         (["--backbone_learning_rate=1e-3"], "needs --finetune"),
+        (["--finetune=all", "--backbone_precision=float16"], "trains computes in float32"),
         (["--from_scratch"], "needs --finetune all"),
         (["--compare", "other"], "there are: none"),
         (["--compare", "exp:real"], "is the method that is to be compared"),
