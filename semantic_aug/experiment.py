@@ -40,6 +40,7 @@ RESERVED_NAMES = (
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"
+BORROWED_WORDS = "borrowed_words"  # a note in config.json: of which other trial the words are
 
 # Names of files that are not UTF-8 reach Python as lone surrogates, which no other file can hold.
 UNENCODABLE = "\ud800-\udfff"
@@ -318,6 +319,13 @@ def write_config(folder: Path, settings: Mapping, arguments: Mapping) -> str:
         }
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, default=str) + "\n")
     return identity
+
+
+def add_notes(folder: Path, notes: Mapping) -> None:
+    """Put keys beside the settings of `config.json`: what they say changes no result."""
+    config = read_config(folder)
+    if config is not None and config != config | notes:
+        write_text(folder / CONFIG_FILE, json.dumps(config | notes, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from semantic_aug.cli import progress_bar, shard_blocks
 from semantic_aug.experiment import (
     CONFIG_FILE,
     METADATA_FILE,
+    add_notes,
     atomic_path,
     check_config,
     config_id,
@@ -86,6 +87,7 @@ def generate(
     already: int = 0,
     constants: Mapping | None = None,
     arguments: Mapping | None = None,
+    notes: Mapping | None = None,
     of_class: Mapping[str, Mapping[str, str | None]] | None = None,
     count: Callable[[int], None] = lambda images: None,
 ) -> int:
@@ -105,6 +107,7 @@ def generate(
         already: how many blocks were dealt out before those of this trial.
         constants: what all records share.
         arguments: for config.json.
+        notes: likewise, beside the settings.
         of_class: what made the images of each class alone, such as the sha256 of its learned
             word, by the key it has in records; images whose record says otherwise are removed and
             made again.
@@ -127,6 +130,7 @@ def generate(
     # From here on the folder changes: not before the model has been loaded. What is out of date
     # goes before anything is made, so that no record ever stands for another image.
     write_config(folder, settings, arguments or {})
+    add_notes(folder, notes or {})
     discard_other_records(folder, identity)
     for name in stale.keys() & {job.file_name for block in mine for job in block}:
         (folder / name).unlink(missing_ok=True)

@@ -4,12 +4,12 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from semantic_aug.experiment import read_config
+from semantic_aug.experiment import BORROWED_WORDS, Trial, add_notes, read_config
 from semantic_aug.results import (
     COMPARISON_FILE,
     REAL,
@@ -35,7 +35,9 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
 
     Beside accuracy and interval: `gain`, the mean difference to the method `real` in the trials
     that both have; seconds of one trial by stage, as far as they are known; and `gain_per_minute`,
-    in points of accuracy per minute of all these stages. What is unknown is empty.
+    in points of accuracy per minute of all these stages; and `borrowed_words`, of how many trials
+    the images were made with words of another trial, which config.json names as well. What is
+    unknown is empty.
 
     Args:
         experiment: where the seconds of its stages lie.
@@ -48,8 +50,21 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
             (row["examples_per_class"], row["split"]): row["difference"]
             for row in paired_differences(results, read_results(folder.parent / REAL))
         }
+    words = {} if aug_name is None else _words_of(experiment / aug_name, results)
+    if aug_name is not None:
+        add_notes(folder, {BORROWED_WORDS: words})
+    borrowed = {trial: name for trial, name in words.items() if name is not None}
+    if borrowed:
+        log.warning(
+            "images of %s were made with words of %s: words learned from photos that a trial does "
+            "not have make its result optimistic",
+            ", ".join(borrowed),
+            ", ".join(dict.fromkeys(borrowed.values())),
+        )
     for row in rows:
         k = row["examples_per_class"]
+        trials = [Trial(seed, k).name for seed in row["values"]]
+        known = aug_name is None or words.keys() >= {*trials}
         seconds = seconds_per_trial(experiment, method, aug_name, k)
         gain = gains.get((k, row["split"]), math.nan)
         minutes = sum(seconds.values()) / 60
@@ -59,9 +74,16 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
             "generate_seconds": _sum(seconds, GENERATE),
             "train_seconds": _sum(seconds, TRAIN),
             "gain_per_minute": 100 * gain / minutes if minutes else math.nan,
+            BORROWED_WORDS: sum(name in borrowed for name in trials) if known else math.nan,
         }
     _write(folder / SUMMARY_FILE, rows)
     return rows
+
+
+def _words_of(images: Path, trials: Iterable[Trial]) -> dict[str, str | None]:
+    """By trial, as far as it is known: of which other trial the words of its images are."""
+    configs = {trial.name: read_config(images / trial.name) or {} for trial in trials}
+    return {name: each[BORROWED_WORDS] for name, each in configs.items() if BORROWED_WORDS in each}
 
 
 def _write(path: Path, rows: Sequence[Mapping]) -> None:
