@@ -305,27 +305,30 @@ def check_config(folder: Path, settings: Mapping, has_results: bool, overwrite: 
         )
 
 
-def write_config(folder: Path, settings: Mapping, arguments: Mapping) -> str:
-    """Write `config.json`, unless it holds these settings already. Returns the `config_id`."""
-    identity = config_id(settings)
-    old = read_config(folder)
-    if old is None or old.get("id") != identity:
+def write_config(
+    folder: Path, settings: Mapping, arguments: Mapping, notes: Mapping | None = None
+) -> str:
+    """Write `config.json`, unless it holds these settings already. Returns the `config_id`.
+
+    Args:
+        notes: keys beside the settings, in JSON types: what they say changes no result. They are
+            brought up to date in a file that stays; one that is absent there is as good as None.
+    """
+    identity, notes = config_id(settings), dict(notes or {})
+    config = old = read_config(folder) or {}
+    if old.get("id") != identity:
         config = {
             "id": identity,
             "settings": settings,
             "arguments": arguments,
             "versions": versions(),
             "git_revision": git_revision(),
-        }
+        } | notes
+    elif any(old.get(key) != value for key, value in notes.items()):
+        config = old | notes
+    if config is not old:
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, default=str) + "\n")
     return identity
-
-
-def add_notes(folder: Path, notes: Mapping) -> None:
-    """Put keys beside the settings of `config.json`: what they say changes no result."""
-    config = read_config(folder)
-    if config is not None and config != config | notes:
-        write_text(folder / CONFIG_FILE, json.dumps(config | notes, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -22,7 +22,6 @@ from semantic_aug.cli import progress_bar, shard_blocks
 from semantic_aug.experiment import (
     CONFIG_FILE,
     METADATA_FILE,
-    add_notes,
     atomic_path,
     check_config,
     config_id,
@@ -129,8 +128,7 @@ def generate(
     augmentation, made = make_augmentation() if todo else None, 0
     # From here on the folder changes: not before the model has been loaded. What is out of date
     # goes before anything is made, so that no record ever stands for another image.
-    write_config(folder, settings, arguments or {})
-    add_notes(folder, notes or {})
+    write_config(folder, settings, arguments or {}, notes)
     discard_other_records(folder, identity)
     for name in stale.keys() & {job.file_name for block in mine for job in block}:
         (folder / name).unlink(missing_ok=True)

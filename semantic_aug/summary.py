@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from semantic_aug.experiment import BORROWED_WORDS, Trial, add_notes, read_config
+from semantic_aug.experiment import BORROWED_WORDS, Trial, read_config, write_config
 from semantic_aug.results import (
     COMPARISON_FILE,
     REAL,
@@ -51,8 +51,9 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
             for row in paired_differences(results, read_results(folder.parent / REAL))
         }
     words = {} if aug_name is None else _words_of(experiment / aug_name, results)
-    if aug_name is not None:
-        add_notes(folder, {BORROWED_WORDS: words})
+    config = read_config(folder)
+    if words and config:
+        write_config(folder, config["settings"], config["arguments"], {BORROWED_WORDS: words})
     borrowed = {trial: name for trial, name in words.items() if name is not None}
     if borrowed:
         log.warning(

@@ -20,7 +20,7 @@ import train_classifier
 from semantic_aug import classifier, images
 from semantic_aug.backbone import load_backbone
 from semantic_aug.classifier import TrainingOptions, evaluate, train_trial
-from semantic_aug.experiment import Trial, add_notes, read_config
+from semantic_aug.experiment import Trial, read_config
 from semantic_aug.features import load_split, split_features
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
@@ -988,10 +988,11 @@ def test_cost_stands_beside_gain(data, resnet):
 
 
 def test_results_with_words_of_other_trials_say_so(data, resnet, capsys):
-    images = data / "output/exp/aug"
-    for seed, words in enumerate([None, "seed=7_ex=4", None]):
-        make_synthetic(images / f"seed={seed}_ex=1", seed, 1, 1)
-        add_notes(images / f"seed={seed}_ex=1", {"borrowed_words": words})
+    for seed, note in enumerate([{"borrowed_words": None}, {"borrowed_words": "seed=7_ex=4"}, {}]):
+        images = data / f"output/exp/aug/seed={seed}_ex=1"
+        make_synthetic(images, seed, 1, 1)
+        config = read_config(images) | note  # an older revision has none
+        (images / "config.json").write_text(json.dumps(config))
     run(resnet, "--num_synthetic=0", "--num_trials=2")
     run(resnet, "--num_trials=2")
     folder = data / "output/exp/results/aug"
@@ -1001,9 +1002,6 @@ def test_results_with_words_of_other_trials_say_so(data, resnet, capsys):
     assert read_config(folder)["borrowed_words"] == words
     said = "images of seed=1_ex=1 were made with words of seed=7_ex=4: words learned from photos"
     assert said in capsys.readouterr().err
-    config = read_config(images / "seed=2_ex=1")
-    del config["borrowed_words"]  # made by an older revision
-    (images / "seed=2_ex=1/config.json").write_text(json.dumps(config))
     run(resnet, "--num_trials=3")
     assert {row["borrowed_words"] for row in read(folder / "summary.csv")} == {""}
     assert read_config(folder)["borrowed_words"] == words
