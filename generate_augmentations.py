@@ -94,6 +94,7 @@ from semantic_aug.embeddings import (
     token_for,
 )
 from semantic_aug.experiment import (
+    BORROWED_WORDS,
     CACHE,
     FINE_TUNED,
     MERGED,
@@ -399,6 +400,7 @@ class Plan:
         settings: whatever changes an image, for config.json.
         of_class: what may change while the settings stay, by class and by its key in records.
         constants: what all records share.
+        notes: for config.json, beside the settings.
         make_augmentation: gives the augmentation, from a function that gives the pipeline, and
             what `load_extras` gives.
     """
@@ -413,6 +415,7 @@ class Plan:
     settings: dict
     of_class: dict[str, dict]
     constants: dict
+    notes: dict
     make_augmentation: Callable
 
     @property
@@ -514,6 +517,7 @@ def plan_trial(
         settings,
         of_class,
         constants,
+        words_note(embed_path, trial),
         functools.partial(build_augmentation, args, edits, info, embed_path, unets),
     )
 
@@ -635,6 +639,7 @@ def make_images(args, argv, plan: Plan, pipeline, extras, shard, count) -> int:
         already=plan.already,
         constants=plan.constants,
         arguments={**vars(args), "command": command_line(argv)},
+        notes=plan.notes,
         of_class=plan.of_class,
         count=count,
     )
@@ -828,14 +833,29 @@ def report_words(args, experiment: Path, embed_paths: dict, uses_words: bool) ->
             "the experiment has learned words, and they are not used: "
             "aggregate_embeddings.py has not merged them"
         )
-    for trial, path in embed_paths.items():
-        if uses_words and not args.embed_path and path != merged_file(experiment, trial):
+    for trial, path in embed_paths.items() if uses_words else ():
+        if words_note(path, trial).get(BORROWED_WORDS):
             log.warning(
-                "%s has no learned words of its own: those in %s are used; words learned from "
+                "%s does not use learned words of its own, but those in %s; words learned from "
                 "other or more photos than the trial has make its result optimistic",
                 trial.name,
                 path,
             )
+
+
+def words_note(path: Path | None, trial: Trial) -> dict[str, str | None]:
+    """For config.json: of which other trial the words in a file are, None for its own or no words.
+
+    Empty where it is not known.
+    """
+    if path is None:
+        return {BORROWED_WORDS: None}
+    header, name = read_header(path), path.stem
+    if {"seed", "examples_per_class"} <= header.keys():
+        name = f"seed={header['seed']}_ex={header['examples_per_class']}"
+    elif not re.fullmatch(r"seed=\d+_ex=\d+", name):
+        return {}
+    return {BORROWED_WORDS: None if name == trial.name else name}
 
 
 def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bool) -> None:

@@ -20,11 +20,20 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.backbone import ALL, FROZEN, SHORT_NAMES, Backbone, load_backbone
+from semantic_aug.backbone import (
+    ALL,
+    FLOAT32,
+    FROZEN,
+    PRECISIONS,
+    SHORT_NAMES,
+    Backbone,
+    default_precision,
+    load_backbone,
+)
 from semantic_aug.classifier import BEST_VAL, LAST, TrainingOptions, evaluate, train_trial
 from semantic_aug.cli import (
     Parser,
@@ -64,25 +73,26 @@ from semantic_aug.plots import plot_results
 from semantic_aug.processes import at_work
 from semantic_aug.results import (
     COMPARISON_FILE,
+    ENOUGH,
     REAL,
     SUMMARY_FILE,
     TEST,
     TRAINING,
     VALIDATION,
     confusion_file,
+    is_finished,
     metric_names,
     results_file,
     score_rows,
     selected_row,
+    state_of,
     write_confusions,
     write_results,
 )
 from semantic_aug.sampling import MIX, UTILIZATIONS, load_examples
 from semantic_aug.standard_augmentation import NAMES
-from semantic_aug.summary import write_comparison, write_summary
+from semantic_aug.summary import IMAGES_OF, write_comparison, write_summary
 from semantic_aug.timing import TRAIN, timed
-
-IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 
 log = logging.getLogger("semantic_aug.train_classifier")
 
@@ -140,6 +150,12 @@ def build_parser() -> Parser:
         metavar="none|all|last:N",
         help="which part of the backbone is trained with the head; last:2 means its last two "
         "blocks (default none: it is frozen)",
+    )
+    group.add_argument(
+        "--backbone_precision",
+        choices=PRECISIONS,
+        help="what a frozen backbone computes in (default: float16 on CUDA, else float32); images "
+        "that overflow in it are computed in float32",
     )
     group.add_argument(
         "--image_size", type=positive_int, help="side in pixels (default: the backbone's own)"
@@ -256,21 +272,30 @@ def main(argv=None) -> None:
     train_set = functools.cache(
         lambda trial: _train_set(args, trial, aug_dirs[trial] if uses_synthetic else None)
     )
+    finished = {trial for trial in trials if is_finished(folder, trial)}
     for trial in trials:
-        if args.overwrite or not results_file(folder, trial).exists():
+        if args.overwrite or trial not in finished:
             _check_class_names([train_set(trial), *splits.values()])
 
     size = None if args.image_size is None else (args.image_size, args.image_size)
     backbone = load_backbone(
-        args.classifier_backbone, device, size, args.finetune, args.from_scratch
+        args.classifier_backbone,
+        device,
+        size,
+        args.finetune,
+        args.from_scratch,
+        args.backbone_precision,
     )
     settings = _settings(args, options, backbone, splits, aug_dirs if uses_synthetic else {})
+    if backbone.precision != default_precision(device, args.finetune):  # what older results mean
+        settings["backbone_precision"] = backbone.precision
     _claim(folder, settings, trials, args)
-    pending = [trial for trial in trials if not results_file(folder, trial).exists()]
+    finished = {trial for trial in finished if results_file(folder, trial).exists()}
+    pending = [trial for trial in trials if trial not in finished]
     if len(pending) < len(trials):
         print(f"{len(trials) - len(pending)} of {len(trials)} trials are finished: skipped")
     # Other processes finish other trials meanwhile.
-    from_all = functools.partial(derive, lambda: sorted(folder.glob("results_*.csv")))
+    from_all = functools.partial(derive, lambda: state_of(folder))
     images = options.num_epochs * options.iterations_per_epoch * options.batch_size
     wanted = dict.fromkeys(everyones, (1, images))
     with at_work(experiment, TRAIN, wanted, method, shard) as reporter:
@@ -307,6 +332,11 @@ def _training_options(args) -> TrainingOptions:
         )
     if args.backbone_learning_rate is not None and args.finetune == FROZEN:
         raise UserError("--backbone_learning_rate needs --finetune all or last:N")
+    if args.finetune != FROZEN and args.backbone_precision not in (None, FLOAT32):
+        raise UserError(
+            f"--backbone_precision: got {args.backbone_precision}, and what --finetune trains "
+            f"computes in {FLOAT32}"
+        )
     if args.synthetic_probability is not None and args.utilization != MIX:
         raise UserError(
             f"--synthetic_probability belongs to --utilization mix, not {args.utilization}"
@@ -346,7 +376,7 @@ def _compared(args, folder: Path, trials: list[Trial]) -> dict[str, Path]:
             raise UserError(
                 f"--compare: no results in {other}; there are: {', '.join(there) or 'none'}"
             )
-        if not any(results_file(other, trial).exists() for trial in trials):
+        if not any(is_finished(other, trial) for trial in trials):
             raise UserError(
                 f"--compare: {other} has no result of {trials[0].name}"
                 f"{' and the other trials' if len(trials) > 1 else ''}: differences are taken "
@@ -648,16 +678,14 @@ def _name_absent(class_names, wanted: set[int], trained: set[int], present: dict
 def _print_table(summary: list[dict]) -> None:
     """One line per number of examples: trials, and accuracy in percent with its interval."""
     cells = {(row["examples_per_class"], row["split"]): row for row in summary}
-    line = "{:>18}  {:>6}  {:>16}  {:>16}"
-    if cells:
-        print(line.format("examples_per_class", "trials", "val accuracy %", "test accuracy %"))
+    lines = [("examples_per_class", "trials", "val accuracy %", "test accuracy %")]
     for k in sorted({k for k, _ in cells}):
-        columns = [_percent(cells.get((k, split))) for split in (VALIDATION, TEST)]
-        print(
-            line.format(
-                k, max(row["num_trials"] for (n, _), row in cells.items() if n == k), *columns
-            )
-        )
+        number = max(row["num_trials"] for (n, _), row in cells.items() if n == k)
+        columns = (_percent(cells.get((k, split))) for split in (VALIDATION, TEST))
+        lines.append((str(k), str(number), *columns))
+    wide = max(16, *(len(cell) for line in lines for cell in line[2:]))
+    for line in lines if cells else []:
+        print("{:>18}  {:>6}  {:>{wide}}  {:>{wide}}".format(*line, wide=wide))
 
 
 def _print_comparison(rows: list[dict]) -> None:
@@ -667,12 +695,14 @@ def _print_comparison(rows: list[dict]) -> None:
             f"{row['method']} - {row['other']}, {row['examples_per_class']} per class, "
             f"{row['split'].lower()}: {100 * row['difference']:+.1f} points"
         )
-        if row["num_trials"] > 1:
-            low, high = 100 * row["ci95_low"], 100 * row["ci95_high"]
-            line += f", 95 % interval {low:+.1f} to {high:+.1f}"
-            alike = math.isnan(row["p_value"])
-            line += ", no p: all trials differ alike" if alike else f", p = {row['p_value']:.2g}"
-        print(f"{line} ({row['num_trials']} trial{'s'[: row['num_trials'] > 1]})")
+        if row["num_trials"] < ENOUGH:
+            print(f"{line} ({_listed(row['values'], '+')})")
+            continue
+        low, high = 100 * row["ci95_low"], 100 * row["ci95_high"]
+        line += f", 95 % interval {low:+.1f} to {high:+.1f}"
+        alike = math.isnan(row["p_value"])
+        line += ", no p: all trials differ alike" if alike else f", p = {row['p_value']:.2g}"
+        print(f"{line} ({row['num_trials']} trials)")
 
 
 def _percent(row: dict | None) -> str:
@@ -681,7 +711,17 @@ def _percent(row: dict | None) -> str:
     mean = f"{100 * row['mean_accuracy']:.1f}"
     if row["num_trials"] == 1:
         return mean
+    if row["num_trials"] < ENOUGH:
+        return _listed(row["values"])
     return f"{mean} ± {100 * (row['ci95_high'] - row['mean_accuracy']):.1f}"
+
+
+def _listed(values: Mapping[int, float], sign: str = "") -> str:
+    """The values of so few trials that no interval says more, in percent."""
+    if len(values) == 1:
+        return "1 trial"
+    texts = ", ".join(f"{100 * value:{sign}.1f}" for value in values.values())
+    return f"{len(values)} trials: {texts}"
 
 
 if __name__ == "__main__":

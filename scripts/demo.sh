@@ -78,13 +78,13 @@ import sys
 import pandas as pd
 
 out, trials, numbers = sys.argv[1], int(sys.argv[2]), [int(k) for k in sys.argv[3:]]
-interval = ", 95 % interval" * (trials > 1)
+interval = ", 95 % interval" * (trials > 2)
 for k in numbers:
     print(f"\n{k} photos per class, {trials} trial(s): test accuracy{interval}")
     for method in ("real", "real-randaugment", "real-guidance", "textual-inversion"):
         table = pd.read_csv(f"{out}/results/{method}/summary.csv")
         row = table[(table.split == "Test") & (table.examples_per_class == k)].iloc[0]
-        half = f" ± {50 * (row.ci95_high - row.ci95_low):.1f}" * (trials > 1)
+        half = f" ± {50 * (row.ci95_high - row.ci95_low):.1f}" * (trials > 2)
         print(f"{method:<20} {100 * row.mean_accuracy:6.1f}{half} %")
 PYTHON
 printf '\n%-28s %8s\n' stage seconds

@@ -6,7 +6,10 @@ It is frozen, unless a part of it is chosen to be trained together with the head
 import contextlib
 import hashlib
 import inspect
+import json
 import logging
+import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +27,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIZE = 224  # pixels, where a backbone names no size of its own
 CHUNK = 64  # images that pass a frozen backbone together
 FROZEN, ALL = "none", "all"
+FLOAT32 = "float32"
+PRECISIONS = ("float16", "bfloat16", FLOAT32)
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,7 @@ class Backbone:
         image_size: height and width in pixels of the images it is given here.
         identity: the model's class and a digest of its weights; the same wherever they lie.
         num_features: length of a feature vector.
+        precision: what a frozen backbone computes in, one of `PRECISIONS`.
         trained: the modules whose parameters are trained together with the head; none if frozen.
         keeps_statistics: also while it is trained, BatchNorm uses the statistics it came with.
             The photos of a few-shot trial are too few to estimate others.
@@ -50,6 +56,7 @@ class Backbone:
     image_size: tuple[int, int]
     identity: str
     num_features: int = 0
+    precision: str = FLOAT32
     trained: tuple[torch.nn.Module, ...] = ()
     keeps_statistics: bool = True
     _initial: dict = field(default_factory=dict)
@@ -59,7 +66,10 @@ class Backbone:
         return self.mean.device
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of a batch; without gradients and, on a GPU, in half precision if frozen.
+        """Features of a batch; of a frozen backbone without gradients and in its `precision`.
+
+        Images that overflow in it, which have features that are not finite, pass in float32: so
+        an image's features depend on no other image.
 
         Args:
             images: [B, 3, H, W], uint8, or float in [0, 1]; on any device.
@@ -73,12 +83,26 @@ class Backbone:
         images = images.to(self.device)
         if images.dtype == torch.uint8:
             images = images.float() / 255
+        features = self._pass(images, self.precision)
+        if self.precision != FLOAT32:
+            overflown = ~features.isfinite().all(dim=1)
+            if overflown.any():
+                log.warning(
+                    "the backbone overflows in %s: float32 is used for the images concerned",
+                    self.precision,
+                )
+                features[overflown] = self._pass(images[overflown], FLOAT32)
+        return features
+
+    def _pass(self, images: torch.Tensor, precision: str) -> torch.Tensor:
         options = {}
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
             options["interpolate_pos_encoding"] = True  # no effect at the model's own size
-        half = self.device.type == "cuda" and not self.trained
         grad = torch.is_grad_enabled() and bool(self.trained)
-        with torch.set_grad_enabled(grad), torch.autocast("cuda", torch.float16, half):
+        lower = contextlib.nullcontext()
+        if precision != FLOAT32:
+            lower = torch.autocast(self.device.type, getattr(torch, precision))
+        with torch.set_grad_enabled(grad), lower:
             output = self.model(pixel_values=(images - self.mean) / self.std, **options)
         states, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
         if states.ndim == 3:
@@ -129,12 +153,18 @@ def _has_class_token(model: torch.nn.Module) -> bool:
     )
 
 
+def default_precision(device: torch.device, finetune: str = FROZEN) -> str:
+    """What a backbone computes in, unless it is said: half precision on CUDA if it is frozen."""
+    return "float16" if device.type == "cuda" and finetune == FROZEN else FLOAT32
+
+
 def load_backbone(
     name: str,
     device: torch.device,
     image_size: tuple[int, int] | None = None,
     finetune: str = FROZEN,
     from_scratch: bool = False,
+    precision: str | None = None,
 ) -> Backbone:
     """Any image model that `transformers.AutoModel` loads.
 
@@ -144,10 +174,11 @@ def load_backbone(
             configuration, then from its configuration, then 224.
         finetune: `none`, `all`, or `last:N`, its last N blocks and what follows them.
         from_scratch: only its configuration is read; the weights are random, always the same.
+        precision: of a frozen backbone, one of `PRECISIONS`; default `default_precision`.
 
     Raises:
-        UserError: no such model, no network and no copy of it, no weights, or no image model; or
-            it has fewer than N blocks.
+        UserError: no such model, no network and no copy of it, no weights, or no image model; its
+            preprocessor configuration is damaged; or it has fewer than N blocks.
     """
     name = SHORT_NAMES.get(name, name)
     model, identity = _new_model(name) if from_scratch else _load_model(name)
@@ -161,6 +192,7 @@ def load_backbone(
         torch.tensor(std, device=device).reshape(-1, 1, 1),
         image_size,
         identity,
+        precision=precision or default_precision(device, finetune),
     )
     try:
         with torch.no_grad():
@@ -299,23 +331,58 @@ def read_preprocessing(
     """Mean, standard deviation and input size that a model's preprocessor configuration names.
 
     Where there is none, ImageNet's mean and deviation serve, with a notice, and the size is None.
+
+    Raises:
+        UserError: there is one, and it cannot be read.
     """
     from transformers.image_processing_base import ImageProcessingMixin  # needs no torchvision
 
     try:
         config, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except (OSError, ValueError):
+        damaged = next(filter(_is_damaged, _preprocessor_files(name)), None)
+        if damaged is not None:
+            raise UserError(
+                f"--classifier_backbone: {damaged} cannot be read, expected JSON: fetch it again"
+            ) from None
         log.warning(
             "%s has no preprocessor_config.json: images are normalised with ImageNet's mean and "
             "standard deviation",
             name,
         )
         return IMAGENET_MEAN, IMAGENET_STD, None
-    if not config.get("do_normalize", True):
-        return (0.0,) * 3, (1.0,) * 3, _input_size(config)
-    mean = _triple(config.get("image_mean") or IMAGENET_MEAN)
-    std = _triple(config.get("image_std") or IMAGENET_STD)
-    return mean, std, _input_size(config)
+    try:
+        mean = _triple(config.get("image_mean") or IMAGENET_MEAN)
+        std = _triple(config.get("image_std") or IMAGENET_STD)
+        size = _input_size(config)
+        if not (min(std) > 0 and min(size or (1,)) > 0 and math.isfinite(sum(mean + std))):
+            raise ValueError(f"mean {mean}, deviation {std}, size {size}")
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--classifier_backbone: preprocessor_config.json of {name} has values that cannot "
+            f"be: {error}"
+        ) from error
+    return (mean, std, size) if config.get("do_normalize", True) else ((0.0,) * 3, (1.0,) * 3, size)
+
+
+def _preprocessor_files(name: str) -> Iterator[Path]:
+    """What may say how a model's images are made, as far as it is here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("processor_config.json", "preprocessor_config.json"):
+        found = Path(name) / file
+        if not Path(name).is_dir():
+            with contextlib.suppress(ValueError):  # of what is no hub id
+                found = try_to_load_from_cache(name, file)
+        if isinstance(found, (str, Path)) and os.path.lexists(found):
+            yield Path(found)
+
+
+def _is_damaged(file: Path) -> bool:
+    try:
+        return not isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return True
 
 
 def _input_size(config: Mapping) -> tuple[int, int] | None:
@@ -335,4 +402,8 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _triple(value: float | Sequence[float]) -> tuple[float, ...]:
-    return (float(value),) * 3 if isinstance(value, (int, float)) else tuple(map(float, value))
+    if isinstance(value, (int, float)):
+        return (float(value),) * 3
+    if len(value) not in (1, 3):
+        raise ValueError(f"{value} is not of three channels")
+    return tuple(map(float, value))

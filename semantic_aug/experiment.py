@@ -40,6 +40,7 @@ RESERVED_NAMES = (
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"
+BORROWED_WORDS = "borrowed_words"  # a note in config.json: of which other trial the words are
 
 # Names of files that are not UTF-8 reach Python as lone surrogates, which no other file can hold.
 UNENCODABLE = "\ud800-\udfff"
@@ -363,18 +364,28 @@ def check_config(
     return dict(settings) if differing else kept
 
 
-def write_config(folder: Path, settings: Mapping, arguments: Mapping) -> str:
-    """Write `config.json`, unless it holds these settings already. Returns the `config_id`."""
-    identity = config_id(settings)
-    old = read_config(folder)
-    if old is None or old.get("id") != identity:
+def write_config(
+    folder: Path, settings: Mapping, arguments: Mapping, notes: Mapping | None = None
+) -> str:
+    """Write `config.json`, unless it holds these settings already. Returns the `config_id`.
+
+    Args:
+        notes: keys beside the settings, in JSON types: what they say changes no result. They are
+            brought up to date in a file that stays; one that is absent there is as good as None.
+    """
+    identity, notes = config_id(settings), dict(notes or {})
+    config = old = read_config(folder) or {}
+    if old.get("id") != identity:
         config = {
             "id": identity,
             "settings": settings,
             "arguments": arguments,
             "versions": versions(),
             "git_revision": git_revision(),
-        }
+        } | notes
+    elif any(old.get(key) != value for key, value in notes.items()):
+        config = old | notes
+    if config is not old:
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, default=str) + "\n")
     return identity
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.backbone import CHUNK, Backbone
+from semantic_aug.backbone import CHUNK, Backbone, default_precision
 from semantic_aug.cli import progress_bar
 from semantic_aug.experiment import atomic_path
 from semantic_aug.few_shot_dataset import FewShotDataset
@@ -144,9 +144,12 @@ def _compute(backbone: Backbone, images: Images, title: str) -> tuple[torch.Tens
 
 
 def _key(backbone: Backbone, images: Images) -> str:
+    computed = backbone.device.type
+    if backbone.precision != default_precision(backbone.device):
+        computed += f" {backbone.precision}"
     parts: Sequence = (
         backbone.identity,
-        backbone.device.type,  # half precision on a GPU
+        computed,
         backbone.mean.flatten().tolist(),
         backbone.std.flatten().tolist(),
         images.size,

@@ -91,9 +91,9 @@ def load_scorer(quality: Filter, device: torch.device) -> Callable[..., Scorer]:
     Raises:
         UserError: weights are missing or broken.
     """
-    if quality.kind == CLIP:
-        return partial(_clip_scorer, *_load_clip(quality.model, device))
     try:
+        if quality.kind == CLIP:
+            return partial(_clip_scorer, *_load_clip(quality.model, device))
         return partial(_classifier_scorer, load_backbone(quality.model, device))
     except UserError as error:  # the backbone goes by another flag here
         raise UserError(str(error).replace("--classifier_backbone", "--filter_model")) from error

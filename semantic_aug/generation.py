@@ -93,6 +93,7 @@ def generate(
     already: int = 0,
     constants: Mapping | None = None,
     arguments: Mapping | None = None,
+    notes: Mapping | None = None,
     of_class: Mapping[str, Mapping[str, str | None]] | None = None,
     count: Callable[[int], None] = lambda images: None,
 ) -> int:
@@ -112,6 +113,7 @@ def generate(
         already: how many blocks were dealt out before those of this trial.
         constants: what all records share.
         arguments: for config.json.
+        notes: likewise, beside the settings.
         of_class: what may change while `settings` stay, such as the sha256 of a class's learned
             word, by class and by the key it has in records (`CLASS_KEYS`); images whose record
             says otherwise are removed and made again.
@@ -134,7 +136,7 @@ def generate(
     augmentation, made = make_augmentation() if todo else None, 0
     # From here on the folder changes: not before the model has been loaded. What is out of date
     # goes before anything is made, so that no record ever stands for another image.
-    write_config(folder, settings, arguments or {})
+    write_config(folder, settings, arguments or {}, notes)
     discard_other_records(folder, identity)
     for name in stale.keys() & {job.file_name for block in mine for job in block}:
         (folder / name).unlink(missing_ok=True)

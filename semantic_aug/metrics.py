@@ -31,7 +31,8 @@ class Evaluation(Scores):
     Attributes:
         top1: share of images whose class is the likeliest, in [0, 1].
         top5: share of images whose class is among the five likeliest.
-        macro_f1: mean over classes of the harmonic mean of precision and recall.
+        macro_f1: mean, over classes that are shown or predicted, of the harmonic mean of
+            precision and recall.
         calibration_error: mean distance of confidence and accuracy (ECE).
         confusion: [num_classes, num_classes] int64: images of class i (row) taken for class j.
     """
@@ -84,14 +85,14 @@ def evaluation(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
 
 
 def macro_f1(confusion: torch.Tensor) -> float:
-    """Mean F1 over the classes that have images.
+    """Mean F1 over the classes that images have or are taken for, as scikit-learn takes it.
 
     Args:
         confusion: [num_classes, num_classes] counts, rows are the true classes.
     """
     true, predicted = confusion.sum(dim=1), confusion.sum(dim=0)
     f1 = 2 * confusion.diagonal().double() / (true + predicted)
-    return float(f1[true > 0].mean())
+    return float(f1[true + predicted > 0].mean())
 
 
 def calibration_error(confidence: torch.Tensor, hits: torch.Tensor) -> float:

@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from semantic_aug.experiment import Trial, atomic_path
+from semantic_aug.experiment import atomic_path
 from semantic_aug.results import (
+    ENOUGH,
     TEST,
     VALIDATION,
+    Result,
     confidence_interval,
-    confusion_file,
     metric_names,
-    selected_results,
+    read_results,
     summarise,
 )
 
@@ -37,52 +37,74 @@ def plot_results(folders: Mapping[str, Path], folder: Path, class_names: Sequenc
     Args:
         folders: where the results of each method lie, by what it is called in the legend.
     """
-    first, tables = next(iter(folders)), {n: summarise(f, n) for n, f in folders.items()}
-    if not tables[first]:
+    results = {name: read_results(path) for name, path in folders.items()}
+    tables = {name: summarise(each, name) for name, each in results.items()}
+    first = next(iter(folders))
+    there = {row["split"] for row in tables[first]} & {TEST, VALIDATION}
+    if not there:
         return
-    split = TEST if any(row["split"] == TEST for row in tables[first]) else VALIDATION
+    split = TEST if TEST in there else VALIDATION
     _save(accuracy_figure(tables, split), folder / "accuracy.png")
-    most = max(row["examples_per_class"] for row in tables[first])
-    results = {name: selected_results(path) for name, path in folders.items()}
-    _save(per_class_figure(results, class_names, most, split), folder / "per_class.png")
-    counts, number = confusion_counts(folders[first], class_names, most, split)
-    if number:
-        title = f"{first}: {split.lower()}, {_per_class(most)}, {number} trial{'s'[: number > 1]}"
-        _save(confusion_figure(counts, class_names, title), folder / "confusion.png")
+    most = max(row["examples_per_class"] for row in tables[first] if row["split"] == split)
+    of_most = {
+        name: [each for trial, each in found.items() if trial.examples_per_class == most]
+        for name, found in results.items()
+    }
+    _save(per_class_figure(of_most, class_names, most, split), folder / "per_class.png")
+    counts, number = confusion_counts(of_most[first], class_names, split), len(of_most[first])
+    title = f"{first}: {split.lower()}, {_per_class(most)}, {number} trial{'s'[: number > 1]}"
+    _save(confusion_figure(counts, class_names, title), folder / "confusion.png")
 
 
 def accuracy_figure(tables: Mapping[str, Sequence[Mapping]], split: str) -> Figure:
     """Mean accuracy over examples per class (log-2 axis); bands are 95 % intervals over trials.
 
+    Where there are too few trials for an interval, small marks show each of them.
+
     Args:
         tables: rows of `summarise` by method.
     """
     figure, axes = _figure(6.2, 4.0)
-    ticks = set()
+    ticks, note = set(), ""
     for number, (method, rows) in enumerate(tables.items()):
         rows = [row for row in rows if row["split"] == split]
         ticks |= {row["examples_per_class"] for row in rows}
         # Each method stands a little beside the next, so that intervals can be told apart.
         shift = 2 ** (0.025 * (number - (len(tables) - 1) / 2))
-        x = shift * np.array([row["examples_per_class"] for row in rows])
-        y, low, high = (
-            np.array([row[key] for row in rows])
-            for key in ("mean_accuracy", "ci95_low", "ci95_high")
-        )
-        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-        marker = MARKERS[number % len(MARKERS)]
-        axes.plot(x, y, marker=marker, markersize=5, linewidth=1.6, label=method, **style)
+        colour = COLOURS[number % len(COLOURS)]
+        # Marks at 0 and 100 % stand on the edge: they are drawn whole.
+        style = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "clip_on": False}
+        x = shift * np.array([row["examples_per_class"] for row in rows], float)
+        axes.plot(x, [row["mean_accuracy"] for row in rows], markersize=5, linewidth=1.6,
+                  linestyle=DASHES[number % len(DASHES)], label=method, **style)  # fmt: skip
+        ends = np.array([
+            (row["ci95_low"], row["ci95_high"]) if row["num_trials"] >= ENOUGH else (math.nan,) * 2
+            for row in rows
+        ]).reshape(-1, 2)  # fmt: skip
         if len(x) > 1:
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
-        axes.errorbar(x, y, np.nan_to_num([y - low, high - y]), fmt="none", capsize=2.5,
-                      elinewidth=0.8, ecolor=style["color"])  # fmt: skip
+            axes.fill_between(x, *ends.T, color=colour, alpha=0.13, linewidth=0)
+        for at, (low, high) in zip(x, ends):
+            if low < high:
+                axes.errorbar(at, (low + high) / 2, (high - low) / 2, fmt="none", capsize=2.5,
+                              elinewidth=0.8, ecolor=colour)  # fmt: skip
+        few = [
+            (at, value)
+            for at, row in zip(x, rows)
+            if 1 < row["num_trials"] < ENOUGH
+            for value in row["values"].values()
+        ]
+        if few:
+            axes.plot(*zip(*few), markersize=4, fillstyle="none", linestyle="none", **style)
+            note = "\n(open marks: single trials)"
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 1))
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(ticks), [str(k) for k in sorted(ticks)])
     axes.minorticks_off()
     if len(ticks) == 1:
         axes.set_xlim(min(ticks) / 1.5, max(ticks) * 1.5)
     axes.set_xlabel("labelled photos per class")
-    axes.set_ylabel(f"{split.lower()} accuracy, mean over classes")
+    axes.set_ylabel(f"{split.lower()} accuracy, mean over classes{note}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=SMALL)
@@ -90,71 +112,68 @@ def accuracy_figure(tables: Mapping[str, Sequence[Mapping]], split: str) -> Figu
 
 
 def per_class_figure(
-    results: Mapping[str, pd.DataFrame],
+    results: Mapping[str, Sequence[Result]],
     class_names: Sequence[str],
     examples_per_class: int,
     split: str,
 ) -> Figure:
     """A bar per class and method: mean accuracy over trials with its 95 % interval.
 
-    Classes stand in the order of the first method's accuracy.
+    Classes stand in the order of the first method's accuracy. Where there are too few trials for
+    an interval, dots show each of them.
 
     Args:
-        results: tables of `selected_results` by method.
+        results: by method, of the trials with this number of examples per class.
     """
-    names = dict(zip(metric_names(class_names), class_names))
-    bars = {}
-    for method, table in results.items():
-        table = table[(table["examples_per_class"] == examples_per_class)
-                      & (table["split"] == split)]  # fmt: skip
-        groups = table.groupby("metric")["value"]
-        bars[method] = {
-            name: group.to_numpy()
-            for metric, group in groups
-            if (name := names.get(metric.removeprefix("Accuracy "))) and metric != "Accuracy"
-            and metric.startswith("Accuracy ")
-        }  # fmt: skip
+    names = {f"Accuracy {name}": own for name, own in zip(metric_names(class_names), class_names)}
+    bars: dict[str, dict[str, list[float]]] = {}
+    for method, of_trials in results.items():
+        bars[method] = {}
+        for result in of_trials:
+            for metric, value in result.values[split].items():
+                if metric in names:
+                    bars[method].setdefault(names[metric], []).append(value)
     first = next(iter(bars.values()))
-    order = sorted(first, key=lambda name: (first[name].mean(), name))
+    order = sorted(first, key=lambda name: (np.mean(first[name]), name))
     figure, axes = _figure(6.4, 1.1 + len(order) * max(0.28, 0.14 * len(bars)))
-    height = 0.82 / len(bars)
+    height, note = 0.82 / len(bars), ""
     for number, (method, values) in enumerate(bars.items()):
         present = [row for row, name in enumerate(order) if name in values]
-        means = [values[order[row]].mean() for row in present]
-        ends = [confidence_interval(values[order[row]]) for row in present]
-        errors = np.nan_to_num([[m - low, high - m] for m, (low, high) in zip(means, ends)]).T
+        means = [np.mean(values[order[row]]) for row in present]
         y = [row + (0.5 * (len(bars) - 1) - number) * height for row in present]
         colour = COLOURS[number % len(COLOURS)]
         style = {"hatch": HATCHES[number % len(HATCHES)], "edgecolor": "white", "linewidth": 0.3}
         axes.barh(y, means, height, color=colour, label=method, **style)
-        axes.errorbar(means, y, xerr=errors, fmt="none", ecolor="#777777", elinewidth=1, capsize=2)
+        for row, at, mean in zip(present, y, means):
+            of_trials = values[order[row]]
+            if len(of_trials) >= ENOUGH:
+                low, high = confidence_interval(of_trials)
+                axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt="none",
+                              ecolor="#777777", elinewidth=1, capsize=2)  # fmt: skip
+            elif len(of_trials) > 1:
+                axes.plot(of_trials, [at] * len(of_trials), "o", markersize=3, color="white",
+                          markeredgecolor="black", markeredgewidth=0.6, clip_on=False)  # fmt: skip
+                note = " (dots: single trials)"
     axes.set_yticks(range(len(order)), order, fontsize=SMALL)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel(f"{split.lower()} accuracy, {_per_class(examples_per_class)}")
+    axes.set_xlabel(f"{split.lower()} accuracy, {_per_class(examples_per_class)}{note}")
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
 
 def confusion_counts(
-    folder: Path, class_names: Sequence[str], examples_per_class: int, split: str
-) -> tuple[np.ndarray, int]:
-    """Sum of all trials' confusion matrices [C, C], rows are the true classes; how many trials."""
-    seeds = selected_results(folder)
-    seeds = seeds.loc[seeds["examples_per_class"] == examples_per_class, "seed"].unique()
-    paths = [confusion_file(folder, Trial(int(seed), examples_per_class)) for seed in seeds]
-    paths = [path for path in paths if path.is_file()]
+    results: Sequence[Result], class_names: Sequence[str], split: str
+) -> np.ndarray:
+    """Sum of these trials' confusion matrices [C, C]; rows are the true classes."""
     counts = np.zeros((len(class_names),) * 2)
     position = {name: row for row, name in enumerate(class_names)}
-    for path in paths:
-        # Texts stay texts: a class may be called 007, or NA.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        table = table[table["split"] == split]
-        for true, predicted, count in table[["true", "predicted", "count"]].itertuples(index=False):
-            counts[position[true], position[predicted]] += int(count)
-    return counts, len(paths)
+    for result in results:
+        for (true, predicted), count in result.confusions[split].items():
+            counts[position[true], position[predicted]] += count
+    return counts
 
 
 def confusion_figure(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:

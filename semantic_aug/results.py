@@ -1,13 +1,20 @@
 """Result files of the classifier: CSV files for each trial, and a summary over trials.
 
-The columns and the names of metrics are those that the field's plotting scripts use.
+The columns and the names of metrics are those that the field's plotting scripts use. The result of
+a trial counts only where both its files are whole, which they show themselves.
 """
 
+import contextlib
+import csv
+import io
 import logging
 import math
+import operator
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +27,7 @@ from semantic_aug.metrics import Evaluation, Scores
 REAL = "real"  # the method's name where no synthetic images are used; others' gain is over it
 TRAINING, VALIDATION, TEST = SPLITS = ("Training", "Validation", "Test")
 RESULT_COLUMNS = ("seed", "examples_per_class", "epoch", "value", "metric", "split")
+CONFUSION_COLUMNS = ("split", "true", "predicted", "count")
 SUMMARY_FILE, COMPARISON_FILE = "summary.csv", "comparison.csv"
 WHOLE_SPLIT = {  # metrics of a split that is evaluated whole, beside Loss and Accuracy
     "Top-1": "top1",
@@ -28,6 +36,7 @@ WHOLE_SPLIT = {  # metrics of a split that is evaluated whole, beside Loss and A
     "ECE": "calibration_error",
 }
 SELECTED = "Selected"  # a row of this metric names the epoch that is reported
+ENOUGH = 3  # trials for an interval that says something
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 def results_file(folder: Path, trial: Trial) -> Path:
-    """Where the results of one trial lie; the file is there only when the trial is finished."""
+    """Where the results of one trial lie; see `is_finished`."""
     return folder / f"results_{trial.seed}_{trial.examples_per_class}.csv"
 
 
@@ -97,7 +106,7 @@ def write_confusions(
         for split, scores in evaluations.items()
         for true, predicted in scores.confusion.nonzero().tolist()
     ]
-    write_table(path, pd.DataFrame(rows, columns=["split", "true", "predicted", "count"]))
+    write_table(path, pd.DataFrame(rows, columns=CONFUSION_COLUMNS))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -106,42 +115,175 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
 
 
+# --- what counts -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What is reported of a finished trial.
+
+    Attributes:
+        values: of the selected epoch, by split and metric.
+        confusions: by split, how often a class was taken for another, by (true, predicted).
+    """
+
+    values: dict[str, dict[str, float]]
+    confusions: dict[str, dict[tuple[str, str], int]]
+
+
+def is_finished(folder: Path, trial: Trial) -> bool:
+    """Whether the results of a trial are there and whole."""
+    return read_result(folder, trial) is not None
+
+
+def read_results(folder: Path) -> dict[Trial, Result]:
+    """The results of every finished trial, in the order of seeds."""
+    found = {trial: read_result(folder, trial) for trial in trials_with_files(folder)}
+    return {trial: result for trial, result in found.items() if result is not None}
+
+
+def trials_with_files(folder: Path) -> list[Trial]:
+    """The trials of which there is a result file, whole or not."""
+    found = []
+    for path in folder.glob("results_*.csv"):
+        name = re.fullmatch(r"results_(-?\d+)_(\d+)\.csv", path.name)
+        trial = name and Trial(int(name[1]), int(name[2]))
+        if trial and results_file(folder, trial) == path:  # not 007
+            found.append(trial)
+    return sorted(found)
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every result file: they change when one is made, or made again."""
+    found = {}
+    for path in folder.glob("results_*.csv"):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            found[path.name] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return found
+
+
+def read_result(folder: Path, trial: Trial) -> Result | None:
+    """The results of one trial; None where there are none, and where they are not whole.
+
+    What is wrong with them is said. Nothing but the files is needed to see it: they have the same
+    rows of every epoch and say which one is selected, and in the selected one each class's
+    accuracy is what the confusions say.
+    """
+    path, other = results_file(folder, trial), confusion_file(folder, trial)
+    if not os.path.lexists(path):
+        return None
+    try:
+        values = _read_selected(path, trial)
+        confusions = _read_confusions(other)
+        for split in (VALIDATION, TEST):
+            if not _agree(values[split], confusions[split]):
+                raise ValueError(f"its {split} rows and {other.name} differ")
+    except (FileNotFoundError, ValueError, csv.Error) as error:
+        lost = isinstance(error, FileNotFoundError)
+        log.warning(
+            "%s does not count, and the command that made it makes it again: %s",
+            path,
+            f"{Path(error.filename).name} is missing" if lost else error,
+        )
+        return None
+    return Result(values, confusions)
+
+
+def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
+    """Values of the selected epoch, by split and metric.
+
+    Raises:
+        ValueError: rows are missing, there twice, or of another trial.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {split: {} for split in SPLITS}
+    own, selected = (str(trial.seed), str(trial.examples_per_class)), []
+    for seed, k, epoch, value, metric, split in _read_rows(path, RESULT_COLUMNS):
+        if (seed, k) != own:
+            raise ValueError(f"it has rows of seed={seed}_ex={k}")
+        if split not in SPLITS:
+            raise ValueError(f"{split!r} is no split")
+        if metric == SELECTED:
+            selected.append(int(epoch))
+            continue
+        values = found[split].setdefault(int(epoch), {})
+        if metric in values:
+            raise ValueError(f"it has {metric} of {split} twice in epoch {epoch}")
+        values[metric] = float(value or "nan")  # of a class that no batch of the epoch has shown
+    if len(selected) != 1:
+        raise ValueError(f"it names {len(selected)} selected epochs, expected 1")
+    epochs = found[TRAINING].keys()
+    if epochs != {*range(len(epochs))} or selected[0] not in epochs:
+        raise ValueError("rows of whole epochs are missing")
+    for split, by_epoch in found.items():
+        wanted = {selected[0]} if split == TEST else epochs
+        if by_epoch.keys() not in (wanted, set()) or len({*map(frozenset, by_epoch.values())}) > 1:
+            raise ValueError(f"rows of {split} are missing")
+    return {split: by_epoch.get(selected[0], {}) for split, by_epoch in found.items()}
+
+
+def _read_confusions(path: Path) -> dict[str, dict[tuple[str, str], int]]:
+    """How often a class was taken for another, by split and (true, predicted).
+
+    Raises:
+        ValueError: what is written there cannot be, or stands there twice.
+    """
+    found: dict[str, dict[tuple[str, str], int]] = {split: {} for split in SPLITS}
+    for split, true, predicted, count in _read_rows(path, CONFUSION_COLUMNS):
+        if split not in SPLITS or (true, predicted) in found[split] or int(count) < 1:
+            raise ValueError(f"{path.name} has a wrong row: {split},{true},{predicted},{count}")
+        found[split][true, predicted] = int(count)
+    return found
+
+
+def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """These columns of a file that `write_table` wrote, as texts: a class may be called 007 or NA.
+
+    Raises:
+        ValueError, csv.Error: it is no such file, or was cut.
+    """
+    content = path.read_bytes().decode("utf-8-sig")  # spreadsheets add a mark
+    if not content.endswith("\n"):
+        raise ValueError(f"{path.name} is cut short")
+    head, *rows = csv.reader(io.StringIO(content, newline=""))
+    if not {*columns} <= {*head}:
+        raise ValueError(f"{path.name} lacks columns, expected {', '.join(columns)}")
+    pick = operator.itemgetter(*map(head.index, columns))
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"{path.name} has a line of {len(row)} values, expected {len(head)}")
+        yield pick(row)
+
+
+def _agree(values: Mapping[str, float], confusions: Mapping[tuple[str, str], int]) -> bool:
+    """Whether the metrics of a split are all there, and say what its confusions say."""
+    if not values and not confusions:
+        return True  # the dataset does not have this split
+    shown, right = Counter(), Counter()
+    for (true, predicted), count in confusions.items():
+        shown[true] += count
+        right[true] += count * (true == predicted)
+    names = {name: name if f"Accuracy {name}" in values else name.title() for name in shown}
+    expected = {f"Accuracy {names[name]}": right[name] / shown[name] for name in shown}
+    expected["Accuracy"] = sum(expected.values()) / max(1, len(shown))
+    expected["Top-1"] = right.total() / max(1, shown.total())
+    others = {"Loss", *WHOLE_SPLIT, *(f"Loss {name}" for name in names.values())}
+    return values.keys() == expected.keys() | others and all(
+        math.isclose(values[metric], share, rel_tol=0, abs_tol=1e-6)  # files have seven digits
+        for metric, share in expected.items()
+    )
+
+
 # --- all trials of a method ------------------------------------------------------------------
 
 
-def selected_results(folder: Path) -> pd.DataFrame:
-    """What is reported of every finished trial, at the selected epoch (else the last).
-
-    Columns: seed, examples_per_class, split, metric, value.
-    """
-    found = [_selected(table) for table in _tables(folder)]
-    columns = ["seed", "examples_per_class", "split", "metric", "value"]
-    return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
-
-
-def _tables(folder: Path) -> Iterator[pd.DataFrame]:
-    for path in sorted(folder.glob("results_*.csv")):
-        if not re.fullmatch(r"results_-?\d+_\d+\.csv", path.name):
-            continue
-        try:
-            table = pd.read_csv(path)
-            yield table.astype({"value": float, "epoch": int, "seed": int})[list(RESULT_COLUMNS)]
-        except (KeyError, ValueError):
-            log.warning("%s is no result file: left out of the summary", path)
-
-
-def _selected(table: pd.DataFrame) -> pd.DataFrame:
-    chosen = table.loc[table["metric"] == SELECTED, "epoch"]
-    table = table[table["metric"] != SELECTED]
-    epoch = chosen.iloc[0] if len(chosen) else table["epoch"].max()
-    return table[table["epoch"] == epoch]
-
-
-def accuracies(folder: Path, split: str) -> pd.Series:
-    """Mean accuracy by (examples_per_class, seed) of every finished trial."""
-    table = selected_results(folder)
-    table = table[(table["metric"] == "Accuracy") & (table["split"] == split)]
-    return table.set_index(["examples_per_class", "seed"])["value"].sort_index()
+def accuracies(results: Mapping[Trial, Result], split: str) -> dict[int, dict[int, float]]:
+    """Mean accuracy over classes by examples per class, then by seed, in ascending order."""
+    found: dict[int, dict[int, float]] = {}
+    for trial in sorted(results, key=lambda trial: (trial.examples_per_class, trial.seed)):
+        values = results[trial].values[split]
+        if values:
+            found.setdefault(trial.examples_per_class, {})[trial.seed] = values["Accuracy"]
+    return found
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -154,51 +296,65 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def summarise(folder: Path, method: str) -> list[dict]:
-    """One row per number of examples and split: accuracy over trials, with its interval."""
+def summarise(results: Mapping[Trial, Result], method: str) -> list[dict]:
+    """One row per number of examples and split: accuracy over trials, with its interval.
+
+    `values` has the accuracy of each trial, by its seed. Of two trials, Student's interval is
+    twelve times as wide as their distance: where there are fewer than `ENOUGH`, show the values.
+    """
     rows = []
-    table = selected_results(folder)
-    table = table[table["metric"] == "Accuracy"]
-    for (k, split), values in table.groupby(["examples_per_class", "split"]):
-        low, high = confidence_interval(values["value"])
-        rows.append({
-            "method": method,
-            "examples_per_class": int(k),
-            "split": split,
-            "num_trials": len(values),
-            "mean_accuracy": values["value"].mean(),
-            "std_accuracy": values["value"].std(ddof=1),
-            "ci95_low": low,
-            "ci95_high": high,
-        })  # fmt: skip
-    rows.sort(key=lambda row: (row["examples_per_class"], SPLITS.index(row["split"])))
+    for split in SPLITS:
+        for k, values in accuracies(results, split).items():
+            numbers = [*values.values()]
+            low, high = confidence_interval(numbers)
+            rows.append({
+                "method": method,
+                "examples_per_class": k,
+                "split": split,
+                "num_trials": len(numbers),
+                "mean_accuracy": float(np.mean(numbers)),
+                "std_accuracy": float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan,
+                "ci95_low": low,
+                "ci95_high": high,
+                "values": values,
+            })  # fmt: skip
+    rows.sort(key=lambda row: row["examples_per_class"])
     return rows
 
 
 # --- two methods -----------------------------------------------------------------------------
 
 
-def paired_differences(folder: Path, other: Path) -> list[dict]:
+def paired_differences(
+    results: Mapping[Trial, Result], others: Mapping[Trial, Result]
+) -> list[dict]:
     """How much better a method is than another in the trials that both have finished.
 
     One row per number of examples and split (Validation, Test): the mean difference of mean
-    accuracy, Student's 95 % interval of it, and the two-sided p-value of the paired t-test.
+    accuracy, Student's 95 % interval of it, the two-sided p-value of the paired t-test, and
+    `values`, the difference of each trial by its seed.
     """
     rows = []
     for split in (VALIDATION, TEST):
-        difference = (accuracies(folder, split) - accuracies(other, split)).dropna()
-        for k, values in difference.groupby(level=0):
-            low, high = confidence_interval(values)
+        theirs = accuracies(others, split)
+        for k, mine in accuracies(results, split).items():
+            other = theirs.get(k, {})
+            values = {seed: mine[seed] - other[seed] for seed in mine if seed in other}
+            if not values:
+                continue
+            numbers = [*values.values()]
+            low, high = confidence_interval(numbers)
             rows.append({
-                "examples_per_class": int(k),
+                "examples_per_class": k,
                 "split": split,
-                "num_trials": len(values),
-                "difference": values.mean(),
+                "num_trials": len(numbers),
+                "difference": float(np.mean(numbers)),
                 "ci95_low": low,
                 "ci95_high": high,
-                "p_value": paired_p_value(values),
+                "p_value": paired_p_value(numbers),
+                "values": values,
             })  # fmt: skip
-    rows.sort(key=lambda row: (row["examples_per_class"], SPLITS.index(row["split"])))
+    rows.sort(key=lambda row: row["examples_per_class"])
     return rows
 
 

@@ -28,7 +28,7 @@ from semantic_aug.experiment import (
 )
 from semantic_aug.generation import read_records
 from semantic_aug.processes import FAILED, KILLED, RUNNING, Process, read_processes
-from semantic_aug.results import results_file
+from semantic_aug.results import is_finished, trials_with_files
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, STAGES, TRAIN, read_timing
 
 PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRAIN: "results"}
@@ -165,11 +165,8 @@ def done_lines(experiment: Path) -> dict[tuple[str, str, Trial], Line]:
             for trial, folder in trials_in(images):
                 note(GENERATE, images.name, trial, len(read_records(folder)))
     for results in folders_in(experiment / RESULTS):
-        for path in results.glob("results_*_*.csv"):
-            seed, _, examples = path.stem.removeprefix("results_").rpartition("_")
-            trial = trial_named(f"seed={seed}_ex={examples}")
-            if trial is not None and results_file(results, trial) == path:
-                note(TRAIN, results.name, trial, 1)
+        for trial in trials_with_files(results):
+            note(TRAIN, results.name, trial, int(is_finished(results, trial)))
     return found
 
 

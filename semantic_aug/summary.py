@@ -1,31 +1,31 @@
 """summary.csv of a method: what it reaches, what it gains over real photos, and what that costs."""
 
+import json
 import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from semantic_aug.experiment import read_config
+from semantic_aug.experiment import BORROWED_WORDS, Trial, read_config, write_config
 from semantic_aug.results import (
     COMPARISON_FILE,
     REAL,
     SUMMARY_FILE,
-    TEST,
-    VALIDATION,
     paired_differences,
+    read_results,
     summarise,
     write_table,
 )
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_per_trial
 
-# Two methods that differ in one of these differ in more than in their images.
-SHARED_SETTINGS = (
-    "dataset", "dataset_args", "crop_to_object", "classes", "photos", "backbone", "image_size",
-    "num_epochs", "iterations_per_epoch", "batch_size", "learning_rate", "class_balanced", "select",
-    "finetune", "backbone_learning_rate",
-)  # fmt: skip
+IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
+# What methods may differ in where it is their images that are compared.
+OF_IMAGES = ("aug_name", "num_synthetic")
+# And how they use them, where only one of two methods has any.
+OF_USE = ("utilization", "synthetic_probability")
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +35,37 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
 
     Beside accuracy and interval: `gain`, the mean difference to the method `real` in the trials
     that both have; seconds of one trial by stage, as far as they are known; and `gain_per_minute`,
-    in points of accuracy per minute of all these stages. What is unknown is empty.
+    in points of accuracy per minute of all these stages; and `borrowed_words`, of how many trials
+    the images were made with words of another trial, which config.json names as well. What is
+    unknown is empty.
 
     Args:
         experiment: where the seconds of its stages lie.
         aug_name: the images the method uses; None for real photos only.
     """
-    rows = summarise(folder, method)
-    real = folder.parent / REAL
-    gains = {}
-    if method != REAL and real.is_dir():
+    results = read_results(folder)
+    rows, gains = summarise(results, method), {}
+    if method != REAL:
         gains = {
             (row["examples_per_class"], row["split"]): row["difference"]
-            for row in paired_differences(folder, real)
+            for row in paired_differences(results, read_results(folder.parent / REAL))
         }
+    words = {} if aug_name is None else _words_of(experiment / aug_name, results)
+    config = read_config(folder)
+    if words and config:
+        write_config(folder, config["settings"], config["arguments"], {BORROWED_WORDS: words})
+    borrowed = {trial: name for trial, name in words.items() if name is not None}
+    if borrowed:
+        log.warning(
+            "images of %s were made with words of %s: words learned from photos that a trial does "
+            "not have make its result optimistic",
+            ", ".join(borrowed),
+            ", ".join(dict.fromkeys(borrowed.values())),
+        )
     for row in rows:
         k = row["examples_per_class"]
+        trials = [Trial(seed, k).name for seed in row["values"]]
+        known = aug_name is None or words.keys() >= {*trials}
         seconds = seconds_per_trial(experiment, method, aug_name, k)
         gain = gains.get((k, row["split"]), math.nan)
         minutes = sum(seconds.values()) / 60
@@ -60,9 +75,21 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
             "generate_seconds": _sum(seconds, GENERATE),
             "train_seconds": _sum(seconds, TRAIN),
             "gain_per_minute": 100 * gain / minutes if minutes else math.nan,
+            BORROWED_WORDS: sum(name in borrowed for name in trials) if known else math.nan,
         }
-    write_table(folder / SUMMARY_FILE, pd.DataFrame(rows))
+    _write(folder / SUMMARY_FILE, rows)
     return rows
+
+
+def _words_of(images: Path, trials: Iterable[Trial]) -> dict[str, str | None]:
+    """By trial, as far as it is known: of which other trial the words of its images are."""
+    configs = {trial.name: read_config(images / trial.name) or {} for trial in trials}
+    return {name: each[BORROWED_WORDS] for name, each in configs.items() if BORROWED_WORDS in each}
+
+
+def _write(path: Path, rows: Sequence[Mapping]) -> None:
+    """Without the values of each trial, which stand in the result files."""
+    write_table(path, pd.DataFrame(rows).drop(columns="values", errors="ignore"))
 
 
 def _sum(seconds: Mapping[str, float], *stages: str) -> float:
@@ -75,20 +102,35 @@ def write_comparison(folder: Path, method: str, others: Mapping[str, Path]) -> l
 
     Columns: method, other, and those of `paired_differences`.
     """
-    rows = []
+    rows, results = [], read_results(folder)
     for name, other in others.items():
         _name_differences(folder, name, other)
-        pairs = paired_differences(folder, other)
-        if not any(row["split"] in (VALIDATION, TEST) for row in pairs):
+        pairs = paired_differences(results, read_results(other))
+        if not pairs:
             log.warning("%s and %s have finished no trial in common", method, name)
         rows += [{"method": method, "other": name, **row} for row in pairs]
-    write_table(folder / COMPARISON_FILE, pd.DataFrame(rows))
+    _write(folder / COMPARISON_FILE, rows)
     return rows
 
 
 def _name_differences(folder: Path, name: str, other: Path) -> None:
+    """Say in which settings two methods differ, those of their images aside."""
     mine, theirs = ((read_config(each) or {}).get("settings", {}) for each in (folder, other))
-    differing = [key for key in SHARED_SETTINGS if mine.get(key) != theirs.get(key)]
+    aside = OF_IMAGES if mine.get("aug_name") and theirs.get("aug_name") else OF_IMAGES + OF_USE
+    both = mine.keys() & theirs.keys()
+    differing = [
+        f"{key} (here {_value(mine, key)}, there {_value(theirs, key)})"
+        for key in dict.fromkeys([*mine, *theirs])
+        if mine.get(key) != theirs.get(key)
+        and key not in aside
+        and not key.startswith(IMAGES_OF)
+        # What belongs to one trial says something only where both have it.
+        and (key in both or not re.search(r"seed=-?\d+_ex=\d+$", key))
+    ]
     if differing:
-        log.warning("%s was made with other settings (%s): not images alone make the difference",
+        log.warning("%s was made with other settings: %s; not images alone make the difference",
                     name, ", ".join(differing))  # fmt: skip
+
+
+def _value(settings: Mapping, key: str) -> str:
+    return json.dumps(settings[key]) if key in settings else "not recorded"

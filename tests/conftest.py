@@ -281,6 +281,36 @@ def images_of(name="aug") -> dict[str, np.ndarray]:
     return {p.name: np.asarray(Image.open(p)).astype(int) for p in sorted(folder.glob("*.png"))}
 
 
+def write_trial(folder, seed, k, accuracy, selected=1) -> None:
+    """Results of three epochs in classes 007 and NA, of which the selected one has this accuracy.
+
+    The validation split has 0.1 less.
+    """
+    from semantic_aug import results
+    from semantic_aug.experiment import Trial
+    from semantic_aug.metrics import evaluation
+
+    def scores(share):
+        right = round(share * 1000)
+        predicted = torch.tensor(2 * (right * [0] + (1000 - right) * [1]))
+        labels = torch.tensor(1000 * [0] + 1000 * [1])
+        logits = torch.nn.functional.one_hot((predicted + labels) % 2, 2).double()
+        return evaluation(logits, labels)
+
+    trial, names, rows = Trial(seed, k), ["007", "NA"], []
+    titles = results.metric_names(names)
+    at_selected, others, test = scores(accuracy - 0.1), scores(0.123), scores(accuracy)
+    for epoch in range(3):
+        validated = at_selected if epoch == selected else others
+        rows += results.score_rows(trial, epoch, results.TRAINING, others, titles, [0, 1])
+        rows += results.score_rows(trial, epoch, results.VALIDATION, validated, titles, [0, 1])
+    rows.append(results.selected_row(trial, selected))
+    rows += results.score_rows(trial, selected, results.TEST, test, titles, [0, 1])
+    whole = {results.VALIDATION: at_selected, results.TEST: test}
+    results.write_confusions(results.confusion_file(folder, trial), whole, names)
+    results.write_results(results.results_file(folder, trial), rows)
+
+
 def build_clip(folder: Path) -> Path:
     """A small CLIP with random weights, for 16 px, in `folder`."""
     from transformers import CLIPConfig, CLIPModel

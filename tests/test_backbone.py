@@ -1,13 +1,14 @@
 """Backbones of transformers: features, preprocessing, training a part of one."""
 
 import json
+import re
 
 import pytest
 import torch
 from conftest import ROOT, save_resnet
 
 from semantic_aug import UserError, backbone
-from semantic_aug.backbone import load_backbone, read_preprocessing
+from semantic_aug.backbone import default_precision, load_backbone, read_preprocessing
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
@@ -239,6 +240,74 @@ def test_on_a_gpu_a_frozen_backbone_computes_in_half_precision(tmp_path):
     features = on_gpu.features(some_images())
     assert features.dtype == torch.float32
     assert torch.allclose(features.cpu(), on_cpu.features(some_images()), atol=0.02)
+
+
+def test_images_that_overflow_in_half_precision_are_computed_in_float32(tmp_path, caplog):
+    from safetensors.torch import load_file, save_file
+
+    name = save_resnet(tmp_path, {"image_mean": 0.2, "image_std": 1.0, "size": 16})
+    weights = load_file(tmp_path / "model.safetensors")
+    (first,) = [key for key in weights if "embedder.convolution.weight" in key]
+    weights[first] *= 2e5
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    whole, half = (load_backbone(name, CPU, precision=p) for p in ("float32", "float16"))
+    calm = torch.full((1, 3, 16, 16), 52, dtype=torch.uint8)  # the mean is 51
+    images = torch.cat([calm, some_images(2)])
+    features = half.features(images)
+    assert "the backbone overflows in float16: float32 is used" in caplog.text
+    assert torch.equal(features[1:], whole.features(images[1:])) and features.isfinite().all()
+    assert torch.equal(features[:1], half.features(calm))  # no image depends on another
+    assert not torch.equal(features[:1], whole.features(calm))
+
+
+def test_precision_is_the_devices_unless_it_is_said(tmp_path):
+    name = saved(vit, tmp_path)
+    models = {p: load_backbone(name, CPU, precision=p) for p in (None, "float32", "bfloat16")}
+    features = {p: model.features(some_images()) for p, model in models.items()}
+    assert models[None].precision == "float32"
+    assert torch.equal(features[None], features["float32"])
+    difference = (features["bfloat16"] - features["float32"]).abs().max()
+    assert 0 < difference < 0.1
+    cuda = torch.device("cuda")
+    precisions = [default_precision(cuda), default_precision(cuda, "last:1")]
+    assert precisions == ["float16", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"size": 32, "image_mean": [0.5, 0.', "preprocessor_config.json cannot be read"),
+        ("", "preprocessor_config.json cannot be read"),
+        ("[32]", "no attribute 'get'"),
+        ('{"size": "big"}', "'b'"),
+        ('{"size": -4}', "size (-4, -4)"),
+        ('{"image_mean": [0.5, 0.5]}', "three channels"),
+        ('{"image_std": [0.5, 0, 0.5]}', "deviation (0.5, 0.0, 0.5)"),
+        ('{"image_mean": NaN}', "mean (nan"),
+    ],
+)
+def test_a_damaged_preprocessor_does_not_count_as_absent(tmp_path, content, reason):
+    name = saved(resnet_model, tmp_path, processor=content)
+    with pytest.raises(UserError, match=f"^--classifier_backbone: .*{re.escape(reason)}"):
+        load_backbone(name, CPU)
+
+
+def test_a_damaged_preprocessor_of_a_hub_model_is_named(tmp_path, monkeypatch, caplog):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--microsoft--resnet-50"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("abc")
+    files = {"config.json": "{}", "processor_config.json": '{"processor_class": "X"}'}
+    for file, text in files.items():
+        (cached / "snapshots/abc").mkdir(exist_ok=True, parents=True)
+        (cached / "snapshots/abc" / file).write_text(text)
+    assert read_preprocessing("microsoft/resnet-50")[0] == backbone.IMAGENET_MEAN
+    assert "has no preprocessor_config.json" in caplog.text
+    (cached / "snapshots/abc/preprocessor_config.json").write_text('{"size": 3')
+    with pytest.raises(UserError, match=r"abc/preprocessor_config\.json cannot be read"):
+        read_preprocessing("microsoft/resnet-50")
 
 
 def test_preprocessing_is_read_or_replaced_with_a_notice(tmp_path, caplog):

@@ -331,10 +331,48 @@ def test_finished_trials_are_skipped_and_missing_ones_made(data, resnet, capsys)
     assert {row["num_trials"] for row in read(folder / "summary.csv")} == {"3"}
 
 
+def test_damaged_results_are_made_again_by_the_same_command(data, resnet, capsys):
+    flags = ["--num_synthetic=0", "--num_trials=4"]
+    run(resnet, *flags)
+    folder = data / "output/exp/results/real"
+    names = [f"{what}_{seed}_1.csv" for what in ("results", "confusion") for seed in range(4)]
+    whole = {name: (folder / name).read_bytes() for name in names}
+    (folder / "results_1_1.csv").write_bytes(whole["results_1_1.csv"][:700])
+    (folder / "results_2_1.csv").write_bytes(whole["results_2_1.csv"] * 2)
+    (folder / "confusion_3_1.csv").write_bytes(whole["confusion_3_1.csv"][:-9])
+    kept = (folder / "results_0_1.csv").stat().st_mtime_ns
+    capsys.readouterr()
+    run(resnet, "--num_synthetic=0")  # of one trial: the others do not count
+    out = capsys.readouterr()
+    assert out.err.count("does not count, and the command that made it makes it again") == 3
+    assert {row["num_trials"] for row in read(folder / "summary.csv")} == {"1"}
+    run(resnet, *flags)
+    assert "1 of 4 trials are finished: skipped" in capsys.readouterr().out
+    assert {name: (folder / name).read_bytes() for name in names} == whole
+    assert (folder / "results_0_1.csv").stat().st_mtime_ns == kept
+    assert {row["num_trials"] for row in read(folder / "summary.csv")} == {"4"}
+
+
+def test_two_trials_are_listed(data, resnet, capsys):
+    run(resnet, "--num_synthetic=0", "--num_trials=2", "--seed", 10**20)
+    folder = data / "output/exp/results/real"
+    files = [folder / f"results_{10**20 + number}_1.csv" for number in range(2)]
+    cells = [
+        "2 trials: " + ", ".join(f"{100 * final(file, split):.1f}" for file in files)
+        for split in (VALIDATION, TEST)
+    ]
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if "trials:" in s]
+    assert line.split() == ["1", "2", *" ".join(cells).split()]
+
+
 def test_other_settings_are_refused_and_with_overwrite_made_again(data, resnet, capsys):
     run(resnet, "--num_synthetic=0", "--num_trials=2")
     folder = data / "output/exp/results/real"
     before = (folder / "results_0_1.csv").read_bytes()
+    run(resnet, "--num_synthetic=0", "--backbone_precision=float32")  # what a CPU means
+    assert "backbone_precision" not in read_config(folder)["settings"]
+    line = fails(capsys, resnet, "--num_synthetic=0", "--backbone_precision=bfloat16")
+    assert 'backbone_precision (there null, now "bfloat16")' in line
     line = fails(capsys, resnet, "--num_synthetic=0", "--batch_size=3")
     assert "batch_size (there 4, now 3)" in line and "--overwrite" in line
     assert (folder / "results_0_1.csv").read_bytes() == before
@@ -363,7 +401,7 @@ def test_results_of_other_photos_are_not_mixed(data, resnet, capsys):
     line = fails(capsys, resnet, *photos, "--data_dir=others", "--num_trials=1")
     assert "photos (there" in line
     run(resnet, *photos, "--data_dir=others", "--method=more", "--compare=real")
-    assert "real was made with other settings (photos)" in capsys.readouterr().err
+    assert "real was made with other settings: photos (here" in capsys.readouterr().err
 
 
 def test_a_moved_backbone_is_the_same_and_other_weights_are_not(data, resnet, tmp_path, capsys):
@@ -710,6 +748,8 @@ def test_the_cache_knows_files_backbones_and_sizes_by_their_content(
     Image.new("RGB", (24, 20), (250, 0, 0)).save(photo)
     assert passes() == val
     assert passes("--image_size=24") == everything
+    assert passes("--backbone_precision=float32") == 0  # as it is on a CPU
+    assert passes("--backbone_precision=bfloat16") == everything
     assert passes(backbone=save_resnet(tmp_path / "half", {"size": 16}, half=True)) == everything
     cache = data / "output/exp/cache"
     for file in cache.iterdir():
@@ -886,8 +926,26 @@ def test_a_comparison_is_paired_by_trial(data, resnet, capsys):
     differences = [a - b for a, b in zip(new, base)]
     assert float(row["difference"]) == pytest.approx(sum(differences) / 3, abs=1e-6)
     assert row["method"] == "new" and row["examples_per_class"] == "1"
-    assert "base was made with other settings (learning_rate)" in out.err
+    assert "base was made with other settings: learning_rate (here 0.01, there 0.0001);" in out.err
     assert "new - base, 1 per class, test:" in out.out
+    both = ", ".join(f"{100 * d:+.1f}" for d in differences[1:])  # of seeds 1 and 2
+    assert f"(2 trials: {both})" in out.out
+
+
+def test_every_setting_but_those_of_the_images_is_compared(data, resnet, capsys):
+    make_synthetic(data / "output/exp/aug/seed=0_ex=1", 0, 1, 2)
+    run(resnet, "--num_synthetic=0")
+    run(resnet, "--compare", "real")
+    run(resnet, "--num_synthetic=1", "--method=one", "--compare", "aug", "real")
+    assert "other settings" not in capsys.readouterr().err
+    more = ["--augmentation=mixup", "--image_size=24", "--utilization=append", "--method=more"]
+    run(resnet, *more, "--compare", "real", "aug")
+    said = capsys.readouterr().err
+    common = 'image_size (here [24, 24], there [16, 16]), augmentation (here ["mixup"], there [])'
+    assert f"real was made with other settings: {common}; not images alone" in said
+    for key, value in {"mix": '"append"', "0.5": "null"}.items():  # as both use images
+        there = f'"{key}"' if key == "mix" else key
+        assert f"(here {value}, there {there})" in said.partition("aug was made")[2]
 
 
 def test_nothing_in_common_is_said_before_anything_is_trained(data, resnet, capsys):
@@ -929,6 +987,26 @@ def test_cost_stands_beside_gain(data, resnet):
     assert real["gain"] == real["gain_per_minute"] == "" != real["train_seconds"]
 
 
+def test_results_with_words_of_other_trials_say_so(data, resnet, capsys):
+    for seed, note in enumerate([{"borrowed_words": None}, {"borrowed_words": "seed=7_ex=4"}, {}]):
+        images = data / f"output/exp/aug/seed={seed}_ex=1"
+        make_synthetic(images, seed, 1, 1)
+        config = read_config(images) | note  # an older revision has none
+        (images / "config.json").write_text(json.dumps(config))
+    run(resnet, "--num_synthetic=0", "--num_trials=2")
+    run(resnet, "--num_trials=2")
+    folder = data / "output/exp/results/aug"
+    assert {row["borrowed_words"] for row in read(folder / "summary.csv")} == {"1"}
+    assert {r["borrowed_words"] for r in read(folder.parent / "real/summary.csv")} == {"0"}
+    words = {"seed=0_ex=1": None, "seed=1_ex=1": "seed=7_ex=4"}
+    assert read_config(folder)["borrowed_words"] == words
+    said = "images of seed=1_ex=1 were made with words of seed=7_ex=4: words learned from photos"
+    assert said in capsys.readouterr().err
+    run(resnet, "--num_trials=3")
+    assert {row["borrowed_words"] for row in read(folder / "summary.csv")} == {""}
+    assert read_config(folder)["borrowed_words"] == words
+
+
 def test_pictures_are_pictures(data, resnet):
     run(resnet, "--num_synthetic=0", "--num_trials=2", "--examples_per_class", 1, 2)
     run(resnet, "--num_synthetic=0", "--num_trials=2", "--method=new", "--compare", "real")
@@ -963,6 +1041,7 @@ def test_pictures_are_pictures(data, resnet):
         (["--finetune=last:0"], "last:2"),
         (["--finetune=last:3"], "ResNetModel has 2 blocks"),
         (["--backbone_learning_rate=1e-3"], "needs --finetune"),
+        (["--finetune=all", "--backbone_precision=float16"], "trains computes in float32"),
         (["--from_scratch"], "needs --finetune all"),
         (["--compare", "other"], "there are: none"),
         (["--compare", "exp:real"], "is the method that is to be compared"),

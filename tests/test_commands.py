@@ -15,6 +15,7 @@ import aggregate_embeddings
 import fine_tune
 import generate_augmentations
 import train_classifier
+from semantic_aug.experiment import read_config
 
 COMMON = ["--experiment_name=exp", "--examples_per_class=1"]
 
@@ -235,7 +236,21 @@ def test_words_of_another_trial_are_used_and_said_so(photos, small_model, workdi
     said = capsys.readouterr().err
     assert "augmentation: textual-inversion" in said
     assert "optimistic" in said
+    folder = workdir / "output/exp/aug/seed=0_ex=1"
+    assert read_config(folder)["borrowed_words"] == "seed=3_ex=1"
+    before = (folder / "config.json").read_bytes()
+    older = {k: v for k, v in read_config(folder).items() if k != "borrowed_words"}
+    (folder / "config.json").write_text(json.dumps(older, indent=2) + "\n")
+    generate(photos, small_model)  # what an older folder lacks is added, and nothing else
+    assert (folder / "config.json").read_bytes() == before
+    generate(photos, small_model, "--seed=3", "--aug_name=own")
+    given = workdir / "output/exp/fine-tuned-merged/seed=3_ex=1.safetensors"
+    generate(photos, small_model, f"--embed_path={given}", "--aug_name=given")
+    assert "optimistic" in capsys.readouterr().err
     generate(photos, small_model, "--aug=real-guidance", "--aug_name=rg")
+    names = [f"{name}/seed=0_ex=1" for name in ("given", "rg")] + ["own/seed=3_ex=1"]
+    notes = [read_config(workdir / "output/exp" / name)["borrowed_words"] for name in names]
+    assert notes == ["seed=3_ex=1", None, None]
     assert "learned words, and they are not used" in capsys.readouterr().err
     error = error_of(capsys, generate, photos, small_model, "--embed_path=nowhere.safetensors")
     assert "nowhere.safetensors" in error

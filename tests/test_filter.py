@@ -291,7 +291,14 @@ def test_bad_filters_are_one_line_before_anything_is_made(gate, clip, tmp_path, 
     broken = tmp_path / "broken"
     shutil.copytree(clip, broken)
     (broken / "model.safetensors").write_bytes(b"nothing")
+    torn, torn_clip = tmp_path / "torn", tmp_path / "torn-clip"
+    for good, damaged in ((backbone, torn), (clip, torn_clip)):
+        shutil.copytree(good, damaged)
+        (damaged / "preprocessor_config.json").write_text('{"size": 3')
+    unread = "preprocessor_config.json cannot be read"
     for flags, expected in (
+        (["--filter=classifier", f"--filter_model={torn}"], f"--filter_model: {torn}/{unread}"),
+        (["--filter=clip", f"--filter_model={torn_clip}"], f"--filter_model: {torn_clip}/{unread}"),
         (["--filter=clip", f"--filter_model={backbone}"], "is a resnet, expected a CLIP model"),
         (["--filter=clip", f"--filter_model={empty}"], "holds no model of transformers"),
         (["--filter=clip", "--filter_model=no/such"], "'no/such' is no folder, and no hub model"),

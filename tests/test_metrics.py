@@ -61,8 +61,11 @@ def test_calibration_error_is_the_weighted_gap_of_its_bins():
     assert perfect == pytest.approx(0)
 
 
-def test_macro_f1_leaves_out_classes_without_images():
-    assert macro_f1(torch.tensor([[3, 1], [0, 0]])) == pytest.approx(2 * 3 / (4 + 3))
+def test_macro_f1_is_over_classes_shown_or_predicted():
+    # As sklearn.metrics.f1_score([0, 0, 0, 0], [0, 0, 0, 1], average="macro") has it.
+    assert macro_f1(torch.tensor([[3, 1], [0, 0]])) == pytest.approx(2 * 3 / (4 + 3) / 2)
+    confusion = torch.tensor([[3, 0, 0], [0, 0, 0], [1, 0, 1]])  # class 1: neither
+    assert macro_f1(confusion) == pytest.approx((2 * 3 / (3 + 4) + 2 * 1 / (2 + 1)) / 2)
 
 
 def test_logits_that_are_no_numbers_do_not_crash():

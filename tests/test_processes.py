@@ -6,10 +6,12 @@ import os
 import time
 
 import pytest
+from conftest import write_trial
 
 from semantic_aug import UserError, processes, status
 from semantic_aug.experiment import Trial, derive, merged_file
 from semantic_aug.processes import DONE, FAILED, KILLED, RUNNING, STOPPED, at_work, read_processes
+from semantic_aug.results import confusion_file
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, timed
 
 ONE, TWO = Trial(0, 1), Trial(1, 4)
@@ -150,8 +152,9 @@ def experiment(tmp_path):
     (images / "config.json").write_text('{"id": "x"}')
     (images / "records" / "x.1.jsonl").write_text(text + '{"file_name": "torn')
     (images / "000009-000.png").write_bytes(b"without a record")
-    (folder / "results" / "real").mkdir(parents=True)
-    (folder / "results" / "real" / "results_1_4.csv").write_text("value\n1\n")
+    write_trial(folder / "results" / "real", TWO.seed, TWO.examples_per_class, 0.5)
+    write_trial(folder / "results" / "real", ONE.seed, ONE.examples_per_class, 0.5)
+    confusion_file(folder / "results" / "real", ONE).unlink()  # so this result does not count
     return folder
 
 
@@ -165,6 +168,7 @@ def test_what_is_done_is_counted_in_the_folder_alone(experiment):
     assert {key: line.done for key, line in lines.items()} == {
         (FINE_TUNE, "", ONE): 2, (FINE_TUNE, "", TWO): 0, (AGGREGATE, "", ONE): 1,
         (AGGREGATE, "", TWO): 0, (GENERATE, "aug", ONE): 3, (TRAIN, "real", TWO): 1,
+        (TRAIN, "real", ONE): 0,
     }  # fmt: skip
     assert all(line.wanted is None and line.left is None for line in lines.values())
 
