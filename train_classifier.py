@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import math
 import re
@@ -66,9 +67,15 @@ from semantic_aug.experiment import (
     remove_leftovers,
     write_config,
 )
-from semantic_aug.features import load_split, readable, split_features
-from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.generation import MissingImages, read_records, read_scores
+from semantic_aug.features import LabelledFeatures, load_split, readable, split_features
+from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
+from semantic_aug.generation import (
+    MissingImages,
+    differing_settings,
+    read_records,
+    read_scores,
+)
+from semantic_aug.leaks import Photos, check_splits, photos_of
 from semantic_aug.plots import plot_results
 from semantic_aug.processes import at_work
 from semantic_aug.results import (
@@ -86,13 +93,23 @@ from semantic_aug.results import (
     score_rows,
     selected_row,
     state_of,
+    trials_with_files,
     write_confusions,
     write_results,
 )
 from semantic_aug.sampling import MIX, UTILIZATIONS, load_examples
 from semantic_aug.standard_augmentation import NAMES
-from semantic_aug.summary import IMAGES_OF, write_comparison, write_summary
+from semantic_aug.summary import (
+    EVALUATION_PHOTOS,
+    IMAGES_OF,
+    write_comparison,
+    write_summary,
+)
 from semantic_aug.timing import TRAIN, timed
+
+# Keys of config.json that belong to one trial each, and what all are evaluated on.
+PHOTOS_OF = "photos of "
+OF_TRIAL = (IMAGES_OF, PHOTOS_OF)
 
 log = logging.getLogger("semantic_aug.train_classifier")
 
@@ -131,6 +148,11 @@ def build_parser() -> Parser:
         "--ignore_filter",
         action="store_true",
         help="use images too that the filter of generate_augmentations.py has rejected",
+    )
+    group.add_argument(
+        "--mixed_settings",
+        action="store_true",
+        help="take trials together whose images or words were made with different settings",
     )
     group = parser.add_argument_group("classifier and training")
     group.add_argument(
@@ -268,14 +290,25 @@ def main(argv=None) -> None:
     device = pick_device(args.device)
 
     # Whatever a person may have to mend is found before the backbone is loaded.
-    splits = {VALIDATION: _evaluation_split(args, "val"), TEST: _evaluation_split(args, "test")}
+    train = dataset_of(args, "train")
+    splits = _evaluation_splits(args, options)
+    subset = functools.cache(functools.partial(dataset_of, args, "train"))
     train_set = functools.cache(
-        lambda trial: _train_set(args, trial, aug_dirs[trial] if uses_synthetic else None)
+        lambda t: _train_set(args, t, subset(t), aug_dirs[t] if uses_synthetic else None)
     )
     finished = {trial for trial in trials if is_finished(folder, trial)}
     for trial in trials:
         if args.overwrite or trial not in finished:
             _check_class_names([train_set(trial), *splits.values()])
+    if uses_synthetic and not args.overwrite and not args.mixed_settings:
+        of_results = {t: aug_dir(experiment, args.aug_name, t) for t in trials_with_files(folder)}
+        _check_alike(dict(sorted((aug_dirs | of_results).items())))
+    evaluated = {name: photos_of(dataset, args.classes) for name, dataset in splits.items()}
+    trained = {trial: photos_of(subset(trial), args.classes) for trial in trials}
+    left_out = {
+        trial: check_splits(trial.name, photos, evaluated, _check_command(args))
+        for trial, photos in trained.items()
+    }
 
     size = None if args.image_size is None else (args.image_size, args.image_size)
     backbone = load_backbone(
@@ -286,7 +319,10 @@ def main(argv=None) -> None:
         args.from_scratch,
         args.backbone_precision,
     )
-    settings = _settings(args, options, backbone, splits, aug_dirs if uses_synthetic else {})
+    settings = _settings(args, options, backbone, train, splits, aug_dirs if uses_synthetic else {})
+    settings[EVALUATION_PHOTOS] = _digest(*evaluated.values())
+    for trial, photos in trained.items():
+        settings[PHOTOS_OF + trial.name] = _identity(photos, left_out[trial])
     if backbone.precision != default_precision(device, args.finetune):  # what older results mean
         settings["backbone_precision"] = backbone.precision
     _claim(folder, settings, trials, args)
@@ -300,15 +336,16 @@ def main(argv=None) -> None:
     wanted = dict.fromkeys(everyones, (1, images))
     with at_work(experiment, TRAIN, wanted, method, shard) as reporter:
         try:
-            _run_trials(pending, train_set, splits, backbone, options, args, folder, reporter)
+            _run_trials(
+                pending, train_set, splits, left_out, backbone, options, args, folder, reporter
+            )
         finally:  # also when one of several trials fails
             augmented = args.aug_name if uses_synthetic else None
             summary = from_all(lambda: write_summary(folder, method, experiment, augmented))
     _print_table(summary)
     if compared:
         _print_comparison(from_all(lambda: write_comparison(folder, method, compared)))
-    names = splits[VALIDATION].class_names
-    from_all(lambda: plot_results({method: folder, **compared}, folder, names))
+    from_all(lambda: plot_results({method: folder, **compared}, folder, train.class_names))
     print(f"results: {folder}")
 
 
@@ -389,26 +426,45 @@ def _compared(args, folder: Path, trials: list[Trial]) -> dict[str, Path]:
 # --- datasets --------------------------------------------------------------------------------
 
 
-def _evaluation_split(args, split: str) -> FewShotDataset | None:
-    """A whole split, the same for all trials. None for a `test` that the dataset does not have."""
-    try:
-        dataset = dataset_of(args, split)
-        if not dataset.indices(args.classes):
-            raise UserError(f"no photo of the selected classes in split {split!r}")
-    except (KeyError, ValueError, OSError) as error:  # what subclasses raise for an unknown split
-        reason = str(error) if isinstance(error, UserError) else repr(error)
-        if split == "test":  # flags were found right when `val` was built
-            log.warning("no test split, only Training and Validation are reported: %s", reason)
-            return None
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"--dataset: {args.dataset} has no split {split!r}: {reason}") from error
-    return dataset
+def _evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDataset]:
+    """The whole splits `val` and `test` by their names in the results, where they have photos.
+
+    Raises:
+        UserError: there is no `val`, and an epoch is to be chosen by it.
+    """
+    found, reasons = {}, {}
+    for name, split in ((VALIDATION, "val"), (TEST, "test")):
+        try:
+            dataset = dataset_of(args, split)
+            if not dataset.indices(args.classes):
+                raise NoPhotos(f"no photo of the selected classes in split {split!r}")
+            found[name] = dataset
+        except (KeyError, ValueError, OSError) as error:  # subclasses, of a split they do not know
+            if split == "val" and not isinstance(error, NoPhotos):
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"--dataset: {args.dataset} has no split 'val': {error!r}"
+                ) from error
+            reasons[split] = str(error) if isinstance(error, UserError) else repr(error)
+    if VALIDATION not in found and options.select == BEST_VAL:
+        raise UserError(f"--select {BEST_VAL} needs photos in split 'val': {reasons['val']}")
+    for split, reason in reasons.items():
+        reported = " and ".join((TRAINING, *found))
+        log.warning("no %s split, only %s are reported: %s", split, reported, reason)
+    return found
 
 
-def _train_set(args, trial: Trial, folder: Path | None) -> FewShotDataset:
+def _check_command(args) -> str:
+    """What lists the photos that lie in several splits, to be pasted."""
+    words = ["python", "-m", "semantic_aug.datasets", "check", args.dataset]
+    words += ["--data_dir", args.data_dir] if args.data_dir else []
+    words += ["--dataset_args", *args.dataset_args] if args.dataset_args else []
+    return shlex.join(words)
+
+
+def _train_set(args, trial: Trial, dataset: FewShotDataset, folder: Path | None) -> FewShotDataset:
     """The photos of a trial, with their synthetic variants from `folder` if there is one."""
-    dataset = dataset_of(args, "train", trial)
     dataset.synthetic_examples = {}
     if not dataset.indices(args.classes):
         raise UserError("no training photo of the selected classes")
@@ -460,8 +516,8 @@ def _generation_command(args, trial: Trial, folder: Path) -> str:
     return shlex.join(words)
 
 
-def _check_class_names(datasets: Iterable[FewShotDataset | None]) -> None:
-    first, *others = [dataset for dataset in datasets if dataset is not None]
+def _check_class_names(datasets: Iterable[FewShotDataset]) -> None:
+    first, *others = datasets
     for other in others:
         if list(other.class_names) != list(first.class_names):
             raise UserError(
@@ -473,7 +529,38 @@ def _check_class_names(datasets: Iterable[FewShotDataset | None]) -> None:
 # --- settings --------------------------------------------------------------------------------
 
 
-def _settings(args, options: TrainingOptions, backbone: Backbone, splits, aug_dirs) -> dict:
+def _check_alike(folders: dict[Trial, Path]) -> None:
+    """Raise UserError where the images of several trials were made with different settings."""
+    differing = []
+    for key, values in differing_settings(folders).items():
+        edits = [value for value in values.values() if key == "edits"]
+        if edits and all(isinstance(each, list) for each in edits):
+            values = {trial: _edits_alone(value, edits) for trial, value in values.items()}
+        shown = ", ".join(f"{trial}: {json.dumps(value)}" for trial, value in values.items())
+        differing.append(f"{key} ({shown})")
+    if differing:
+        raise UserError(
+            f"the synthetic images of these trials were made with different settings: "
+            f"{'; '.join(differing)}; make them alike with generate_augmentations.py, give each "
+            "set its own --aug_name, or pass --mixed_settings to take their results together"
+        )
+
+
+def _edits_alone(edits: list[dict], others: list[list[dict]]) -> dict[str, list]:
+    """What differs in edits, by key: of each edit its value."""
+    columns = {
+        key: [edit.get(key) for edit in edits] for key in sorted({k for e in edits for k in e})
+    }
+    return {
+        key: column
+        for key, column in columns.items()
+        if any([edit.get(key) for edit in each] != column for each in others)
+    }
+
+
+def _settings(
+    args, options: TrainingOptions, backbone: Backbone, train: FewShotDataset, splits, aug_dirs
+) -> dict:
     """Everything that changes a result; for every trial, also which synthetic images it uses.
 
     Args:
@@ -484,7 +571,7 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, splits, aug_di
         "dataset_args": sorted(args.dataset_args),
         "crop_to_object": args.crop_to_object,
         "classes": None if args.classes is None else sorted(set(args.classes)),
-        "photos": _photos(dataset_of(args, "train"), splits[VALIDATION], splits[TEST]),
+        "photos": _photos(train, splits),
         "backbone": backbone.identity,
         "image_size": list(backbone.image_size),
         "image_mean": backbone.mean.flatten().tolist(),
@@ -512,33 +599,55 @@ def _settings(args, options: TrainingOptions, backbone: Backbone, splits, aug_di
     return settings
 
 
-def _photos(train: FewShotDataset, validation: FewShotDataset, test: FewShotDataset | None) -> str:
+def _photos(train: FewShotDataset, splits: dict[str, FewShotDataset]) -> str:
     """Sixteen hex digits of the classes, the ids of all photos, and the content of one per class.
 
-    They are the same for every trial. To read all photos here would take as long as to train.
+    They are the same for every trial.
     """
     parts = []
-    for split in filter(None, (train, validation, test)):
+    for split in (train, *splits.values()):
         parts += [*split.class_names, *split.sources()]
-    first = {validation.get_label_by_idx(idx): idx for idx in reversed(range(len(validation)))}
-    with contextlib.suppress(OSError):  # a photo that is not there is named when it is needed
-        parts.append(validation.photo_digest(sorted(first.values())))
+    if (validation := splits.get(VALIDATION)) is not None:
+        first = {validation.get_label_by_idx(idx): idx for idx in reversed(range(len(validation)))}
+        with contextlib.suppress(OSError):  # a photo that is not there is named when it is needed
+            parts.append(validation.photo_digest(sorted(first.values())))
     return f"{stable_hash(*parts):016x}"
+
+
+def _digest(*splits: Photos) -> str:
+    """Sixteen hex digits of the content of all these photos."""
+    return f"{stable_hash(*(each for photos in splits for each in photos.contents)):016x}"
+
+
+def _identity(trained: Photos, left_out: dict[str, set[int]]) -> str:
+    """What a trial is trained on, and how many photos it is therefore not evaluated on."""
+    found = _digest(trained)
+    for split, photos in left_out.items():
+        found += f", {len(photos)} of {split} left out" if photos else ""
+    return found
 
 
 def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
     """Write config.json, unless `folder` holds results of other settings.
 
     Those are refused or, with --overwrite, removed. Other runs may have finished other trials of
-    the same method: what they noted about their images stays. Images of a trial that is not
-    finished may have changed.
+    the same method: what they noted about their images and photos stays. Those of a trial that is
+    not finished may have changed.
+
+    Results of before photos were noted go on, if they are evaluated on new photos alone.
     """
     results = sorted(folder.glob("results_*.csv"))
     before = (read_config(folder) or {}).get("settings", {}) if results else {}
-    noted = {key: value for key, value in before.items() if key.startswith(IMAGES_OF)}
-    common = {key: value for key, value in settings.items() if not key.startswith(IMAGES_OF)}
-    finished = {IMAGES_OF + trial.name for trial in trials if results_file(folder, trial).exists()}
-    now = {key: settings[key] for key in finished & noted.keys() & settings.keys()}
+    noted = {key: value for key, value in before.items() if key.startswith(OF_TRIAL)}
+    common = {key: value for key, value in settings.items() if not key.startswith(OF_TRIAL)}
+    if EVALUATION_PHOTOS not in before:
+        common.pop(EVALUATION_PHOTOS)
+    finished = [trial.name for trial in trials if results_file(folder, trial).exists()]
+    now = {
+        key: settings[key]
+        for key in (prefix + name for prefix in OF_TRIAL for name in finished)
+        if key in settings and (key in noted or "left out" in settings[key])
+    }
     if results and before != common | noted | now:
         check_config(folder, common | noted | now, True, args.overwrite)
         if not before and not args.overwrite:
@@ -558,12 +667,15 @@ def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
 # --- trials ----------------------------------------------------------------------------------
 
 
-def _run_trials(trials, train_set, splits, backbone, options, args, folder, reporter) -> None:
+def _run_trials(
+    trials, train_set, splits, left_out, backbone, options, args, folder, reporter
+) -> None:
     """Train, evaluate and write the result files of one trial after the other.
 
     Args:
         train_set: function of a trial that gives its photos.
-        splits: the datasets to evaluate on, by the split's name in the results; None for absent.
+        splits: the datasets to evaluate on, by the split's name in the results.
+        left_out: by trial and split, the photos that it is not to be evaluated on.
     """
     if not trials:
         return
@@ -572,9 +684,8 @@ def _run_trials(trials, train_set, splits, backbone, options, args, folder, repo
     class_names = train_set(trials[0]).class_names
     _check_class_names([train_set(trials[0]), *splits.values()])
     with timed(experiment, TRAIN, method, device=backbone.device) as work:  # once for all trials
-        features_of = _evaluated_splits(splits, backbone, args, cache)
-        present = {split: set(each().labels.tolist()) for split, each in features_of.items()}
-        work.images = sum(len(dataset) for dataset in splits.values() if dataset is not None)
+        whole = _evaluated_splits(splits, backbone, args, cache)
+        work.images = sum(map(len, splits.values()))
     # Half for the validation split, which is held too where the backbone changes.
     memory = args.image_memory / 2 if backbone.trained else args.image_memory
     for trial in trials:
@@ -582,11 +693,16 @@ def _run_trials(trials, train_set, splits, backbone, options, args, folder, repo
         reporter.works_on([trial])
         with timed(experiment, TRAIN, method, trial, backbone.device, again=True) as work:
             size = backbone.image_size
+            features_of = {
+                split: functools.partial(_without, each, left_out[trial][split])
+                for split, each in whole.items()
+            }
+            present = {split: set(each().labels.tolist()) for split, each in features_of.items()}
             examples = load_examples(train_set(trial), size, args.classes, memory, args.num_workers)
             _describe(trial, examples, class_names, args.classes, present)
             result = train_trial(
                 examples,
-                features_of[VALIDATION],
+                features_of.get(VALIDATION),
                 backbone,
                 options,
                 trial,
@@ -601,13 +717,15 @@ def _run_trials(trials, train_set, splits, backbone, options, args, folder, repo
         reporter.count(work.images)
         evaluated = {split: trained & labels for split, labels in present.items()}
         rows = _result_rows(trial, metric_names(class_names), trained, evaluated, result, tested)
-        whole = {VALIDATION: result.validation} | ({TEST: tested} if tested else {})
-        write_confusions(confusion_file(folder, trial), whole, class_names)
+        scores = {VALIDATION: result.validation, TEST: tested}
+        scores = {split: each for split, each in scores.items() if each is not None}
+        write_confusions(confusion_file(folder, trial), scores, class_names)
         write_results(results_file(folder, trial), rows)
-        line = f"{trial.name}: val {result.validation.mean_accuracy:.1%}"
-        line += f", test {tested.mean_accuracy:.1%}" if tested else ""
-        line += f", epoch {result.selected}" if options.select == BEST_VAL else ""
-        print(f"{line} ({time.monotonic() - started:.1f} s)")
+        names = {VALIDATION: "val", TEST: "test"}
+        said = [f"{names[split]} {each.mean_accuracy:.1%}" for split, each in scores.items()]
+        said += [f"epoch {result.selected}"] if options.select == BEST_VAL else []
+        said = ", ".join(said) or "trained, and evaluated on nothing"
+        print(f"{trial.name}: {said} ({time.monotonic() - started:.1f} s)")
 
 
 def _evaluated_splits(splits, backbone: Backbone, args, cache: Path) -> dict:
@@ -617,8 +735,6 @@ def _evaluated_splits(splits, backbone: Backbone, args, cache: Path) -> dict:
     """
     functions = {}
     for name, dataset in splits.items():
-        if dataset is None:
-            continue
         split = load_split(dataset, backbone.image_size, args.classes, args.num_workers)
         if not backbone.trained:
             features = split_features(backbone, split, cache)
@@ -633,6 +749,10 @@ def _evaluated_splits(splits, backbone: Backbone, args, cache: Path) -> dict:
 
 def _the_same(features):
     return features
+
+
+def _without(features_of, left_out: set[int]) -> LabelledFeatures:
+    return features_of().without(left_out)
 
 
 def _describe(trial: Trial, examples, class_names, classes, present: dict) -> None:
@@ -652,7 +772,8 @@ def _result_rows(trial, names, trained, evaluated, result, tested) -> list[tuple
     rows = []
     for epoch, (running, validated) in enumerate(result.history):
         rows += score_rows(trial, epoch, TRAINING, running, names, trained)
-        rows += score_rows(trial, epoch, VALIDATION, validated, names, evaluated[VALIDATION])
+        if validated is not None:
+            rows += score_rows(trial, epoch, VALIDATION, validated, names, evaluated[VALIDATION])
     rows.append(selected_row(trial, result.selected))
     if tested:
         rows += score_rows(trial, result.selected, TEST, tested, names, evaluated[TEST])

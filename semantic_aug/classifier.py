@@ -80,16 +80,16 @@ class TrainedTrial:
     Attributes:
         head: as it was after the selected epoch; so is the backbone, if a part of it is trained.
         history: of every epoch, running scores of training (of each batch before its step) and
-            those of the whole validation split after it.
+            those of the whole validation split after it, None without such a split.
         selected: number of the epoch to report, from 0.
     """
 
     head: Head
-    history: list[tuple[Scores, Evaluation]]
+    history: list[tuple[Scores, Evaluation | None]]
     selected: int
 
     @property
-    def validation(self) -> Evaluation:
+    def validation(self) -> Evaluation | None:
         return self.history[self.selected][1]
 
 
@@ -113,7 +113,7 @@ def make_head(
 
 def train_trial(
     examples: Examples,
-    validation: Callable[[], LabelledFeatures],
+    validation: Callable[[], LabelledFeatures] | None,
     backbone: Backbone,
     options: TrainingOptions,
     trial: Trial,
@@ -126,7 +126,8 @@ def train_trial(
     however many epochs.
 
     Args:
-        validation: gives the features of the validation split by the backbone as it is now.
+        validation: gives the features of the validation split by the backbone as it is now; None
+            where there is no such split.
         cache: folder where features of untouched images are kept between runs.
 
     Raises:
@@ -166,17 +167,19 @@ def train_trial(
             draws = draw_epoch(examples, options, generator, epoch)
             with backbone.training():
                 scores = _train_epoch(head, optimizer, draws, examples.labels, batches(draws))
-            validated = evaluate(head, validation())
-            if _has_diverged(scores, validated):
+            validated = None if validation is None else evaluate(head, validation())
+            if _has_diverged(scores, *([validated] if validated else [])):
                 raise UserError(_diverged(trial, epoch, scores.mean_loss, options))
             history.append((scores, validated))
-            rank = (validated.mean_accuracy, -validated.mean_loss)
-            if best is None or options.select == LAST or rank > best[0]:
-                best = (rank, epoch)
-                if options.select == BEST_VAL:
+            if options.select == LAST:
+                best = (None, epoch)
+            else:
+                rank = (validated.mean_accuracy, -validated.mean_loss)
+                if best is None or rank > best[0]:
+                    best = (rank, epoch)
                     weights = _copy(head.linear.state_dict()), backbone.weights()
-            accuracy = f"{validated.mean_accuracy:.1%}"
-            progress.set_postfix(loss=f"{scores.mean_loss:.3f}", val=accuracy, refresh=False)
+            said = {"val": f"{validated.mean_accuracy:.1%}"} if validated else {}
+            progress.set_postfix(loss=f"{scores.mean_loss:.3f}", **said, refresh=False)
             progress.update()
     if options.select == BEST_VAL:
         head.linear.load_state_dict(weights[0])

@@ -6,7 +6,7 @@ the size and the content of the files, so that a wrong one is never read.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LabelledFeatures:
-    """Features [N, F] on the backbone's device and labels [N] on the CPU of a whole split."""
+    """A split by the backbone as it is.
+
+    Attributes:
+        features: [N, F] on the backbone's device.
+        labels: [N] on the CPU.
+        indices: of these N photos in the dataset.
+    """
 
     features: torch.Tensor
     labels: torch.Tensor
+    indices: Sequence[int] = ()
+
+    def without(self, left_out: Set[int]) -> "LabelledFeatures":
+        """Those of all photos but some, given by their indices."""
+        rows = [row for row, idx in enumerate(self.indices) if idx not in left_out]
+        if len(rows) == len(self.labels):
+            return self
+        kept = [self.indices[row] for row in rows]
+        return LabelledFeatures(self.features[rows], self.labels[rows], kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +110,8 @@ def split_features(backbone: Backbone, split: Split, cache: Path | None = None) 
     """
     features, read = cached_features(backbone, split.images, f"{split.name} features", cache)
     _count_unreadable(split, int(read.sum()))
-    return LabelledFeatures(features, split.labels[read])
+    indices = [idx for idx, good in zip(split.images.items, read.tolist()) if good]
+    return LabelledFeatures(features, split.labels[read], indices)
 
 
 def cached_features(

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -53,6 +53,10 @@ class Record:
     description: str = ""
 
 
+class NoPhotos(UserError):
+    """A split holds no photo, or none of the classes that were selected."""
+
+
 class FewShotDataset(Dataset):
     """Labelled photos of one split, for `train` reduced to a few per class.
 
@@ -84,6 +88,7 @@ class FewShotDataset(Dataset):
             it shall write them.
 
     Raises:
+        NoPhotos: the split has none.
         UserError: the data root is missing or empty, no photo of a class can be read, or two
             records claim one source for different classes.
     """
@@ -225,7 +230,7 @@ class FewShotDataset(Dataset):
                     f"{record.class_name!r}: a source names one photo of one class"
                 )
         if not by_class:
-            raise UserError(
+            raise NoPhotos(
                 f"no photo of split {self.split!r} in {self.data_dir}: "
                 f"is this the root that {type(self).__name__} expects, and do its options fit?"
             )
@@ -371,7 +376,9 @@ class FewShotDataset(Dataset):
         """
         digest, sources = hashlib.sha256(), self.sources()
         indices = list(range(len(self)) if indices is None else indices)
-        contents = self.content_digests(indices) if self._has_records else [""] * len(indices)
+        contents = [""] * len(indices)
+        if self._has_records:
+            contents = _digests([self.records[idx].path for idx in indices])
         for idx, content in zip(indices, contents):
             digest.update(f"{sources[idx]}\n".encode())
             is_hex = not content.startswith("unreadable")
@@ -379,15 +386,19 @@ class FewShotDataset(Dataset):
         return digest.hexdigest()[:16]
 
     def content_digests(self, indices: Iterable[int]) -> list[str]:
-        """sha256 of the file of each photo, as `file_digests` gives it."""
-        paths = [self.records[idx].path for idx in indices]
-        found = dict.fromkeys(number for number in range(len(paths)))
-        files = {n: path for n, path in enumerate(paths) if isinstance(path, os.PathLike)}
-        found.update(zip(files, file_digests(files.values())))
-        for number in found.keys() - files.keys():  # inside an archive, or rows of a table
-            with open_bytes(paths[number]) as file:
-                found[number] = hashlib.file_digest(file, "sha256").hexdigest()
-        return list(found.values())
+        """What each photo shows, 64 hex digits each: equal where the photos are equal.
+
+        Of a photo that is a file, sha256 of its bytes, as `file_digests` gives it; with
+        `crop_to_object`, its mask counts too. Of a photo that a subclass makes itself, its pixels.
+        """
+        indices = list(indices)
+        if not self._has_records:
+            return [_pixel_digest(self.get_image_by_idx(idx)) for idx in indices]
+        contents = _digests([self.records[idx].path for idx in indices])
+        if self.crop_to_object:
+            pairs = zip(contents, self.mask_digests(indices))
+            contents = [hashlib.sha256(" ".join(pair).encode()).hexdigest() for pair in pairs]
+        return contents
 
     def empty_classes(self) -> list[str]:
         """Classes without a photo in this split."""
@@ -464,6 +475,25 @@ def collection_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _digests(paths: Sequence) -> list[str]:
+    """sha256 of files, and of what opens as one: a part of an archive, a row of a table."""
+    files = [path for path in paths if isinstance(path, os.PathLike)]
+    of_files, found = iter(file_digests(files)), []
+    for path in paths:
+        if isinstance(path, os.PathLike):
+            found.append(next(of_files))
+        else:
+            with open_bytes(path) as file:
+                found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found
+
+
+def _pixel_digest(image: Image.Image) -> str:
+    """sha256 of an image's size and RGB pixels."""
+    rgb = to_rgb(image)
+    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
 
 
 # --- listing folders -------------------------------------------------------------------------

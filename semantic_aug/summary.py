@@ -22,6 +22,7 @@ from semantic_aug.results import (
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_per_trial
 
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
+EVALUATION_PHOTOS = "evaluation photos"  # which older results do not record
 # What methods may differ in where it is their images that are compared.
 OF_IMAGES = ("aug_name", "num_synthetic")
 # And how they use them, where only one of two methods has any.
@@ -126,6 +127,7 @@ def _name_differences(folder: Path, name: str, other: Path) -> None:
         and not key.startswith(IMAGES_OF)
         # What belongs to one trial says something only where both have it.
         and (key in both or not re.search(r"seed=-?\d+_ex=\d+$", key))
+        and (key in both or key != EVALUATION_PHOTOS)
     ]
     if differing:
         log.warning("%s was made with other settings: %s; not images alone make the difference",

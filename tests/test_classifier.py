@@ -73,11 +73,11 @@ class OldStyle(FewShotDataset):
             synthetic_probability=synthetic_probability,
             synthetic_dir=synthetic_dir,
         )
-        number = {"train": examples_per_class or 4, "val": 3}[split]
+        number, shift = {"train": (examples_per_class or 4, 9), "val": (3, 0)}[split]
         self.photos = [
-            (Image.new("RGB", (20, 16), COLOURS[name]), label)
+            (Image.new("RGB", (20, 16 + shift + other), COLOURS[name]), label)
             for label, name in enumerate(self.class_names)
-            for _ in range(number)
+            for other in range(number)
         ]
 
     def __len__(self):
@@ -245,12 +245,12 @@ def test_classes_of_one_colour_each_are_learned(data, resnet, augmentation):
 
 
 def test_shuffled_labels_stay_at_chance(workdir, resnet):
-    # Every class holds every colour equally often, and photos of one colour are equal.
-    for split in COUNTS:
+    # Every class holds every colour equally often; photos of one colour differ in size alone.
+    for height, split in enumerate(COUNTS, 16):
         for number in range(9):
             path = workdir / "photos" / split / f"{list(COLOURS)[number % 3]}_{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (16, 16), list(COLOURS.values())[number // 3]).save(path)
+            Image.new("RGB", (16, height), list(COLOURS.values())[number // 3]).save(path)
     run(resnet, "--num_synthetic=0", "--examples_per_class=3", "--learning_rate=0.02")
     file = workdir / "output/exp/results/real/results_0_3.csv"
     assert final(file, VALIDATION) == pytest.approx(1 / 3)
@@ -390,10 +390,10 @@ def test_results_of_other_photos_are_not_mixed(data, resnet, capsys):
     run(resnet, *photos, "--data_dir=photos", "--num_trials=2")
     run(resnet, *photos, "--data_dir=others", "--num_trials=2")  # a copy: the same photos
     assert "2 of 2 trials are finished" in capsys.readouterr().out
-    for path in sorted((data / "others").rglob("*.png")):
-        Image.new("RGB", (24, 24), "white").save(path)
+    for size, path in enumerate(sorted((data / "others").rglob("*.png")), 9):
+        Image.new("RGB", (24, size), "white").save(path)
     line = fails(capsys, resnet, *photos, "--data_dir=others", "--num_trials=3")
-    assert "results made with other settings: photos (there" in line
+    assert "results made with other settings: evaluation photos (there" in line
     shutil.rmtree(data / "others")
     shutil.copytree(data / "photos", data / "others")
     one = next(path for path in sorted((data / "others").rglob("*")) if path.suffix == ".png")
@@ -1060,7 +1060,7 @@ def test_pictures_are_pictures(data, resnet):
         (["--dataset=nothing"], "--dataset"),
         (["--dataset_args", "colour=red"], "unknown key 'colour'"),
         (["--data_dir=nowhere"], "nowhere is not a folder"),
-        (["--classes", "absent"], "no photo of the selected classes"),
+        (["--classes", "absent"], "no training photo of the selected classes"),
         (["--classifier_backbone=resnet50"], "'microsoft/resnet-50' is no folder"),
         (["--classifier_backbone=no/such/model"], "is no folder"),
         (["--classifier_backbone=photos"], "holds no usable image model"),
