@@ -39,6 +39,7 @@ from semantic_aug.cli import (
     fraction_below_one,
     non_negative,
     non_negative_int,
+    positive,
     positive_int,
     progress_bar,
     shard_blocks,
@@ -162,7 +163,7 @@ def build_parser() -> Parser:
         default=1,
         help="batches whose gradients make one step",
     )
-    training.add_argument("--learning_rate", type=non_negative, default=5e-4, help="of AdamW")
+    training.add_argument("--learning_rate", type=positive, default=5e-4, help="of AdamW")
     training.add_argument(
         "--scale_lr",
         action="store_true",
