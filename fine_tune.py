@@ -100,6 +100,8 @@ log = logging.getLogger("semantic_aug.fine_tune")
 TRAINING_TOKEN = "<word-in-training>"
 # Photos whose posteriors are kept: half a gigabyte at 512 pixels.
 CACHED_PHOTOS = 2048
+# Denoising steps of an image of --validation_prompt.
+VALIDATION_IMAGE_STEPS = 25
 
 
 def parse_args(argv=None):
@@ -623,10 +625,15 @@ def train_run(
     images = photos_per_step(args)
     validate = functools.partial(validation, args, pipeline, noise_scheduler, prompts, track)
     set_training(pipeline, args.gradient_checkpointing)
-    validate({job: word for job, word in words.items() if word.step == 0}, with_images=False)
+    # Before the first step; and once more where a run goes on, whose images may be missing.
+    step = next(iter(words.values())).step
+    if args.validation_steps and step % args.validation_steps == 0:
+        running = {job: word for job, word in words.items() if word.is_running}
+        validate(running, with_images=step > 0)
     # Those that were interrupted after their last step, and before they were written.
     finish({job: word for job, word in words.items() if word.is_done}, validate, settings)
     with stop_deferred() as asked_to_end:
+        validate = functools.partial(validate, asked_to_end=asked_to_end)
         for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
             losses = [word.loss for word in took_part]
             progress.update(images * len(took_part))
@@ -665,10 +672,12 @@ def finish(words: dict[Job, Word], validate, settings: dict) -> None:
     """Validate and write words that have done all their steps.
 
     Their last checkpoints come first: a process killed among the files that follow, which mark
-    their classes as finished, writes the rest of them again from there.
+    their classes as finished, writes the rest of them again from there. So does the next run of a
+    process that is asked to end among the images.
     """
     save(words, settings)
-    validate(words, with_images=True)
+    if not validate(words, with_images=True):
+        return
     for job, word in words.items():
         write_word(job.path, job, word, job.steps)
     for job in words:
@@ -760,14 +769,22 @@ def set_training(pipeline, training: bool) -> None:
 
 
 def validation(
-    args, pipeline, noise_scheduler, prompts, track, words: dict[Job, Word], with_images
-) -> None:
+    args, pipeline, noise_scheduler, prompts, track, words: dict[Job, Word], with_images,
+    asked_to_end=lambda: False,
+) -> bool:  # fmt: skip
     """A comparable loss of each word, and images of `--validation_prompt`.
 
     They go to `validation/` beside the word, and to the tracker.
+
+    Args:
+        asked_to_end: whether no more images shall be made, which is asked after each step of one.
+
+    Returns:
+        Whether all of it is there.
     """
+    whole = True
     if not words:
-        return
+        return whole
     set_training(pipeline, False)
     if args.validation_steps:
         seeds = [stable_hash("validation", job.dataset.seed, job.class_name) for job in words]
@@ -782,9 +799,13 @@ def validation(
         log.info("step %d: validation loss %.4f, mean of %d classes", step, mean, len(words))
     if with_images and args.validation_prompt:
         for job, word in words.items():
-            images = show(args, pipeline, prompts, word, job)
+            images = show(args, pipeline, prompts, word, job, asked_to_end)
+            whole = len(images) == args.num_validation_images
+            if not whole:
+                break
             track.log_images({f"validation/{job.where}": images}, word.step)
     set_training(pipeline, args.gradient_checkpointing)
+    return whole
 
 
 def note_loss(path: Path, step: int, loss: float) -> None:
@@ -795,19 +816,33 @@ def note_loss(path: Path, step: int, loss: float) -> None:
 
 
 @torch.no_grad()
-def show(args, pipeline, prompts: Prompts, word: Word, job: Job) -> list:
-    """Write images of `--validation_prompt`, in which * is the word; returns them."""
+def show(args, pipeline, prompts: Prompts, word: Word, job: Job, asked_to_end) -> list:
+    """Write images of `--validation_prompt`, in which * is the word.
+
+    Returns:
+        The images; asked to end, those that are whole by then.
+    """
+
+    def skip_the_rest(pipeline, step, timestep, values):
+        pipeline._interrupt = asked_to_end()  # what diffusers offers for it
+        return values
+
     images = []
     with words_in_place(pipeline, [word.rows], prompts.first_ids):
         for number in range(args.num_validation_images):
+            if asked_to_end():
+                break
             seed = stable_hash("validation", job.dataset.seed, job.class_name, number)
             image = pipeline(
                 args.validation_prompt.replace("*", TRAINING_TOKEN),
                 height=args.resolution,
                 width=args.resolution,
-                num_inference_steps=25,
+                num_inference_steps=VALIDATION_IMAGE_STEPS,
                 generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=skip_the_rest,
             ).images[0]
+            if asked_to_end():
+                break  # this image may not be whole
             path = job.folder / "validation" / f"{word.step:06d}-{number:03d}.png"
             with atomic_path(path) as temporary:
                 image.save(temporary, format="PNG")

@@ -1043,8 +1043,9 @@ def test_diverging_class_is_left_out_and_named(tune, broken_model):
 @pytest.mark.parametrize(
     "flag",
     ["--learning_rate=nan", "--learning_rate=-1", "--learning_rate=inf", "--learning_rate=0",
-     "--adam_beta1=1", "--adam_beta2=-0.1", "--adam_epsilon=nan", "--adam_weight_decay=-1", "--lr_warmup_steps=-1",
-     "--max_train_steps=0", "--lr_scheduler=none", "--mixed_precision=fp8", "--repeats=0"],
+     "--adam_beta1=1", "--adam_beta2=-0.1", "--adam_epsilon=nan", "--adam_weight_decay=-1",
+     "--lr_warmup_steps=-1", "--max_train_steps=0", "--lr_scheduler=none",
+     "--mixed_precision=fp8", "--repeats=0"],
 )  # fmt: skip
 def test_impossible_hyperparameters_are_one_line(tune, flag):
     status, err = tune(flag)
