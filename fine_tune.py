@@ -75,6 +75,7 @@ from semantic_aug.experiment import (
     write_text,
 )
 from semantic_aug.few_shot_dataset import FewShotDataset, image_to_tensor
+from semantic_aug.framing import FITS, frame_of, share_of_photo, to_square
 from semantic_aug.interrupts import stop_deferred
 from semantic_aug.processes import Reporter, at_work
 from semantic_aug.templates import TEMPLATES, load_templates
@@ -206,10 +207,12 @@ def build_parser() -> Parser:
         help="what keeps AdamW from dividing by 0",
     )
     training.add_argument(
-        "--center_crop",
-        action="store_true",
-        help="cut photos to the square in their middle instead of squeezing them",
+        "--fit",
+        choices=FITS,
+        help="how a photo gets into the model's square: mirrored at its edges, where no loss is "
+        "taken, its middle alone, or squeezed (default squash)",
     )
+    training.add_argument("--center_crop", action="store_true", help="means --fit crop")
     training.add_argument(
         "--mixed_precision",
         choices=("no", "fp16", "bf16"),
@@ -305,6 +308,8 @@ def main(argv=None):
         args.max_train_steps = 1000
 
     # Whatever can be wrong is found before the model is loaded.
+    args.fit = fit_of(args)
+    args.center_crop = args.fit == "crop"
     check_tracker(args.report_to)
     args.templates = args.templates or args.learnable_property
     templates = load_templates(args.templates)
@@ -430,6 +435,13 @@ def own_token(token: str, classes: list[str]) -> str:
     return placeholder_token(inner)
 
 
+def fit_of(args) -> str:
+    """How photos get into the square; UserError where two flags disagree."""
+    if args.center_crop and args.fit not in (None, "crop"):
+        raise UserError(f"--center_crop means --fit crop, and --fit {args.fit} is given too")
+    return args.fit or ("crop" if args.center_crop else "squash")
+
+
 def settings_of(args, info, templates) -> dict:
     """What changes a learned word, apart from its own start and name."""
     keys = (
@@ -440,6 +452,8 @@ def settings_of(args, info, templates) -> dict:
     )  # fmt: skip
     settings = {key: getattr(args, key) for key in keys}
     settings["dataset_args"] = sorted(args.dataset_args)
+    if args.fit == "pad":  # older folders, which know of two ways, have center_crop alone
+        settings["fit"] = args.fit
     settings["templates"] = args.templates if args.templates in TEMPLATES else list(templates)
     return {"model": info.identity, **settings}
 
@@ -713,7 +727,7 @@ def build_word(args, pipeline, encode, job: Job) -> Word:
         start = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(job.start)]
         rows.append(initial_rows(start, args.num_vectors, generator))
     photos = [encode(PhotoKey(job.dataset, i)) for i in job.dataset.indices([job.class_name])]
-    means, deviations = (torch.stack(parts) for parts in zip(*photos))
+    means, deviations, weights = (torch.stack(parts) for parts in zip(*photos))
     scale = args.train_batch_size * args.gradient_accumulation_steps if args.scale_lr else 1
     settings = TrainingSettings(
         max_train_steps=job.steps,
@@ -728,7 +742,7 @@ def build_word(args, pipeline, encode, job: Job) -> Word:
         adam_epsilon=args.adam_epsilon,
     )
     in_half = pipeline.unet.dtype == torch.float16
-    return Word(rows, (means, deviations), settings, generator, pipeline.device, in_half)
+    return Word(rows, (means, deviations), settings, generator, pipeline.device, in_half, weights)
 
 
 class PhotoKey:
@@ -746,19 +760,19 @@ class PhotoKey:
         return hash(self.key)
 
 
-def encode_photo(args, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, torch.Tensor]:
-    """The VAE's posterior of a photo at the training resolution."""
+def encode_photo(args, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, ...]:
+    """The VAE's posterior of a photo in the square, and how much each place of it counts.
+
+    Returns:
+        Mean and deviation of `latent_posterior`, [2, C, h, w], and the weights of the loss,
+        [2, 1, h, w] of mean 1: 0 where the photo is mirrored beyond its edges.
+    """
     image = photo.dataset.get_image_by_idx(photo.index)
-    if args.center_crop:
-        image = central_square(image)
-    return latent_posterior(pipeline.vae, image_to_tensor(image, args.resolution))
-
-
-def central_square(image):
-    """The largest square in the middle of a PIL image."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    frame = frame_of(image.size, args.resolution, args.fit)
+    pixels = image_to_tensor(to_square(image, frame), args.resolution)
+    mean, deviation = latent_posterior(pipeline.vae, pixels)
+    share = torch.from_numpy(share_of_photo(frame, mean.shape[-1])).unsqueeze(0)
+    return mean, deviation, torch.stack([share, share.flip(-1)]) / share.mean()
 
 
 def set_training(pipeline, training: bool) -> None:

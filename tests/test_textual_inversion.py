@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import ANY
 
 import pytest
@@ -33,7 +34,7 @@ import aggregate_embeddings
 import fine_tune
 import fine_tune_upstream
 import generate_augmentations
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, stable_hash, textual_inversion
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion import inspect_model, load_pipeline, load_tokenizer, text_encoders
 from semantic_aug.embeddings import (
@@ -44,13 +45,17 @@ from semantic_aug.embeddings import (
     write_embeddings,
 )
 from semantic_aug.experiment import PROCESSES, read_config
+from semantic_aug.few_shot_dataset import image_to_tensor
+from semantic_aug.framing import FITS
 from semantic_aug.templates import TEMPLATES, load_templates
 from semantic_aug.textual_inversion import (
+    Draw,
     Prompts,
     TrainingSettings,
     Word,
     add_tokens,
     check_num_vectors,
+    denoising_losses,
     encode_prompts,
     initial_rows,
     initializer_id,
@@ -333,6 +338,41 @@ def loss_of(pipeline, rows, photos) -> float:
     with torch.no_grad(), rows_in_place(pipeline.text_encoder, rows, first_id):
         predicted = pipeline.unet(noisy, steps, pipeline.text_encoder(ids)[0]).sample
     return float(mse_loss(predicted, noise))
+
+
+def test_loss_is_taken_where_the_weights_are(pipeline):
+    """Twice in the left half and not at all in the right one: as if there were the left alone."""
+    scheduler, prompts, rows = scheduler_of(pipeline), prompts_of(pipeline), start_rows(pipeline)
+    latents, noise = torch.randn(2, 3, 4, 16, 16, generator=stream(4))
+    steps = torch.tensor([50, 500, 950])
+    ids = prompts.of_words(NUM_VECTORS, [1])[0].repeat(3, 1)
+    with torch.no_grad(), rows_in_place(pipeline.text_encoder, rows, prompts.first_ids[0]):
+        hidden = pipeline.text_encoder(ids)[0]
+        predicted = pipeline.unet(scheduler.add_noise(latents, noise, steps), steps, hidden).sample
+    left = torch.zeros(3, 1, 16, 16)
+    left[..., :8] = 2
+    expected = {
+        "whole": (torch.ones(3, 1, 16, 16), mse_loss(predicted, noise)),
+        "left": (left, mse_loss(predicted[..., :8], noise[..., :8])),
+    }
+    for weights, loss in expected.values():
+        draws = [Draw(latents, weights, noise, steps, template=1)]
+        with torch.no_grad():
+            (found,) = denoising_losses(pipeline, scheduler, [[rows]], draws, prompts)
+        assert found == pytest.approx(float(loss), rel=1e-4)
+    assert abs(expected["whole"][1] - expected["left"][1]) > 1e-3
+
+
+def test_weights_go_with_their_photo_and_its_mirror_image(pipeline, photos_tensor):
+    posteriors = posteriors_of(pipeline.vae, photos_tensor)
+    means = torch.arange(4.0).view(2, 2, 1, 1, 1).expand_as(posteriors[0])
+    options = word_of(pipeline, photos_tensor, train_batch_size=6).settings
+    weights = 1 + means[:, :, :1]
+    word = Word([start_rows(pipeline)], (means, 0 * means), options, stream(0), weights=weights)
+    draw = word.draw(1, 1000)
+    assert torch.equal(draw.weights, 1 + draw.latents[:, :1])
+    assert len(draw.weights[:, 0, 0, 0].unique()) > 2
+    assert (word_of(pipeline, photos_tensor).draw(1, 1000).weights == 1).all()
 
 
 def test_training_lowers_the_loss(pipeline, photos_tensor):
@@ -1073,6 +1113,7 @@ def test_impossible_hyperparameters_are_one_line(tune, flag):
         (["--placeholder_token=Stop Sign", "--classes", "cat"], "<stop_sign> is the token of an"),
         (["--placeholder_token=|endoftext|", "--classes", "cat"], "exists already in"),
         (["--shard_index=2", "--num_shards=2"], "--shard_index: got 2"),
+        (["--center_crop", "--fit=pad"], "--center_crop means --fit crop, and --fit pad is given"),
     ],
 )
 def test_wrong_input_is_one_line_before_the_model_is_loaded(tune, monkeypatch, flags, message):
@@ -1300,10 +1341,10 @@ def test_scaled_learning_rate(tune):
 
 @pytest.mark.parametrize(
     "flag",
-    ["--center_crop", "--learnable_property=style", "--learning_rate=1e-3", "--adam_beta1=0.5",
-     "--adam_weight_decay=0.5", "--resolution=48", "--lr_scheduler=linear", "--train_batch_size=2",
-     "--gradient_accumulation_steps=2", "--crop_to_object", "--adam_epsilon=1e-2",
-     "--adam_beta2=0.5"],
+    ["--center_crop", "--fit=pad", "--learnable_property=style", "--learning_rate=1e-3",
+     "--adam_beta1=0.5", "--adam_weight_decay=0.5", "--resolution=48", "--lr_scheduler=linear",
+     "--train_batch_size=2", "--gradient_accumulation_steps=2", "--crop_to_object",
+     "--adam_epsilon=1e-2", "--adam_beta2=0.5"],
 )  # fmt: skip
 def test_flag_has_an_effect(tune, photos, flag):
     """Each changes the rows and the configuration."""
@@ -1313,19 +1354,59 @@ def test_flag_has_an_effect(tune, photos, flag):
     rows = [read_embeddings(word(name=name))["<cat>"] for name in ("plain", "changed")]
     assert (rows[0] - rows[1]).abs().max() > 1e-6
     settings = [read_config(trial(name=name))["settings"] for name in ("plain", "changed")]
-    differing = [key for key in settings[0] if settings[0][key] != settings[1][key]]
+    differing = [key for key in settings[1] if settings[0].get(key) != settings[1][key]]
     name = flag.removeprefix("--").split("=")[0]
     assert differing == ["templates" if name == "learnable_property" else name]
 
 
-def test_center_crop_takes_the_middle():
-    image = Image.new("RGB", (7, 4))
-    image.putpixel((1, 0), (255, 0, 0))
-    image.putpixel((4, 3), (0, 255, 0))
-    square = fine_tune.central_square(image)
-    assert square.size == (4, 4)
-    assert square.getpixel((0, 0)) == (255, 0, 0) and square.getpixel((3, 3)) == (0, 255, 0)
-    assert fine_tune.central_square(Image.new("RGB", (3, 8))).size == (3, 3)
+@pytest.mark.parametrize("size", [(50, 30), (30, 50), (32, 32)])
+def test_photos_get_into_the_square_as_told(pipeline, monkeypatch, size):
+    seen = []
+    monkeypatch.setattr(
+        fine_tune,
+        "latent_posterior",
+        lambda vae, pixels: seen.append(pixels) or (torch.ones(2, 4, 16, 16),) * 2,
+    )
+    values = torch.randint(256, (*size[::-1], 3), generator=stream(6), dtype=torch.uint8)
+    image = Image.fromarray(values.numpy())
+    left, top = (side // 2 - 15 if side > 32 else 0 for side in size)
+    middle = image.crop((left, top, left + min(size), top + min(size)))
+    photo = SimpleNamespace(index=0, dataset=SimpleNamespace(get_image_by_idx=lambda idx: image))
+    weights = {}
+    for fit in FITS:
+        args = SimpleNamespace(fit=fit, resolution=32)
+        *_, weights[fit] = fine_tune.encode_photo(args, pipeline, photo)
+        assert weights[fit].shape == (2, 1, 16, 16)
+        assert float(weights[fit].mean()) == pytest.approx(1)
+        assert torch.equal(weights[fit][0], weights[fit][1].flip(-1))
+    by_fit = dict(zip(FITS, seen))
+    assert torch.equal(by_fit["squash"], image_to_tensor(image, 32))  # as before there was --fit
+    assert torch.equal(by_fit["crop"], image_to_tensor(middle, 32))
+    assert (weights["squash"] == 1).all() and (weights["crop"] == 1).all()
+    # 32 of 50 to 19 of 30: 6 pixels are mirrored before the photo and 7 after it.
+    along = {(50, 30): 1, (30, 50): 2, (32, 32): 0}[size]
+    if along:
+        counts = weights["pad"][0, 0].amax(dim=2 - along)
+        assert counts.gt(0).tolist() == [False] * 3 + [True] * 10 + [False] * 3
+        assert counts[12] == pytest.approx(float(counts[3]) / 2)
+        mirrored = by_fit["pad"].movedim(along, 0)
+        assert torch.equal(mirrored[5], mirrored[6]) and torch.equal(mirrored[0], mirrored[11])
+    else:
+        assert torch.equal(by_fit["pad"], by_fit["squash"]) and (weights["pad"] == 1).all()
+
+
+def test_fit_is_no_new_setting_where_older_folders_know_it(tune, monkeypatch):
+    flags = ["--classes", "cat", "--max_train_steps=1"]
+    assert tune(*flags, name="squash")[0] == tune(*flags, "--center_crop", name="crop")[0] == 0
+    for name in ("squash", "crop"):
+        settings = read_config(trial(name=name))["settings"]
+        assert settings["center_crop"] is (name == "crop") and "fit" not in settings
+    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    for name in ("squash", "crop"):
+        status, err = tune(*flags, f"--fit={name}", name=name)
+        assert status == 0 and "finished already" in err
+        status, err = tune(*flags, "--fit=pad", name=name)
+        assert status == 2 and 'fit (there null, now "pad")' in err
 
 
 def test_gradient_checkpointing_is_no_setting(tune):
@@ -1386,8 +1467,10 @@ def test_losses_go_to_tensorboard(tune):
     assert not Path("output/quiet/logs").exists()
 
 
-def test_validation_while_learning(tune):
+def test_validation_while_learning(tune, monkeypatch):
     """Losses and images at the start, in between and at the end, in files and in TensorBoard."""
+    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 2)
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 5)
     status, err = tune(
         "--classes", "cat", "toy train", "--max_train_steps=5", "--validation_steps=2",
         "--validation_prompt=a photo of a *", "--num_validation_images=1",
@@ -1417,6 +1500,7 @@ def test_validation_while_learning(tune):
 
 
 def test_validation_losses_of_an_interrupted_run_are_those_of_a_whole_one(tune, monkeypatch):
+    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 1)
     flags = ["--max_train_steps=5", "--validation_steps=1", "--checkpointing_steps=2"]
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
