@@ -463,6 +463,11 @@ def is_finished(job: Job, overwrite: bool) -> bool:
     if not job.path.exists():
         return False
     found = read_header(job.path)
+    if "config_id" not in found and not overwrite:
+        raise UserError(
+            f"{job.path} is a word that fine_tune.py has not made: leave its class out, with "
+            "--classes, or pass --overwrite to train it"
+        )
     differing = [
         f"{key} (there {found.get(key)}, now {job.header[key]})"
         for key in ("config_id", "initializer", "token", "steps", "photos")

@@ -463,7 +463,9 @@ def encode_prompts(pipeline, ids: Sequence[torch.Tensor], latent_size: Sequence[
     """What the UNet is told about prompts: (hidden states [B, 77, dim], other conditions or None).
 
     SDXL joins the last but one states of two encoders, and wants the pooled state of the second
-    and the image's size (arXiv 2307.01952, sections 2.1 and 2.2).
+    and the image's size (arXiv 2307.01952, sections 2.1 and 2.2). That state is the one which
+    transformers pools, as in stock diffusers: at the end of the text, or, where the configuration
+    has an `eos_token_id` of 2, at the highest id, which is a new word's last vector.
     """
     encoders = [encoder for _, encoder in text_encoders(pipeline)]
     if len(encoders) == 1:

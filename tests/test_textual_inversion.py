@@ -27,7 +27,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import mse_loss
 
 import aggregate_embeddings
@@ -38,10 +38,12 @@ from semantic_aug import UserError, stable_hash, textual_inversion
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion import inspect_model, load_pipeline, load_tokenizer, text_encoders
 from semantic_aug.embeddings import (
+    class_tokens,
     embedding_files,
     read_embeddings,
     read_header,
     read_words,
+    token_for,
     write_embeddings,
 )
 from semantic_aug.experiment import PROCESSES, read_config
@@ -1228,16 +1230,35 @@ def test_xl_learns_rows_of_both_text_encoders(tune, xl_model, photos, capsys):
     assert (status, err.count("\n")) == (2, 2) and f"{second} does not exist" in err
 
 
-def test_training_sees_the_prompts_as_the_pipeline_does(xl_model):
-    """The conditions of training are those of stock inference, for both kinds of model."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(xl_model)
+@pytest.mark.parametrize("end_of_text", [None, 2])
+def test_training_sees_the_prompts_as_the_pipeline_does(xl_model, tmp_path, end_of_text):
+    """The conditions of training are those of stock inference, for both kinds of model.
+
+    The pooled state comes from the end of the text, though the words have higher ids. Where the
+    configuration gives 2 for its id, as SDXL's does, stock inference takes it from the highest id,
+    the word's last vector, and so must training.
+    """
+    model = shutil.copytree(xl_model, tmp_path / "model")
+    if end_of_text is not None:
+        for file in model.glob("text_encoder*/config.json"):
+            config = json.loads(file.read_text()) | {"eos_token_id": end_of_text}
+            file.write_text(json.dumps(config))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(model)
     rows = [torch.randn(2, 32, generator=stream(1)), torch.randn(2, 48, generator=stream(2))]
     pairs = text_encoders(pipeline)
     for (tokenizer, encoder), each in zip(pairs, rows):
         pipeline.load_textual_inversion([{"<y>": each}], tokenizer=tokenizer, text_encoder=encoder)
-    expected = pipeline.encode_prompt("a photo of a <y>", do_classifier_free_guidance=False)
-    fresh = StableDiffusionXLPipeline.from_pretrained(xl_model)
-    prompts = tokenise(fresh, ["a photo of a {}"], "<x>", 2)
+    expected = pipeline.encode_prompt("a <y> photo", do_classifier_free_guidance=False)
+    tokenizer, encoder = pairs[1]
+    ids = tokenizer("a <y> <y>_1 photo", padding="max_length", return_tensors="pt").input_ids
+    at = "<|endoftext|>" if end_of_text is None else "<y>_1"
+    place = ids[0].tolist().index(tokenizer.convert_tokens_to_ids(at))
+    with torch.no_grad():
+        states = encoder(ids).last_hidden_state
+        pooled = encoder.text_projection(states[:, place])
+    assert torch.allclose(pooled, expected[2], atol=1e-5)
+    fresh = load_pipeline(inspect_model(str(model)), torch.device("cpu"), torch.float32)
+    prompts = tokenise(fresh, ["a {} photo"], "<x>", 2)
     other = [torch.zeros_like(each) for each in rows]
     for number, words in enumerate(([rows, other], [other, rows])):
         ids = [each[[number]] for each in prompts.of_words(2, [0, 0])]
@@ -1823,6 +1844,104 @@ def test_predecessor_s_files_are_merged(merge):
     assert found.keys() == {"<cat>", "<dog>"}
     assert torch.equal(found["<cat>"], expected)  # the newer file goes first
     assert torch.equal(found["<dog>"], torch.ones(2, 32))
+
+
+def foreign(path: Path, content) -> Path:
+    """A word as another tool writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
+    return path
+
+
+def test_folder_says_whose_a_word_is(merge):
+    rows = [torch.full((2, 32), float(number)) for number in range(4)]
+    foreign(word("cat"), {"<my-cat>": rows[0]})
+    foreign(word("stop_sign"), {"emb_params": rows[1]})
+    learn("dog")
+    status, out, err = merge()
+    assert status == 0 and "3 words: <cat> <dog> <stop_sign>" in out
+    assert f"{word('cat')}: its word <my-cat> is <cat> in the merged file" in err
+    found, header = read_embeddings(merged_path()), read_header(merged_path())
+    assert torch.equal(found["<cat>"], rows[0]) and torch.equal(found["<stop_sign>"], rows[1])
+    known = class_tokens(header, found)
+    assert token_for("stop sign", known, found) == "<stop_sign>"  # whose folder is stop_sign
+
+    # Where fine_tune.py has noted the classes, they have tokens of their own.
+    names = ["Cat", "cat", "dog", "stop sign"]
+    (trial() / "config.json").write_text(json.dumps({"arguments": {"class_names": names}}))
+    foreign(word("cat-2"), {"<my-cat>": rows[2]})
+    shutil.move(word("cat").parent, word("Cat").parent)
+    status, out, err = merge()
+    assert status == 0 and "no word yet" not in err
+    found, header = read_embeddings(merged_path()), read_header(merged_path())
+    assert class_tokens(header, found) == {
+        "Cat": "<cat>", "cat": "<cat-2>", "dog": "<dog>", "stop sign": "<stop_sign>",
+    }  # fmt: skip
+    assert torch.equal(found["<cat>"], rows[0]) and torch.equal(found["<cat-2>"], rows[2])
+
+
+def test_word_of_a_class_from_a_file(merge, photos, small_model, capsys):
+    """It goes before what lies in the class's folder, and edits are made with it."""
+    rows = torch.randn(2, 32, generator=stream(5))
+    learn("toy train")
+    learn("cat")
+    file = foreign(Path("words/w=1.pt"), {"string_to_param": {"*": rows}, "name": "someone's"})
+    status, out, _ = merge("--word", f"cat={file}", f"stop sign={file}")
+    assert status == 0 and "3 words: <cat> <stop_sign> <toy_train>" in out
+    found = read_embeddings(merged_path())
+    assert torch.equal(found["<cat>"], rows) and torch.equal(found["<stop_sign>"], rows)
+    assert class_tokens(read_header(merged_path()), found)["stop sign"] == "<stop_sign>"
+    argv = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e", "--num_synthetic=1",
+            f"--model_path={small_model}", "--num_inference_steps=2"]  # fmt: skip
+    assert run(generate_augmentations.main, argv, capsys)[0] == 0
+    (line,) = [
+        line for line in Path("output/e/aug/seed=0_ex=1/metadata.jsonl").read_text().splitlines()
+        if '"stop sign"' in line
+    ]  # fmt: skip
+    assert json.loads(line)["prompt"] == "a photo of a <stop_sign>"
+
+
+def test_words_from_elsewhere_alone(merge):
+    """No word was trained: the experiment begins with these, for each of its trials."""
+    content = {"clip_l": torch.ones(2, 32), "clip_g": torch.zeros(2, 48)}
+    file = foreign(Path("my-cat.safetensors"), content)
+    status, out, _ = merge("--word", f"a cat={file}", "--num_trials=2")
+    assert status == 0 and out.count("1 words: <a_cat>") == 2
+    for seed in (0, 1):
+        first, second = read_words(merged_path(seed), 2)
+        assert torch.equal(first["<a_cat>"], content["clip_l"])
+        assert torch.equal(second["<a_cat>"], content["clip_g"])
+    learn("dog")
+    status, _, err = merge("--word", f"a cat={file}")
+    assert status == 2 and f"{embedding_files(word('dog'))[1]} is missing" in err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["my-cat.pt"], "--word: got 'my-cat.pt', expected CLASS=FILE"),
+        (["=my-cat.pt"], "expected CLASS=FILE"),
+        (["cat=my-cat.pt", "cat=b.pt"], "--word: 'cat' has two files, my-cat.pt and b.pt"),
+        (["cat=absent.pt"], "embedding file absent.pt does not exist"),
+        (["horse=my-cat.pt"], "--word: seed=0_ex=1 has no class 'horse'; there are: cat, dog"),
+    ],
+)
+def test_words_that_cannot_be_given(merge, flags, message):
+    learn("dog")
+    (trial() / "config.json").write_text(json.dumps({"arguments": {"class_names": ["cat", "dog"]}}))
+    foreign(Path("my-cat.pt"), {"emb_params": torch.ones(2, 32)})
+    status, _, err = merge("--word", *flags)
+    assert (status, err.count("\n")) == (2, 1) and message in err
+    assert not merged_path().parent.exists()
+
+
+def test_foreign_word_is_not_trained_over(tune, monkeypatch):
+    foreign(word("cat"), {"<my-cat>": torch.ones(2, 32)})
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tune, "load_pipeline", fail)
+        status, err = tune()
+    assert status == 2 and f"{word('cat')} is a word that fine_tune.py has not made" in err
+    assert read_embeddings(word("cat")).keys() == {"<my-cat>"}
 
 
 def test_words_of_different_settings_are_not_merged(merge):
