@@ -88,6 +88,12 @@ def main(argv=None):
             )
         check_same_settings(files)
         check_classes(given, trial, classes_of(experiment, trial))
+    if given:
+        log.warning(
+            "words from elsewhere for %s: if they have seen photos of val or test, they make "
+            "results optimistic",
+            ", ".join(given),
+        )
     wanted = dict.fromkeys(trials, (1, 0))
     with at_work(experiment, AGGREGATE, wanted, shard=shard) as reporter:
         for trial, files in found.items():

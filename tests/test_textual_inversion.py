@@ -723,7 +723,8 @@ def test_config_holds_settings_and_arguments(tune, small_model):
     assert "device" not in config["settings"] and "data_dir" not in config["settings"]
 
 
-def test_equal_runs_give_equal_bytes_whatever_is_watched(tune):
+def test_equal_runs_give_equal_bytes_whatever_is_watched(tune, monkeypatch):
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 2)
     assert tune()[0] == 0
     expected = bytes_of()
     assert len(expected) == 3
@@ -1173,8 +1174,9 @@ def test_model_of_velocity(tune, velocity_model):
     assert rows.shape == (1, 48)
 
 
-def test_xl_learns_rows_of_both_text_encoders(tune, xl_model, photos, capsys):
+def test_xl_learns_rows_of_both_text_encoders(tune, xl_model, photos, capsys, monkeypatch):
     """They are loaded by stock diffusers, and the project's own augmentation sees the same."""
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 2)
     status, err = tune(
         "--num_vectors=2", "--learning_rate=0.1", "--validation_prompt=a photo of a *",
         "--num_validation_images=1", model=xl_model,
@@ -1455,7 +1457,8 @@ def test_earlier_words_are_kept(tune):
     )
 
 
-def test_validation_images_show_the_word(tune):
+def test_validation_images_show_the_word(tune, monkeypatch):
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 5)
     flags = ["--num_validation_images=2", "--learning_rate=1", "--num_vectors=4"]
     flags += ["--classes", "cat", "toy train"]
     _, err = tune("--validation_prompt=a photo of a *", *flags, name="shown")
@@ -1886,8 +1889,9 @@ def test_word_of_a_class_from_a_file(merge, photos, small_model, capsys):
     learn("toy train")
     learn("cat")
     file = foreign(Path("words/w=1.pt"), {"string_to_param": {"*": rows}, "name": "someone's"})
-    status, out, _ = merge("--word", f"cat={file}", f"stop sign={file}")
+    status, out, err = merge("--word", f"cat={file}", f"stop sign={file}")
     assert status == 0 and "3 words: <cat> <stop_sign> <toy_train>" in out
+    assert "words from elsewhere for cat, stop sign: if they have seen" in err
     found = read_embeddings(merged_path())
     assert torch.equal(found["<cat>"], rows) and torch.equal(found["<stop_sign>"], rows)
     assert class_tokens(read_header(merged_path()), found)["stop sign"] == "<stop_sign>"
