@@ -2,12 +2,14 @@
 
     python aggregate_embeddings.py --experiment_name=demo --examples_per_class 4
 
-Reads output/EXP/fine-tuned/seed=S_ex=N/*/learned_embeds.safetensors and writes
-output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors. Next: generate_augmentations.py.
+Reads output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors and writes
+output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors. Words of other tools may lie in these folders
+too, or are given with --word. Next: generate_augmentations.py.
 """
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from semantic_aug import UserError
@@ -21,11 +23,19 @@ from semantic_aug.cli import (
     shard_of,
     trials_of,
 )
-from semantic_aug.embeddings import embedding_files, merge_embeddings, read_header
+from semantic_aug.embeddings import (
+    LearnedWords,
+    merge_embeddings,
+    placeholder_token,
+    placeholder_tokens,
+    read_header,
+    token_for,
+)
 from semantic_aug.experiment import (
     EMBEDDINGS_FILE,
     Trial,
     fine_tuned_dir,
+    folder_names,
     merged_file,
     read_config,
     remove_leftovers,
@@ -44,6 +54,16 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     add_experiment_flags(parser)
     add_shard_flags(parser)
+    words = parser.add_argument_group("words from elsewhere")
+    words.add_argument(
+        "--word",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="CLASS=FILE",
+        help="the word of a class, for all trials, from a file of diffusers, of AUTOMATIC1111's "
+        "web UI, of kohya's scripts or of this project",
+    )
     return parser
 
 
@@ -51,30 +71,53 @@ def build_parser() -> Parser:
 def main(argv=None):
     args = parse_args(argv)
     experiment, shard, trials = experiment_of(args), shard_of(args), trials_of(args)
-    if not experiment.is_dir():
+    given = given_words(args.word)
+    if not given and not experiment.is_dir():
         raise UserError(f"there is no experiment {experiment}; run fine_tune.py first")
     mine = [trials[number] for number in sorted(shard_blocks(len(trials), *shard))]
     if not mine:
         print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {len(trials)} trials")
         return
-    found = {trial: files_of(experiment, trial) for trial in mine}
+    found = {trial: files_of(experiment, trial, given) for trial in mine}
     for trial, files in found.items():
-        if not files:
+        if not files and not given:
             raise UserError(
                 f"no {EMBEDDINGS_FILE} in {fine_tuned_dir(experiment, trial)}/*/; trained trials: "
                 f"{', '.join(trained_trials(experiment)) or 'none'}; run fine_tune.py with the "
                 "same --seed and --examples_per_class"
             )
         check_same_settings(files, read_config(fine_tuned_dir(experiment, trial)))
-        check_second_files(files)
+        check_classes(given, trial, classes_of(experiment, trial))
+    if given:
+        log.warning(
+            "words from elsewhere for %s: if they have seen photos of val or test, they make "
+            "results optimistic",
+            ", ".join(given),
+        )
     wanted = dict.fromkeys(trials, (1, 0))
     with at_work(experiment, AGGREGATE, wanted, shard=shard) as reporter:
         for trial, files in found.items():
             reporter.works_on([trial])
-            merge(experiment, trial, files)
+            merge(experiment, trial, files, given)
 
 
-def merge(experiment: Path, trial: Trial, files: list[Path]) -> None:
+def given_words(texts: list[str]) -> dict[str, LearnedWords]:
+    """By class, what `--word` names."""
+    given = {}
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise UserError(f"--word: got {text!r}, expected CLASS=FILE, as cat=my-cat.safetensors")
+        if name in given:
+            raise UserError(f"--word: {name!r} has two files, {given[name].path} and {file}")
+        words = LearnedWords.read(Path(file).expanduser())  # a shell leaves the ~ of cat=~/cat.pt
+        given[name] = words.as_word_of(name, placeholder_token(name))
+    return given
+
+
+def merge(
+    experiment: Path, trial: Trial, files: list[Path], given: dict[str, LearnedWords]
+) -> None:
     """Write the merged file of a trial, and say which words it has."""
     path = merged_file(experiment, trial)
     remove_leftovers(path.parent)
@@ -88,41 +131,70 @@ def merge(experiment: Path, trial: Trial, files: list[Path]) -> None:
             ensure_ascii=False,
         ),
     }
+    headers = [read_header(file) for file in files]
     for key in ("model", "dataset"):
-        header[key] = read_header(files[0]).get(key, "")
+        header[key] = next((each[key] for each in headers if key in each), "")
+    classes = classes_of(experiment, trial)
+    tokens = placeholder_tokens(classes)
     with timed(experiment, AGGREGATE, trials=trial):
-        if second_files(files):
-            merge_embeddings(second_files(files), embedding_files(path)[1], header)
-        tokens = merge_embeddings(files, path, header)
-    print(f"{path}: {len(tokens)} words: {' '.join(tokens)}")
-    missing = missing_classes(config, files)
+        words = [named_by_folder(LearnedWords.read(file), classes) for file in files]
+        words += [each.as_word_of(name, tokens[name]) if name in tokens else each
+                  for name, each in given.items()]  # fmt: skip
+        merged = merge_embeddings(words, path, header)
+    print(f"{path}: {len(merged)} words: {' '.join(merged)}")
+    known = {name: token for each in words for token, name in each.classes.items()}
+    missing = [name for name in classes if token_for(name, known, merged) is None]
     if missing:
         log.warning("%s: no word yet for: %s", trial.name, ", ".join(missing))
 
 
-def files_of(experiment: Path, trial: Trial) -> list[Path]:
-    """The embedding files of a trial's classes, in the order of their folders' names."""
+def named_by_folder(words: LearnedWords, classes: list[str]) -> LearnedWords:
+    """A file's only word as that of the class in whose folder it lies, if the file names none.
+
+    Where the classes of the trial are not known, the folder's name is enough for a token.
+    """
+    if words.classes or len(words.rows[0]) > 1:
+        return words
+    (own,), folder = words.rows[0], words.path.parent.name
+    name = class_of(words.path, classes)
+    token = placeholder_tokens(classes).get(name, placeholder_token(folder))
+    named = words.as_word_of(name, token)
+    if own != token:
+        log.info("%s: its word %s is %s in the merged file", words.path, own, token)
+    return named if name in classes else replace(named, classes={})
+
+
+def class_of(file: Path, classes: list[str]) -> str:
+    """Whose word a file in a trial's folder is: its header says so, else its folder."""
+    named = {folder: name for name, folder in folder_names(classes).items()}
+    folder = file.parent.name
+    return read_header(file).get("class") or named.get(folder, folder)
+
+
+def classes_of(experiment: Path, trial: Trial) -> list[str]:
+    """The classes of a trial, as far as fine_tune.py has noted them."""
+    config = read_config(fine_tuned_dir(experiment, trial)) or {}
+    return config.get("arguments", {}).get("class_names", [])
+
+
+def check_classes(given: dict[str, LearnedWords], trial: Trial, classes: list[str]) -> None:
+    """Raise UserError where `--word` names a class that the trial has not."""
+    unknown = [name for name in given if classes and name not in classes]
+    if unknown:
+        raise UserError(
+            f"--word: {trial.name} has no class {unknown[0]!r}; there are: {', '.join(classes)}"
+        )
+
+
+def files_of(experiment: Path, trial: Trial, given: dict[str, LearnedWords]) -> list[Path]:
+    """The embedding files of a trial's classes without a given word, in the order of folders."""
     folder = fine_tuned_dir(experiment, trial)
     files = list(folder.glob(f"*/{EMBEDDINGS_FILE}"))
     with_file = {file.parent for file in files}
     # The predecessors' files, where a class has no newer one.
     files += [f for f in folder.glob("*/learned_embeds.bin") if f.parent not in with_file]
-    return sorted(files)
-
-
-def second_files(files: list[Path]) -> list[Path]:
-    """The files of an SDXL's second text encoder beside these."""
-    return [second for file in files if (second := embedding_files(file)[1]).exists()]
-
-
-def check_second_files(files: list[Path]) -> None:
-    """Raise UserError where some words are an SDXL's, with a second file, and others are not."""
-    without = [file for file in files if not embedding_files(file)[1].exists()]
-    if 0 < len(without) < len(files):
-        raise UserError(
-            f"{embedding_files(without[0])[1]} is missing, and other classes have theirs; train "
-            "this class again, or remove its folder"
-        )
+    classes = classes_of(experiment, trial)
+    return [file for file in sorted(files) if class_of(file, classes) not in given]
 
 
 def trained_trials(experiment: Path) -> list[str]:
@@ -152,13 +224,6 @@ def check_same_settings(files: list[Path], config: dict | None) -> None:
             f"{files[0].parent.parent} holds words, but no config.json that can be read and says "
             "how they were learned; run fine_tune.py again, with the same flags, which writes it"
         )
-
-
-def missing_classes(config: dict, files: list[Path]) -> list[str]:
-    """Classes of the trial without a file, as far as its config.json names them."""
-    present = {read_header(file).get("class") for file in files}
-    expected = config.get("arguments", {}).get("class_names", [])
-    return [name for name in expected if name not in present]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from semantic_aug.cli import (
     fraction_below_one,
     non_negative,
     non_negative_int,
+    positive,
     positive_int,
     progress_bar,
     shard_blocks,
@@ -75,6 +76,7 @@ from semantic_aug.experiment import (
     write_text,
 )
 from semantic_aug.few_shot_dataset import FewShotDataset, image_to_tensor
+from semantic_aug.framing import FITS, frame_of, share_of_photo, to_square
 from semantic_aug.interrupts import stop_deferred
 from semantic_aug.processes import Reporter, at_work
 from semantic_aug.templates import TEMPLATES, load_templates
@@ -100,6 +102,8 @@ log = logging.getLogger("semantic_aug.fine_tune")
 TRAINING_TOKEN = "<word-in-training>"
 # Photos whose posteriors are kept: half a gigabyte at 512 pixels.
 CACHED_PHOTOS = 2048
+# Denoising steps of an image of --validation_prompt.
+VALIDATION_IMAGE_STEPS = 25
 
 
 def parse_args(argv=None):
@@ -163,7 +167,7 @@ def build_parser() -> Parser:
         default=1,
         help="batches whose gradients make one step",
     )
-    training.add_argument("--learning_rate", type=non_negative, default=5e-4, help="of AdamW")
+    training.add_argument("--learning_rate", type=positive, default=5e-4, help="of AdamW")
     training.add_argument(
         "--scale_lr",
         action="store_true",
@@ -204,10 +208,12 @@ def build_parser() -> Parser:
         help="what keeps AdamW from dividing by 0",
     )
     training.add_argument(
-        "--center_crop",
-        action="store_true",
-        help="cut photos to the square in their middle instead of squeezing them",
+        "--fit",
+        choices=FITS,
+        help="how a photo gets into the model's square: mirrored at its edges, where no loss is "
+        "taken, its middle alone, or squeezed (default squash)",
     )
+    training.add_argument("--center_crop", action="store_true", help="means --fit crop")
     training.add_argument(
         "--mixed_precision",
         choices=("no", "fp16", "bf16"),
@@ -304,6 +310,8 @@ def main(argv=None):
         args.max_train_steps = 1000
 
     # Whatever can be wrong is found before the model is loaded.
+    args.fit = fit_of(args)
+    args.center_crop = args.fit == "crop"
     check_tracker(args.report_to)
     args.templates = args.templates or args.learnable_property
     templates = load_templates(args.templates)
@@ -444,6 +452,13 @@ def own_token(token: str, classes: list[str]) -> str:
     return placeholder_token(inner)
 
 
+def fit_of(args) -> str:
+    """How photos get into the square; UserError where two flags disagree."""
+    if args.center_crop and args.fit not in (None, "crop"):
+        raise UserError(f"--center_crop means --fit crop, and --fit {args.fit} is given too")
+    return args.fit or ("crop" if args.center_crop else "squash")
+
+
 def settings_of(args, info, templates) -> dict:
     """What changes a learned word, apart from its own start and name."""
     keys = (
@@ -454,6 +469,8 @@ def settings_of(args, info, templates) -> dict:
     )  # fmt: skip
     settings = {key: getattr(args, key) for key in keys}
     settings["dataset_args"] = sorted(args.dataset_args)
+    if args.fit == "pad":  # older folders, which know of two ways, have center_crop alone
+        settings["fit"] = args.fit
     settings["templates"] = args.templates if args.templates in TEMPLATES else list(templates)
     return {"model": info.identity, **settings}
 
@@ -463,6 +480,11 @@ def is_finished(job: Job, overwrite: bool) -> bool:
     if not job.path.exists():
         return False
     found = read_header(job.path)
+    if "config_id" not in found and not overwrite:
+        raise UserError(
+            f"{job.path} is a word that fine_tune.py has not made: leave its class out, with "
+            "--classes, or pass --overwrite to train it"
+        )
     differing = [
         f"{key} (there {found.get(key)}, now {job.header[key]})"
         for key in ("config_id", "initializer", "token", "steps", "photos")
@@ -639,10 +661,15 @@ def train_run(
     images = photos_per_step(args)
     validate = functools.partial(validation, args, pipeline, noise_scheduler, prompts, track)
     set_training(pipeline, args.gradient_checkpointing)
-    validate({job: word for job, word in words.items() if word.step == 0}, with_images=False)
+    # Before the first step; and once more where a run goes on, whose images may be missing.
+    step = next(iter(words.values())).step
+    if args.validation_steps and step % args.validation_steps == 0:
+        running = {job: word for job, word in words.items() if word.is_running}
+        validate(running, with_images=step > 0)
     # Those that were interrupted after their last step, and before they were written.
     finish({job: word for job, word in words.items() if word.is_done}, validate, settings)
     with stop_deferred() as asked_to_end:
+        validate = functools.partial(validate, asked_to_end=asked_to_end)
         for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
             losses = [word.loss for word in took_part]
             progress.update(images * len(took_part))
@@ -681,10 +708,12 @@ def finish(words: dict[Job, Word], validate, settings: dict) -> None:
     """Validate and write words that have done all their steps.
 
     Their last checkpoints come first: a process killed among the files that follow, which mark
-    their classes as finished, writes the rest of them again from there.
+    their classes as finished, writes the rest of them again from there. So does the next run of a
+    process that is asked to end among the images.
     """
     save(words, settings)
-    validate(words, with_images=True)
+    if not validate(words, with_images=True):
+        return
     for job, word in words.items():
         write_word(job.path, job, word, job.steps)
     for job in words:
@@ -720,7 +749,7 @@ def build_word(args, pipeline, encode, job: Job) -> Word:
         start = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(job.start)]
         rows.append(initial_rows(start, args.num_vectors, generator))
     photos = [encode(PhotoKey(job.dataset, i)) for i in job.dataset.indices([job.class_name])]
-    means, deviations = (torch.stack(parts) for parts in zip(*photos))
+    means, deviations, weights = (torch.stack(parts) for parts in zip(*photos))
     scale = args.train_batch_size * args.gradient_accumulation_steps if args.scale_lr else 1
     settings = TrainingSettings(
         max_train_steps=job.steps,
@@ -735,7 +764,7 @@ def build_word(args, pipeline, encode, job: Job) -> Word:
         adam_epsilon=args.adam_epsilon,
     )
     in_half = pipeline.unet.dtype == torch.float16
-    return Word(rows, (means, deviations), settings, generator, pipeline.device, in_half)
+    return Word(rows, (means, deviations), settings, generator, pipeline.device, in_half, weights)
 
 
 class PhotoKey:
@@ -753,19 +782,19 @@ class PhotoKey:
         return hash(self.key)
 
 
-def encode_photo(args, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, torch.Tensor]:
-    """The VAE's posterior of a photo at the training resolution."""
+def encode_photo(args, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, ...]:
+    """The VAE's posterior of a photo in the square, and how much each place of it counts.
+
+    Returns:
+        Mean and deviation of `latent_posterior`, [2, C, h, w], and the weights of the loss,
+        [2, 1, h, w] of mean 1: 0 where the photo is mirrored beyond its edges.
+    """
     image = photo.dataset.get_image_by_idx(photo.index)
-    if args.center_crop:
-        image = central_square(image)
-    return latent_posterior(pipeline.vae, image_to_tensor(image, args.resolution))
-
-
-def central_square(image):
-    """The largest square in the middle of a PIL image."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    frame = frame_of(image.size, args.resolution, args.fit)
+    pixels = image_to_tensor(to_square(image, frame), args.resolution)
+    mean, deviation = latent_posterior(pipeline.vae, pixels)
+    share = torch.from_numpy(share_of_photo(frame, mean.shape[-1])).unsqueeze(0)
+    return mean, deviation, torch.stack([share, share.flip(-1)]) / share.mean()
 
 
 def set_training(pipeline, training: bool) -> None:
@@ -776,14 +805,22 @@ def set_training(pipeline, training: bool) -> None:
 
 
 def validation(
-    args, pipeline, noise_scheduler, prompts, track, words: dict[Job, Word], with_images
-) -> None:
+    args, pipeline, noise_scheduler, prompts, track, words: dict[Job, Word], with_images,
+    asked_to_end=lambda: False,
+) -> bool:  # fmt: skip
     """A comparable loss of each word, and images of `--validation_prompt`.
 
     They go to `validation/` beside the word, and to the tracker.
+
+    Args:
+        asked_to_end: whether no more images shall be made, which is asked after each step of one.
+
+    Returns:
+        Whether all of it is there.
     """
+    whole = True
     if not words:
-        return
+        return whole
     set_training(pipeline, False)
     if args.validation_steps:
         seeds = [stable_hash("validation", job.dataset.seed, job.class_name) for job in words]
@@ -798,9 +835,13 @@ def validation(
         log.info("step %d: validation loss %.4f, mean of %d classes", step, mean, len(words))
     if with_images and args.validation_prompt:
         for job, word in words.items():
-            images = show(args, pipeline, prompts, word, job)
+            images = show(args, pipeline, prompts, word, job, asked_to_end)
+            whole = len(images) == args.num_validation_images
+            if not whole:
+                break
             track.log_images({f"validation/{job.where}": images}, word.step)
     set_training(pipeline, args.gradient_checkpointing)
+    return whole
 
 
 def note_loss(path: Path, step: int, loss: float) -> None:
@@ -811,19 +852,33 @@ def note_loss(path: Path, step: int, loss: float) -> None:
 
 
 @torch.no_grad()
-def show(args, pipeline, prompts: Prompts, word: Word, job: Job) -> list:
-    """Write images of `--validation_prompt`, in which * is the word; returns them."""
+def show(args, pipeline, prompts: Prompts, word: Word, job: Job, asked_to_end) -> list:
+    """Write images of `--validation_prompt`, in which * is the word.
+
+    Returns:
+        The images; asked to end, those that are whole by then.
+    """
+
+    def skip_the_rest(pipeline, step, timestep, values):
+        pipeline._interrupt = asked_to_end()  # what diffusers offers for it
+        return values
+
     images = []
     with words_in_place(pipeline, [word.rows], prompts.first_ids):
         for number in range(args.num_validation_images):
+            if asked_to_end():
+                break
             seed = stable_hash("validation", job.dataset.seed, job.class_name, number)
             image = pipeline(
                 args.validation_prompt.replace("*", TRAINING_TOKEN),
                 height=args.resolution,
                 width=args.resolution,
-                num_inference_steps=25,
+                num_inference_steps=VALIDATION_IMAGE_STEPS,
                 generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=skip_the_rest,
             ).images[0]
+            if asked_to_end():
+                break  # this image may not be whole
             path = job.folder / "validation" / f"{word.step:06d}-{number:03d}.png"
             with atomic_path(path) as temporary:
                 image.save(temporary, format="PNG")

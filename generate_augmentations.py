@@ -875,7 +875,8 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
         if without:
             raise UserError(
                 f"{embed_path} has no word for: {', '.join(without)}; run fine_tune.py and "
-                "aggregate_embeddings.py for them, or leave them out with --classes"
+                "aggregate_embeddings.py for them (its --word CLASS=FILE takes a word from "
+                "elsewhere), or leave them out with --classes"
             )
     if needs_mask:
         sources = dataset.sources()

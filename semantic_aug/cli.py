@@ -272,6 +272,11 @@ def non_negative(text: str) -> float:
     return _checked(float, text, lambda value: 0 <= value < math.inf, "a number from 0")
 
 
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    return _checked(float, text, lambda value: 0 < value < math.inf, "a number above 0")
+
+
 def fraction(text: str) -> float:
     """An argparse type: a number in [0, 1]."""
     return _checked(float, text, lambda value: 0 <= value <= 1, "a number in [0, 1]")

@@ -3,6 +3,9 @@
 A file is safetensors: key = placeholder token, value = [num_vectors, dim] float32, and a header of
 texts that says where the token comes from. Stock diffusers loads a file of one class with
 `load_textual_inversion`, a merged one as `[{token: tensor} for token, tensor in ...]`.
+
+Files of other tools are read too: dictionaries of diffusers, the `.pt` files of AUTOMATIC1111's web
+UI and of the original textual inversion, and those of kohya's scripts, for SDXL as well.
 """
 
 import hashlib
@@ -11,7 +14,8 @@ import pickle
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +26,7 @@ from semantic_aug import UserError
 from semantic_aug.experiment import UNENCODABLE, atomic_path, unique_names
 
 FORMAT_VERSION = "1"
+LFS_POINTER = b"version https://git-lfs"
 
 
 def placeholder_token(class_name: str) -> str:
@@ -89,9 +94,10 @@ def _ordered(data: bytes, texts: Mapping[str, str]) -> bytes:
 
 
 def read_header(path: str | Path) -> dict[str, str]:
-    """The header of an embedding file; empty for the predecessors' `.bin` and `.pt` files."""
+    """The header of an embedding file; empty for `.bin` and `.pt` files."""
     if not _is_safetensors(path):
         return {}
+    _check_no_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -100,22 +106,59 @@ def read_header(path: str | Path) -> dict[str, str]:
 
 
 def read_embeddings(path: str | Path) -> dict[str, torch.Tensor]:
-    """`{token: [num_vectors, dim] float32}` from a safetensors file or an old dictionary.
+    """`{token: [num_vectors, dim] float32}` from a file with words for one text encoder.
 
-    Old `.bin` and `.pt` dictionaries are read with `weights_only=True`: a pickle is never run.
+    Pickles are read with `weights_only=True`: none is ever run.
 
     Raises:
         UserError: no such file, no tensors in it, rows of different widths or not finite, or two
-            tokens that differ in letter case alone.
+            tokens that differ in letter case alone; words for two text encoders.
     """
+    return read_words(path, 1)[0]
+
+
+def read_words(path: str | Path, count: int | None = None) -> list[dict[str, torch.Tensor]]:
+    """Words for each text encoder of a model, `{token: [num_vectors, dim] float32}`.
+
+    Those for an SDXL's second one lie in a second file, or with the first ones.
+
+    Args:
+        count: how many text encoders there are; None for as many as there are words for.
+
+    Raises:
+        UserError: what `read_embeddings` raises; the second file is missing, or has other words
+            than the first.
+    """
+    words = [_checked(path, each) for each in _by_encoder(path, _content(path))]
+    second = embedding_files(path)[1]
+    if len(words) == 1 and (count == 2 or (count is None and second.exists())):
+        words.append(read_embeddings(second))
+        if words[1].keys() != words[0].keys():
+            other = ", ".join(sorted(words[1].keys() ^ words[0].keys()))
+            raise UserError(
+                f"{second} and {path} differ in their words ({other}); run "
+                "aggregate_embeddings.py again"
+            )
+    if count is not None and len(words) > count:
+        raise UserError(
+            f"{path} holds a word for the two text encoders of an SDXL; expected one for a model "
+            "with a single one"
+        )
+    return words
+
+
+def _content(path: str | Path):
+    """What a file holds, whatever it is."""
+    _check_no_pointer(path)
     try:
         if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:
-                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # pickles of an unusual protocol
-                found = torch.load(path, map_location="cpu", weights_only=True)
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        # The original textual inversion keeps its rows in this module, which runs nothing.
+        allowed = torch.serialization.safe_globals([torch.nn.ParameterDict])
+        with warnings.catch_warnings(), allowed:
+            warnings.simplefilter("ignore")  # pickles of an unusual protocol
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds other things than tensors and is not loaded, because a pickle can run "
@@ -123,6 +166,40 @@ def read_embeddings(path: str | Path) -> dict[str, torch.Tensor]:
         ) from error
     except Exception as error:  # on broken files, the unpickler raises all that Python has
         raise _unreadable(path, error) from error
+
+
+def _by_encoder(path: str | Path, content) -> list:
+    """What a file has for each text encoder, `{token: rows}`, whichever tool has written it.
+
+    Files that name no token get one from their own name.
+
+    Raises:
+        UserError: the word is for another kind of model.
+    """
+    if not isinstance(content, dict):
+        return [content]
+    if "string_to_param" in content:  # AUTOMATIC1111, and the original textual inversion
+        rows = content["string_to_param"]
+        rows = getattr(rows, "_parameters", rows)
+        if isinstance(rows, dict):
+            name = content.get("name")
+            own = placeholder_token(name if isinstance(name, str) and name else Path(path).stem)
+            return [{own if token == "*" else token: each for token, each in rows.items()}]
+    own = placeholder_token(Path(path).stem)
+    if content.keys() == {"emb_params"}:  # kohya, and AUTOMATIC1111
+        return [{own: content["emb_params"]}]
+    if content.keys() == {"clip_l", "clip_g"}:  # kohya, for an SDXL
+        return [{own: content[key]} for key in ("clip_l", "clip_g")]
+    if not content.keys().isdisjoint({"clip_l", "clip_g"}):
+        raise UserError(
+            f"{path} holds a word for {', '.join(sorted(content))}, which is neither a Stable "
+            "Diffusion nor an SDXL (clip_g, clip_l)"
+        )
+    return [content]
+
+
+def _checked(path: str | Path, found) -> dict[str, torch.Tensor]:
+    """A dictionary of words whose tokens and rows are as they should be."""
     is_dictionary = isinstance(found, dict) and all(
         isinstance(token, str) and isinstance(rows, torch.Tensor) and rows.ndim in (1, 2)
         and rows.is_floating_point() and rows.numel() > 0
@@ -131,7 +208,9 @@ def read_embeddings(path: str | Path) -> dict[str, torch.Tensor]:
     if not is_dictionary or not found:
         raise UserError(f"{path}: expected a dictionary {{token: [num_vectors, dim]}}")
     embeddings = {
-        unicodedata.normalize("NFC", token.lower()): rows.reshape(-1, rows.shape[-1]).float()
+        unicodedata.normalize("NFC", token.lower()): rows.detach()
+        .reshape(-1, rows.shape[-1])
+        .float()
         for token, rows in found.items()
     }
     if len(embeddings) < len(found):
@@ -147,6 +226,16 @@ def read_embeddings(path: str | Path) -> dict[str, torch.Tensor]:
 
 def _is_safetensors(path: str | Path) -> bool:
     return Path(path).suffix == ".safetensors"
+
+
+def _check_no_pointer(path: str | Path) -> None:
+    """Raise UserError for what Git leaves in place of a large file that it has not fetched."""
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(
+                    f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull"
+                )
 
 
 def _unreadable(path: str | Path, error: Exception) -> UserError:
@@ -188,23 +277,6 @@ def rows_digest(*rows: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(r.contiguous().numpy().tobytes() for r in rows)).hexdigest()
 
 
-def read_words(path: str | Path, count: int = 1) -> list[dict[str, torch.Tensor]]:
-    """What `read_embeddings` gives for each of a model's `count` text encoders.
-
-    Raises:
-        UserError: also where the second file is missing, or has other words than the first.
-    """
-    words = [read_embeddings(file) for file in embedding_files(path, count)]
-    for second in words[1:]:
-        if second.keys() != words[0].keys():
-            other = ", ".join(sorted(second.keys() ^ words[0].keys()))
-            raise UserError(
-                f"{embedding_files(path)[1]} and {path} differ in their words ({other}); run "
-                "aggregate_embeddings.py again"
-            )
-    return words
-
-
 def check_widths(path, words: Iterable[Mapping], dims: Iterable[int]) -> None:
     """Raise UserError unless the rows fit the widths of a model's text encoders."""
     found = [next(iter(of_encoder.values())).shape[1] for of_encoder in words]
@@ -215,31 +287,86 @@ def check_widths(path, words: Iterable[Mapping], dims: Iterable[int]) -> None:
         )
 
 
-def merge_embeddings(paths: Iterable[Path], path: Path, header: Mapping[str, object]) -> list[str]:
-    """Merge files of single classes into one, which keeps each token's class in its header.
+@dataclass(frozen=True, eq=False)
+class LearnedWords:
+    """The words of a file.
+
+    Attributes:
+        path: of the file; a second one may lie beside it.
+        rows: for each text encoder, `{token: [num_vectors, dim]}`.
+        classes: `{token: class name}`, as far as the file says so.
+    """
+
+    path: Path
+    rows: list[dict[str, torch.Tensor]]
+    classes: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> "LearnedWords":
+        """Those of a file, and of the second one beside it."""
+        rows = read_words(path)
+        known = class_tokens(read_header(path), rows[0])
+        return cls(path, rows, {token: name for name, token in known.items()})
+
+    def as_word_of(self, class_name: str, token: str) -> "LearnedWords":
+        """The file's only word, or the one that it has for a class, under that class's token.
+
+        Raises:
+            UserError: it has several words, and none is known to be this class's.
+        """
+        own, *others = self.rows[0]
+        if others:
+            known = {name: each for each, name in self.classes.items()}
+            own = token_for(class_name, known, self.rows[0])
+        if own is None:
+            raise UserError(
+                f"{self.path} has several words ({', '.join(self.rows[0])}) and says of none that "
+                f"it is for {class_name!r}; expected a file with one word"
+            )
+        rows = [{token: of_encoder[own]} for of_encoder in self.rows]
+        return LearnedWords(self.path, rows, {token: class_name})
+
+
+def merge_embeddings(
+    words: Sequence[LearnedWords], path: Path, header: Mapping[str, object]
+) -> list[str]:
+    """Merge words into one file, which keeps each token's class in its header.
+
+    Where they are for two text encoders, a second file has those for the second one.
 
     Returns:
         The merged tokens.
 
     Raises:
-        UserError: a token stands in two files, or widths differ.
+        UserError: a token stands in two files, widths differ, or some words are for two text
+            encoders and others for one.
     """
-    merged, classes, origin = {}, {}, {}
-    for file in paths:
-        embeddings = read_embeddings(file)
-        for name, token in class_tokens(read_header(file), embeddings).items():
-            classes[token] = name
-        for token, rows in embeddings.items():
-            if token in merged:
-                raise UserError(f"token {token} stands in {origin[token]} and in {file}")
-            merged[token], origin[token] = rows, file
-    by_width = {rows.shape[1]: origin[token] for token, rows in merged.items()}
-    if len(by_width) > 1:
-        found = ", ".join(f"{width} in {file}" for width, file in by_width.items())
+    counts = {len(each.rows) for each in words}
+    if len(counts) > 1:
+        alone = next(each.path for each in words if len(each.rows) == 1)
         raise UserError(
-            f"embeddings of different widths: {found}; they were learned with different models: "
-            "train one of them again, or remove its folder"
+            f"{embedding_files(alone)[1]} is missing, and other classes have theirs; train "
+            "this class again, or remove its folder"
         )
+    classes = {token: name for each in words for token, name in each.classes.items()}
     texts = {**header, "classes": json.dumps(classes, ensure_ascii=False)}
-    write_embeddings(path, merged, texts)
-    return sorted(merged)
+    merged = []
+    for number in range(max(counts)):
+        merged.append({})
+        origin: dict[str, Path] = {}
+        for each in words:
+            for token, rows in each.rows[number].items():
+                if token in origin:
+                    raise UserError(f"token {token} stands in {origin[token]} and in {each.path}")
+                merged[-1][token], origin[token] = rows, each.path
+        by_width = {rows.shape[1]: origin[token] for token, rows in merged[-1].items()}
+        if len(by_width) > 1:
+            found = ", ".join(f"{width} in {file}" for width, file in by_width.items())
+            raise UserError(
+                f"embeddings of different widths: {found}; they were learned with different "
+                "models: train one of them again, or remove its folder"
+            )
+    # The first file last: where it is, the other one is too.
+    for file, embeddings in reversed(list(zip(embedding_files(path), merged))):
+        write_embeddings(file, embeddings, texts)
+    return sorted(merged[0])

@@ -57,6 +57,22 @@ def to_square(image: Image.Image, frame: Frame) -> Image.Image:
     return Image.fromarray(np.pad(np.asarray(part), around, mode="symmetric"))
 
 
+def share_of_photo(frame: Frame, cells: int) -> np.ndarray:
+    """How much of each cell of the square is the photo, and not mirrored at its edges.
+
+    Args:
+        cells: along a side, a divisor of the frame's.
+
+    Returns:
+        [cells, cells] in [0, 1].
+    """
+    left, top, right, bottom = frame.target
+    inside = np.zeros((frame.side, frame.side), np.float32)
+    inside[top:bottom, left:right] = 1
+    width = frame.side // cells
+    return inside.reshape(cells, width, cells, width).mean(axis=(1, 3))
+
+
 def mask_to_square(mask: np.ndarray, frame: Frame) -> Image.Image:
     """A region, bool [H, W], as the mask of the square; nothing mirrored is ever edited."""
     left, top, right, bottom = frame.target

@@ -256,6 +256,7 @@ class Draw:
     """
 
     latents: torch.Tensor  # [B, C, h, w]
+    weights: torch.Tensor  # [B, 1, h, w]: of the loss, with a mean of 1 for each photo
     noise: torch.Tensor  # [B, C, h, w]
     timesteps: torch.Tensor  # [B]
     template: int
@@ -267,6 +268,7 @@ class Word:
     Args:
         rows: for each text encoder, [num_vectors, dim] float32 to start from.
         posteriors: means and deviations, [N, 2, C, h, w], of `latent_posterior` of N photos.
+        weights: of the loss at each place of these latents, [N, 2, 1, h, w]; default 1.
         settings: of the optimisation.
         generator: CPU; the only source of chance (order, mirroring, templates, noise, timesteps).
         device: where the rows are trained.
@@ -286,11 +288,13 @@ class Word:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         scale_loss: bool = False,
+        weights: torch.Tensor | None = None,
     ):
         from diffusers.optimization import get_scheduler
 
         self.rows = [nn.Parameter(each.detach().clone().to(device)) for each in rows]
         self.posteriors, self.settings, self.generator = posteriors, settings, generator
+        self.weights = torch.ones_like(posteriors[0][:, :, :1]) if weights is None else weights
         self.step, self.loss, self.rate, self.diverged = 0, math.nan, math.nan, None
         self.queue: list[int] = []  # what is left of this pass over the photos
         self.optimizer = torch.optim.AdamW(
@@ -336,10 +340,12 @@ class Word:
         mirrored = torch.randint(2, (size,), generator=generator)
         template = int(torch.randint(num_templates, (1,), generator=generator))
         timesteps = torch.randint(num_timesteps, (size,), generator=generator)
-        mean, deviation = (part[photos, mirrored] for part in self.posteriors)
+        mean, deviation, weights = (
+            part[photos, mirrored] for part in (*self.posteriors, self.weights)
+        )
         latents = mean + deviation * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
-        return Draw(latents, noise, timesteps, template)
+        return Draw(latents, weights, noise, timesteps, template)
 
     def advance(self, loss: float) -> None:
         """One optimiser step, whose gradients are there; none where the loss is not finite.
@@ -423,11 +429,14 @@ def denoising_losses(
     draws: Sequence[Draw],
     prompts: Prompts,
 ) -> torch.Tensor:
-    """Mean squared error of the UNet's prediction for each word's batch, in one pass: [words]."""
+    """Mean squared error of the UNet's prediction for each word's batch, in one pass: [words].
+
+    Weighted by place, where the photos do not fill the square.
+    """
     unet, device = pipeline.unet, pipeline.device
-    latents, noise, timesteps = (
+    latents, weights, noise, timesteps = (
         torch.cat([getattr(draw, part) for draw in draws]).to(device)
-        for part in ("latents", "noise", "timesteps")
+        for part in ("latents", "weights", "noise", "timesteps")
     )
     num_vectors = len(rows[0][0])
     ids = prompts.of_words(num_vectors, [draw.template for draw in draws])
@@ -442,7 +451,7 @@ def denoising_losses(
     predicted = unet(noisy.to(unet.dtype), timesteps, hidden, added_cond_kwargs=added).sample
     target = noise_target(noise_scheduler, latents, noise, timesteps)
     errors = functional.mse_loss(predicted.float(), target, reduction="none")
-    return errors.view(len(draws), -1).mean(dim=1)
+    return (errors * weights).view(len(draws), -1).mean(dim=1)
 
 
 def _for_each_photo(of_words: torch.Tensor, photos: int) -> torch.Tensor:
@@ -454,7 +463,9 @@ def encode_prompts(pipeline, ids: Sequence[torch.Tensor], latent_size: Sequence[
     """What the UNet is told about prompts: (hidden states [B, 77, dim], other conditions or None).
 
     SDXL joins the last but one states of two encoders, and wants the pooled state of the second
-    and the image's size (arXiv 2307.01952, sections 2.1 and 2.2).
+    and the image's size (arXiv 2307.01952, sections 2.1 and 2.2). That state is the one which
+    transformers pools, as in stock diffusers: at the end of the text, or, where the configuration
+    has an `eos_token_id` of 2, at the highest id, which is a new word's last vector.
     """
     encoders = [encoder for _, encoder in text_encoders(pipeline)]
     if len(encoders) == 1:
@@ -493,9 +504,9 @@ def validation_losses(
         for word, generator in zip(words, generators):
             timesteps = even[number::VALIDATION_BATCHES]
             photos = (torch.arange(len(timesteps)) + number) % len(word.posteriors[0])
-            latents = word.posteriors[0][photos, 0]
+            latents, weights = word.posteriors[0][photos, 0], word.weights[photos, 0]
             noise = torch.randn(latents.shape, generator=generator)
-            draws.append(Draw(latents, noise, timesteps, template=0))
+            draws.append(Draw(latents, weights, noise, timesteps, template=0))
         rows = [word.rows for word in words]
         losses += denoising_losses(pipeline, noise_scheduler, rows, draws, prompts).cpu()
     return (losses / VALIDATION_BATCHES).tolist()

@@ -30,7 +30,7 @@ from semantic_aug.augmentations.sdedit import (
 )
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion import inspect_model, load_pipeline
-from semantic_aug.embeddings import merge_embeddings, write_embeddings
+from semantic_aug.embeddings import LearnedWords, merge_embeddings, write_embeddings
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 
 FAST = {"num_inference_steps": 4, "strength": 0.5}
@@ -495,7 +495,7 @@ def test_words_of_a_merged_file(pipeline, tmp_path):
         embeddings(tmp_path / "1.safetensors", 1, name="Cat", token="<cat>"),
         embeddings(tmp_path / "2.safetensors", 2, name="cat", token="<cat-2>"),
     ]
-    merge_embeddings(files, tmp_path / "merged.safetensors", {})
+    merge_embeddings(list(map(LearnedWords.read, files)), tmp_path / "merged.safetensors", {})
     aug = TextualInversion(tmp_path / "merged.safetensors", pipeline, **FAST)
     assert (aug.token("Cat"), aug.token("cat")) == ("<cat>", "<cat-2>")
     with pytest.raises(UserError, match="class 'CAT' has no learned word"):

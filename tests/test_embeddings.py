@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from semantic_aug import UserError
 from semantic_aug.embeddings import (
+    LearnedWords,
     class_tokens,
     expand_token,
     merge_embeddings,
@@ -26,6 +27,7 @@ from semantic_aug.embeddings import (
     placeholder_tokens,
     read_embeddings,
     read_header,
+    read_words,
     token_for,
     vector_tokens,
     write_embeddings,
@@ -54,6 +56,10 @@ def the_tokenizer():
 
 def rows(num_vectors: int, dim: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.randn(num_vectors, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def merge(files, path: Path, header) -> list[str]:
+    return merge_embeddings([LearnedWords.read(file) for file in files], path, header)
 
 
 def expanded(prompt: str, tokenizer) -> str:
@@ -182,7 +188,7 @@ def test_word_means_the_same_in_stock_diffusers(stock, tmp_path, name):
     path, merged = tmp_path / "learned_embeds.safetensors", tmp_path / "merged.safetensors"
     write_embeddings(path, {token: vectors}, {"class": name})
     write_embeddings(tmp_path / "other.safetensors", {"<other>": other}, {"class": "other"})
-    merge_embeddings([tmp_path / "other.safetensors", path], merged, {"seed": 0})
+    merge([tmp_path / "other.safetensors", path], merged, {"seed": 0})
 
     plain = embedding_in_stock(stock, template.format(token))
     assert not torch.allclose(plain, ours, atol=1e-3)  # the word is not known yet
@@ -249,6 +255,58 @@ def test_old_dictionaries_are_read(tmp_path, suffix, zipped):
     assert read_header(path) == {}
 
 
+A1111 = {"string_to_token": {"*": 265}, "step": 99, "sd_checkpoint": None}
+ORIGINAL = {"string_to_token": {"*": torch.tensor(265)}}
+
+
+@pytest.mark.parametrize(
+    "suffix, content, token",
+    [
+        ("pt", A1111 | {"string_to_param": {"*": rows(2)}, "name": "My Cat"}, "<my_cat>"),
+        ("pt", A1111 | {"string_to_param": {"*": rows(2)}, "name": None}, "<a_file>"),
+        ("pt", ORIGINAL | {"string_to_param": torch.nn.ParameterDict({"*": rows(2)})}, "<a_file>"),
+        ("bin", {"string_to_param": {"SKS": rows(2).requires_grad_()}}, "sks"),
+        ("pt", {"emb_params": rows(2)}, "<a_file>"),
+        ("safetensors", {"emb_params": rows(2)}, "<a_file>"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_words_of_other_tools_are_read(tmp_path, suffix, content, token):
+    path = tmp_path / f"A file.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(content, path)
+    for found in (read_embeddings(path), *read_words(path)):
+        assert list(found) == [token] and torch.equal(found[token], rows(2))
+        assert not found[token].requires_grad
+    assert read_header(path) == {}
+
+
+def test_words_for_both_text_encoders_in_one_file(tmp_path):
+    path = tmp_path / "my-cat.safetensors"
+    save_file({"clip_g": rows(2, dim=48), "clip_l": rows(2)}, path)
+    for count in (None, 2):
+        first, second = read_words(path, count)
+        assert torch.equal(first["<my-cat>"], rows(2))
+        assert torch.equal(second["<my-cat>"], rows(2, dim=48))
+    with pytest.raises(UserError, match=r"my-cat\.safetensors holds a word for the two text enc"):
+        read_words(path, 1)
+    for part in ("t5xxl", None):
+        save_file({"clip_l": rows(2)} | ({part: rows(2)} if part else {}), path)
+        with pytest.raises(UserError, match=r"holds a word for clip_l(, t5xxl)?, which is neither"):
+            read_words(path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin", "pt"])
+def test_pointer_of_git_is_named(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    path.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 3819\n"
+    )
+    reads = [read_embeddings, read_words] + [read_header] * (suffix == "safetensors")
+    for read in reads:
+        with pytest.raises(UserError, match=rf"x\.{suffix} is a Git LFS pointer, .* git lfs pull"):
+            read(path)
+
+
 class Trap:
     """A pickle that would make a file when it is loaded."""
 
@@ -287,9 +345,11 @@ def nan_at(row: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "content",
-    [[rows(1)], rows(1), {"string_to_param": {"*": rows(1)}}, {1: rows(1)}, "text", None],
-    ids=["list", "tensor", "nested", "number as token", "text", "nothing"],
-)
+    [[rows(1)], rows(1), {"words": {"*": rows(1)}}, {1: rows(1)}, "text", None,
+     {"string_to_param": {"*": "text"}}, {"emb_params": [1.0]}],
+    ids=["list", "tensor", "nested", "number as token", "text", "nothing",
+         "text for rows", "list for rows"],
+)  # fmt: skip
 def test_other_objects_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.bin")
     with pytest.raises(UserError, match=r"x\.bin: expected a dictionary \{token: "):
@@ -417,7 +477,7 @@ def test_merged_file_has_every_word_and_its_class(tmp_path):
     old.parent.mkdir()
     torch.save({"<dog>": rows(1, seed=3)[0]}, old)
     merged = tmp_path / "out" / "seed=0_ex=4.safetensors"
-    tokens = merge_embeddings([*files, old], merged, {"seed": 0, "examples_per_class": 4})
+    tokens = merge([*files, old], merged, {"seed": 0, "examples_per_class": 4})
     assert tokens == ["<cat-2>", "<cat>", "<dog>", "<stop_sign>"]
     found = read_embeddings(merged)
     assert {token: len(each) for token, each in found.items()} == {
@@ -436,7 +496,7 @@ def test_merging_again_gives_the_same_bytes(tmp_path):
     contents = set()
     for number in range(4):
         merged = tmp_path / f"{number}.safetensors"
-        merge_embeddings(files, merged, {"seed": 0, "model": "m", "dataset": "d", "config": "{}"})
+        merge(files, merged, {"seed": 0, "model": "m", "dataset": "d", "config": "{}"})
         contents.add(merged.read_bytes())
     assert len(contents) == 1
 
@@ -447,8 +507,24 @@ def test_one_token_in_two_files_is_refused(tmp_path):
         write_class(tmp_path, "Cat", "<cat>", rows(1)),
     ]
     with pytest.raises(UserError, match=r"token <cat> stands in .*/cat/.* and in .*/Cat/"):
-        merge_embeddings(files, tmp_path / "out.safetensors", {})
+        merge(files, tmp_path / "out.safetensors", {})
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_word_of_one_class_from_a_file(tmp_path):
+    path = write_class(tmp_path, "dog", "<hound>", rows(2))
+    words = LearnedWords.read(path)
+    assert words.classes == {"<hound>": "dog"}
+    renamed = words.as_word_of("my dog", "<my_dog>")
+    assert renamed.classes == {"<my_dog>": "my dog"}
+    (found,) = renamed.rows
+    assert list(found) == ["<my_dog>"] and torch.equal(found["<my_dog>"], rows(2))
+    cat = write_class(tmp_path, "cat", "<cat>", rows(1, seed=1))
+    merge([path, cat], tmp_path / "both.safetensors", {})
+    both = LearnedWords.read(tmp_path / "both.safetensors")
+    assert torch.equal(both.as_word_of("dog", "<x>").rows[0]["<x>"], rows(2))
+    with pytest.raises(UserError, match=r"has several words \(<cat>, <hound>\) and .* 'bird'"):
+        both.as_word_of("bird", "<bird>")
 
 
 def test_words_of_different_models_are_not_merged(tmp_path):
@@ -457,5 +533,5 @@ def test_words_of_different_models_are_not_merged(tmp_path):
         write_class(tmp_path, "dog", "<dog>", rows(1, dim=48)),
     ]
     with pytest.raises(UserError, match=r"32 in .*/cat/.*, 48 in .*/dog/"):
-        merge_embeddings(files, tmp_path / "out.safetensors", {})
+        merge(files, tmp_path / "out.safetensors", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat", "dog"]

@@ -13,6 +13,7 @@ from semantic_aug.framing import (
     from_square,
     grow,
     mask_to_square,
+    share_of_photo,
     to_square,
 )
 
@@ -55,6 +56,18 @@ def test_pad_keeps_the_shape_and_mirrors_the_edges():
     assert np.array_equal(square[16:48], values(photo))
     assert np.array_equal(square[15], square[16]) and np.array_equal(square[:16], square[31:15:-1])
     assert np.array_equal(square[48:], square[47:31:-1])
+
+
+def test_share_of_a_cell_that_is_photo():
+    """A strip of 10 of 16 pixels, from 3 on, in cells of 4: a quarter, all, all, a quarter."""
+    share = share_of_photo(frame_of((32, 20), 16, "pad"), 4)
+    assert share.dtype == np.float32
+    assert np.array_equal(share, np.outer([0.25, 1, 1, 0.25], np.ones(4)))
+    share = share_of_photo(frame_of((20, 32), 16, "pad"), 4)
+    assert np.array_equal(share, np.outer(np.ones(4), [0.25, 1, 1, 0.25]))
+    assert share_of_photo(frame_of((1, 900), 16, "pad"), 4).sum() > 0
+    for fit in ("crop", "squash"):
+        assert (share_of_photo(frame_of((20, 32), 16, fit), 4) == 1).all()
 
 
 def test_crop_edits_the_middle_alone():

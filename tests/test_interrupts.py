@@ -4,10 +4,11 @@ import os
 import signal
 
 import pytest
+from diffusers import PNDMScheduler
 
 import fine_tune
 import generate_augmentations
-from semantic_aug import generation
+from semantic_aug import generation, textual_inversion
 from semantic_aug.cli import command
 from semantic_aug.interrupts import SIGNALS, TRY_AGAIN, Stopped, stop_deferred, stoppable
 from semantic_aug.processes import Reporter, read_processes
@@ -103,6 +104,57 @@ def test_fine_tuning_leaves_a_checkpoint_at_any_step(photos, small_model, workdi
     fine_tune.main([*flags, "--experiment_name=e"])
     assert words_of(folder) == expected  # to the last bit
     assert not list(folder.glob("fine-tuned/*/*/checkpoint*"))
+
+
+def test_images_of_validation_stop_between_denoising_steps(
+    photos, small_model, workdir, monkeypatch
+):
+    """Once between steps of training, once at the end; nothing is missing afterwards."""
+    flags = [
+        "--dataset=folder", f"--data_dir={photos}", f"--model_path={small_model}",
+        "--classes", "cat", "toy train", "--max_train_steps=2", "--train_batch_size=1",
+        "--report_to=none", "--validation_prompt=a photo of a *", "--validation_steps=1",
+        "--num_validation_images=2",
+    ]  # fmt: skip
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 3)
+    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 1)
+    done, original = [], PNDMScheduler.step
+    each = 4  # steps of PNDM in an image
+
+    def step(self, *args, **kwargs):
+        done.append(None)
+        if len(done) == stop_at:
+            send()
+        return original(self, *args, **kwargs)
+
+    def run(name, stop=0):
+        nonlocal stop_at
+        stop_at = stop
+        done.clear()
+        argv = [*flags, f"--experiment_name={name}"]
+        ends(fine_tune.main, *argv) if stop else fine_tune.main(argv)
+        return len(done)
+
+    def written(name):
+        root = experiment(workdir, name) / "fine-tuned"
+        return {p.relative_to(root): p.read_bytes() for p in root.glob("*/*/**/*") if p.is_file()}
+
+    stop_at = 0
+    monkeypatch.setattr(PNDMScheduler, "step", step)
+    assert run("whole") == 2 * 2 * 2 * each  # two validations of two words with two images
+    expected = written("whole")
+    assert len(expected) == 2 * (1 + 1 + 4)  # word, losses, images
+
+    assert run("e", 2 * each + 2) == 2 * each + 2  # within the second word's first image
+    there = {path.name for path in written("e")}
+    assert there == {"checkpoint-1.pt", "loss.csv", "000001-000.png", "000001-001.png"}
+    at_the_end = 4 * each + each + 1  # those of step 1 again, and the first of step 2
+    assert run("e", at_the_end) == at_the_end
+    there = {path.name for path in written("e")}
+    assert "checkpoint-2.pt" in there and "learned_embeds.safetensors" not in there
+    assert {"000001-001.png", "000002-000.png"} < there and "000002-001.png" not in there
+    assert run("e") == 4 * each
+    assert written("e") == expected
 
 
 def test_generation_keeps_what_is_computed(photos, small_model, workdir, monkeypatch):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import ANY
 
 import pytest
@@ -26,31 +27,37 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import mse_loss
 
 import aggregate_embeddings
 import fine_tune
 import fine_tune_upstream
 import generate_augmentations
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, stable_hash, textual_inversion
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion import inspect_model, load_pipeline, load_tokenizer, text_encoders
 from semantic_aug.embeddings import (
+    class_tokens,
     embedding_files,
     read_embeddings,
     read_header,
     read_words,
+    token_for,
     write_embeddings,
 )
 from semantic_aug.experiment import PROCESSES, read_config
+from semantic_aug.few_shot_dataset import image_to_tensor
+from semantic_aug.framing import FITS
 from semantic_aug.templates import TEMPLATES, load_templates
 from semantic_aug.textual_inversion import (
+    Draw,
     Prompts,
     TrainingSettings,
     Word,
     add_tokens,
     check_num_vectors,
+    denoising_losses,
     encode_prompts,
     initial_rows,
     initializer_id,
@@ -333,6 +340,41 @@ def loss_of(pipeline, rows, photos) -> float:
     with torch.no_grad(), rows_in_place(pipeline.text_encoder, rows, first_id):
         predicted = pipeline.unet(noisy, steps, pipeline.text_encoder(ids)[0]).sample
     return float(mse_loss(predicted, noise))
+
+
+def test_loss_is_taken_where_the_weights_are(pipeline):
+    """Twice in the left half and not at all in the right one: as if there were the left alone."""
+    scheduler, prompts, rows = scheduler_of(pipeline), prompts_of(pipeline), start_rows(pipeline)
+    latents, noise = torch.randn(2, 3, 4, 16, 16, generator=stream(4))
+    steps = torch.tensor([50, 500, 950])
+    ids = prompts.of_words(NUM_VECTORS, [1])[0].repeat(3, 1)
+    with torch.no_grad(), rows_in_place(pipeline.text_encoder, rows, prompts.first_ids[0]):
+        hidden = pipeline.text_encoder(ids)[0]
+        predicted = pipeline.unet(scheduler.add_noise(latents, noise, steps), steps, hidden).sample
+    left = torch.zeros(3, 1, 16, 16)
+    left[..., :8] = 2
+    expected = {
+        "whole": (torch.ones(3, 1, 16, 16), mse_loss(predicted, noise)),
+        "left": (left, mse_loss(predicted[..., :8], noise[..., :8])),
+    }
+    for weights, loss in expected.values():
+        draws = [Draw(latents, weights, noise, steps, template=1)]
+        with torch.no_grad():
+            (found,) = denoising_losses(pipeline, scheduler, [[rows]], draws, prompts)
+        assert found == pytest.approx(float(loss), rel=1e-4)
+    assert abs(expected["whole"][1] - expected["left"][1]) > 1e-3
+
+
+def test_weights_go_with_their_photo_and_its_mirror_image(pipeline, photos_tensor):
+    posteriors = posteriors_of(pipeline.vae, photos_tensor)
+    means = torch.arange(4.0).view(2, 2, 1, 1, 1).expand_as(posteriors[0])
+    options = word_of(pipeline, photos_tensor, train_batch_size=6).settings
+    weights = 1 + means[:, :, :1]
+    word = Word([start_rows(pipeline)], (means, 0 * means), options, stream(0), weights=weights)
+    draw = word.draw(1, 1000)
+    assert torch.equal(draw.weights, 1 + draw.latents[:, :1])
+    assert len(draw.weights[:, 0, 0, 0].unique()) > 2
+    assert (word_of(pipeline, photos_tensor).draw(1, 1000).weights == 1).all()
 
 
 def test_training_lowers_the_loss(pipeline, photos_tensor):
@@ -681,7 +723,8 @@ def test_config_holds_settings_and_arguments(tune, small_model):
     assert "device" not in config["settings"] and "data_dir" not in config["settings"]
 
 
-def test_equal_runs_give_equal_bytes_whatever_is_watched(tune):
+def test_equal_runs_give_equal_bytes_whatever_is_watched(tune, monkeypatch):
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 2)
     assert tune()[0] == 0
     expected = bytes_of()
     assert len(expected) == 3
@@ -1042,9 +1085,10 @@ def test_diverging_class_is_left_out_and_named(tune, broken_model):
 
 @pytest.mark.parametrize(
     "flag",
-    ["--learning_rate=nan", "--learning_rate=-1", "--learning_rate=inf", "--adam_beta1=1",
-     "--adam_beta2=-0.1", "--adam_epsilon=nan", "--adam_weight_decay=-1", "--lr_warmup_steps=-1",
-     "--max_train_steps=0", "--lr_scheduler=none", "--mixed_precision=fp8", "--repeats=0"],
+    ["--learning_rate=nan", "--learning_rate=-1", "--learning_rate=inf", "--learning_rate=0",
+     "--adam_beta1=1", "--adam_beta2=-0.1", "--adam_epsilon=nan", "--adam_weight_decay=-1",
+     "--lr_warmup_steps=-1", "--max_train_steps=0", "--lr_scheduler=none",
+     "--mixed_precision=fp8", "--repeats=0"],
 )  # fmt: skip
 def test_impossible_hyperparameters_are_one_line(tune, flag):
     status, err = tune(flag)
@@ -1072,6 +1116,7 @@ def test_impossible_hyperparameters_are_one_line(tune, flag):
         (["--placeholder_token=Stop Sign", "--classes", "cat"], "<stop_sign> is the token of an"),
         (["--placeholder_token=|endoftext|", "--classes", "cat"], "exists already in"),
         (["--shard_index=2", "--num_shards=2"], "--shard_index: got 2"),
+        (["--center_crop", "--fit=pad"], "--center_crop means --fit crop, and --fit pad is given"),
     ],
 )
 def test_wrong_input_is_one_line_before_the_model_is_loaded(tune, monkeypatch, flags, message):
@@ -1129,8 +1174,9 @@ def test_model_of_velocity(tune, velocity_model):
     assert rows.shape == (1, 48)
 
 
-def test_xl_learns_rows_of_both_text_encoders(tune, xl_model, photos, capsys):
+def test_xl_learns_rows_of_both_text_encoders(tune, xl_model, photos, capsys, monkeypatch):
     """They are loaded by stock diffusers, and the project's own augmentation sees the same."""
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 2)
     status, err = tune(
         "--num_vectors=2", "--learning_rate=0.1", "--validation_prompt=a photo of a *",
         "--num_validation_images=1", model=xl_model,
@@ -1186,16 +1232,35 @@ def test_xl_learns_rows_of_both_text_encoders(tune, xl_model, photos, capsys):
     assert (status, err.count("\n")) == (2, 2) and f"{second} does not exist" in err
 
 
-def test_training_sees_the_prompts_as_the_pipeline_does(xl_model):
-    """The conditions of training are those of stock inference, for both kinds of model."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(xl_model)
+@pytest.mark.parametrize("end_of_text", [None, 2])
+def test_training_sees_the_prompts_as_the_pipeline_does(xl_model, tmp_path, end_of_text):
+    """The conditions of training are those of stock inference, for both kinds of model.
+
+    The pooled state comes from the end of the text, though the words have higher ids. Where the
+    configuration gives 2 for its id, as SDXL's does, stock inference takes it from the highest id,
+    the word's last vector, and so must training.
+    """
+    model = shutil.copytree(xl_model, tmp_path / "model")
+    if end_of_text is not None:
+        for file in model.glob("text_encoder*/config.json"):
+            config = json.loads(file.read_text()) | {"eos_token_id": end_of_text}
+            file.write_text(json.dumps(config))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(model)
     rows = [torch.randn(2, 32, generator=stream(1)), torch.randn(2, 48, generator=stream(2))]
     pairs = text_encoders(pipeline)
     for (tokenizer, encoder), each in zip(pairs, rows):
         pipeline.load_textual_inversion([{"<y>": each}], tokenizer=tokenizer, text_encoder=encoder)
-    expected = pipeline.encode_prompt("a photo of a <y>", do_classifier_free_guidance=False)
-    fresh = StableDiffusionXLPipeline.from_pretrained(xl_model)
-    prompts = tokenise(fresh, ["a photo of a {}"], "<x>", 2)
+    expected = pipeline.encode_prompt("a <y> photo", do_classifier_free_guidance=False)
+    tokenizer, encoder = pairs[1]
+    ids = tokenizer("a <y> <y>_1 photo", padding="max_length", return_tensors="pt").input_ids
+    at = "<|endoftext|>" if end_of_text is None else "<y>_1"
+    place = ids[0].tolist().index(tokenizer.convert_tokens_to_ids(at))
+    with torch.no_grad():
+        states = encoder(ids).last_hidden_state
+        pooled = encoder.text_projection(states[:, place])
+    assert torch.allclose(pooled, expected[2], atol=1e-5)
+    fresh = load_pipeline(inspect_model(str(model)), torch.device("cpu"), torch.float32)
+    prompts = tokenise(fresh, ["a {} photo"], "<x>", 2)
     other = [torch.zeros_like(each) for each in rows]
     for number, words in enumerate(([rows, other], [other, rows])):
         ids = [each[[number]] for each in prompts.of_words(2, [0, 0])]
@@ -1299,10 +1364,10 @@ def test_scaled_learning_rate(tune):
 
 @pytest.mark.parametrize(
     "flag",
-    ["--center_crop", "--learnable_property=style", "--learning_rate=1e-3", "--adam_beta1=0.5",
-     "--adam_weight_decay=0.5", "--resolution=48", "--lr_scheduler=linear", "--train_batch_size=2",
-     "--gradient_accumulation_steps=2", "--crop_to_object", "--adam_epsilon=1e-2",
-     "--adam_beta2=0.5"],
+    ["--center_crop", "--fit=pad", "--learnable_property=style", "--learning_rate=1e-3",
+     "--adam_beta1=0.5", "--adam_weight_decay=0.5", "--resolution=48", "--lr_scheduler=linear",
+     "--train_batch_size=2", "--gradient_accumulation_steps=2", "--crop_to_object",
+     "--adam_epsilon=1e-2", "--adam_beta2=0.5"],
 )  # fmt: skip
 def test_flag_has_an_effect(tune, photos, flag):
     """Each changes the rows and the configuration."""
@@ -1312,19 +1377,59 @@ def test_flag_has_an_effect(tune, photos, flag):
     rows = [read_embeddings(word(name=name))["<cat>"] for name in ("plain", "changed")]
     assert (rows[0] - rows[1]).abs().max() > 1e-6
     settings = [read_config(trial(name=name))["settings"] for name in ("plain", "changed")]
-    differing = [key for key in settings[0] if settings[0][key] != settings[1][key]]
+    differing = [key for key in settings[1] if settings[0].get(key) != settings[1][key]]
     name = flag.removeprefix("--").split("=")[0]
     assert differing == ["templates" if name == "learnable_property" else name]
 
 
-def test_center_crop_takes_the_middle():
-    image = Image.new("RGB", (7, 4))
-    image.putpixel((1, 0), (255, 0, 0))
-    image.putpixel((4, 3), (0, 255, 0))
-    square = fine_tune.central_square(image)
-    assert square.size == (4, 4)
-    assert square.getpixel((0, 0)) == (255, 0, 0) and square.getpixel((3, 3)) == (0, 255, 0)
-    assert fine_tune.central_square(Image.new("RGB", (3, 8))).size == (3, 3)
+@pytest.mark.parametrize("size", [(50, 30), (30, 50), (32, 32)])
+def test_photos_get_into_the_square_as_told(pipeline, monkeypatch, size):
+    seen = []
+    monkeypatch.setattr(
+        fine_tune,
+        "latent_posterior",
+        lambda vae, pixels: seen.append(pixels) or (torch.ones(2, 4, 16, 16),) * 2,
+    )
+    values = torch.randint(256, (*size[::-1], 3), generator=stream(6), dtype=torch.uint8)
+    image = Image.fromarray(values.numpy())
+    left, top = (side // 2 - 15 if side > 32 else 0 for side in size)
+    middle = image.crop((left, top, left + min(size), top + min(size)))
+    photo = SimpleNamespace(index=0, dataset=SimpleNamespace(get_image_by_idx=lambda idx: image))
+    weights = {}
+    for fit in FITS:
+        args = SimpleNamespace(fit=fit, resolution=32)
+        *_, weights[fit] = fine_tune.encode_photo(args, pipeline, photo)
+        assert weights[fit].shape == (2, 1, 16, 16)
+        assert float(weights[fit].mean()) == pytest.approx(1)
+        assert torch.equal(weights[fit][0], weights[fit][1].flip(-1))
+    by_fit = dict(zip(FITS, seen))
+    assert torch.equal(by_fit["squash"], image_to_tensor(image, 32))  # as before there was --fit
+    assert torch.equal(by_fit["crop"], image_to_tensor(middle, 32))
+    assert (weights["squash"] == 1).all() and (weights["crop"] == 1).all()
+    # 32 of 50 to 19 of 30: 6 pixels are mirrored before the photo and 7 after it.
+    along = {(50, 30): 1, (30, 50): 2, (32, 32): 0}[size]
+    if along:
+        counts = weights["pad"][0, 0].amax(dim=2 - along)
+        assert counts.gt(0).tolist() == [False] * 3 + [True] * 10 + [False] * 3
+        assert counts[12] == pytest.approx(float(counts[3]) / 2)
+        mirrored = by_fit["pad"].movedim(along, 0)
+        assert torch.equal(mirrored[5], mirrored[6]) and torch.equal(mirrored[0], mirrored[11])
+    else:
+        assert torch.equal(by_fit["pad"], by_fit["squash"]) and (weights["pad"] == 1).all()
+
+
+def test_fit_is_no_new_setting_where_older_folders_know_it(tune, monkeypatch):
+    flags = ["--classes", "cat", "--max_train_steps=1"]
+    assert tune(*flags, name="squash")[0] == tune(*flags, "--center_crop", name="crop")[0] == 0
+    for name in ("squash", "crop"):
+        settings = read_config(trial(name=name))["settings"]
+        assert settings["center_crop"] is (name == "crop") and "fit" not in settings
+    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    for name in ("squash", "crop"):
+        status, err = tune(*flags, f"--fit={name}", name=name)
+        assert status == 0 and "finished already" in err
+        status, err = tune(*flags, "--fit=pad", name=name)
+        assert status == 2 and 'fit (there null, now "pad")' in err
 
 
 def test_gradient_checkpointing_is_no_setting(tune):
@@ -1352,7 +1457,8 @@ def test_earlier_words_are_kept(tune):
     )
 
 
-def test_validation_images_show_the_word(tune):
+def test_validation_images_show_the_word(tune, monkeypatch):
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 5)
     flags = ["--num_validation_images=2", "--learning_rate=1", "--num_vectors=4"]
     flags += ["--classes", "cat", "toy train"]
     _, err = tune("--validation_prompt=a photo of a *", *flags, name="shown")
@@ -1385,8 +1491,10 @@ def test_losses_go_to_tensorboard(tune):
     assert not Path("output/quiet/logs").exists()
 
 
-def test_validation_while_learning(tune):
+def test_validation_while_learning(tune, monkeypatch):
     """Losses and images at the start, in between and at the end, in files and in TensorBoard."""
+    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 2)
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 5)
     status, err = tune(
         "--classes", "cat", "toy train", "--max_train_steps=5", "--validation_steps=2",
         "--validation_prompt=a photo of a *", "--num_validation_images=1",
@@ -1416,6 +1524,7 @@ def test_validation_while_learning(tune):
 
 
 def test_validation_losses_of_an_interrupted_run_are_those_of_a_whole_one(tune, monkeypatch):
+    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 1)
     flags = ["--max_train_steps=5", "--validation_steps=1", "--checkpointing_steps=2"]
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
@@ -1738,6 +1847,105 @@ def test_predecessor_s_files_are_merged(merge):
     assert found.keys() == {"<cat>", "<dog>"}
     assert torch.equal(found["<cat>"], expected)  # the newer file goes first
     assert torch.equal(found["<dog>"], torch.ones(2, 32))
+
+
+def foreign(path: Path, content) -> Path:
+    """A word as another tool writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
+    return path
+
+
+def test_folder_says_whose_a_word_is(merge):
+    rows = [torch.full((2, 32), float(number)) for number in range(4)]
+    foreign(word("cat"), {"<my-cat>": rows[0]})
+    foreign(word("stop_sign"), {"emb_params": rows[1]})
+    learn("dog")
+    status, out, err = merge()
+    assert status == 0 and "3 words: <cat> <dog> <stop_sign>" in out
+    assert f"{word('cat')}: its word <my-cat> is <cat> in the merged file" in err
+    found, header = read_embeddings(merged_path()), read_header(merged_path())
+    assert torch.equal(found["<cat>"], rows[0]) and torch.equal(found["<stop_sign>"], rows[1])
+    known = class_tokens(header, found)
+    assert token_for("stop sign", known, found) == "<stop_sign>"  # whose folder is stop_sign
+
+    # Where fine_tune.py has noted the classes, they have tokens of their own.
+    names = ["Cat", "cat", "dog", "stop sign"]
+    (trial() / "config.json").write_text(json.dumps({"arguments": {"class_names": names}}))
+    foreign(word("cat-2"), {"<my-cat>": rows[2]})
+    shutil.move(word("cat").parent, word("Cat").parent)
+    status, out, err = merge()
+    assert status == 0 and "no word yet" not in err
+    found, header = read_embeddings(merged_path()), read_header(merged_path())
+    assert class_tokens(header, found) == {
+        "Cat": "<cat>", "cat": "<cat-2>", "dog": "<dog>", "stop sign": "<stop_sign>",
+    }  # fmt: skip
+    assert torch.equal(found["<cat>"], rows[0]) and torch.equal(found["<cat-2>"], rows[2])
+
+
+def test_word_of_a_class_from_a_file(merge, photos, small_model, capsys):
+    """It goes before what lies in the class's folder, and edits are made with it."""
+    rows = torch.randn(2, 32, generator=stream(5))
+    learn("toy train")
+    learn("cat")
+    file = foreign(Path("words/w=1.pt"), {"string_to_param": {"*": rows}, "name": "someone's"})
+    status, out, err = merge("--word", f"cat={file}", f"stop sign={file}")
+    assert status == 0 and "3 words: <cat> <stop_sign> <toy_train>" in out
+    assert "words from elsewhere for cat, stop sign: if they have seen" in err
+    found = read_embeddings(merged_path())
+    assert torch.equal(found["<cat>"], rows) and torch.equal(found["<stop_sign>"], rows)
+    assert class_tokens(read_header(merged_path()), found)["stop sign"] == "<stop_sign>"
+    argv = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e", "--num_synthetic=1",
+            f"--model_path={small_model}", "--num_inference_steps=2"]  # fmt: skip
+    assert run(generate_augmentations.main, argv, capsys)[0] == 0
+    (line,) = [
+        line for line in Path("output/e/aug/seed=0_ex=1/metadata.jsonl").read_text().splitlines()
+        if '"stop sign"' in line
+    ]  # fmt: skip
+    assert json.loads(line)["prompt"] == "a photo of a <stop_sign>"
+
+
+def test_words_from_elsewhere_alone(merge):
+    """No word was trained: the experiment begins with these, for each of its trials."""
+    content = {"clip_l": torch.ones(2, 32), "clip_g": torch.zeros(2, 48)}
+    file = foreign(Path("my-cat.safetensors"), content)
+    status, out, _ = merge("--word", f"a cat={file}", "--num_trials=2")
+    assert status == 0 and out.count("1 words: <a_cat>") == 2
+    for seed in (0, 1):
+        first, second = read_words(merged_path(seed), 2)
+        assert torch.equal(first["<a_cat>"], content["clip_l"])
+        assert torch.equal(second["<a_cat>"], content["clip_g"])
+    learn("dog")
+    status, _, err = merge("--word", f"a cat={file}")
+    assert status == 2 and f"{embedding_files(word('dog'))[1]} is missing" in err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["my-cat.pt"], "--word: got 'my-cat.pt', expected CLASS=FILE"),
+        (["=my-cat.pt"], "expected CLASS=FILE"),
+        (["cat=my-cat.pt", "cat=b.pt"], "--word: 'cat' has two files, my-cat.pt and b.pt"),
+        (["cat=absent.pt"], "embedding file absent.pt does not exist"),
+        (["horse=my-cat.pt"], "--word: seed=0_ex=1 has no class 'horse'; there are: cat, dog"),
+    ],
+)
+def test_words_that_cannot_be_given(merge, flags, message):
+    learn("dog")
+    (trial() / "config.json").write_text(json.dumps({"arguments": {"class_names": ["cat", "dog"]}}))
+    foreign(Path("my-cat.pt"), {"emb_params": torch.ones(2, 32)})
+    status, _, err = merge("--word", *flags)
+    assert (status, err.count("\n")) == (2, 1) and message in err
+    assert not merged_path().parent.exists()
+
+
+def test_foreign_word_is_not_trained_over(tune, monkeypatch):
+    foreign(word("cat"), {"<my-cat>": torch.ones(2, 32)})
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tune, "load_pipeline", fail)
+        status, err = tune()
+    assert status == 2 and f"{word('cat')} is a word that fine_tune.py has not made" in err
+    assert read_embeddings(word("cat")).keys() == {"<my-cat>"}
 
 
 def test_words_of_different_settings_are_not_merged(merge):
