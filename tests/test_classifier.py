@@ -894,7 +894,7 @@ def test_records_that_name_missing_files_are_an_error(data, resnet, capsys):
         (folder / f"00000{number}-001.png").unlink()
     line = fails(capsys, resnet)
     assert "3 of 6 synthetic images are missing" in line
-    assert "records name 3 files that are not there, as 000000-001.png" in line
+    assert "records name 3 files that are not whole, as 000000-001.png" in line
     run(resnet, "--num_synthetic=1")
 
 

@@ -93,7 +93,7 @@ def world(photos, workdir, small_model, monkeypatch):
     """A folder with the data that README speaks of."""
     for number in range(3, 6):
         for name, colour in (("cat", (220, 40, 40)), ("toy train", (50, 60, 230))):
-            draw_photo(photos / "train" / name / f"{number}.png", colour, number)
+            draw_photo(photos / "train" / name / f"{number}.png", colour, 1000 + number)
     write_coco(workdir / "data/coco2017")
     write_mvip(workdir / "data/mvip")
     write_welds(workdir / "data/welds")
