@@ -1755,13 +1755,16 @@ def merge(workdir, capsys):
 
 
 def learn(class_name="cat", seed=0, examples=1, dim=32, config_id="c0ffee", **header):
-    """A word as fine_tune.py writes it."""
+    """A word as fine_tune.py writes it, with the config.json of its trial."""
     token = f"<{class_name.replace(' ', '_')}>"
     rows = torch.randn(2, dim, generator=stream(stable_hash(class_name, seed)))
     path = word(class_name.replace(" ", "_"), seed=seed, examples=examples)
     write_embeddings(path, {token: rows}, {
         "model": "m", "dataset": "folder", "class": class_name, "config_id": config_id, **header,
     })  # fmt: skip
+    config = trial(seed=seed, examples=examples) / "config.json"
+    if not config.exists():
+        config.write_text(json.dumps({"id": config_id}))
     return rows
 
 
