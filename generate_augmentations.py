@@ -993,7 +993,8 @@ def reproduce(argv) -> None:
             f"--reproduce: {error}; the command that made it, given again, makes it anew"
         ) from error
     defaults = vars(parse_args(["--dataset=-", "--experiment_name=-"]))  # for newer flags
-    args = argparse.Namespace(**{**defaults, **config["arguments"]})
+    # A folder whose config.json says nothing of older_list was made by an earlier version.
+    args = argparse.Namespace(**{**defaults, "older_list": True, **config["arguments"]})
     args.model, args.device = given.model_path or args.model, given.device
     precision = record.get("precision") or older_precision(path.parent)
     args.mixed_precision = precision or args.mixed_precision

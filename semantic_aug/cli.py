@@ -12,7 +12,13 @@ import sys
 from pathlib import Path
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.experiment import Trial, check_writable, experiment_dir
+from semantic_aug.experiment import (
+    CONFIG_FILE,
+    Trial,
+    check_writable,
+    experiment_dir,
+    read_config,
+)
 from semantic_aug.interrupts import TRY_AGAIN, Stopped, stoppable
 
 log = logging.getLogger(__name__)
@@ -324,11 +330,36 @@ def dataset_of(args: argparse.Namespace, split: str, trial: Trial | None = None)
     return build_dataset(
         args.dataset,
         split,
-        dataset_args=args.dataset_args,
+        dataset_args=[*args.dataset_args, *_list_of_photos(args)],
         data_dir=args.data_dir,
         crop_to_object=args.crop_to_object,
         **subset,
     )
+
+
+def _list_of_photos(args: argparse.Namespace) -> list[str]:
+    """What keeps the list of photos of an experiment that was begun when `folder` took fewer.
+
+    Whether it was is found out once, and noted in `args.older_list`, from where it comes into
+    every config.json. One without this note was written by an earlier version.
+    """
+    from semantic_aug.datasets import dataset_class, known_options
+
+    if "older_list" not in known_options(dataset_class(args.dataset)):
+        return []
+    if any(pair.startswith("older_list=") for pair in args.dataset_args):
+        return []
+    if getattr(args, "older_list", None) is None:
+        logdir = getattr(args, "logdir", None)
+        begun = [*experiment_dir(args.output_dir, args.experiment_name).glob("*/*/" + CONFIG_FILE)]
+        begun += [] if logdir is None else Path(logdir).glob("*/" + CONFIG_FILE)
+        noted = [(read_config(path.parent) or {}).get("arguments") for path in begun]
+        args.older_list = any(
+            each.get("older_list", True)
+            for each in noted
+            if isinstance(each, dict) and each.get("dataset") == args.dataset
+        )
+    return ["older_list=true"] if args.older_list else []
 
 
 def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:

@@ -19,6 +19,9 @@ from semantic_aug.experiment import atomic_path
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.images import Images
 
+# How pixels come from files; another word where they come out otherwise.
+READING = "colour profiles converted to sRGB"
+
 log = logging.getLogger(__name__)
 
 
@@ -170,6 +173,8 @@ def _key(backbone: Backbone, images: Images) -> str:
         backbone.std.flatten().tolist(),
         images.size,
         images.digest(),
+        READING,
+        getattr(images.dataset, "bits", None),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 

@@ -18,6 +18,7 @@ from semantic_aug.cli import (
     add_model_flags,
     add_shard_flags,
     command,
+    dataset_of,
     fraction,
     fraction_below_one,
     non_negative,
@@ -27,7 +28,7 @@ from semantic_aug.cli import (
     shard_of,
     trials_of,
 )
-from semantic_aug.experiment import Trial
+from semantic_aug.experiment import Trial, write_config
 
 COMMANDS = ("fine_tune", "fine_tune_upstream", "aggregate_embeddings")
 
@@ -44,6 +45,39 @@ def parser():
 
 
 REQUIRED = ["--experiment_name=e", "--dataset=folder"]
+
+
+# --- datasets --------------------------------------------------------------------------------
+
+
+def test_an_experiment_keeps_the_list_of_photos_it_was_begun_with(parser, workdir, photos):
+    (photos / "train" / "cat" / "session2").mkdir()
+    (photos / "train" / "cat" / "0.png").rename(photos / "train" / "cat" / "session2" / "0.png")
+
+    def photos_of(*argv):
+        args = parser.parse_args([*REQUIRED, f"--data_dir={photos}", *argv])
+        return len(dataset_of(args, "train")), args.older_list
+
+    def begun(folder, **arguments):
+        (workdir / "output" / folder).mkdir(parents=True)
+        write_config(workdir / "output" / folder, {"photos": "x"}, arguments)
+
+    assert photos_of() == (9, False)
+    begun("e/aug/seed=0_ex=1", dataset="folder", older_list=False)  # as commands note it
+    begun("e/results/other", dataset="mymodule:Mine")  # of other photos
+    (workdir / "output" / "e" / "results" / "torn").mkdir()
+    (workdir / "output" / "e" / "results" / "torn" / "config.json").write_text('{"arguments"')
+    assert photos_of() == (9, False)
+    for stage in ("fine-tuned/seed=0_ex=1", "aug/seed=0_ex=1", "results/real"):
+        begun(f"{stage.split('/')[0]}/{stage}", dataset="folder")  # by an earlier version
+        assert photos_of(f"--experiment_name={stage.split('/')[0]}") == (8, True)
+    # Whatever is made there later keeps to it, and says so.
+    begun("new/aug/seed=0_ex=1", dataset="folder", older_list=True)
+    assert photos_of("--experiment_name=new") == (8, True)
+    # Nothing is chosen where a person has chosen.
+    args = parser.parse_args([*REQUIRED, f"--data_dir={photos}", "--experiment_name=new",
+                              "--dataset_args", "older_list=false"])  # fmt: skip
+    assert len(dataset_of(args, "train")) == 9
 
 
 # --- parsing ---------------------------------------------------------------------------------

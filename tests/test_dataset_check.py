@@ -129,6 +129,47 @@ def test_check_names_unreadable_photos(photos, capsys):
     assert row(text, "cat") == [3, 2, 2]  # they are listed, and would be skipped
 
 
+def test_check_names_photos_of_doubtful_brightness(photos, capsys):
+    deep = np.full((40, 48), 4095, np.uint16)
+    deep[0] = 0
+    Image.fromarray(deep).save(photos / "train" / "cat" / "camera.png")
+    Image.new("RGB", (48, 40), "white").save(photos / "val" / "cat" / "blank.png")
+    arguments = ["folder", "--data_dir", str(photos)]
+    status, text = check(capsys, *arguments)
+    kind = "photos whose brightness may be wrong (where files hold more than 8 bits, "
+    kind += "--dataset_args bits=12 says how many of them are used)"
+    assert status == 1
+    assert section(text, kind) == [
+        "train/cat/camera.png: almost black (0 to 16 of 255)",
+        "val/cat/blank.png: almost white (255 to 255 of 255)",
+    ]
+    (photos / "val" / "cat" / "blank.png").unlink()
+    status, text = check(capsys, *arguments, "--dataset_args", "bits=12")
+    assert status == 0 and "brightness" not in text
+
+
+def test_check_counts_files_that_are_not_taken_and_names_them(photos, capsys):
+    for number in range(12):
+        (photos / "train" / "cat" / f"{number}.txt").write_text("a caption")
+    (photos / "train" / "dog.HEIC").write_bytes(b"")
+    (photos / "README").write_text("read me")
+    (photos / ".hidden").write_text("")
+    Image.new("L", (48, 40)).save(photos.parent / "mask.png")
+    (photos / "masks" / "train" / "cat").mkdir(parents=True)
+    copy(photos.parent / "mask.png", photos / "masks" / "train" / "cat" / "0.png")
+    arguments = ["folder", "--data_dir", str(photos)]
+    status, text = check(capsys, *arguments)
+    counted = "15 files are no photo of a class: .txt 12, no suffix 1, .png 1, .heic 1"
+    assert status == 0 and f"others  {counted} (--verbose names them)\n" in text
+    status, text = check(capsys, *arguments, "--verbose")
+    lines = text.splitlines()
+    start = lines.index(f"others  {counted}")
+    assert lines[start + 1 : start + 3] == ["  README", "  masks/train/cat/0.png"]
+    assert lines[start + 15] == "  train/dog.HEIC"
+    _, text = check(capsys, *arguments, "--dataset_args", "masks=masks")
+    assert "14 files are no photo of a class: .txt 12," in text  # masks that are used are not
+
+
 def test_check_finds_copies_across_splits_and_classes(photos, capsys):
     copy(photos / "train" / "cat" / "0.png", photos / "test" / "cat" / "copy.png")
     copy(photos / "val" / "cat" / "0.png", photos / "val" / "toy train" / "copy.png")
@@ -148,8 +189,8 @@ def copy(source, target):
 
 
 def test_check_counts_modes_sizes_and_empty_classes(photos, capsys):
-    Image.new("L", (10, 20)).save(photos / "train" / "cat" / "grey.png")
-    Image.new("CMYK", (100, 90)).save(photos / "train" / "cat" / "print.jpg")
+    Image.new("L", (10, 20), 99).save(photos / "train" / "cat" / "grey.png")
+    Image.new("CMYK", (100, 90), (0, 99, 99, 0)).save(photos / "train" / "cat" / "print.jpg")
     for split in ("train", "val", "test"):
         (photos / split / "unicorn").mkdir()
     status, text = check(capsys, "folder", "--data_dir", str(photos))
@@ -167,7 +208,7 @@ def test_check_names_classes_that_only_other_splits_have(photos, capsys):
     for number in range(2):
         path = photos / "test" / f"{number}.png"
         path.rename(photos / "test" / "crack" / path.name)
-        Image.new("RGB", (9, 9), (number, 7, 7)).save(photos / "test" / "crack" / path.name)
+        Image.new("RGB", (9, 9), (number, 7, 70)).save(photos / "test" / "crack" / path.name)
     status, text = check(capsys, "folder", "--data_dir", str(photos))
     assert status == 1
     assert section(text, "classes without training photos") == [
@@ -204,7 +245,7 @@ def test_check_names_photos_that_are_listed_and_not_on_the_disk(tmp_path, capsys
         path.write_text(json.dumps(content))
         for number in ids[::2]:
             photo = tmp_path / f"{split}2017" / "cam1" / f"{split} {number}.png"
-            Image.new("RGB", (9, 9), (number, len(split), 0)).save(photo)
+            Image.new("RGB", (9, 9), (number, len(split), 70)).save(photo)
     status, text = check(capsys, "coco", "--data_dir", str(tmp_path), "--verbose")
     assert status == 1 and row(text, "total")[0] == 15 and "warnings" not in text
     assert section(text, "listed files that are not on the disk") == [

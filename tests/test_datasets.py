@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, few_shot_dataset, stable_hash
 from semantic_aug.datasets import build_dataset, dataset_class, parse_dataset_args
 from semantic_aug.datasets.coco import CLASS_NAMES, COCODataset, decode_segmentation
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.datasets.mvip import MVIPDataset
-from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset
+from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, readable_suffixes
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -589,8 +590,154 @@ def test_folder_of_a_class_that_holds_other_files_is_named(tmp_path, caplog):
     (tmp_path / "ant").mkdir()  # empty: a class that has no photo yet
     assert build_dataset("folder", "train", data_dir=tmp_path).num_classes == 4
     assert "bee holds no photo itself, but IMG_1.HEIC" in caplog.text
-    assert "dog holds no photo itself, but 2024/" in caplog.text
+    assert "1 HEIC photos are left out, such as bee/IMG_1.HEIC: to have them read" in caplog.text
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 2
+
+
+def test_folder_takes_every_kind_of_image_that_pillow_reads(tmp_path):
+    kinds = (
+        "jpg jfif jpe avif ppm pgm pbm jp2 j2k tga png apng webp bmp dib tif gif pcx sgi qoi dds"
+    )
+    for number, kind in enumerate(kinds.split()):
+        photo = Image.new("1" if kind == "pbm" else "RGB", (12, 8), "white")
+        (tmp_path / "a").mkdir(exist_ok=True)
+        photo.save(tmp_path / "a" / f"{number}.{kind}")
+        photo.save(tmp_path / "a" / f"{number} upper.{kind.upper()}")
+    for name in ("notes.txt", "0.json", "scan.pcd", "thumb.ico", "table.h5", "clip.mpg", "b.PDF"):
+        (tmp_path / "a" / name).write_text("no photo")
+    datasets = read_splits(tmp_path)
+    assert sum(counts(datasets)["a"]) == 2 * len(kinds.split())
+    for dataset in datasets.values():
+        for index in range(len(dataset)):
+            image = dataset.get_image_by_idx(index)
+            assert image.size == (12, 8) and image.getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_folder_takes_heic_where_its_plugin_is_installed(tmp_path, monkeypatch, caplog):
+    """The plug-in is not: a module in its place reads a PNG under that name."""
+    write_photos(tmp_path / "photos" / "a", 3)
+    write_photos(tmp_path / "photos" / "a", 2, first=7)
+    for number in (7, 8):
+        path = tmp_path / "photos" / "a" / f"{number}.png"
+        path.rename(path.with_suffix(".HEIC"))
+    clear = (few_shot_dataset._load_plugins.cache_clear, readable_suffixes.cache_clear)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
+    for each in clear:
+        each()
+    assert counts(read_splits(tmp_path / "photos")) == {"a": (1, 1, 1)}
+    assert "2 HEIC photos are left out, such as a/7.HEIC: to have them read" in caplog.text
+    caplog.clear()
+    plugin = types.ModuleType("pillow_heif")
+    plugin.register_heif_opener = lambda: Image.register_extension("PNG", ".heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    for each in clear:
+        each()
+    found = read_splits(tmp_path / "photos")
+    assert counts(found) == {"a": (3, 1, 1)} and not caplog.text
+    assert {7, 8} < {d.get_image_by_idx(i).getpixel((0, 0))[0] for d in found.values()
+                     for i in range(len(d))}  # fmt: skip
+    monkeypatch.undo()
+    for each in clear:
+        each()
+
+
+def test_folder_photos_below_the_folder_of_their_class(tmp_path, caplog):
+    write_photos(tmp_path / "photos" / "a", 2)
+    write_photos(tmp_path / "photos" / "a" / "session2", 3, "jpg")
+    write_photos(tmp_path / "photos" / "a" / "session3" / "left", 2)
+    write_photos(tmp_path / "photos" / "b" / "deep" / "deeper", 3)
+    for junk in ("@eaDir", "__MACOSX", ".hidden", "masks"):
+        write_photos(tmp_path / "photos" / "a" / junk, 2)
+        write_photos(tmp_path / "photos" / "b" / "deep" / junk, 2)
+    for junk in ("@eaDir", "__MACOSX"):
+        write_photos(tmp_path / "photos" / junk, 2)
+    found = read_splits(tmp_path / "photos")
+    assert {name: sum(each) for name, each in counts(found).items()} == {"a": 7, "b": 3}
+    below = {source for dataset in found.values() for source in sources(dataset)}
+    assert {"a/session3/left/1.png", "a/session2/0.jpg", "b/deep/deeper/2.png"} < below
+    assert not caplog.text
+    split = tmp_path / "split"
+    for name in SPLITS:
+        write_photos(split / name / "a" / "x", 2)
+        write_photos(split / name / "b", 1)
+    assert counts(read_splits(split)) == {"a": (2, 2, 2), "b": (1, 1, 1)}
+    # masks at the same relative path
+    write_mask(tmp_path / "drawn" / "train" / "a" / "x" / "1.png", (3, 4))
+    dataset = read_splits(split, f"masks={tmp_path / 'drawn'}")["train"]
+    assert np.argwhere(dataset.get_mask_by_idx(1)).tolist() == [[4, 3]]
+
+
+def test_folder_links_to_folders_below_a_class(tmp_path):
+    root = tmp_path / "photos"
+    write_photos(root / "a" / "one", 2)
+    write_photos(root / "b", 2)
+    write_photos(tmp_path / "far", 1)
+    write_photos(tmp_path / "far" / "more", 3)
+    (root / "a" / "far").symlink_to(tmp_path / "far")  # followed
+    (root / "a" / "again").symlink_to(tmp_path / "far" / "more")  # the same photos, a second time
+    (root / "a" / "latest").symlink_to(root / "a" / "one")
+    (root / "a" / "round").symlink_to(root / "a")
+    (root / "a" / "up").symlink_to(tmp_path)
+    (root / "b" / "other").symlink_to(root / "a")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "far")
+    found = {source for dataset in read_splits(root).values() for source in sources(dataset)}
+    # The first of two names in the order of names, whatever the file system lists first.
+    linked = {f"a/again/{n}.png" for n in range(3)} | {"a/far/0.png"}
+    assert found == {"a/one/0.png", "a/one/1.png", "b/0.png", "b/1.png"} | linked
+
+
+def test_folder_masks_that_mirror_the_photos_are_no_class(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        write_photos(tmp_path / "flat" / name, 3)
+        write_photos(tmp_path / "flat" / "masks" / name, 3)
+        write_photos(tmp_path / "split" / "train" / name, 3)
+        write_photos(tmp_path / "split" / "Masks" / "train" / name, 3)
+        write_photos(tmp_path / "within" / "train" / name, 3)
+        write_photos(tmp_path / "within" / "train" / "masks" / name, 3)
+        write_photos(tmp_path / "other" / name, 3)
+        write_photos(tmp_path / "other" / "segments" / name, 3)
+        write_photos(tmp_path / "above" / "images" / name, 3)
+        write_photos(tmp_path / "above" / "masks" / name, 3)
+    both = {"cat": (1, 1, 1), "dog": (1, 1, 1)}
+    for root in ("flat", "split", "within"):
+        assert counts(read_splits(tmp_path / root)) == both
+    assert counts(read_splits(tmp_path / "flat", "masks=masks")) == both
+    assert counts(read_splits(tmp_path / "other", "masks=segments")) == both
+    message = f"above is one level too high: give {tmp_path / 'above' / 'images'}"
+    with pytest.raises(UserError, match=message):
+        read_splits(tmp_path / "above")
+    # A class of that name, as of a costume shop.
+    for name in ("hats", "masks"):
+        write_photos(tmp_path / "shop" / name / f"{name} of spring", 3)
+    assert counts(read_splits(tmp_path / "shop")) == {"hats": (1, 1, 1), "masks": (1, 1, 1)}
+
+
+def test_folder_older_list_is_that_of_earlier_versions(tmp_path, caplog):
+    root = tmp_path / "photos"
+    for name in ("a", "b"):
+        write_photos(root / name, 10)
+        write_photos(root / "masks" / name, 10)
+    before = read_splits(root, "older_list=true")
+    assert before["train"].class_names == ["a", "b", "masks"]
+    listed = {split: sources(dataset) for split, dataset in before.items()}
+    write_photos(root / "a" / "session2", 4)
+    write_photos(root / "b", 3, "avif")
+    caplog.clear()
+    again = read_splits(root, "older_list=true")
+    assert {split: sources(dataset) for split, dataset in again.items()} == listed
+    assert "older_list: 27 photos are left out that a new --experiment_name would" in caplog.text
+    assert {name: sum(each) for name, each in counts(read_splits(root)).items()} == {
+        "a": 14, "b": 13,
+    }  # fmt: skip
+
+
+def test_folder_photos_beside_the_classes_are_counted(tmp_path, caplog):
+    for split in SPLITS:
+        write_photos(tmp_path / split / "cat", 2)
+    write_photos(tmp_path / "test", 3)
+    read_splits(tmp_path)
+    assert f"3 photos directly in {tmp_path / 'test'} have no class" in caplog.messages
 
 
 def test_folder_classes_are_those_of_all_splits_with_the_empty_ones(tmp_path):
@@ -776,6 +923,13 @@ def test_folder_roots_that_are_wrong(tmp_path, workdir):
     for name in "abcd":
         (tmp_path / "hollow" / name).mkdir(parents=True)
     assert "has no photo in its 4 folders (a, b, c ...)" in message(tmp_path / "hollow")
+    for name in ("apple", "pear"):
+        for split in ("train", "test"):
+            write_photos(tmp_path / "nested" / split / "Fruit" / name, 2)
+    nested = message(tmp_path / "nested")
+    fruit = tmp_path / "nested" / "train" / "Fruit"
+    assert "has one class, Fruit, whose photos lie in folders: move apple/ and others" in nested
+    assert f"from {fruit} to {fruit.parent}, and so in the other splits" in nested
     with pytest.raises(UserError, match=r"no data root for FolderDataset: .* FOLDER_DIR"):
         build_dataset("folder", "train")
     write_photos(tmp_path / "tested" / "test" / "cat", 3)
@@ -1032,8 +1186,8 @@ def test_dataset_args_that_are_wrong(pair, message):
 
 def test_dataset_args_unknown_or_missing(coco):
     for name, known in (("coco", "published_val"), ("mvip", "super_class, num_classes"),
-                        ("folder", "masks")):  # fmt: skip
-        with pytest.raises(UserError, match=rf"unknown key 'x'; \w+ has: {known}$"):
+                        ("folder", "masks, older_list")):  # fmt: skip
+        with pytest.raises(UserError, match=rf"unknown key 'x'; \w+ has: {known}, bits$"):
             build_dataset(name, "train", data_dir=coco, dataset_args=["x=1"])
     with pytest.raises(UserError, match=r"--dataset_args: Options: missing .*'needed'"):
         build_dataset(f"{__name__}:Options", "train", data_dir=coco)

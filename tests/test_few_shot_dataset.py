@@ -6,7 +6,10 @@ import logging
 import os
 import pickle
 import random
+import socket
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from semantic_aug import UserError, few_shot_dataset
 from semantic_aug.datasets import build_dataset
@@ -326,6 +329,28 @@ def test_a_class_without_a_readable_photo_is_an_error(tmp_path):
         Signs(data_dir=tmp_path, examples_per_class=1)
 
 
+def test_only_regular_files_are_opened(tmp_path, monkeypatch):
+    """Opening a FIFO would wait for ever, and a device may never end."""
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    photo = save_photo(tmp_path / "train" / "cat_0.png")
+    os.mkfifo("train/cat_1.png")
+    held = os.open("train/cat_1.png", os.O_RDWR)  # so that a reader gets something, and goes on
+    os.write(held, b"nothing that is an image")
+    (tmp_path / "train" / "cat_2.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("train/cat_3.png")
+        dataset = Signs(data_dir=tmp_path, examples_per_class=4)
+        assert sources(dataset) == ["train/cat_0.png"] and len(dataset.unreadable) == 3
+        for number, kind in ((1, "FIFO"), (2, "device"), (3, "socket")):
+            path = tmp_path / "train" / f"cat_{number}.png"
+            message = rf"cannot read \w+ {path}: it is a {kind}, expected a regular file$"
+            for read in (read_image, read_mask, read_size, check_image):
+                with pytest.raises(UserError, match=message):
+                    read(path)
+    os.close(held)
+    assert read_image(photo).size == (12, 8)
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Tag data")
 def test_any_damage_is_a_user_error_and_checking_agrees_with_reading(tmp_path):
     """Decoders raise all sorts of exceptions; none may come through."""
@@ -429,6 +454,232 @@ def test_float_tiff(tmp_path):
     mode, rgb = stored(tmp_path / "a.tif", Image.fromarray(values))
     assert mode == "F"
     assert rgb[0, :, 1].tolist() == [0, 51, 255, 0]
+
+
+def test_float_images_above_one_are_cut_at_white_and_named(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[0, 0.5, 1, 1.02]], np.float32)).save(path)
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 128, 255, 255]
+    assert check_image(path) == "float values up to 1.02, where 1.0 is taken for white"
+    assert check_image(path, bits=1) == ""  # it is known that 1 is white
+    Image.fromarray(np.array([[0, 3, 6]], np.float32)).save(path)  # of 255, or light itself?
+    assert check_image(path) == "almost black (0 to 6 of 255)"
+    assert np.asarray(read_image(path, bits=2))[0, :, 0].tolist() == [0, 255, 255]
+    Image.fromarray(np.array([[0, 100, 255]], np.float32)).save(path)
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 100, 255]
+    assert check_image(path) == ""
+
+
+def tiff(values, bits, compression=1):
+    """A TIFF of one strip, [H, W] grey or [H, W, 3] colours, as Pillow does not write it."""
+    height, width, *channels = values.shape
+    colours = len(channels) and 3
+    if bits == 12:  # two pixels in three bytes
+        data = b"".join(
+            bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255])
+            for a, b in values.reshape(-1, 2).tolist()
+        )
+    else:
+        data = values.astype("<u2").tobytes()
+    data = zlib.compress(data) if compression == 8 else data
+    extra = struct.pack("<3H", bits, bits, bits) if colours else b""
+    tags = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, colours or 1, 0 if colours else bits),
+        (259, 3, 1, compression), (262, 3, 1, 2 if colours else 1), (273, 4, 1, 0),
+        (277, 3, 1, colours or 1), (278, 3, 1, height), (279, 4, 1, len(data)),
+    ]  # fmt: skip
+    end = 8 + 2 + 12 * len(tags) + 4
+    places = {258: end if colours else bits, 273: end + len(extra)}
+    entries = b"".join(struct.pack("<HHII", t, k, n, places.get(t, v)) for t, k, n, v in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + extra + data
+
+
+def png(values):
+    """A PNG of 16-bit colours, [H, W, 3 or 4], as Pillow does not write it."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+DEEP = np.array([[0, 1000, 2048, 4095]], np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_12_bits_in_16_are_scaled_by_bits(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(DEEP).save(path)
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 4, 8, 16]  # as ever
+    assert check_image(path) == "almost black (0 to 16 of 255)"
+    assert np.asarray(read_image(path, bits=12))[0, :, 0].tolist() == [0, 62, 128, 255]
+    assert check_image(path, bits=12) == ""
+    assert np.asarray(read_image(path, bits=11))[0, :, 0].tolist() == [0, 125, 255, 255]
+    Image.fromarray(DEEP + 2048).save(path)
+    assert check_image(path, bits=11) == "almost white (255 to 255 of 255)"
+
+
+def test_what_a_file_says_of_its_bits_goes_first(tmp_path):
+    written = tmp_path / "written.tif"
+    Image.fromarray(DEEP).save(written, tiffinfo={281: 4095})  # MaxSampleValue
+    files = {
+        "bits.tif": tiff(DEEP, 12),
+        "tag.tif": written.read_bytes(),
+        "maximum.pgm": b"P5 4 1 4095\n" + DEEP.astype(">u2").tobytes(),
+        "plain.pgm": b"P2 4 1 4095\n0 1000 2048 4095\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        for bits in (None, 12, 10):
+            rgb = np.asarray(read_image(tmp_path / name, bits))
+            assert rgb[0, :, 0].tolist() == [0, 62, 128, 255], (name, bits)
+        assert check_image(tmp_path / name) == "", name
+    # The brightest value of this very image is no white.
+    Image.fromarray(DEEP).save(tmp_path / "used.tif", tiffinfo={281: 3871})
+    assert np.asarray(read_image(tmp_path / "used.tif"))[0, :, 0].tolist() == [0, 4, 8, 16]
+
+
+def test_colours_of_12_bits_in_16(tmp_path):
+    """Pillow keeps the upper byte of each, of which 4 bits are used."""
+    colours = np.stack([DEEP, DEEP[:, ::-1], DEEP // 2], -1)
+    wanted = (colours * 255.0 / 4095).round().astype(int).tolist()
+    alpha = np.concatenate([colours, np.full((1, 4, 1), 65535, np.uint16)], -1)
+    files = {
+        "a.png": png(colours), "b.png": png(alpha), "c.tif": tiff(colours, 16),
+        "d.tif": tiff(colours, 16, compression=8),
+    }  # fmt: skip
+    for name, content in files.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert np.asarray(read_image(path))[0].tolist() == (colours[0] >> 8).tolist(), name
+        assert check_image(path) == "almost black (0 to 15 of 255)", name
+        assert np.asarray(read_image(path, bits=12)).tolist() == wanted, name
+        assert check_image(path, bits=12) == ""
+
+
+def test_bits_do_not_touch_8_bits(tmp_path):
+    for name, image in {
+        "a.png": Image.fromarray(pixels()),
+        "b.png": Image.fromarray(pixels()[..., 0]),
+        "c.png": palette_image(),
+    }.items():
+        image.save(tmp_path / name)
+        before = read_image(tmp_path / name)
+        assert read_image(tmp_path / name, bits=12).tobytes() == before.tobytes()
+
+
+def test_photos_of_a_trial_that_come_out_black_are_named_with_the_option(tmp_path, caplog):
+    (tmp_path / "train").mkdir()
+    for number in range(3):
+        Image.fromarray(DEEP + number).save(tmp_path / "train" / f"cat_{number}.png")
+    dataset = build_dataset(f"{__name__}:Signs", "train", data_dir=tmp_path, examples_per_class=2)
+    first = sources(dataset)[0]
+    assert caplog.messages == [
+        f"2 photos of split 'train' may have a wrong brightness, such as {first}: almost black "
+        "(0 to 16 of 255); where files hold more than 8 bits, --dataset_args bits=12 says how many "
+        "of them are used"
+    ]
+    caplog.clear()
+    options = {"data_dir": tmp_path, "dataset_args": ["bits=12"], "image_size": (1, 4)}
+    dataset = build_dataset(f"{__name__}:Signs", "train", examples_per_class=2, **options)
+    assert not caplog.messages and np.asarray(dataset.get_image_by_idx(0)).max() == 255
+    assert dataset[0][0].max() > 0.99
+    for bits in (0, 33):
+        with pytest.raises(UserError, match=f"bits: got {bits}, expected .* 1 to 32"):
+            Signs(data_dir=tmp_path, bits=bits)
+
+
+def profile(space, gamma, primaries=()):
+    """An ICC profile (version 2) of primaries and a white [X, Y, Z] that are relative to D50."""
+
+    def fixed(numbers):
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(n * 65536)) for n in numbers)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    name = b"a test\0"
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(79),
+        b"cprt": b"text\0\0\0\0none\0\0\0\0",
+        b"wtpt": fixed((0.9642, 1, 0.8249)),
+    }
+    for letter, colour in zip(b"rgb", primaries):
+        tags |= {bytes([letter]) + b"XYZ": fixed(colour), bytes([letter]) + b"TRC": curve}
+    tags |= {} if primaries else {b"kTRC": curve}
+    place, table, content = 128 + 4 + 12 * len(tags), b"", b""
+    for tag, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += tag + struct.pack(">II", place + len(content), len(data))
+        content += data
+    header = bytes(4) + struct.pack(">I", 0x02100000) + b"mntr" + space + b"XYZ "
+    header = struct.pack(">I", place + len(content)) + header.ljust(32, b"\0")
+    header = header.ljust(36, b"\0") + b"acsp"
+    header = header.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + content
+
+
+ADOBE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+
+
+def encoded(linear):
+    """sRGB values, 0 to 255, of light in [0, 1]."""
+    light = np.clip(linear, 0, 1)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "avif"])
+def test_colours_of_a_profile_become_srgb(tmp_path, suffix):
+    colours = np.array([[[200, 120, 90], [90, 130, 200], [30, 200, 60], [128] * 3]], np.uint8)
+    light = (colours / 255.0) ** (563 / 256) @ np.array(ADOBE) @ np.linalg.inv(np.array(SRGB))
+    wanted = encoded(light)
+    assert np.abs(wanted - colours).max() > 20
+    image = Image.fromarray(colours.repeat(8, 0).repeat(8, 1))  # whole blocks of a JPEG
+    path = tmp_path / f"a.{suffix}"
+    options = {"quality": 100} if suffix in ("jpg", "avif") else {"lossless": True}
+    adobe = profile(b"RGB ", 563 / 256, ADOBE)
+    image.save(path, icc_profile=adobe, **options)
+    with Image.open(path) as plain:
+        assert plain.info["icc_profile"] == adobe
+    found = np.asarray(read_image(path))[4, 4::8].astype(int)
+    # Decoders of JPEG and AVIF add a little of their own.
+    assert np.abs(found - wanted[0]).max() <= (5 if suffix in ("jpg", "avif") else 1.5)
+    assert check_image(path) == ""
+
+
+def test_srgb_by_any_name_and_broken_profiles_change_nothing(tmp_path):
+    image = Image.fromarray(pixels(40, 60))
+    profiles = {
+        "built in": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        "garbage": b"no profile at all",
+        "cut": profile(b"RGB ", 2.2, ADOBE)[:300],
+        "grey": profile(b"GRAY", 1.8),  # of another kind of image
+    }
+    for name, content in profiles.items():
+        image.save(tmp_path / "a.png", icc_profile=content)
+        assert read_image(tmp_path / "a.png").tobytes() == image.tobytes(), name
+        assert "icc_profile" not in read_image(tmp_path / "a.png").info
+
+
+def test_profiles_of_grey_and_transparent_photos(tmp_path):
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    grey.save(tmp_path / "grey.png", icc_profile=profile(b"GRAY", 1.0))
+    found = np.asarray(read_image(tmp_path / "grey.png"))
+    wanted = encoded(np.arange(256) / 255).reshape(16, 16)
+    assert np.abs(found - wanted[..., None]).max() <= 1
+    rgba = Image.new("RGBA", (2, 1), (30, 200, 60, 255))
+    rgba.putpixel((1, 0), (30, 200, 60, 0))
+    adobe = profile(b"RGB ", 563 / 256, ADOBE)
+    rgba.save(tmp_path / "rgba.png", icc_profile=adobe)
+    colour, background = np.asarray(read_image(tmp_path / "rgba.png"))[0].tolist()
+    assert colour[0] == 0 and background == [255, 255, 255]  # a green that sRGB does not have
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    cmyk.save(tmp_path / "a.tif")
+    plain = read_image(tmp_path / "a.tif").tobytes()
+    cmyk.save(tmp_path / "a.tif", icc_profile=adobe)
+    assert read_image(tmp_path / "a.tif").tobytes() == plain
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 300)])

@@ -79,7 +79,7 @@ def tools(workdir, monkeypatch):
         (workdir / "data" / folder).mkdir(parents=True)
         for number in range(20):
             name = f"{('hammer', 'saw')[number % 2]}_{number}.jpg"
-            colour = (12 * number, len(folder), 0)
+            colour = (12 * number, len(folder), 90)
             Image.new("RGB", (30, 20), colour).save(workdir / "data" / folder / name)
             if folder == "tools":
                 rows.append((name, name.split("_")[0], 2, 3, 4 + number, 9))

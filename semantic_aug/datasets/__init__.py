@@ -85,7 +85,7 @@ def build_dataset(
 
 def parse_dataset_args(cls: type[FewShotDataset], pairs: Sequence[str]) -> dict:
     """`key=value` texts as keyword arguments, in the types that the constructor declares."""
-    known = known_options(cls)
+    known = known_options(cls) | _shared_options(cls)
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -108,6 +108,15 @@ def known_options(cls: type[FewShotDataset]) -> dict[str, inspect.Parameter]:
         if key not in _COMMON and parameter.kind is not parameter.VAR_KEYWORD
         if parameter.kind is not parameter.VAR_POSITIONAL
     }
+
+
+def _shared_options(cls: type[FewShotDataset]) -> dict[str, inspect.Parameter]:
+    """Options of every dataset whose images the base class reads."""
+    parameters = inspect.signature(cls.__init__).parameters
+    takes = "bits" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if cls.list_records is FewShotDataset.list_records or not takes:
+        return {}
+    return {"bits": inspect.signature(FewShotDataset.__init__).parameters["bits"]}
 
 
 def _typed(key: str, text: str, parameter: inspect.Parameter):

@@ -9,12 +9,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import PurePosixPath
 from statistics import median_low
 
 from semantic_aug import UserError
 from semantic_aug.cli import progress_bar
 from semantic_aug.datasets import build_dataset
-from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, open_bytes, open_image
+from semantic_aug.few_shot_dataset import (
+    BITS_HELP,
+    SPLITS,
+    FewShotDataset,
+    brightness_doubt,
+    open_bytes,
+    open_image,
+)
 
 SHOWN = 10  # of each kind of problem
 
@@ -33,6 +41,7 @@ class Photo:
     size: tuple[int, int] | None = None
     mode: str = ""
     error: str = ""
+    doubt: str = ""
     mask: str = "none"
     mask_error: str = ""
 
@@ -49,6 +58,7 @@ class Findings:
     missing_splits: dict[str, str] = field(default_factory=dict)  # split -> why
     warnings: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # files that are no photo of a class
 
     def problems(self) -> dict[str, list[str]]:
         """Kind of problem -> a line for every case."""
@@ -61,6 +71,9 @@ class Findings:
             "listed files that are not on the disk": self.missing,
             "classes without training photos": self._never_trained(),
             "unreadable photos": [photo.error for photo in self.photos if photo.error],
+            f"photos whose brightness may be wrong ({BITS_HELP})": [
+                f"{photo.source}: {photo.doubt}" for photo in self.photos if photo.doubt
+            ],
             "photos without a mask, while others have one": [
                 photo.source
                 for photo in self.photos
@@ -140,6 +153,8 @@ def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) 
             for photo in pool.map(lambda job: read_photo(*job), some):
                 findings.photos.append(photo)
                 bar.update()
+    if hasattr(datasets[0], "left_out"):
+        findings.left_out = datasets[0].left_out({photo.source for photo in findings.photos})
     return findings
 
 
@@ -179,7 +194,7 @@ def read_photo(dataset: FewShotDataset, index: int) -> Photo:
         if hasattr(dataset, "records"):
             path = dataset.records[index].path
             with open_image(path) as image:
-                image.load()
+                found["doubt"] = brightness_doubt(path, image, dataset.bits)
                 found |= {"size": image.size, "mode": image.mode}
             with open_bytes(path) as file:
                 found["digest"] = hashlib.file_digest(file, "sha256").digest()
@@ -214,6 +229,7 @@ def report(findings: Findings, verbose: bool = False) -> str:
             *_counts(findings),
             "",
             *_properties(findings.photos),
+            *_left_out(findings.left_out, verbose),
             *_problems(findings, None if verbose else SHOWN),
             _end(findings),
         ]
@@ -251,6 +267,18 @@ def _properties(photos: list[Photo]) -> Iterator[str]:
     copies = len([p for p in photos if p.digest]) - len({p.digest for p in photos if p.digest})
     if copies:
         yield f"copies  {copies:,} photos have the same bytes as another one"
+
+
+def _left_out(files: list[str], verbose: bool) -> Iterator[str]:
+    if not files:
+        return
+    kinds = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in files)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common(SHOWN))
+    more = f", {len(kinds) - SHOWN:,} more kinds" if len(kinds) > SHOWN else ""
+    hint = "" if verbose else " (--verbose names them)"
+    yield f"others  {len(files):,} files are no photo of a class: {counts}{more}{hint}"
+    if verbose:
+        yield from (f"  {file}" for file in files)
 
 
 def _problems(findings: Findings, shown: int | None) -> Iterator[str]:

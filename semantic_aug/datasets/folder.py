@@ -3,14 +3,23 @@
 import dataclasses
 import functools
 import logging
+import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from semantic_aug import UserError
-from semantic_aug.datasets.index import image_names
+from semantic_aug import UserError, stable_hash
+from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import complete_splits, what_is_in
-from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
+from semantic_aug.few_shot_dataset import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    FewShotDataset,
+    Record,
+    names_in,
+    readable_suffixes,
+)
 
 # Names of folders, in any case.
 SPLIT_FOLDERS = {
@@ -19,6 +28,9 @@ SPLIT_FOLDERS = {
     "test": ["test", "testing"],
 }
 _SPLIT_NAMES = {name for names in SPLIT_FOLDERS.values() for name in names}
+MASKS = "masks"
+NO_CLASSES = {"__macosx", "@eadir"}  # what a Mac packs, thumbnails of a network storage
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +41,10 @@ class FolderDataset(FewShotDataset):
         ROOT/{train,val,test}/CLASS/*.{jpg,png,webp,...}
         ROOT/CLASS/*.{jpg,png,webp,...}
 
+    Photos may lie in folders below their class too, such as CLASS/session2/*.jpg. Every kind of
+    image that Pillow reads is taken, HEIC where pillow-heif is installed. A folder `masks` below a
+    class holds no photos, and beside the classes it is no class if it has their names within.
+
     The second is cut into splits, class by class, in an order that comes from hashes of the paths:
     60 % train, 20 % val, 20 % test. The first is completed in the same way: without test, half of
     val becomes test; without val, a fifth of train becomes val; without both, train is cut like
@@ -37,12 +53,17 @@ class FolderDataset(FewShotDataset):
     Args:
         masks: root of a parallel tree with a mask for every photo, at the same relative path, of
             any image suffix; relative to the working directory or, if it is not there, to ROOT.
+        older_list: take no more photos than earlier versions did: .jpg, .jpeg, .png, .webp, .bmp,
+            .tif, .tiff and .gif directly in the folder of a class. An experiment that was begun
+            with such a version keeps its list by itself.
     """
 
     env = "FOLDER_DIR"
 
-    def __init__(self, *, masks: str = "", **kwargs):
+    def __init__(self, *, masks: str = "", older_list: bool = False, **kwargs):
         self.masks = masks
+        self.older_list = older_list
+        self._suffixes = frozenset(IMAGE_SUFFIXES) if older_list else readable_suffixes()
         super().__init__(**kwargs)
         vars(self).pop("_found", None)  # perhaps a million records, of which a trial has few
 
@@ -65,20 +86,23 @@ class FolderDataset(FewShotDataset):
     @functools.cached_property
     def _found(self) -> tuple[list[str], dict[str, list[Record]]]:
         """The names of all classes, sorted; and the records of every split, without masks."""
+        roots = {split: [] for split in SPLITS} | {"train": [self.data_dir]}
         if self._has_splits():
-            found = {split: self._by_class(self._split_folders(split)) for split in SPLIT_FOLDERS}
-        else:
-            found = {"train": self._by_class([self.data_dir]), "val": {}, "test": {}}
+            roots = {split: self._split_folders(split) for split in SPLITS}
+        found = {split: self._by_class(roots[split]) for split in SPLITS}
         if not any(paths for split in SPLITS for paths in found[split].values()):
             raise UserError(f"{self.data_dir} {self._what_is_there()}; expected {_EXPECTED}")
+        if not self.older_list:
+            self._check_level(found, 1 if roots["train"] == [self.data_dir] else 2)
         records = {
             split: [self.record(path, name) for name, paths in classes.items() for path in paths]
             for split, classes in found.items()
         }
         splits = complete_splits(self.data_dir, records)
-        loose = self.images_in(self.data_dir)
-        if loose:
-            log.warning("%d photos directly in %s have no class", len(loose), self.data_dir)
+        for root in dict.fromkeys([self.data_dir, *(each for s in SPLITS for each in roots[s])]):
+            loose = self.images_in(root, self._suffixes)
+            if loose:
+                log.warning("%d photos directly in %s have no class", len(loose), root)
         return sorted(set().union(*found.values())), splits
 
     def _split_folders(self, split: str) -> list[Path]:
@@ -89,7 +113,7 @@ class FolderDataset(FewShotDataset):
         """Whether train/ is a split, rather than a class of that name or nothing."""
         has_splits = False
         for train in self._split_folders("train"):
-            classes, photos = self.folders_in(train), self.images_in(train)
+            classes, photos = self._classes_in(train), self.images_in(train, self._suffixes)
             if classes and photos:
                 raise UserError(
                     f"{train} holds both photos ({photos[0].name} ...) and folders "
@@ -105,33 +129,113 @@ class FolderDataset(FewShotDataset):
             has_splits = has_splits or bool(classes)
         return has_splits
 
+    def _classes_in(self, root: Path) -> list[Path]:
+        """The folders in `root` that are classes."""
+        folders = self.folders_in(root)
+        if self.older_list:
+            return folders
+        return [
+            folder
+            for folder in folders
+            if folder.name.lower() not in NO_CLASSES
+            and not self._is_masks_dir(folder)
+            and not (folder.name.lower() == MASKS and self._mirrors(folder, folders))
+        ]
+
+    def _mirrors(self, folder: Path, folders: list[Path]) -> bool:
+        """Whether it holds no photo itself, but folders named as those beside it, or in these."""
+        images, inner = names_in(folder, self._suffixes)
+        others = [each for each in folders if each != folder]
+        below = [each.name for other in others for each in self.folders_in(other)]
+        return not images and not {*below, *(each.name for each in others)}.isdisjoint(inner)
+
     def _by_class(self, roots: Iterable[Path]) -> dict[str, list[str]]:
         """Class -> its photos, relative to the data root."""
-        folders = [folder for root in roots for folder in self.folders_in(root)]
-        folders = [folder for folder in folders if not self._holds_masks(folder)]
-        by_class = {}
-        for folder, names in image_names(folders).items():
+        folders = [folder for root in roots for folder in self._classes_in(root)]
+        by_class, left_out = {}, []
+        for folder, names in image_tree(folders, self._holds_no_photos).items():
+            place = folder.relative_to(self.data_dir).as_posix()
+            taken = self._taken(names)
+            if not taken and self._holds_masks(folder):
+                continue
             # macOS decomposes accents in names of files; the class is the same.
             paths = by_class.setdefault(unicodedata.normalize("NFC", folder.name), [])
-            place = folder.relative_to(self.data_dir).as_posix()
-            paths += [f"{place}/{name}" for name in names]
-            if not names and what_is_in(folder) != "nothing":
+            paths += [f"{place}/{name}" for name in taken]
+            if len(taken) < len(names):
+                left_out += [f"{place}/{name}" for name in sorted(set(names) - set(taken))]
+            if not taken and what_is_in(folder) != "nothing":
                 log.warning("%s holds no photo itself, but %s", folder, what_is_in(folder))
+        if self.older_list and left_out:
+            log.warning(
+                "older_list: %d photos are left out that a new --experiment_name would take, such "
+                "as %s",
+                len(left_out),
+                left_out[0],
+            )
+        elif left_out:
+            log.warning(
+                "%d HEIC photos are left out, such as %s: to have them read, pip install "
+                "pillow-heif",
+                len(left_out),
+                left_out[0],
+            )
         return by_class
 
+    def _taken(self, names: list[str]) -> list[str]:
+        """Which images are photos, given their paths within their class."""
+        suffixes = self._suffixes
+        if self.older_list:
+            names = [name for name in names if "/" not in name]
+        return [name for name in names if name[name.rfind(".") :].lower() in suffixes]
+
+    def _check_level(self, found: dict[str, dict[str, list[str]]], depth: int) -> None:
+        """Raise if what would be classes is more likely a level too high.
+
+        Args:
+            found: split -> class -> photos.
+            depth: how many folders lead from the root to a class, itself included.
+
+        Raises:
+            UserError: splits would be classes, or the only class holds no photo itself.
+        """
+        classes = defaultdict(list)
+        for by_class in found.values():
+            for name, paths in by_class.items():
+                classes[name] += paths
+        # The folders below a class that hold its photos, of classes that hold none themselves.
+        inner = {
+            name: sorted({path.split("/")[depth] for path in paths})
+            for name, paths in classes.items()
+            if paths and all(path.count("/") > depth for path in paths)
+        }
+        split = next((name for name in inner if name.lower() in _SPLIT_NAMES), None)
+        if depth == 1 and split:
+            raise UserError(
+                f"{self.data_dir} has {split}/ but no train/ with a folder per class; expected "
+                f"{_EXPECTED}"
+            )
+        if not inner or sum(map(bool, classes.values())) > 1:
+            return
+        ((name, folders),) = inner.items()
+        place = self.data_dir.joinpath(*classes[name][0].split("/")[:depth])
+        what = f"is one level too high: give {place}, whose folders hold photos"
+        if depth == 2:
+            what = f"has one class, {name}, whose photos lie in folders: move {folders[0]}/ and "
+            what += f"others from {place} to {place.parent}, and so in the other splits"
+        raise UserError(
+            f"{self.data_dir} {what}; or, if {name} is one class, put its photos directly into "
+            f"{place}; expected {_EXPECTED}"
+        )
+
     def _what_is_there(self) -> str:
-        loose = self.images_in(self.data_dir)
+        loose = self.images_in(self.data_dir, self._suffixes)
         if loose:
             return f"holds photos itself ({loose[0].name} ...): give the folder above it"
-        for folder in self.folders_in(self.data_dir):
-            if any(self.images_in(inner) for inner in self.folders_in(folder)):
-                if folder.name.lower() in _SPLIT_NAMES:
-                    return f"has {folder.name}/ but no train/ with a folder per class"
-                return f"is one level too high: give {folder}, whose folders hold photos"
-        folders = [folder.name for folder in self.folders_in(self.data_dir)]
+        folders = self.folders_in(self.data_dir)
         if not folders:
             return "has no folders in it"
-        listed = ", ".join(folders[:3]) + (" ..." if len(folders) > 3 else "")
+        listed = ", ".join(folder.name for folder in folders[:3])
+        listed += " ..." if len(folders) > 3 else ""
         return f"has no photo in its {len(folders)} folders ({listed})"
 
     # --- masks -------------------------------------------------------------------------------
@@ -149,9 +253,18 @@ class FolderDataset(FewShotDataset):
             raise UserError(f"masks={self.masks} is the folder of the photos: give another tree")
         return found
 
+    def _holds_no_photos(self, folder: Path) -> bool:
+        """Whether a folder below a class is one of masks or of what other programs left."""
+        if folder.name.lower() in (MASKS, *NO_CLASSES):
+            return True
+        return self._is_masks_dir(folder)
+
+    def _is_masks_dir(self, folder: Path) -> bool:
+        return self.masks_dir is not None and folder.resolve() == self.masks_dir.resolve()
+
     def _holds_masks(self, folder: Path) -> bool:
         """Whether a folder among the classes is the tree of masks, or on the way to it."""
-        if self.masks_dir is None or self.images_in(folder):
+        if self.masks_dir is None:
             return False
         return self.masks_dir.resolve().is_relative_to(folder.resolve())
 
@@ -159,8 +272,73 @@ class FolderDataset(FewShotDataset):
         """The masks of a folder of photos, by file name and by file name without suffix."""
         if self.masks_dir is None:
             return {}
-        files = self.images_in(self.masks_dir / folder)
+        files = self.images_in(self.masks_dir / folder, self._suffixes)
         return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
+
+    # --- what is not taken -------------------------------------------------------------------
+
+    def left_out(self, taken: set[str]) -> list[str]:
+        """The files below the root that are neither hidden, nor masks, nor photos of a class.
+
+        What lies behind links to folders is not looked for.
+
+        Args:
+            taken: the sources of all photos, of all splits.
+
+        Returns:
+            Their paths relative to the root, sorted.
+        """
+        found = []
+        for folder, folders, names in os.walk(self.data_dir):
+            if self._is_masks_dir(Path(folder)):
+                folders.clear()
+                continue
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            place = Path(folder).relative_to(self.data_dir)
+            found += [(place / name).as_posix() for name in names if not name.startswith(".")]
+        return sorted(set(found) - taken)
+
+
+def image_tree(
+    folders: Iterable[Path], holds_no_photos: Callable[[Path], bool]
+) -> dict[Path, list[str]]:
+    """The images in each folder and in all folders below it, as paths relative to it; an index.
+
+    HEIC is among them, whether it can be read here or not. Links to folders are followed, but no
+    folder is listed twice, and no circle is walked.
+
+    Args:
+        holds_no_photos: whether a folder below one of them is left out.
+    """
+    suffixes = frozenset({*readable_suffixes(), *HEIC_SUFFIXES})
+    kind = f"tree{stable_hash(*sorted(suffixes)):x}"
+    found = {folder: [] for folder in folders}
+    tops = [folder.resolve() for folder in found]
+    seen = set(tops)
+    level = [(folder, "") for folder in found]
+    while level:
+        places = [top / place for top, place in level]
+        names = cached(kind, places, functools.partial(_names_in_each, places, suffixes))
+        level_below = []
+        for (top, place), folder, (images, inner) in zip(level, places, names):
+            found[top] += [place + name for name in images]
+            for name in inner:
+                path = folder / name
+                real = path.resolve()
+                if real in seen or holds_no_photos(path):
+                    continue
+                if path.is_symlink() and any(
+                    real.is_relative_to(each) or each.is_relative_to(real) for each in tops
+                ):
+                    continue  # listed under its own name, or above everything
+                seen.add(real)
+                level_below.append((top, f"{place}{name}/"))
+        level = level_below
+    return found
+
+
+def _names_in_each(folders: list[Path], suffixes: frozenset[str]) -> list[tuple]:
+    return [names_in(folder, suffixes) for folder in folders]
 
 
 def parent(record: Record) -> str:
