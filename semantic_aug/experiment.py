@@ -12,6 +12,7 @@ output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -45,6 +46,8 @@ METADATA_FILE = "metadata.jsonl"
 UNENCODABLE = "\ud800-\udfff"
 
 T = TypeVar("T")
+
+_writes = itertools.count()
 
 _VERSIONED_PACKAGES = (
     "torch",
@@ -171,11 +174,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` when the block ends without an error.
 
     So a file is whole or absent, whenever the process is killed. The temporary name carries host
-    and process, because files that any process can write again may be written by two at once.
+    and process and is new each time, because processes and threads may write one file at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{hostname()}-{os.getpid()}.tmp")
+    name = f".{path.name}.{next(_writes)}.{hostname()}-{os.getpid()}.tmp"
+    temporary = path.with_name(name)
     try:
         yield temporary
         os.replace(temporary, path)

@@ -64,6 +64,7 @@ class Reporter:
 
     def __init__(self, process: Process, path: Path):
         self.process, self.path, self._since = process, path, None
+        self._writing = threading.Lock()  # so that the newer state is written last
 
     def works_on(self, trials: Iterable[Trial]) -> None:
         """Which trials are in work from now on."""
@@ -80,7 +81,8 @@ class Reporter:
             self.process.seconds = time.monotonic() - self._since
 
     def write(self) -> None:
-        write_text(self.path, json.dumps(asdict(self.process), ensure_ascii=False) + "\n")
+        with self._writing:
+            write_text(self.path, json.dumps(asdict(self.process), ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager

@@ -198,6 +198,15 @@ def test_atomic_path_keeps_the_old_file_on_errors(tmp_path, error):
     assert listing(tmp_path) == ["file.txt"]
 
 
+def test_threads_of_one_process_may_write_one_file_at_once(tmp_path):
+    path = tmp_path / "file.txt"
+    with atomic_path(path) as first, atomic_path(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # renamed last
+    assert listing(tmp_path) == ["file.txt"]
+
+
 def test_atomic_path_without_a_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "file.txt"):
         pass

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -84,6 +85,15 @@ def test_a_silent_process_was_killed(tmp_path, monkeypatch):
     assert states(tmp_path) == [KILLED]
     path.write_text("{torn")
     assert states(tmp_path) == []
+
+
+def test_a_beat_and_the_work_write_one_file(tmp_path):
+    with at_work(tmp_path, GENERATE, {ONE: (1, 1)}) as reporter:
+        with ThreadPoolExecutor(4) as threads:  # each like the one that beats
+            written = [threads.submit(reporter.write) for _ in range(200)]
+            reporter.works_on([ONE])
+        assert [each.result() for each in written] == [None] * 200
+        assert [process.trials for process in read_processes(tmp_path)] == [[ONE.name]]
 
 
 def test_two_processes_of_one_share_are_named(tmp_path, caplog, monkeypatch):
