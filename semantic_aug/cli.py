@@ -357,6 +357,12 @@ def _array_task(environ) -> tuple[int, int]:
     first = _number(environ, "SLURM_ARRAY_TASK_MIN", 0)
     step = max(1, _number(environ, "SLURM_ARRAY_TASK_STEP", 1))
     last = _number(environ, "SLURM_ARRAY_TASK_MAX", task)
+    if task not in range(first, last + 1, step):
+        raise UserError(
+            f"the environment has SLURM_ARRAY_TASK_ID={task}, and the array's tasks are {first} to "
+            f"{last} in steps of {step}: unset what is not SLURM's own, or pass --shard_index and "
+            "--num_shards"
+        )
     count = (last - first) // step + 1
     if _number(environ, "SLURM_ARRAY_TASK_COUNT", count) != count:
         raise UserError(
@@ -366,26 +372,51 @@ def _array_task(environ) -> tuple[int, int]:
     return (task - first) // step, count
 
 
-# Size and rank, as launchers name them. A launcher within srun counts its processes on all nodes.
+# Size, rank and the rank on a node, as launchers name them. A launcher within srun counts its
+# processes on all nodes.
 _LAUNCHERS = (
-    ("WORLD_SIZE", "RANK"),  # accelerate launch, torchrun
-    ("PMI_SIZE", "PMI_RANK"),  # Intel MPI and MPICH, which accelerate launch --cpu may start
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
+    ("WORLD_SIZE", "RANK", "LOCAL_RANK"),  # accelerate launch, torchrun
+    # Intel MPI and MPICH, which accelerate launch --cpu may start
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+    ("PMI_SIZE", "PMI_RANK", "PMI_LOCAL_RANK"),  # Cray's
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),  # srun
 )
 
 
 def _launched_process(environ) -> tuple[int, int]:
     """(index, count) among the processes of one launch."""
-    for size, rank in _LAUNCHERS:
-        if _number(environ, size, 1) > 1:
-            return _number(environ, rank, 0), _number(environ, size)
+    for size, rank, _ in _LAUNCHERS:
+        count = _number(environ, size, 1)
+        if count > 1:
+            if rank not in environ or _number(environ, rank) >= count:
+                raise UserError(
+                    f"the environment has {size}={count} and {rank}={environ.get(rank)}, expected "
+                    f"{rank} from 0 to {count - 1}: unset both, or pass --shard_index and "
+                    "--num_shards"
+                )
+            return _number(environ, rank), count
     if environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in environ:
         log.warning(
             "accelerate launch --cpu has started one process, which does all the work; "
             "accelerate launch --multi_gpu --num_processes N starts N, also without a GPU"
         )
     return 0, 1
+
+
+def local_rank(environ=os.environ) -> int:
+    """This process's number among those of its launch on this machine, counted from 0.
+
+    Where no launcher says so, its number among those on all machines.
+    """
+    if "LOCAL_RANK" in environ:
+        return _number(environ, "LOCAL_RANK")
+    index, count = _launched_process(environ)
+    for size, _, local in _LAUNCHERS:
+        # Not what srun says of an mpirun that it has started on each node.
+        if local in environ and _number(environ, size, 1) == count > 1:
+            return _number(environ, local)
+    return index
 
 
 def _number(environ, name: str, default: int | None = None) -> int:

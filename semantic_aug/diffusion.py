@@ -5,7 +5,6 @@ import glob
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from semantic_aug import UserError
+from semantic_aug.cli import local_rank
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +152,7 @@ def pick_device(name: str | None = None) -> torch.device:
     """
     if name is None:
         if torch.cuda.is_available():
-            process = int(os.environ.get("LOCAL_RANK", 0))
-            return torch.device("cuda", process % torch.cuda.device_count())
+            return torch.device("cuda", local_rank() % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

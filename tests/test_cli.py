@@ -20,6 +20,7 @@ from semantic_aug.cli import (
     command,
     fraction,
     fraction_below_one,
+    local_rank,
     non_negative,
     non_negative_int,
     positive_int,
@@ -230,6 +231,53 @@ def test_other_launchers(size, rank):
     assert shard(**{size: "1", rank: "0"}) == (0, 1)
     # A launcher that srun starts on each node counts its processes on all of them.
     assert shard(**{size: "2", rank: "1"}, WORLD_SIZE="8", RANK="6") == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "7"}, "WORLD_SIZE=2 and RANK=7, expected RANK from 0 to 1"),
+        ({"PMI_SIZE": "3", "PMI_RANK": "3"}, "PMI_SIZE=3 and PMI_RANK=3, expected PMI_RANK from 0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and RANK=None"),  # half of the work would be nobody's
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE='two', expected a whole number"),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_MAX": "5"},
+         "SLURM_ARRAY_TASK_ID=1, and the array's tasks are 2 to 5 in steps of 1"),
+        ({"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_MAX": "5"},
+         "SLURM_ARRAY_TASK_ID=6, and"),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_STEP": "2"},
+         "0 to 4 in steps of 2"),
+    ],
+)  # fmt: skip
+def test_ranks_that_there_cannot_be(environ, message):
+    with pytest.raises(UserError, match=message):
+        shard(**environ)
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, 0),
+        (SRUN, 1),
+        ({"PMI_SIZE": "8", "PMI_RANK": "6", "MPI_LOCALRANKID": "2"}, 2),
+        ({"PMI_SIZE": "8", "PMI_RANK": "6", "PMI_LOCAL_RANK": "2"}, 2),
+        ({"PMI_SIZE": "8", "PMI_RANK": "5", **SRUN}, 1),  # srun --mpi=pmi2
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3",
+          "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 1),
+        ({"WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "3", **SRUN}, 3),  # torchrun in srun
+        ({"WORLD_SIZE": "8", "RANK": "5", **SRUN}, 1),  # set by hand, as scripts for srun do
+        ({"PMI_SIZE": "8", "PMI_RANK": "6"}, 6),  # no rank on the node is known
+        # mpirun in a batch script, which is a step of one process itself, and in srun.
+        ({"PMI_SIZE": "4", "PMI_RANK": "3", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0",
+          "SLURM_LOCALID": "0"}, 3),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3", **SRUN, "SLURM_STEP_NUM_TASKS": "2"}, 3),
+        ({"LOCAL_RANK": "2"}, 2),
+    ],
+)  # fmt: skip
+def test_the_rank_on_this_machine(environ, expected):
+    assert local_rank(environ) == expected
 
 
 def test_a_launch_of_one_process_says_so(caplog):

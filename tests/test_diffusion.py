@@ -154,10 +154,9 @@ def test_devices_and_precisions(caplog):
     assert pick_dtype(torch.device("cuda", 1), "bf16") == torch.bfloat16
 
 
-def test_processes_of_one_launch_take_one_gpu_each(monkeypatch):
+def test_processes_of_one_launch_take_one_gpu_each(workdir, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert pick_device() == torch.device("cuda", 0)
     found = []
     for rank in "0123":
@@ -165,6 +164,10 @@ def test_processes_of_one_launch_take_one_gpu_each(monkeypatch):
         found.append(pick_device().index)
     assert found == [0, 1, 0, 1]
     assert pick_device("cpu") == CPU
+    monkeypatch.delenv("LOCAL_RANK")
+    for name, value in {"STEP_NUM_TASKS": "4", "PROCID": "2", "LOCALID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert pick_device() == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:x"])
