@@ -15,7 +15,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.experiment import PROCESSES, Trial, hostname, is_alive, now_at, write_text
+from semantic_aug.experiment import (
+    CACHE,
+    PROCESSES,
+    Trial,
+    hostname,
+    is_alive,
+    now_at,
+    remove_leftovers,
+    write_text,
+)
 from semantic_aug.interrupts import Stopped
 
 BEAT, LOST = 20.0, 120.0  # file systems of clusters show changes up to a minute late
@@ -95,11 +104,15 @@ def at_work(
 ) -> Iterator[Reporter]:
     """Report this process as running within the block, and how the block ended.
 
+    What killed processes have left half-written where all commands write goes first.
+
     Args:
         wanted: as in `Process`.
     """
     process = Process(stage, method, {t.name: each for t, each in wanted.items()}, shard)
     process.job = slurm_job(os.environ)
+    for folder in (experiment, experiment / PROCESSES, experiment / CACHE):
+        remove_leftovers(folder)
     name = f"{time.time_ns()}.{stage}.{process.host}-{process.pid}.json"
     _name_doubles(experiment, process)
     reporter, ended = Reporter(process, experiment / PROCESSES / name), threading.Event()

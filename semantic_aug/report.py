@@ -30,7 +30,7 @@ from semantic_aug.cli import (
     progress_bar,
     trials_of,
 )
-from semantic_aug.experiment import atomic_path, aug_dir, folder_names
+from semantic_aug.experiment import atomic_path, aug_dir, folder_names, remove_leftovers
 from semantic_aug.few_shot_dataset import read_image
 from semantic_aug.generation import read_records, read_scores, read_variants
 from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
@@ -82,6 +82,8 @@ def main(argv=None):
             name: records_by_photo(folder, dataset, indices) for name, folder in folders.items()
         }
         path = experiment / "report" / f"{trial.name}.html"
+        for folder in (path.parent, path.with_suffix(""), path.with_suffix("") / "photos"):
+            remove_leftovers(folder)
         title = (
             f"{args.experiment_name} · seed {trial.seed}, "
             f"{trial.examples_per_class} examples per class"

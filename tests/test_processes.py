@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from semantic_aug import UserError, processes, status
-from semantic_aug.experiment import Trial, derive, merged_file
+from semantic_aug.experiment import Trial, derive, hostname, merged_file
 from semantic_aug.processes import DONE, FAILED, KILLED, RUNNING, STOPPED, at_work, read_processes
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, timed
 
@@ -109,6 +109,19 @@ def test_two_processes_of_one_share_are_named(tmp_path, caplog, monkeypatch):
         with at_work(tmp_path, GENERATE, {ONE: (1, 1)}, "aug", (0, 2)):
             assert f"process {os.getpid()} on" in caplog.text
             assert "work is done twice" in caplog.text
+
+
+def test_what_killed_processes_left_half_written_is_removed(tmp_path):
+    left = [
+        tmp_path / name / f".x.0.{hostname()}-{GONE}.tmp"
+        for name in ("", "processes", "cache", "aug/seed=0_ex=1")
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    with at_work(tmp_path, TRAIN, {ONE: (1, 1)}):
+        # Generation cleans its folders itself, once it knows that they are of its settings.
+        assert [path.exists() for path in left] == [False, False, False, True]
 
 
 def test_a_full_disk_breaks_no_command_that_does_not_need_it(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from semantic_aug import report
 from semantic_aug.datasets import build_dataset
+from semantic_aug.experiment import hostname
 from semantic_aug.generation import generate, read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.report import contact_sheet
@@ -89,8 +90,15 @@ def trial(photos, workdir):
 
 def test_page_overview_and_a_sheet_per_class(trial, capsys):
     before = sorted(Path("output/e/plain").rglob("*"))
-    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
     folder = Path("output/e/report")
+    left = [folder / name / f".x.0.{hostname()}-{2**22 + 1}.tmp"
+            for name in ("", "seed=0_ex=2", "seed=0_ex=2/photos")]  # fmt: skip
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half, by a process that was killed")
+    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
+    assert not any(path.exists() for path in left)
+    left[2].parent.rmdir()
     assert capsys.readouterr().out.split() == [
         str(folder / "seed=0_ex=2.png"), str(folder / "seed=0_ex=2.html")]  # fmt: skip
     sheets = sorted(path.name for path in (folder / "seed=0_ex=2").iterdir())
