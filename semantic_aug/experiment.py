@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import os
 import platform
 import re
@@ -49,6 +50,8 @@ T = TypeVar("T")
 
 _writes = itertools.count()
 
+log = logging.getLogger(__name__)
+
 _VERSIONED_PACKAGES = (
     "torch",
     "diffusers",
@@ -70,6 +73,16 @@ class Trial:
     @property
     def name(self) -> str:
         return f"seed={self.seed}_ex={self.examples_per_class}"
+
+
+def trial_named(name: str) -> Trial | None:
+    """The trial of this name; None for another name."""
+    seed, _, examples = name.removeprefix("seed=").partition("_ex=")
+    try:
+        trial = Trial(int(seed), int(examples))
+    except ValueError:
+        return None
+    return trial if trial.name == name else None
 
 
 # --- names -----------------------------------------------------------------------------------
@@ -271,12 +284,21 @@ def config_id(settings: Mapping) -> str:
 
 
 def read_config(folder: Path) -> dict | None:
-    """The `config.json` of a folder; None where there is none or it is unreadable."""
+    """The `config.json` of a folder; None where there is none, or it is damaged, with a notice."""
+    path = folder / CONFIG_FILE
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return config if isinstance(config, dict) else None
+    except (ValueError, RecursionError):
+        config = None
+    kinds = {"id": str, "settings": dict, "arguments": dict}
+    if isinstance(config, dict) and all(
+        isinstance(config.get(key, kind()), kind) for key, kind in kinds.items()
+    ):
+        return config
+    log.warning("%s is damaged: it counts as absent", path)
+    return None
 
 
 def check_config(folder: Path, settings: Mapping, has_results: bool, overwrite: bool) -> None:

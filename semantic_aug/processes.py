@@ -11,8 +11,9 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_origin
 
 from semantic_aug import UserError
 from semantic_aug.experiment import (
@@ -23,12 +24,16 @@ from semantic_aug.experiment import (
     is_alive,
     now_at,
     remove_leftovers,
+    trial_named,
     write_text,
 )
 from semantic_aug.interrupts import Stopped
+from semantic_aug.timing import MOST, STAGES
 
 BEAT, LOST = 20.0, 120.0  # file systems of clusters show changes up to a minute late
-RUNNING, DONE, STOPPED, FAILED, KILLED = "running", "done", "stopped", "failed", "killed"
+RUNNING, DONE, STOPPED, FAILED, KILLED = STATES = (
+    "running", "done", "stopped", "failed", "killed",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -178,12 +183,39 @@ def read_processes(experiment: Path) -> list[Process]:
         return []
     now = now_at(folder)
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # being replaced, or no such file
-            silent = now - path.stat().st_mtime
-            process = Process(**json.loads(path.read_text(encoding="utf-8")))
-            process.shard = tuple(process.shard)
-            here = process.host == hostname()
-            if process.state == RUNNING and (silent > LOST or (here and not is_alive(process.pid))):
-                process.state, process.message = KILLED, "it was killed, or its node is gone"
-            found.append(process)
+        try:
+            silent, process = now - path.stat().st_mtime, _read_process(path)
+        except OSError:  # somebody has just removed it
+            continue
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            log.warning("%s is damaged: left out", path)
+            continue
+        here = process.host == hostname()
+        if process.state == RUNNING and (silent > LOST or (here and not is_alive(process.pid))):
+            process.state, process.message = KILLED, "it was killed, or its node is gone"
+        found.append(process)
     return found
+
+
+def _read_process(path: Path) -> Process:
+    """A file of processes/.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is none.
+    """
+    process = Process(**json.loads(path.read_text(encoding="utf-8")))
+    process.shard = tuple(process.shard)  # JSON knows lists alone
+    for each in fields(Process):
+        kind = int | float if each.type is float else get_origin(each.type) or each.type
+        if not isinstance(getattr(process, each.name), kind):
+            raise TypeError(each.name)
+    pairs = [process.shard, *process.wanted.values()]
+    numbers = [process.pid, process.images, process.counted, process.seconds]
+    numbers += [number for pieces, images in pairs for number in (pieces, images)]
+    if not all(0 <= number < MOST for number in numbers) or process.pid >= 2**31:
+        raise ValueError("more than there can be")
+    if process.stage not in STAGES or process.state not in STATES:
+        raise ValueError("another stage or state than there are")
+    if None in map(trial_named, process.wanted) or not process.wanted.keys() >= {*process.trials}:
+        raise ValueError("trials that there are not")
+    return process

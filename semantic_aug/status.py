@@ -25,6 +25,7 @@ from semantic_aug.experiment import (
     RESULTS,
     Trial,
     merged_file,
+    trial_named,
 )
 from semantic_aug.generation import read_records
 from semantic_aug.processes import FAILED, KILLED, RUNNING, Process, read_processes
@@ -180,16 +181,6 @@ def folders_in(folder: Path) -> list[Path]:
 def trials_in(folder: Path) -> list[tuple[Trial, Path]]:
     """The folders of trials in a folder."""
     return [(trial, each) for each in folders_in(folder) if (trial := trial_named(each.name))]
-
-
-def trial_named(name: str) -> Trial | None:
-    """The trial of this name; None for another name."""
-    seed, _, examples = name.removeprefix("seed=").partition("_ex=")
-    try:
-        trial = Trial(int(seed), int(examples))
-    except ValueError:
-        return None
-    return trial if trial.name == name else None
 
 
 def standing_failures(processes: Sequence[Process], lines: Mapping) -> list[Process]:

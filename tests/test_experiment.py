@@ -348,11 +348,18 @@ def test_without_results_or_with_overwrite_nothing_is_refused(tmp_path):
     check_config(tmp_path, other, has_results=True, overwrite=True)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "\xff"])
-def test_unreadable_config_is_no_config(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '"text"', "\xff", "[" * 100_000, '{"settings": []}', '{"settings": null}',
+     '{"id": 3}', '{"arguments": "x"}'],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_unreadable_config_is_no_config(tmp_path, caplog, content):
+    assert read_config(tmp_path) is read_config(tmp_path / "absent") is None
+    assert not caplog.text
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
     assert read_config(tmp_path) is None
-    assert read_config(tmp_path / "absent") is None
+    assert f"{tmp_path / 'config.json'} is damaged: it counts as absent" in caplog.text
     assert read_config(tmp_path / "config.json") is None  # a file in place of a folder
     check_config(tmp_path, SETTINGS, has_results=True, overwrite=False)
 

@@ -83,8 +83,6 @@ def test_a_silent_process_was_killed(tmp_path, monkeypatch):
     assert states(tmp_path) == [RUNNING]
     monkeypatch.setattr(processes, "now_at", lambda folder: path.stat().st_mtime + 200)
     assert states(tmp_path) == [KILLED]
-    path.write_text("{torn")
-    assert states(tmp_path) == []
 
 
 def test_a_beat_and_the_work_write_one_file(tmp_path):
@@ -94,6 +92,32 @@ def test_a_beat_and_the_work_write_one_file(tmp_path):
             reporter.works_on([ONE])
         assert [each.result() for each in written] == [None] * 200
         assert [process.trials for process in read_processes(tmp_path)] == [[ONE.name]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "paint"}, {"stage": 3}, {"state": "lost"}, {"pid": "12"}, {"pid": 10**30},
+        {"host": None}, {"message": 5}, {"job": []}, {"shard": [0]}, {"shard": "01"},
+        {"shard": [0, "2"]}, {"shard": 1}, {"wanted": []}, {"wanted": {"first": [1, 1]}},
+        {"wanted": {ONE.name: 5}}, {"wanted": {ONE.name: ["1", 1]}}, {"trials": [TWO.name]},
+        {"trials": 1}, {"trials": [[]]}, {"images": "many"}, {"counted": 10**400},
+        {"seconds": "long"}, {"seconds": float("nan")}, {"seconds": -1}, {"colour": "red"}, "{torn",
+        "[]", "[" * 100_000, "\xff",
+    ],
+    ids=lambda change: f"{change}"[:30],
+)  # fmt: skip
+def test_a_damaged_file_is_named_and_left_out(tmp_path, caplog, capsys, change):
+    with at_work(tmp_path, GENERATE, {ONE: (1, 1)}, "aug") as reporter:
+        reporter.works_on([ONE])
+        path = reporter.path
+    whole = json.loads(path.read_text()) | {"trials": [ONE.name], "state": RUNNING}
+    text = change if isinstance(change, str) else json.dumps(whole | change)
+    path.with_name("1.json").write_text(text, encoding="latin-1")
+    assert states(tmp_path) == [DONE]
+    assert f"{path.with_name('1.json')} is damaged: left out" in caplog.text
+    status.main([str(tmp_path)])
+    assert "generate_augmentations aug" in capsys.readouterr().out
 
 
 def test_two_processes_of_one_share_are_named(tmp_path, caplog, monkeypatch):
