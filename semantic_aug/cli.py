@@ -74,6 +74,7 @@ _REMEDIES = {
     errno.EEXIST: "a file lies where a folder is needed",
     errno.EISDIR: "a folder lies where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link leads to itself",
 }
 
 

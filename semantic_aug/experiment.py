@@ -20,6 +20,7 @@ import platform
 import re
 import socket
 import subprocess
+import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -170,15 +171,22 @@ def check_writable(folder: Path) -> Path:
     """`folder`, if files can be made there; it need not exist yet.
 
     Raises:
-        UserError: a file is in the way, or writing is not allowed.
+        UserError: a file or a link that leads nowhere is in the way, or writing is not allowed.
     """
     nearest = folder.absolute()
     while not nearest.exists():
+        if nearest.is_symlink():
+            raise UserError(f"{folder} cannot be a folder: {nearest} is a link that leads nowhere")
         nearest = nearest.parent
     if not nearest.is_dir():
         raise UserError(f"{folder} cannot be a folder: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{nearest} cannot be written to: choose another place for the output")
+    try:  # permissions do not tell: nobody writes to /proc, not even root
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise UserError(
+            f"{nearest} cannot be written to ({error.strerror}): choose another place for the "
+            "output"
+        ) from error
     return folder
 
 

@@ -347,6 +347,7 @@ def test_interruption_says_how_to_go_on(capsys):
         (errno.EROFS, "choose a place that can be written to, such as another --output_dir"),
         (errno.EACCES, "choose a place that you may write to, such as another --output_dir"),
         (errno.ENOTDIR, "a file lies where a folder is needed"),
+        (errno.ELOOP, "a link leads to itself"),
     ],
 )
 def test_an_error_of_the_system_is_one_line(capsys, number, remedy):

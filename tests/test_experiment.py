@@ -21,6 +21,7 @@ from semantic_aug.experiment import (
     aug_dir,
     check_component,
     check_config,
+    check_writable,
     config_id,
     experiment_dir,
     fine_tuned_dir,
@@ -152,6 +153,30 @@ def test_long_names_keep_their_beginning_and_stay_apart():
     first, second = folder_names(["x" * 300, "x" * 299 + "y"]).values()
     assert first.startswith("x" * 100 + "-") and second.startswith("x" * 100 + "-")
     assert first != second
+
+
+def test_a_folder_that_can_be_made_is_taken_and_not_made(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("", "a", "a/b", "link/a"):
+        assert check_writable(tmp_path / name) == tmp_path / name
+    assert listing(tmp_path) == ["link"]
+
+
+@pytest.mark.parametrize("name", ["file", "itself", "nowhere"])
+@pytest.mark.parametrize("below", ["", "e/results"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name, below):
+    (tmp_path / "file").touch()
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "nowhere").symlink_to("absent")
+    reason = "file" if name == "file" else "link that leads nowhere"
+    with pytest.raises(UserError, match=f"cannot be a folder: {tmp_path / name} is a {reason}"):
+        check_writable(tmp_path / name / below)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that nobody writes to")
+def test_a_folder_that_nobody_may_write_to(tmp_path):
+    with pytest.raises(UserError, match=r"^/proc cannot be written to \(.+\): choose another"):
+        check_writable(Path("/proc/x/results"))
 
 
 # --- stable_hash -----------------------------------------------------------------------------
