@@ -44,6 +44,7 @@ from semantic_aug.cli import (
     shard_blocks,
     shard_of,
     trials_of,
+    whole_number,
 )
 from semantic_aug.diffusion import (
     check_resolution,
@@ -147,7 +148,10 @@ def build_parser() -> Parser:
         "--repeats", type=positive_int, default=100, help="how often an epoch shows each photo"
     )
     training.add_argument(
-        "--train_batch_size", type=positive_int, default=4, help="photos of each class at once"
+        "--train_batch_size",
+        type=whole_number(1, 4096),
+        default=4,
+        help="photos of each class at once",
     )
     training.add_argument(
         "--classes_per_step",
@@ -252,7 +256,10 @@ def build_parser() -> Parser:
         "--validation_prompt (default: no such loss, and images at a class's end)",
     )
     watching.add_argument(
-        "--num_validation_images", type=positive_int, default=4, help="images at each validation"
+        "--num_validation_images",
+        type=whole_number(1, 1000),
+        default=4,
+        help="images at each validation",
     )
     watching.add_argument(
         "--save_steps", type=positive_int, help="keep the word after every so many steps as well"

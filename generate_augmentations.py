@@ -26,7 +26,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.adapters import (
     add_lora,
     check_controlnet,
@@ -65,10 +65,10 @@ from semantic_aug.cli import (
     experiment_of,
     fraction_below_one,
     non_negative,
-    non_negative_int,
     positive_int,
     shard_of,
     trials_of,
+    whole_number,
 )
 from semantic_aug.diffusion import (
     SCHEDULERS,
@@ -130,6 +130,7 @@ from semantic_aug.timing import GENERATE, timed
 log = logging.getLogger("semantic_aug.generate_augmentations")
 
 AUTO_BATCH = 32
+MOST_IMAGES = 10_000_000  # of a trial: the list of them must fit into memory
 OWN = "own"  # the safety checker that the model comes with
 # Flags that say more about another one, and mean nothing without it.
 DETAILS_OF = {
@@ -193,7 +194,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--safety_retries",
-        type=non_negative_int,
+        type=whole_number(0, 1000),
         default=SAFETY_RETRIES,
         help="how often; an image that stays flagged is black, and no classifier sees it",
     )
@@ -274,7 +275,7 @@ def build_parser() -> Parser:
     )
     edits.add_argument(
         "--num_inference_steps",
-        type=positive_int,
+        type=whole_number(1, 10_000),
         default=50,
         help="steps of a full denoising, of which an edit runs strength times as many",
     )
@@ -465,6 +466,11 @@ def plan_trial(
     folder = aug_dir(experiment, args.aug_name, trial)
     dataset = dataset_of(args, "train", trial)
     indices = dataset.indices(args.classes)
+    if len(indices) * args.num_synthetic > MOST_IMAGES:
+        raise UserError(
+            f"--num_synthetic: got {args.num_synthetic} for {counted(len(indices), 'photo')}, "
+            f"expected {MOST_IMAGES:,} images of a trial at most"
+        )
     check_photos(dataset, indices, embed_path, info, any(edit["mask"] for edit in edits))
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(args, names)

@@ -41,6 +41,7 @@ from semantic_aug.cli import (
     shard_blocks,
     shard_of,
     trials_of,
+    whole_number,
 )
 from semantic_aug.diffusion import pick_device
 from semantic_aug.experiment import (
@@ -82,6 +83,7 @@ from semantic_aug.standard_augmentation import NAMES
 from semantic_aug.summary import write_comparison, write_summary
 from semantic_aug.timing import TRAIN, timed
 
+MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 
 log = logging.getLogger("semantic_aug.train_classifier")
@@ -142,7 +144,9 @@ def build_parser() -> Parser:
         "blocks (default none: it is frozen)",
     )
     group.add_argument(
-        "--image_size", type=positive_int, help="side in pixels (default: the backbone's own)"
+        "--image_size",
+        type=whole_number(1, 4096),
+        help="side in pixels (default: the backbone's own)",
     )
     group.add_argument(
         "--num_epochs", type=positive_int, default=defaults.num_epochs, help="epochs"
@@ -203,7 +207,9 @@ def build_parser() -> Parser:
         help="megabytes for decoded images; where they need more, they are read again each time",
     )
     group.add_argument(
-        "--num_workers", type=positive_int, help="threads that read images (default: all cores)"
+        "--num_workers",
+        type=whole_number(1, 1024),
+        help="threads that read images (default: all cores)",
     )
     group = parser.add_argument_group("results")
     group.add_argument(
@@ -310,6 +316,12 @@ def _training_options(args) -> TrainingOptions:
     if args.synthetic_probability is not None and args.utilization != MIX:
         raise UserError(
             f"--synthetic_probability belongs to --utilization mix, not {args.utilization}"
+        )
+    if args.iterations_per_epoch * args.batch_size > MOST_IMAGES:
+        raise UserError(
+            f"--iterations_per_epoch {args.iterations_per_epoch} of --batch_size {args.batch_size} "
+            f"are an epoch of {args.iterations_per_epoch * args.batch_size:,} images, expected "
+            f"{MOST_IMAGES:,} at most; give more --num_epochs"
         )
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingOptions)}
     given["augmentation"] = tuple(name for name in names if name != "none")

@@ -9,9 +9,10 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.experiment import Trial, check_writable, experiment_dir
 from semantic_aug.interrupts import TRY_AGAIN, Stopped, stoppable
 
@@ -32,8 +33,15 @@ class Parser(argparse.ArgumentParser):
         for name, value in vars(found).items():
             # As a variable of the shell that was never set; a prompt may be empty.
             if value == "" and "prompt" not in name:
-                self.error(f"--{name} is empty: give a value, or leave the flag out")
+                self.error(f"{self._as_given(name, args)} is empty: give a value, or leave the "
+                           "flag out")  # fmt: skip
         return found
+
+    def _as_given(self, name: str, args: Sequence[str]) -> str:
+        """The last of the flags given that set this value, as it was spelled."""
+        flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+        actions = self._option_string_actions
+        return [f for f in flags if (a := actions.get(_underscored(f))) and a.dest == name][-1]
 
     def knows(self, flag: str) -> bool:
         """Whether this is one of the flags, in either spelling."""
@@ -62,6 +70,8 @@ def _underscored(arg: str) -> str:
     match = re.match(r"--[a-zA-Z][\w-]*", arg)
     return "--" + match[0][2:].replace("-", "_") + arg[match.end() :] if match else arg
 
+
+MOST_TRIALS = 100_000
 
 # What a person can do about errors of the system; others are ours, and keep their traceback.
 _REMEDIES = {
@@ -173,7 +183,8 @@ def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
         "--experiment_name", required=True, help="folder under output/ that all four stages share"
     )
     group.add_argument("--output_dir", default="output", help="where experiments lie")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="first seed")
+    # Tables hold 64 bits.
+    group.add_argument("--seed", type=whole_number(0, 2**62), default=0, help="first seed")
     group.add_argument(
         "--num_trials", type=positive_int, default=1, help="seeds: seed ... seed + num_trials - 1"
     )
@@ -244,7 +255,9 @@ def add_model_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     )
     group.add_argument("--variant", help="weight files to load, such as fp16")
     group.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
-    group.add_argument("--resolution", type=positive_int, help="pixels; default the model's own")
+    group.add_argument(
+        "--resolution", type=whole_number(1, 8192), help="pixels; default the model's own"
+    )
 
 
 def add_shard_flags(parser: argparse.ArgumentParser) -> None:
@@ -258,14 +271,21 @@ def add_shard_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: 1, 2, 3 ..."""
-    return _checked(int, text, lambda value: value >= 1, "a whole number from 1")
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """An argparse type: whole numbers in [least, most], of which a machine can hold what they ask.
+
+    By default a number that counts nothing but time: more of it is a slip of the keyboard.
+    """
+
+    def parse(text: str) -> int:
+        value = _checked(int, text, lambda value: value >= least, f"a whole number from {least}")
+        return _checked(int, text, lambda _: value <= most, f"{most} at most")
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    """An argparse type: 0, 1, 2 ..."""
-    return _checked(int, text, lambda value: value >= 0, "a whole number from 0")
+positive_int = whole_number(1)
+non_negative_int = whole_number(0)
 
 
 def non_negative(text: str) -> float:
@@ -302,11 +322,21 @@ def experiment_of(args: argparse.Namespace) -> Path:
 
 
 def trials_of(args: argparse.Namespace) -> list[Trial]:
-    """Every seed with every number of examples per class."""
+    """Every seed with every number of examples per class.
+
+    Raises:
+        UserError: more than `MOST_TRIALS`.
+    """
+    sizes = dict.fromkeys(args.examples_per_class)
+    if args.num_trials * len(sizes) > MOST_TRIALS:
+        raise UserError(
+            f"--num_trials: got {args.num_trials} for {counted(len(sizes), 'number')} of examples "
+            f"per class, expected {MOST_TRIALS} trials at most in all"
+        )
     return [
         Trial(seed, examples)
         for seed in range(args.seed, args.seed + args.num_trials)
-        for examples in dict.fromkeys(args.examples_per_class)
+        for examples in sizes
     ]
 
 

@@ -963,6 +963,8 @@ def test_pictures_are_pictures(data, resnet):
         (["--finetune=last:0"], "last:2"),
         (["--finetune=last:3"], "ResNetModel has 2 blocks"),
         (["--backbone_learning_rate=1e-3"], "needs --finetune"),
+        (["--image_size=30000"], "--image_size: expected 4096 at most"),
+        (["--iterations_per_epoch=100000000"], ",000,000 images, expected 10,000,000 at most"),
         (["--from_scratch"], "needs --finetune all"),
         (["--compare", "other"], "there are: none"),
         (["--compare", "exp:real"], "is the method that is to be compared"),

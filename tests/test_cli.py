@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.cli import (
     Parser,
     add_classes_flag,
@@ -27,6 +27,7 @@ from semantic_aug.cli import (
     shard_blocks,
     shard_of,
     trials_of,
+    whole_number,
 )
 from semantic_aug.experiment import Trial
 
@@ -90,6 +91,13 @@ def test_defaults(parser):
         ([*REQUIRED, "--examples_per_class", "two"], "whole number from 1, got 'two'"),
         ([*REQUIRED, "--examples_per_class"], "--examples_per_class"),
         ([*REQUIRED, "--data_dir", ""], "--data_dir is empty"),
+        ([*REQUIRED, "--data-dir=x", "--data-dir="], "--data-dir is empty"),
+        ([*REQUIRED, "--model_path", ""], "--model_path is empty"),
+        ([*REQUIRED, "--pretrained-model-name-or-path="], "--pretrained-model-name-or-path is"),
+        ([*REQUIRED, "--num_trials", "3000000000"], "1000000000 at most, got '3000000000'"),
+        ([*REQUIRED, "--seed", "1" + 20 * "0"], "4611686018427387904 at most"),
+        ([*REQUIRED, "--seed", 5000 * "1"], "whole number from 0, got"),
+        ([*REQUIRED, "--resolution=1000000"], "8192 at most, got '1000000'"),
         ([*REQUIRED, "--seed=-1"], "whole number from 0, got '-1'"),
         (["--dataset=folder"], "--experiment_name"),
         ([*REQUIRED, "extra"], "extra"),
@@ -121,7 +129,8 @@ def test_help_names_defaults_and_keeps_lines(parser, capsys):
 @pytest.mark.parametrize(
     "kind, good, bad",
     [
-        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "", "x", "nan"]),
+        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "", "x", "nan", "1000000001"]),
+        (whole_number(8, 64), {"8": 8, "64": 64}, ["7", "65", "1e1"]),
         (non_negative_int, {"0": 0, "3": 3}, ["-1", "0.5", "x"]),
         (non_negative, {"0": 0.0, "5e-4": 0.0005}, ["-1e-9", "nan", "inf", "1e999", "x"]),
         (fraction, {"0": 0.0, "0.5": 0.5, "1": 1.0}, ["-0.1", "1.1", "nan", "inf", "x"]),
@@ -143,6 +152,26 @@ def test_trials_are_seeds_times_examples(parser):
         [*REQUIRED, "--seed=3", "--num_trials=2", "--examples_per_class", "4", "1", "4"]
     )
     assert trials_of(args) == [Trial(3, 4), Trial(3, 1), Trial(4, 4), Trial(4, 1)]
+
+
+def test_more_trials_than_anybody_runs_are_refused_before_they_are_listed(parser):
+    args = parser.parse_args([*REQUIRED, "--num_trials=1000000000", "--examples_per_class=1"])
+    with pytest.raises(UserError, match=r"--num_trials: got 1000000000 for 1 number of examples"):
+        trials_of(args)
+    args = parser.parse_args([*REQUIRED, "--num_trials=25000", "--examples_per_class", *"12344"])
+    assert len(trials_of(args)) == 100_000
+    args.examples_per_class.append(5)
+    with pytest.raises(UserError, match=r"for 5 numbers of examples .* 100000 trials at most"):
+        trials_of(args)
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(0, "photo", "0 photos"), (1, "photo", "1 photo"), (2, "photo", "2 photos"),
+     (1, "class", "1 class"), (3, "class", "3 classes")],
+)  # fmt: skip
+def test_numbers_of_things(number, noun, text):
+    assert counted(number, noun) == text
 
 
 def shard(*argv, **environ):

@@ -259,6 +259,8 @@ def test_several_augmentations(photos, small_model, workdir):
         (["--model_path=/nowhere"], "/nowhere"),
         (["--model_path=nobody/no-such-model"], "cannot be reached"),
         (["--num_synthetic=0"], "whole number from 1"),
+        (["--num_synthetic=4000000"], "for 3 photos, expected 10,000,000 images"),
+        (["--num_trials=1000000"], "100000 trials at most"),
         (["--unknown_flag=1"], "unknown_flag"),
         (["--shard_index=3", "--num_shards=2"], "expected 0 to 1"),
     ],
