@@ -52,6 +52,8 @@ from semantic_aug.augmentations.sdedit import (
     check_guidance_scale,
     check_prompt,
     check_strength,
+    fill_prompt,
+    words_of,
 )
 from semantic_aug.cli import (
     Parser,
@@ -472,6 +474,7 @@ def plan_trial(
             f"expected {MOST_IMAGES:,} images of a trial at most"
         )
     check_photos(dataset, indices, embed_path, info, any(edit["mask"] for edit in edits))
+    check_fields(args.prompt, edits, dataset, indices)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(args, names)
     settings = settings_of(args, dataset, info, weights, edits)
@@ -815,6 +818,17 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
             if on_object in (0, 1):
                 what = "empty" if on_object == 0 else "the whole photo"
                 log.warning("%s: its mask is %s", sources[idx], what)
+
+
+def check_fields(prompts: list[str], edits: list[dict], dataset, indices) -> None:
+    """Raise UserError for a prompt that asks what no edit knows: a learned word, a description."""
+    prompts = [each for each in prompts if "{token}" in each or "{description}" in each]
+    known = {"real-guidance": {}, "textual-inversion": {"token": [""]}}  # others' own is theirs
+    for aug in known.keys() & {edit["aug"] for edit in edits} if prompts else ():
+        for idx in indices:
+            (fields,) = words_of([dataset.get_metadata_by_idx(idx)], **known[aug])
+            for prompt in prompts:
+                fill_prompt(prompt, fields)
 
 
 def word_digests(embed_path: Path | None, dataset, num_encoders: int) -> dict[str, str]:

@@ -245,6 +245,8 @@ def test_several_augmentations(photos, small_model, workdir):
         (["--prompt", "a {name.__class__}"], "{name}"),
         (["--prompt", "a {name"], "--prompt"),
         (["--prompt", "a {0}"], "{name}"),
+        (["--prompt", "a {token}"], "only --aug textual-inversion has learned words"),
+        (["--prompt", "a {description}"], "the dataset describes no photo of 'cat'"),
         (["--class_name", "zebra"], "zebra"),
         (["--aug=magic"], "magic"),
         (["--mask=1"], "mask"),

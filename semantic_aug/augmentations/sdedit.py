@@ -174,7 +174,7 @@ class SDEditor:
         source's own, but for a feathered seam.
         """
         prompts = [
-            _filled(_draw(self.prompts, generator), fields)
+            fill_prompt(_draw(self.prompts, generator), fields)
             for fields, generator in zip(words, generators)
         ]
         regions = None
@@ -334,8 +334,12 @@ def _cached(cache: OrderedDict, key, make: Callable):
     return cache[key]
 
 
-def _filled(prompt: str, fields: Mapping[str, str]) -> str:
-    """A prompt with its fields filled in."""
+def fill_prompt(prompt: str, fields: Mapping[str, str]) -> str:
+    """A prompt with its fields filled in.
+
+    Raises:
+        UserError: it has a field that is not among `fields`.
+    """
     try:
         return prompt.format(**fields)
     except KeyError as error:
