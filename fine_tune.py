@@ -51,6 +51,7 @@ from semantic_aug.diffusion import (
     inspect_model,
     load_pipeline,
     load_tokenizer,
+    make_scheduler,
     pick_device,
     pick_dtype,
     text_encoders,
@@ -317,6 +318,7 @@ def main(argv=None):
         raise UserError(f"{args.model} is for inpainting alone; expected the model that it is of")
     args.resolution = check_resolution(info, args.resolution)
     device = pick_device(args.device)
+    make_scheduler(info, "DDPMScheduler")  # found wrong here, not after the model is loaded
     tokenizer = load_tokenizer(info)
     check_num_vectors(tokenizer, args.num_vectors, templates)
     if args.validation_prompt and "*" not in args.validation_prompt:

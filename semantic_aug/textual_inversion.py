@@ -243,9 +243,7 @@ def noise_target(scheduler, latents, noise, timesteps) -> torch.Tensor:
         return noise
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
-    if kind == "sample":
-        return latents
-    raise UserError(f"this model predicts {kind!r}; known: epsilon, v_prediction, sample")
+    return latents  # `sample`, the last of diffusion.PREDICTIONS
 
 
 @dataclass(frozen=True)
