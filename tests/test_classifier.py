@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from conftest import save_resnet
 from PIL import Image
 
 import train_classifier
-from semantic_aug import classifier, images
+from semantic_aug import classifier, features, images
 from semantic_aug.backbone import load_backbone
 from semantic_aug.classifier import TrainingOptions, evaluate, train_trial
 from semantic_aug.experiment import Trial, read_config
@@ -691,6 +692,22 @@ def test_validation_passes_once_for_fifty_epochs_and_in_the_next_run_never(data,
     # Random augmentation changes what is trained on; what is evaluated stays.
     run(resnet, *more, "--method=flips", "--augmentation=flip-rotate")
     assert sum(passed) == 50 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(math.nan, torch.float32), (math.inf, torch.float32), (1, torch.int64)]
+)
+def test_cached_features_that_are_no_numbers_are_made_again(tmp_path, caplog, value, dtype):
+    """Else training would seem to diverge."""
+    file, backbone = tmp_path / "key.safetensors", SimpleNamespace(num_features=2, device=CPU)
+    rows = torch.tensor([[1.5, 2], [3, 4]])
+    features._write(file, rows)
+    found, read = features._read(file, 2, backbone)
+    assert torch.equal(found, rows) and read.tolist() == [True, True]
+    rows[1, 0] = value
+    features._write(file, rows.to(dtype))
+    assert features._read(file, 2, backbone) is None
+    assert f"{file} holds what no backbone has given: made again" in caplog.text
 
 
 def test_the_cache_knows_files_backbones_and_sizes_by_their_content(
