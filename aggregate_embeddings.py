@@ -6,6 +6,11 @@ Reads output/EXP/fine-tuned/seed=S_ex=N/*/learned_embeds.safetensors and writes
 output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors. Next: generate_augmentations.py.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import json
 import logging
 from pathlib import Path

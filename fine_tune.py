@@ -9,6 +9,11 @@ skipped and begun ones go on from their last checkpoint, so that the same comman
 interruption. Next: aggregate_embeddings.py.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import functools
 import logging
 import math

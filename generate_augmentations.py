@@ -13,6 +13,11 @@ goes on after an interruption. Next: train_classifier.py.
 makes one image again and says whether it is equal.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import argparse
 import dataclasses
 import functools

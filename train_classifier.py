@@ -11,6 +11,11 @@ results_SEED_EXAMPLES.csv and confusion_SEED_EXAMPLES.csv per trial, and over al
 summary.csv and pictures. Finished trials are skipped.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import argparse
 import contextlib
 import dataclasses

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.experiment import Trial, check_writable, experiment_dir
-from semantic_aug.interrupts import TRY_AGAIN, Stopped, stoppable
+from semantic_aug.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def command(main):
             except UserError as error:
                 line = " ".join(str(error).split())
             except KeyboardInterrupt:
-                print("interrupted; the same command goes on from here", file=sys.stderr)
+                print(INTERRUPTED, file=sys.stderr)
                 raise SystemExit(130) from None
             except OSError as error:
                 if error.errno not in _REMEDIES:

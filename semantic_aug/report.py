@@ -9,6 +9,11 @@ photo of every class and variants of it; and seed=S_ex=N/CLASS.png, a sheet of e
 What is there of an unfinished generation is shown.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

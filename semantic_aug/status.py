@@ -7,6 +7,11 @@ Reads the output folder alone: the results in it, and in processes/ what every p
 itself. So it works wherever the folder can be seen, whatever runs the commands.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import contextlib
 import os
 import shutil
