@@ -153,8 +153,9 @@ def check_same_settings(files: list[Path]) -> None:
 def missing_classes(config: dict, files: list[Path]) -> list[str]:
     """Classes of the trial without a file, as far as its config.json names them."""
     present = {read_header(file).get("class") for file in files}
-    expected = config.get("arguments", {}).get("class_names", [])
-    return [name for name in expected if name not in present]
+    expected = config.get("arguments", {}).get("class_names")
+    expected = expected if isinstance(expected, list) else []
+    return [str(name) for name in expected if name not in present]
 
 
 if __name__ == "__main__":

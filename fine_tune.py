@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import functools
 import logging
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -802,8 +803,9 @@ def validation(
 
 def note_loss(path: Path, step: int, loss: float) -> None:
     """Add a line to a word's validation losses, in place of one of the same or a later step."""
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
-    earlier = [line for line in lines if int(line.split(",")[0]) < step]
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    rows = [re.fullmatch(r"(\d{1,15}),[^,]+", line) for line in lines]  # None for damaged ones
+    earlier = [row[0] for row in rows if row and int(row[1]) < step]
     write_text(path, "\n".join(["step,loss", *earlier, f"{step},{loss:.6f}"]) + "\n")
 
 

@@ -100,6 +100,7 @@ from semantic_aug.embeddings import (
 )
 from semantic_aug.experiment import (
     CACHE,
+    CONFIG_FILE,
     FINE_TUNED,
     MERGED,
     Trial,
@@ -909,6 +910,22 @@ MADE_WITH = {
 }
 
 
+def check_arguments(folder: Path, arguments: dict) -> None:
+    """Raise UserError for arguments in a folder's config.json that no flags give."""
+    for action in build_parser()._actions:
+        value = arguments.get(action.dest)
+        kind = str if action.type is None else int | float
+        values = value if action.nargs == "+" else [value]
+        if action.nargs == 0:
+            kind = bool
+        if value is not None and not (
+            isinstance(values, list) and all(isinstance(each, kind) for each in values)
+        ):
+            raise UserError(
+                f"--reproduce: {folder / CONFIG_FILE} is damaged: {action.dest} is {value!r}"
+            )
+
+
 def reproduce(argv) -> None:
     """Make one image again from its record and its folder's config.json, and compare."""
     parser = Parser("Make one synthetic image again, and say whether it is equal.")
@@ -927,6 +944,7 @@ def reproduce(argv) -> None:
             f"--reproduce: {path} is no image of generate_augmentations.py with a record"
         )
     record, settings = records[path.name], config["settings"]
+    check_arguments(path.parent, config["arguments"])
     defaults = vars(parse_args(["--dataset=-", "--experiment_name=-"]))  # for newer flags
     args = argparse.Namespace(**{**defaults, **config["arguments"]})
     args.model, args.device = given.model_path or args.model, given.device

@@ -420,13 +420,14 @@ def _generation_command(args, trial: Trial, folder: Path) -> str:
     others = sorted(folder.parent.glob("seed=*_ex=*"))
     for each in [folder, *others]:
         made = (read_config(each) or {}).get("arguments", {})
-        if "command" not in made:
+        if not isinstance(made.get("command"), str):
             continue
         flags = {}
         if each != folder:
             flags = {"seed": trial.seed, "num_trials": 1}
             flags["examples_per_class"] = trial.examples_per_class
-        if (args.num_synthetic or 0) > made.get("num_synthetic", math.inf):
+        number = made.get("num_synthetic")
+        if isinstance(number, int) and (args.num_synthetic or 0) > number:
             flags["num_synthetic"] = args.num_synthetic
         return " ".join([made["command"], *(f"--{flag}={n}" for flag, n in flags.items())])
     flags = {
