@@ -15,7 +15,7 @@ import json
 import logging
 from pathlib import Path
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.cli import (
     Parser,
     add_experiment_flags,
@@ -60,7 +60,10 @@ def main(argv=None):
         raise UserError(f"there is no experiment {experiment}; run fine_tune.py first")
     mine = [trials[number] for number in sorted(shard_blocks(len(trials), *shard))]
     if not mine:
-        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {len(trials)} trials")
+        print(
+            f"nothing to do: shard {shard[0]} of {shard[1]} has "
+            f"none of {counted(len(trials), 'trial')}"
+        )
         return
     found = {trial: files_of(experiment, trial) for trial in mine}
     for trial, files in found.items():
@@ -99,7 +102,7 @@ def merge(experiment: Path, trial: Trial, files: list[Path]) -> None:
         if second_files(files):
             merge_embeddings(second_files(files), embedding_files(path)[1], header)
         tokens = merge_embeddings(files, path, header)
-    print(f"{path}: {len(tokens)} words: {' '.join(tokens)}")
+    print(f"{path}: {counted(len(tokens), 'word')}: {' '.join(tokens)}")
     missing = missing_classes(config, files)
     if missing:
         log.warning("%s: no word yet for: %s", trial.name, ", ".join(missing))

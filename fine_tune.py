@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.checkpoints import (
     checkpoint_path,
     differing_keys,
@@ -492,9 +492,9 @@ def groups_of(jobs: list[Job], classes_per_step: int, shard) -> list[list[Job]]:
     groups = [jobs[start : start + classes_per_step] for start in starts]
     if len(groups) < shard[1] and len(groups) < len(jobs):
         log.warning(
-            "%d classes in steps of %d are work for %d of %d processes; --classes_per_step %d "
-            "would employ more",
-            len(jobs), classes_per_step, len(groups), shard[1], max(1, len(jobs) // shard[1]),
+            "%s in steps of %d are work for %d of %d processes; --classes_per_step %d would employ "
+            "more", counted(len(jobs), "class"), classes_per_step, len(groups), shard[1],
+            max(1, len(jobs) // shard[1]),
         )  # fmt: skip
     return [groups[number] for number in sorted(shard_blocks(len(groups), *shard))]
 
@@ -793,7 +793,8 @@ def validation(
             track.log({f"validation_loss/{job.where}": loss}, word.step)
             note_loss(job.folder / "validation" / "loss.csv", word.step, loss)
         mean, step = sum(losses) / len(losses), max(word.step for word in words.values())
-        log.info("step %d: validation loss %.4f, mean of %d classes", step, mean, len(words))
+        of = counted(len(words), "class")
+        log.info("step %d: validation loss %.4f, mean of %s", step, mean, of)
     if with_images and args.validation_prompt:
         for job, word in words.items():
             images = show(args, pipeline, prompts, word, job)

@@ -360,7 +360,9 @@ def main(argv=None):
             check_trial(quality, plan.dataset)
     blocks = sum(plan.num_blocks for plan in plans)
     if shard[0] >= blocks:
-        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {blocks} blocks")
+        print(
+            f"nothing to do: shard {shard[0]} of {shard[1]} has none of {counted(blocks, 'block')}"
+        )
         return
     load_judge = functools.cache(functools.partial(load_scorer, quality, device))
     if quality and any(lacks_scores(plan, quality, shard) for plan in plans):
@@ -382,7 +384,8 @@ def main(argv=None):
                     work.images = made or (None if scored else 0)
             there, _ = find_images(plan.folder, config_id(plan.settings))
             total = len(plan.jobs)
-            print(f"{plan.folder}: {made} images made now; {len(there)} there, {total} wanted")
+            now = counted(made, "image")
+            print(f"{plan.folder}: {now} made now; {len(there)} there, {total} wanted")
 
 
 # --- what is to be done ----------------------------------------------------------------------
@@ -637,10 +640,12 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
     judged = mark_worst(folder, identity, quality, of_class, shard)
     kept, total = (sum(column) for column in zip((0, 0), *judged.values()))
     line = (
-        f"{folder}: {scored} images scored now; {kept} of {total} kept by --filter {quality.kind}"
+        f"{folder}: {counted(scored, 'image')} scored now; "
+        f"{kept} of {total} kept by --filter {quality.kind}"
     )
     if len(judged) < len(of_class):
-        line += f"; {len(of_class) - len(judged)} classes still lack images of other processes"
+        line += "; images of other processes are still lacking in "
+        line += counted(len(of_class) - len(judged), "class")
     print(line)
     return scored
 

@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.backbone import ALL, FROZEN, SHORT_NAMES, Backbone, load_backbone
 from semantic_aug.classifier import BEST_VAL, LAST, TrainingOptions, evaluate, train_trial
 from semantic_aug.cli import (
@@ -257,7 +257,10 @@ def main(argv=None) -> None:
     shard, everyones = shard_of(args), trials_of(args)
     trials = [everyones[number] for number in sorted(shard_blocks(len(everyones), *shard))]
     if not trials:
-        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {len(everyones)} trials")
+        print(
+            f"nothing to do: shard {shard[0]} of {shard[1]} has "
+            f"none of {counted(len(everyones), 'trial')}"
+        )
         return
     compared = _compared(args, folder, trials_of(args))
     device = pick_device(args.device)
@@ -537,7 +540,7 @@ def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
         derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
         for path in [*results, *folder.glob("confusion_*.csv"), *derived]:
             path.unlink(missing_ok=True)
-        print(f"{len(results)} results that were made with other settings are removed")
+        print(f"{counted(len(results), 'result')} of other settings removed")
         noted = {}
     remove_leftovers(folder)
     write_config(folder, noted | settings, vars(args))
@@ -630,8 +633,8 @@ def _describe(trial: Trial, examples, class_names, classes, present: dict) -> No
     _name_absent(class_names, set(everything), trained, present)
     num_variants = len(examples.labels) - examples.num_photos
     print(
-        f"{trial.name}: {examples.num_photos} photos and {num_variants} synthetic images "
-        f"of {len(trained)} classes"
+        f"{trial.name}: {counted(examples.num_photos, 'photo')} and "
+        f"{counted(num_variants, 'synthetic image')} of {counted(len(trained), 'class')}"
     )
 
 
@@ -690,7 +693,7 @@ def _print_comparison(rows: list[dict]) -> None:
             line += f", 95 % interval {low:+.1f} to {high:+.1f}"
             alike = math.isnan(row["p_value"])
             line += ", no p: all trials differ alike" if alike else f", p = {row['p_value']:.2g}"
-        print(f"{line} ({row['num_trials']} trial{'s'[: row['num_trials'] > 1]})")
+        print(f"{line} ({counted(row['num_trials'], 'trial')})")
 
 
 def _percent(row: dict | None) -> str:

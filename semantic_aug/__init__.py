@@ -20,7 +20,7 @@ def counted(number: int, noun: str) -> str:
     """
     if number != 1:
         noun += "es" if noun.endswith("s") else "s"
-    return f"{number} {noun}"
+    return f"{number:,} {noun}"
 
 
 def stable_hash(*parts) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.cli import local_rank
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,8 @@ def check_whole(model: torch.nn.Module, name: str) -> None:
     lacking = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
     if lacking:
         raise UserError(
-            f"{name}: its weights lack {len(lacking)} tensors, as {lacking[0]}: fetch them again"
+            f"{name}: its weights lack {counted(len(lacking), 'tensor')}, as {lacking[0]}: fetch "
+            "them again"
         )
 
 

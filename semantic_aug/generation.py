@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.cli import progress_bar, shard_blocks
 from semantic_aug.experiment import (
     CONFIG_FILE,
@@ -174,7 +174,7 @@ def generate(
                         finish_oldest()
                 raise
     except OSError:
-        log.error("%s: %d images were made now", folder, made)
+        log.error("%s: %s made now", folder, counted(made, "image"))
         raise
     finally:
         write_metadata(folder, identity)
@@ -504,7 +504,9 @@ def read_variants(
         source = dataset.sources()[missing[0]]
         there = {record["file_name"] for record in records}
         gone = sorted({record["file_name"] for record in recorded} - there)
-        lost = f"; records name {len(gone)} files that are not there, as {gone[0]}" if gone else ""
+        lost = (
+            f"; records name {counted(len(gone), 'file')} not there, as {gone[0]}" if gone else ""
+        )
         raise MissingImages(
             f"{len(missing)} of {len(wanted) * needed} synthetic images are missing in "
             f"{folder}, the first of photo {source}{lost}"

@@ -243,7 +243,9 @@ def noise_target(scheduler, latents, noise, timesteps) -> torch.Tensor:
         return noise
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
-    return latents  # `sample`, the last of diffusion.PREDICTIONS
+    if kind == "sample":
+        return latents
+    raise UserError(f"this model predicts {kind!r}; known: epsilon, v_prediction, sample")
 
 
 @dataclass(frozen=True)

@@ -345,7 +345,7 @@ def test_controlnet_with_damaged_weights(make, tmp_path):
     lack_a_tensor(save_controlnet(folder), "controlnet_mid_block.bias")
     status, err = make(f"--controlnet={folder}")
     assert status == 2
-    assert "its weights lack 1 tensors, as controlnet_mid_block.bias" in err.splitlines()[-1]
+    assert "its weights lack 1 tensor, as controlnet_mid_block.bias" in err.splitlines()[-1]
     assert not list(Path("output").rglob("*.png"))
 
 
@@ -354,7 +354,7 @@ def test_a_model_whose_weights_lack_a_tensor(make, tmp_path, small_model):
     lack_a_tensor(tmp_path / "model/unet", "conv_out.bias")
     status, err = make(f"--model_path={tmp_path / 'model'}")
     assert status == 2
-    assert "model/unet: its weights lack 1 tensors, as conv_out.bias" in err.splitlines()[-1]
+    assert "model/unet: its weights lack 1 tensor, as conv_out.bias" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("way", ["guidance_scale", "controlnet_scale"])

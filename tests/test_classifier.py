@@ -505,7 +505,7 @@ def test_other_synthetic_images_are_other_settings_for_finished_trials_alone(dat
     line = fails(capsys, resnet, "--num_trials=2")
     assert "synthetic images of seed=0_ex=1 (there" in line and "seed=1" not in line
     run(resnet, "--num_trials=2", "--overwrite")
-    assert "2 results that were made with other settings are removed" in capsys.readouterr().out
+    assert "2 results of other settings removed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shift, accuracy", [(0, 1.0), (1, 0.0)])
@@ -871,7 +871,7 @@ def test_records_that_name_missing_files_are_an_error(data, resnet, capsys):
         (folder / f"00000{number}-001.png").unlink()
     line = fails(capsys, resnet)
     assert "3 of 6 synthetic images are missing" in line
-    assert "records name 3 files that are not there, as 000000-001.png" in line
+    assert "records name 3 files not there, as 000000-001.png" in line
     run(resnet, "--num_synthetic=1")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.adapters import canny_edges
 from semantic_aug.diffusion import (
     encode_image,
@@ -226,7 +226,9 @@ class SDEditor:
                     ) from error
             torch.cuda.empty_cache()
             self.batch_size = (count + 1) // 2
-            log.warning("the GPU's memory does not suffice: %d images at once", self.batch_size)
+            log.warning(
+                "the GPU's memory does not suffice: %s at once", counted(self.batch_size, "image")
+            )
             for generator, state in zip(generators, states):
                 generator.set_state(state)
         edited = []

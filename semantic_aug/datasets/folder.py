@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.datasets.index import image_names
 from semantic_aug.datasets.layout import complete_splits, what_is_in
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
@@ -78,7 +78,9 @@ class FolderDataset(FewShotDataset):
         splits = complete_splits(self.data_dir, records)
         loose = self.images_in(self.data_dir)
         if loose:
-            log.warning("%d photos directly in %s have no class", len(loose), self.data_dir)
+            log.warning(
+                "%s without a class directly in %s", counted(len(loose), "photo"), self.data_dir
+            )
         return sorted(set().union(*found.values())), splits
 
     def _split_folders(self, split: str) -> list[Path]:
