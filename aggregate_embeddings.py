@@ -7,12 +7,17 @@ output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors. Words of other tools may l
 too, or are given with --word. Next: generate_augmentations.py.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.cli import (
     Parser,
     add_experiment_flags,
@@ -76,7 +81,10 @@ def main(argv=None):
         raise UserError(f"there is no experiment {experiment}; run fine_tune.py first")
     mine = [trials[number] for number in sorted(shard_blocks(len(trials), *shard))]
     if not mine:
-        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {len(trials)} trials")
+        print(
+            f"nothing to do: shard {shard[0]} of {shard[1]} has "
+            f"none of {counted(len(trials), 'trial')}"
+        )
         return
     found = {trial: files_of(experiment, trial, given) for trial in mine}
     for trial, files in found.items():
@@ -141,7 +149,7 @@ def merge(
         words += [each.as_word_of(name, tokens[name]) if name in tokens else each
                   for name, each in given.items()]  # fmt: skip
         merged = merge_embeddings(words, path, header)
-    print(f"{path}: {len(merged)} words: {' '.join(merged)}")
+    print(f"{path}: {counted(len(merged), 'word')}: {' '.join(merged)}")
     known = {name: token for each in words for token, name in each.classes.items()}
     missing = [name for name in classes if token_for(name, known, merged) is None]
     if missing:
@@ -174,7 +182,8 @@ def class_of(file: Path, classes: list[str]) -> str:
 def classes_of(experiment: Path, trial: Trial) -> list[str]:
     """The classes of a trial, as far as fine_tune.py has noted them."""
     config = read_config(fine_tuned_dir(experiment, trial)) or {}
-    return config.get("arguments", {}).get("class_names", [])
+    names = config.get("arguments", {}).get("class_names")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def check_classes(given: dict[str, LearnedWords], trial: Trial, classes: list[str]) -> None:

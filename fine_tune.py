@@ -9,15 +9,21 @@ skipped and begun ones go on from their last checkpoint, so that the same comman
 interruption. Next: aggregate_embeddings.py.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import functools
 import logging
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.checkpoints import (
     checkpoint_path,
     differing_keys,
@@ -45,12 +51,14 @@ from semantic_aug.cli import (
     shard_blocks,
     shard_of,
     trials_of,
+    whole_number,
 )
 from semantic_aug.diffusion import (
     check_resolution,
     inspect_model,
     load_pipeline,
     load_tokenizer,
+    make_scheduler,
     pick_device,
     pick_dtype,
     text_encoders,
@@ -152,7 +160,10 @@ def build_parser() -> Parser:
         "--repeats", type=positive_int, default=100, help="how often an epoch shows each photo"
     )
     training.add_argument(
-        "--train_batch_size", type=positive_int, default=4, help="photos of each class at once"
+        "--train_batch_size",
+        type=whole_number(1, 4096),
+        default=4,
+        help="photos of each class at once",
     )
     training.add_argument(
         "--classes_per_step",
@@ -259,7 +270,10 @@ def build_parser() -> Parser:
         "--validation_prompt (default: no such loss, and images at a class's end)",
     )
     watching.add_argument(
-        "--num_validation_images", type=positive_int, default=4, help="images at each validation"
+        "--num_validation_images",
+        type=whole_number(1, 1000),
+        default=4,
+        help="images at each validation",
     )
     watching.add_argument(
         "--save_steps", type=positive_int, help="keep the word after every so many steps as well"
@@ -320,6 +334,7 @@ def main(argv=None):
         raise UserError(f"{args.model} is for inpainting alone; expected the model that it is of")
     args.resolution = check_resolution(info, args.resolution)
     device = pick_device(args.device)
+    make_scheduler(info, "DDPMScheduler")  # found wrong here, not after the model is loaded
     tokenizer = load_tokenizer(info)
     check_num_vectors(tokenizer, args.num_vectors, templates)
     if args.validation_prompt and "*" not in args.validation_prompt:
@@ -516,9 +531,9 @@ def groups_of(jobs: list[Job], classes_per_step: int, shard) -> list[list[Job]]:
     groups = [jobs[start : start + classes_per_step] for start in starts]
     if len(groups) < shard[1] and len(groups) < len(jobs):
         log.warning(
-            "%d classes in steps of %d are work for %d of %d processes; --classes_per_step %d "
-            "would employ more",
-            len(jobs), classes_per_step, len(groups), shard[1], max(1, len(jobs) // shard[1]),
+            "%s in steps of %d are work for %d of %d processes; --classes_per_step %d would employ "
+            "more", counted(len(jobs), "class"), classes_per_step, len(groups), shard[1],
+            max(1, len(jobs) // shard[1]),
         )  # fmt: skip
     return [groups[number] for number in sorted(shard_blocks(len(groups), *shard))]
 
@@ -832,7 +847,8 @@ def validation(
             track.log({f"validation_loss/{job.where}": loss}, word.step)
             note_loss(job.folder / "validation" / "loss.csv", word.step, loss)
         mean, step = sum(losses) / len(losses), max(word.step for word in words.values())
-        log.info("step %d: validation loss %.4f, mean of %d classes", step, mean, len(words))
+        of = counted(len(words), "class")
+        log.info("step %d: validation loss %.4f, mean of %s", step, mean, of)
     if with_images and args.validation_prompt:
         for job, word in words.items():
             images = show(args, pipeline, prompts, word, job, asked_to_end)
@@ -846,8 +862,9 @@ def validation(
 
 def note_loss(path: Path, step: int, loss: float) -> None:
     """Add a line to a word's validation losses, in place of one of the same or a later step."""
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
-    earlier = [line for line in lines if int(line.split(",")[0]) < step]
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    rows = [re.fullmatch(r"(\d{1,15}),[^,]+", line) for line in lines]  # None for damaged ones
+    earlier = [row[0] for row in rows if row and int(row[1]) < step]
     write_text(path, "\n".join(["step,loss", *earlier, f"{step},{loss:.6f}"]) + "\n")
 
 

@@ -13,6 +13,11 @@ goes on after an interruption. Next: train_classifier.py.
 makes one image again and says whether it is equal.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import argparse
 import dataclasses
 import functools
@@ -27,7 +32,7 @@ from pathlib import Path
 import torch
 from PIL import ImageChops
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.adapters import (
     add_lora,
     check_controlnet,
@@ -53,6 +58,8 @@ from semantic_aug.augmentations.sdedit import (
     check_guidance_scale,
     check_prompt,
     check_strength,
+    fill_prompt,
+    words_of,
 )
 from semantic_aug.cli import (
     Parser,
@@ -66,10 +73,10 @@ from semantic_aug.cli import (
     experiment_of,
     fraction_below_one,
     non_negative,
-    non_negative_int,
     positive_int,
     shard_of,
     trials_of,
+    whole_number,
 )
 from semantic_aug.diffusion import (
     SCHEDULERS,
@@ -96,6 +103,7 @@ from semantic_aug.embeddings import (
 from semantic_aug.experiment import (
     BORROWED_WORDS,
     CACHE,
+    CONFIG_FILE,
     FINE_TUNED,
     MERGED,
     Trial,
@@ -137,6 +145,7 @@ from semantic_aug.timing import GENERATE, timed
 log = logging.getLogger("semantic_aug.generate_augmentations")
 
 AUTO_BATCH = 32
+MOST_IMAGES = 10_000_000  # of a trial: the list of them must fit into memory
 OWN = "own"  # the safety checker that the model comes with
 # Flags that say more about another one, and mean nothing without it.
 DETAILS_OF = {
@@ -200,7 +209,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--safety_retries",
-        type=non_negative_int,
+        type=whole_number(0, 1000),
         default=SAFETY_RETRIES,
         help="how often; an image that stays flagged is black, and no classifier sees it",
     )
@@ -281,7 +290,7 @@ def build_parser() -> Parser:
     )
     edits.add_argument(
         "--num_inference_steps",
-        type=positive_int,
+        type=whole_number(1, 10_000),
         default=50,
         help="steps of a full denoising, of which an edit runs strength times as many",
     )
@@ -360,7 +369,9 @@ def main(argv=None):
             check_trial(quality, plan.dataset)
     blocks = sum(plan.num_blocks for plan in plans)
     if shard[0] >= blocks:
-        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {blocks} blocks")
+        print(
+            f"nothing to do: shard {shard[0]} of {shard[1]} has none of {counted(blocks, 'block')}"
+        )
         return
     load_judge = functools.cache(functools.partial(load_scorer, quality, device))
     if quality and any(lacks_scores(plan, quality, shard) for plan in plans):
@@ -382,7 +393,8 @@ def main(argv=None):
                     work.images = made or (None if scored else 0)
             there, _ = find_images(plan.folder, config_id(plan.settings))
             total = len(plan.jobs)
-            print(f"{plan.folder}: {made} images made now; {len(there)} there, {total} wanted")
+            now = counted(made, "image")
+            print(f"{plan.folder}: {now} made now; {len(there)} there, {total} wanted")
 
 
 # --- what is to be done ----------------------------------------------------------------------
@@ -476,7 +488,13 @@ def plan_trial(
     folder = aug_dir(experiment, args.aug_name, trial)
     dataset = dataset_of(args, "train", trial)
     indices = dataset.indices(args.classes)
+    if len(indices) * args.num_synthetic > MOST_IMAGES:
+        raise UserError(
+            f"--num_synthetic: got {args.num_synthetic} for {counted(len(indices), 'photo')}, "
+            f"expected {MOST_IMAGES:,} images of a trial at most"
+        )
     check_photos(dataset, indices, embed_path, info, any(edit["mask"] for edit in edits))
+    check_fields(args.prompt, edits, dataset, indices)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(args, names)
     settings = settings_of(args, dataset, info, weights, edits)
@@ -670,10 +688,12 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
         write_metadata(folder, identity)  # which has the scores too
     kept, total = (sum(column) for column in zip((0, 0), *judged.values()))
     line = (
-        f"{folder}: {scored} images scored now; {kept} of {total} kept by --filter {quality.kind}"
+        f"{folder}: {counted(scored, 'image')} scored now; "
+        f"{kept} of {total} kept by --filter {quality.kind}"
     )
     if len(judged) < len(of_class):
-        line += f"; {len(of_class) - len(judged)} classes still lack images of other processes"
+        line += "; images of other processes are still lacking in "
+        line += counted(len(of_class) - len(judged), "class")
     print(line)
     return scored
 
@@ -887,6 +907,17 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
                 log.warning("%s: its mask is %s", sources[idx], what)
 
 
+def check_fields(prompts: list[str], edits: list[dict], dataset, indices) -> None:
+    """Raise UserError for a prompt that asks what no edit knows: a learned word, a description."""
+    prompts = [each for each in prompts if "{token}" in each or "{description}" in each]
+    known = {"real-guidance": {}, "textual-inversion": {"token": [""]}}  # others' own is theirs
+    for aug in known.keys() & {edit["aug"] for edit in edits} if prompts else ():
+        for idx in indices:
+            (fields,) = words_of([dataset.get_metadata_by_idx(idx)], **known[aug])
+            for prompt in prompts:
+                fill_prompt(prompt, fields)
+
+
 def word_digests(embed_path: Path | None, dataset, num_encoders: int) -> dict[str, str]:
     """sha256 of the learned word of every class that has one; empty where none are used."""
     if embed_path is None:
@@ -968,6 +999,22 @@ MADE_WITH = {
 }
 
 
+def check_arguments(folder: Path, arguments: dict) -> None:
+    """Raise UserError for arguments in a folder's config.json that no flags give."""
+    for action in build_parser()._actions:
+        value = arguments.get(action.dest)
+        kind = str if action.type is None else int | float
+        values = value if action.nargs == "+" else [value]
+        if action.nargs == 0:
+            kind = bool
+        if value is not None and not (
+            isinstance(values, list) and all(isinstance(each, kind) for each in values)
+        ):
+            raise UserError(
+                f"--reproduce: {folder / CONFIG_FILE} is damaged: {action.dest} is {value!r}"
+            )
+
+
 def reproduce(argv) -> None:
     """Make one image again from its record and its folder's config.json, and compare."""
     parser = Parser("Make one synthetic image again, and say whether it is equal.")
@@ -992,6 +1039,7 @@ def reproduce(argv) -> None:
         raise UserError(
             f"--reproduce: {error}; the command that made it, given again, makes it anew"
         ) from error
+    check_arguments(path.parent, config["arguments"])
     defaults = vars(parse_args(["--dataset=-", "--experiment_name=-"]))  # for newer flags
     # A folder whose config.json says nothing of older_list was made by an earlier version.
     args = argparse.Namespace(**{**defaults, "older_list": True, **config["arguments"]})

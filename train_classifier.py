@@ -11,6 +11,11 @@ results_SEED_EXAMPLES.csv and confusion_SEED_EXAMPLES.csv per trial, and over al
 summary.csv and pictures. Finished trials are skipped.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import argparse
 import contextlib
 import dataclasses
@@ -24,7 +29,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.backbone import (
     ALL,
     FLOAT32,
@@ -51,6 +56,7 @@ from semantic_aug.cli import (
     shard_blocks,
     shard_of,
     trials_of,
+    whole_number,
 )
 from semantic_aug.diffusion import pick_device
 from semantic_aug.experiment import (
@@ -107,6 +113,7 @@ from semantic_aug.summary import (
 )
 from semantic_aug.timing import TRAIN, timed
 
+MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
 # Keys of config.json that belong to one trial each, and what all are evaluated on.
 PHOTOS_OF = "photos of "
 OF_TRIAL = (IMAGES_OF, PHOTOS_OF)
@@ -180,7 +187,9 @@ def build_parser() -> Parser:
         "that overflow in it are computed in float32",
     )
     group.add_argument(
-        "--image_size", type=positive_int, help="side in pixels (default: the backbone's own)"
+        "--image_size",
+        type=whole_number(1, 4096),
+        help="side in pixels (default: the backbone's own)",
     )
     group.add_argument(
         "--num_epochs", type=positive_int, default=defaults.num_epochs, help="epochs"
@@ -241,7 +250,9 @@ def build_parser() -> Parser:
         help="megabytes for decoded images; where they need more, they are read again each time",
     )
     group.add_argument(
-        "--num_workers", type=positive_int, help="threads that read images (default: all cores)"
+        "--num_workers",
+        type=whole_number(1, 1024),
+        help="threads that read images (default: all cores)",
     )
     group = parser.add_argument_group("results")
     group.add_argument(
@@ -284,7 +295,10 @@ def main(argv=None) -> None:
     shard, everyones = shard_of(args), trials_of(args)
     trials = [everyones[number] for number in sorted(shard_blocks(len(everyones), *shard))]
     if not trials:
-        print(f"nothing to do: shard {shard[0]} of {shard[1]} has none of {len(everyones)} trials")
+        print(
+            f"nothing to do: shard {shard[0]} of {shard[1]} has "
+            f"none of {counted(len(everyones), 'trial')}"
+        )
         return
     compared = _compared(args, folder, trials_of(args))
     device = pick_device(args.device)
@@ -377,6 +391,12 @@ def _training_options(args) -> TrainingOptions:
     if args.synthetic_probability is not None and args.utilization != MIX:
         raise UserError(
             f"--synthetic_probability belongs to --utilization mix, not {args.utilization}"
+        )
+    if args.iterations_per_epoch * args.batch_size > MOST_IMAGES:
+        raise UserError(
+            f"--iterations_per_epoch {args.iterations_per_epoch} of --batch_size {args.batch_size} "
+            f"are an epoch of {args.iterations_per_epoch * args.batch_size:,} images, expected "
+            f"{MOST_IMAGES:,} at most; give more --num_epochs"
         )
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingOptions)}
     given["augmentation"] = tuple(name for name in names if name != "none")
@@ -489,13 +509,14 @@ def _generation_command(args, trial: Trial, folder: Path) -> str:
     others = sorted(folder.parent.glob("seed=*_ex=*"))
     for each in [folder, *others]:
         made = (read_config(each) or {}).get("arguments", {})
-        if "command" not in made:
+        if not isinstance(made.get("command"), str):
             continue
         flags = {}
         if each != folder:
             flags = {"seed": trial.seed, "num_trials": 1}
             flags["examples_per_class"] = trial.examples_per_class
-        if (args.num_synthetic or 0) > made.get("num_synthetic", math.inf):
+        number = made.get("num_synthetic")
+        if isinstance(number, int) and (args.num_synthetic or 0) > number:
             flags["num_synthetic"] = args.num_synthetic
         return " ".join([made["command"], *(f"--{flag}={n}" for flag, n in flags.items())])
     flags = {
@@ -586,7 +607,8 @@ def _settings(
     for trial, folder in aug_dirs.items():
         records = read_records(folder)
         if records:
-            words = sorted({f"{r['class_name']} {r.get('embeddings')}" for r in records})
+            used = (r for r in records if r["repeat"] < (args.num_synthetic or math.inf))
+            words = sorted(set(map(_made_with, used)))
             identity = (read_config(folder) or {}).get("id", "unknown")
             identity += f", words {stable_hash(*words):x}"
             if args.num_synthetic is None:  # then how many there are changes the result
@@ -597,6 +619,12 @@ def _settings(
                 identity += f", {len(rejected)} rejected {stable_hash(*rejected):x}"
             settings[IMAGES_OF + trial.name] = identity
     return settings
+
+
+def _made_with(record: dict) -> str:
+    """What may be another for images of one class while the settings of its folder stay."""
+    others = [f"{key} {record[key]}" for key in ("unet", "masks") if key in record]
+    return " ".join([record["class_name"], str(record.get("embeddings")), *others])
 
 
 def _photos(train: FewShotDataset, splits: dict[str, FewShotDataset]) -> str:
@@ -642,7 +670,7 @@ def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
     common = {key: value for key, value in settings.items() if not key.startswith(OF_TRIAL)}
     if EVALUATION_PHOTOS not in before:
         common.pop(EVALUATION_PHOTOS)
-    finished = [trial.name for trial in trials if results_file(folder, trial).exists()]
+    finished = [trial.name for trial in trials if is_finished(folder, trial)]
     now = {
         key: settings[key]
         for key in (prefix + name for prefix in OF_TRIAL for name in finished)
@@ -650,15 +678,10 @@ def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
     }
     if results and before != common | noted | now:
         check_config(folder, common | noted | now, True, args.overwrite)
-        if not before and not args.overwrite:
-            raise UserError(
-                f"{folder} holds results, but no config.json that says how they were made; "
-                "choose another --method, or pass --overwrite to make them again"
-            )
         derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
         for path in [*results, *folder.glob("confusion_*.csv"), *derived]:
             path.unlink(missing_ok=True)
-        print(f"{len(results)} results that were made with other settings are removed")
+        print(f"{counted(len(results), 'result')} of other settings removed")
         noted = {}
     remove_leftovers(folder)
     write_config(folder, noted | settings, vars(args))
@@ -762,8 +785,8 @@ def _describe(trial: Trial, examples, class_names, classes, present: dict) -> No
     _name_absent(class_names, set(everything), trained, present)
     num_variants = len(examples.labels) - examples.num_photos
     print(
-        f"{trial.name}: {examples.num_photos} photos and {num_variants} synthetic images "
-        f"of {len(trained)} classes"
+        f"{trial.name}: {counted(examples.num_photos, 'photo')} and "
+        f"{counted(num_variants, 'synthetic image')} of {counted(len(trained), 'class')}"
     )
 
 

@@ -12,6 +12,17 @@ class UserError(ValueError):
     """
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 photo`, `2 photos`, `3 classes`: a number with a noun that it counts.
+
+    Args:
+        noun: of one; of several it ends in `s`, or in `es` where it ends in `s` already.
+    """
+    if number != 1:
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}"
+
+
 def stable_hash(*parts) -> int:
     """A 63-bit number that depends on the text of `parts` alone.
 

@@ -13,7 +13,7 @@ from huggingface_hub import is_offline_mode
 from PIL import Image
 from safetensors import safe_open
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.diffusion import (
     LOADING_ERRORS,
     ModelInfo,
@@ -143,7 +143,8 @@ def check_unet(info: ModelInfo, path: Path) -> Identity:
         there, wanted = (shapes.get(differing[0], "no such tensor") for shapes in (found, expected))
         raise UserError(
             f"--unet_path: {path} is of another architecture than the UNet of {info.name}: "
-            f"{len(differing)} tensors differ, as {differing[0]}: got {there}, expected {wanted}"
+            f"in {counted(len(differing), 'tensor')}, as {differing[0]}: got {there}, expected "
+            f"{wanted}"
         )
     files = {str(number): file for number, file in enumerate(_unet_files(path))}
     return Identity(content_of(files), older_content(path))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 
 SHORT_NAMES = {
     "resnet50": "microsoft/resnet-50",
@@ -242,7 +242,8 @@ def trained_modules(model: torch.nn.Module, finetune: str) -> tuple[torch.nn.Mod
     name = max(lists, key=lambda each: sum(p.numel() for p in lists[each].parameters()))
     if wanted > len(lists[name]):
         raise UserError(
-            f"--finetune: got {finetune}, and {type(model).__name__} has {len(lists[name])} blocks"
+            f"--finetune: got {finetune}, and {type(model).__name__} has "
+            f"{counted(len(lists[name]), 'block')}"
         )
     # Modules stand in the order of their definition: what comes later works on what they give.
     return modules[names.index(f"{name}.{len(lists[name]) - wanted}") :]
@@ -264,7 +265,8 @@ def _load_model(name: str) -> tuple[torch.nn.Module, str]:
     needed = sorted(key for key in missing if not re.search("pooler|mask_token", key))
     if needed:
         raise UserError(
-            f"--classifier_backbone: {name} has no weights for {len(needed)} tensors of "
+            f"--classifier_backbone: {name} has no weights for "
+            f"{counted(len(needed), 'tensor')} of "
             f"{type(model).__name__}, such as {needed[0]}"
         )
     return _image_half(model), _identity(model, missing)

@@ -13,6 +13,7 @@ behind the file go over those in it, for all of them.
 For submit, the flags of sbatch follow behind `--`.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import os
@@ -25,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.cli import Parser, command
-from semantic_aug.experiment import SLURM_LOGS, check_writable, experiment_dir
+from semantic_aug.cli import Parser, command, experiment_of
+from semantic_aug.experiment import SLURM_LOGS
 
 ROOT = Path(__file__).resolve().parent.parent
 FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (
@@ -44,10 +45,11 @@ AMBIGUOUS = ("--batch_size", "--learning_rate")
 
 @dataclass(frozen=True)
 class Command:
-    """One of the four commands with its flags."""
+    """One of the four commands with its flags, and what they mean."""
 
     stage: str
     argv: tuple[str, ...]
+    args: argparse.Namespace
 
 
 # --- from flags to commands ------------------------------------------------------------------
@@ -129,7 +131,7 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = STAGES) -> list[Co
             args = parsers[stage].parse_args(argv)
             if "dataset" in args:  # better refused here than by a job, hours later
                 parse_dataset_args(dataset_class(args.dataset), args.dataset_args)
-            commands.append(Command(stage, tuple(argv)))
+            commands.append(Command(stage, tuple(argv), args))
     return [each for each in commands if each.stage in stages]
 
 
@@ -165,15 +167,6 @@ def parser_of(stage: str) -> Parser:
     parser = module.build_parser()
     parser.prog = path.name
     return parser
-
-
-def folder_of(commands: Sequence[Command]) -> Path:
-    """The experiment's folder."""
-    parser = Parser("", add_help=False)
-    parser.add_argument("--experiment_name")
-    parser.add_argument("--output_dir", default="output")
-    known, _ = parser.parse_known_args(list(commands[0].argv))
-    return check_writable(experiment_dir(known.output_dir, known.experiment_name))
 
 
 # --- here ------------------------------------------------------------------------------------
@@ -243,7 +236,7 @@ def submit(
     Raises:
         UserError: sbatch is not here, or refuses a job.
     """
-    folder = folder_of(commands)
+    folder = experiment_of(commands[0].args)
     if not dry_run:
         (folder / SLURM_LOGS).mkdir(parents=True, exist_ok=True)
     jobs: dict[str, list[str]] = {}

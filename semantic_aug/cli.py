@@ -9,9 +9,10 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.experiment import (
     CONFIG_FILE,
     Trial,
@@ -19,7 +20,7 @@ from semantic_aug.experiment import (
     experiment_dir,
     read_config,
 )
-from semantic_aug.interrupts import TRY_AGAIN, Stopped, stoppable
+from semantic_aug.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,15 @@ class Parser(argparse.ArgumentParser):
         for name, value in vars(found).items():
             # As a variable of the shell that was never set; a prompt may be empty.
             if value == "" and "prompt" not in name:
-                self.error(f"--{name} is empty: give a value, or leave the flag out")
+                self.error(f"{self._as_given(name, args)} is empty: give a value, or leave the "
+                           "flag out")  # fmt: skip
         return found
+
+    def _as_given(self, name: str, args: Sequence[str]) -> str:
+        """The last of the flags given that set this value, as it was spelled."""
+        flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+        actions = self._option_string_actions
+        return [f for f in flags if (a := actions.get(_underscored(f))) and a.dest == name][-1]
 
     def knows(self, flag: str) -> bool:
         """Whether this is one of the flags, in either spelling."""
@@ -69,6 +77,8 @@ def _underscored(arg: str) -> str:
     return "--" + match[0][2:].replace("-", "_") + arg[match.end() :] if match else arg
 
 
+MOST_TRIALS = 100_000
+
 # What a person can do about errors of the system; others are ours, and keep their traceback.
 _REMEDIES = {
     errno.ENOSPC: "make room and run the same command again",
@@ -80,6 +90,7 @@ _REMEDIES = {
     errno.EEXIST: "a file lies where a folder is needed",
     errno.EISDIR: "a folder lies where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link leads to itself",
 }
 
 
@@ -101,7 +112,7 @@ def command(main):
             except UserError as error:
                 line = " ".join(str(error).split())
             except KeyboardInterrupt:
-                print("interrupted; the same command goes on from here", file=sys.stderr)
+                print(INTERRUPTED, file=sys.stderr)
                 raise SystemExit(130) from None
             except OSError as error:
                 if error.errno not in _REMEDIES:
@@ -178,7 +189,8 @@ def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
         "--experiment_name", required=True, help="folder under output/ that all four stages share"
     )
     group.add_argument("--output_dir", default="output", help="where experiments lie")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="first seed")
+    # Tables hold 64 bits.
+    group.add_argument("--seed", type=whole_number(0, 2**62), default=0, help="first seed")
     group.add_argument(
         "--num_trials", type=positive_int, default=1, help="seeds: seed ... seed + num_trials - 1"
     )
@@ -249,7 +261,9 @@ def add_model_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     )
     group.add_argument("--variant", help="weight files to load, such as fp16")
     group.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
-    group.add_argument("--resolution", type=positive_int, help="pixels; default the model's own")
+    group.add_argument(
+        "--resolution", type=whole_number(1, 8192), help="pixels; default the model's own"
+    )
 
 
 def add_shard_flags(parser: argparse.ArgumentParser) -> None:
@@ -263,14 +277,21 @@ def add_shard_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: 1, 2, 3 ..."""
-    return _checked(int, text, lambda value: value >= 1, "a whole number from 1")
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """An argparse type: whole numbers in [least, most], of which a machine can hold what they ask.
+
+    By default a number that counts nothing but time: more of it is a slip of the keyboard.
+    """
+
+    def parse(text: str) -> int:
+        value = _checked(int, text, lambda value: value >= least, f"a whole number from {least}")
+        return _checked(int, text, lambda _: value <= most, f"{most} at most")
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    """An argparse type: 0, 1, 2 ..."""
-    return _checked(int, text, lambda value: value >= 0, "a whole number from 0")
+positive_int = whole_number(1)
+non_negative_int = whole_number(0)
 
 
 def non_negative(text: str) -> float:
@@ -312,11 +333,21 @@ def experiment_of(args: argparse.Namespace) -> Path:
 
 
 def trials_of(args: argparse.Namespace) -> list[Trial]:
-    """Every seed with every number of examples per class."""
+    """Every seed with every number of examples per class.
+
+    Raises:
+        UserError: more than `MOST_TRIALS`.
+    """
+    sizes = dict.fromkeys(args.examples_per_class)
+    if args.num_trials * len(sizes) > MOST_TRIALS:
+        raise UserError(
+            f"--num_trials: got {args.num_trials} for {counted(len(sizes), 'number')} of examples "
+            f"per class, expected {MOST_TRIALS} trials at most in all"
+        )
     return [
         Trial(seed, examples)
         for seed in range(args.seed, args.seed + args.num_trials)
-        for examples in dict.fromkeys(args.examples_per_class)
+        for examples in sizes
     ]
 
 
@@ -393,6 +424,12 @@ def _array_task(environ) -> tuple[int, int]:
     first = _number(environ, "SLURM_ARRAY_TASK_MIN", 0)
     step = max(1, _number(environ, "SLURM_ARRAY_TASK_STEP", 1))
     last = _number(environ, "SLURM_ARRAY_TASK_MAX", task)
+    if task not in range(first, last + 1, step):
+        raise UserError(
+            f"the environment has SLURM_ARRAY_TASK_ID={task}, and the array's tasks are {first} to "
+            f"{last} in steps of {step}: unset what is not SLURM's own, or pass --shard_index and "
+            "--num_shards"
+        )
     count = (last - first) // step + 1
     if _number(environ, "SLURM_ARRAY_TASK_COUNT", count) != count:
         raise UserError(
@@ -402,26 +439,51 @@ def _array_task(environ) -> tuple[int, int]:
     return (task - first) // step, count
 
 
-# Size and rank, as launchers name them. A launcher within srun counts its processes on all nodes.
+# Size, rank and the rank on a node, as launchers name them. A launcher within srun counts its
+# processes on all nodes.
 _LAUNCHERS = (
-    ("WORLD_SIZE", "RANK"),  # accelerate launch, torchrun
-    ("PMI_SIZE", "PMI_RANK"),  # Intel MPI and MPICH, which accelerate launch --cpu may start
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
+    ("WORLD_SIZE", "RANK", "LOCAL_RANK"),  # accelerate launch, torchrun
+    # Intel MPI and MPICH, which accelerate launch --cpu may start
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+    ("PMI_SIZE", "PMI_RANK", "PMI_LOCAL_RANK"),  # Cray's
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),  # srun
 )
 
 
 def _launched_process(environ) -> tuple[int, int]:
     """(index, count) among the processes of one launch."""
-    for size, rank in _LAUNCHERS:
-        if _number(environ, size, 1) > 1:
-            return _number(environ, rank, 0), _number(environ, size)
+    for size, rank, _ in _LAUNCHERS:
+        count = _number(environ, size, 1)
+        if count > 1:
+            if rank not in environ or _number(environ, rank) >= count:
+                raise UserError(
+                    f"the environment has {size}={count} and {rank}={environ.get(rank)}, expected "
+                    f"{rank} from 0 to {count - 1}: unset both, or pass --shard_index and "
+                    "--num_shards"
+                )
+            return _number(environ, rank), count
     if environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in environ:
         log.warning(
             "accelerate launch --cpu has started one process, which does all the work; "
             "accelerate launch --multi_gpu --num_processes N starts N, also without a GPU"
         )
     return 0, 1
+
+
+def local_rank(environ=os.environ) -> int:
+    """This process's number among those of its launch on this machine, counted from 0.
+
+    Where no launcher says so, its number among those on all machines.
+    """
+    if "LOCAL_RANK" in environ:
+        return _number(environ, "LOCAL_RANK")
+    index, count = _launched_process(environ)
+    for size, _, local in _LAUNCHERS:
+        # Not what srun says of an mpirun that it has started on each node.
+        if local in environ and _number(environ, size, 1) == count > 1:
+            return _number(environ, local)
+    return index
 
 
 def _number(environ, name: str, default: int | None = None) -> int:

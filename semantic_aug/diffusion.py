@@ -5,7 +5,6 @@ import glob
 import hashlib
 import json
 import logging
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
+from semantic_aug.cli import local_rank
 from semantic_aug.digests import file_digests
 from semantic_aug.experiment import Identity
 
@@ -32,12 +32,17 @@ SCHEDULERS = {
     "lcm": ("LCMScheduler", {}),
 }
 
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+# What a UNet gives: the noise, the velocity (arXiv 2202.00512), or the latents without noise.
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MOST_TIMESTEPS = 100_000  # models have 1000
+
 # What the libraries raise on missing, broken or unknown files of a model.
 LOADING_ERRORS = (
     OSError,
     ValueError,
     RuntimeError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
     SafetensorError,
@@ -97,19 +102,30 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
     encoders = ["text_encoder", *(["text_encoder_2"] if "text_encoder_2" in index else [])]
     encoders = [read_json(name, f"{part}/config.json", revision) for part in encoders]
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    try:
+        widths = [part["block_out_channels"] for part in (vae, unet)]
+        side = side_of(unet["sample_size"])
+        dims = tuple(encoder["hidden_size"] for encoder in encoders)
+        levels = [len(each) for each in widths]
+        for number in (channels, latents, *levels, *widths[0], *widths[1], side, *dims):
+            if not (isinstance(number, int) and 0 < number < 100_000):
+                raise ValueError(f"a number of pixels, channels or levels is {number!r}")
+    except (LookupError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{name}: its configuration files are damaged: {reason}") from error
+    factor, depth = (2 ** (level - 1) for level in levels)
     if channels not in (latents, 2 * latents + 1):
         raise UserError(
             f"{name}: its UNet wants more than an image, as models for instructions or depth do; "
             "expected an ordinary Stable Diffusion or one for inpainting"
         )
-    try:
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        depth = 2 ** (len(unet["block_out_channels"]) - 1)
-        side = side_of(unet["sample_size"])
-        dims = tuple(encoder["hidden_size"] for encoder in encoders)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{name}: its configuration files lack {error}") from error
-    scheduler = read_json(name, "scheduler/scheduler_config.json", revision)
+    scheduler = read_json(name, SCHEDULER_CONFIG, revision)
+    predicts = scheduler.get("prediction_type", PREDICTIONS[0])
+    if predicts not in PREDICTIONS:
+        raise UserError(
+            f"{name}: {SCHEDULER_CONFIG} says that its UNet predicts {predicts!r}; known: "
+            f"{', '.join(PREDICTIONS)}"
+        )
     few_steps = scheduler.get("timestep_spacing") == "trailing"  # of all models in wide use, theirs
     few_steps |= scheduler.get("_class_name") == "LCMScheduler"
     return ModelInfo(
@@ -155,8 +171,7 @@ def pick_device(name: str | None = None) -> torch.device:
     """
     if name is None:
         if torch.cuda.is_available():
-            process = int(os.environ.get("LOCAL_RANK", 0))
-            return torch.device("cuda", process % torch.cuda.device_count())
+            return torch.device("cuda", local_rank() % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -242,7 +257,8 @@ def check_whole(model: torch.nn.Module, name: str, lacking: Iterable[str] = ()) 
     lacking = sorted(lacking) or [key for key, tensor in state if tensor.is_meta]
     if lacking:
         raise UserError(
-            f"{name}: its weights lack {len(lacking)} tensors, as {lacking[0]}: fetch them again"
+            f"{name}: its weights lack {counted(len(lacking), 'tensor')}, as {lacking[0]}: fetch "
+            "them again"
         )
 
 
@@ -283,19 +299,40 @@ def _as_stable_diffusion(pipeline):
     return StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
 
 
-def check_steps(info: ModelInfo, scheduler: str | None, num_inference_steps: int) -> None:
-    """Raise UserError where the sampler cannot do so many steps."""
+def make_scheduler(info: ModelInfo, kind: str | None = None, **options):
+    """A scheduler of diffusers from the model's configuration, before any weights are read.
+
+    Args:
+        kind: its class; default the model's own.
+        options: what differs from the configuration.
+
+    Raises:
+        UserError: the configuration makes none.
+    """
     import diffusers
 
-    config = read_json(info.name, "scheduler/scheduler_config.json", info.revision)
-    kind, options = SCHEDULERS.get(scheduler, (config.get("_class_name"), {}))
+    config = read_json(info.name, SCHEDULER_CONFIG, info.revision)
+    kind = kind or str(config.get("_class_name"))
     try:
-        sampler = getattr(diffusers, kind).from_config(config, **options)
+        if not 1 <= config.get("num_train_timesteps", 1000) <= MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps: expected 1 to {MOST_TIMESTEPS}")
+        return getattr(diffusers, kind).from_config(config, **options)
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{info.name}: {SCHEDULER_CONFIG} makes no {kind}: {reason}") from error
+
+
+def check_steps(info: ModelInfo, scheduler: str | None, num_inference_steps: int) -> None:
+    """Raise UserError where the sampler cannot do so many steps."""
+    kind, options = SCHEDULERS.get(scheduler, (None, {}))
+    sampler = make_scheduler(info, kind, **options)
+    try:
         sampler.set_timesteps(num_inference_steps)
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"--num_inference_steps: {kind} cannot do {num_inference_steps}: {reason}"
+            f"--num_inference_steps: {type(sampler).__name__} cannot do {num_inference_steps}: "
+            f"{reason}"
         ) from error
 
 
@@ -416,7 +453,7 @@ def read_json(name: str, file: str, revision: str | None) -> dict:
     path = model_file(name, file, revision)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: cannot read {file}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{name}: {file} is no configuration")

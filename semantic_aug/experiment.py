@@ -12,12 +12,15 @@ output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import logging
 import os
 import platform
 import re
 import socket
 import subprocess
+import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,6 +50,10 @@ UNENCODABLE = "\ud800-\udfff"
 
 T = TypeVar("T")
 
+_writes = itertools.count()
+
+log = logging.getLogger(__name__)
+
 _VERSIONED_PACKAGES = (
     "torch",
     "diffusers",
@@ -73,6 +80,16 @@ class Trial:
         """`text` with this trial's numbers in place of {seed} and {examples_per_class}."""
         filled = text.replace("{seed}", str(self.seed))
         return filled.replace("{examples_per_class}", str(self.examples_per_class))
+
+
+def trial_named(name: str) -> Trial | None:
+    """The trial of this name; None for another name."""
+    seed, _, examples = name.removeprefix("seed=").partition("_ex=")
+    try:
+        trial = Trial(int(seed), int(examples))
+    except ValueError:
+        return None
+    return trial if trial.name == name else None
 
 
 # --- names -----------------------------------------------------------------------------------
@@ -160,15 +177,22 @@ def check_writable(folder: Path) -> Path:
     """`folder`, if files can be made there; it need not exist yet.
 
     Raises:
-        UserError: a file is in the way, or writing is not allowed.
+        UserError: a file or a link that leads nowhere is in the way, or writing is not allowed.
     """
     nearest = folder.absolute()
     while not nearest.exists():
+        if nearest.is_symlink():
+            raise UserError(f"{folder} cannot be a folder: {nearest} is a link that leads nowhere")
         nearest = nearest.parent
     if not nearest.is_dir():
         raise UserError(f"{folder} cannot be a folder: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{nearest} cannot be written to: choose another place for the output")
+    try:  # permissions do not tell: nobody writes to /proc, not even root
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise UserError(
+            f"{nearest} cannot be written to ({error.strerror}): choose another place for the "
+            "output"
+        ) from error
     return folder
 
 
@@ -177,11 +201,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` when the block ends without an error.
 
     So a file is whole or absent, whenever the process is killed. The temporary name carries host
-    and process, because files that any process can write again may be written by two at once.
+    and process and is new each time, because processes and threads may write one file at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{hostname()}-{os.getpid()}.tmp")
+    name = f".{path.name}.{next(_writes)}.{hostname()}-{os.getpid()}.tmp"
+    temporary = path.with_name(name)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -303,12 +328,21 @@ def config_id(settings: Mapping) -> str:
 
 
 def read_config(folder: Path) -> dict | None:
-    """The `config.json` of a folder; None where there is none or it is unreadable."""
+    """The `config.json` of a folder; None where there is none, or it is damaged, with a notice."""
+    path = folder / CONFIG_FILE
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return config if isinstance(config, dict) else None
+    except (ValueError, RecursionError):
+        config = None
+    kinds = {"id": str, "settings": dict, "arguments": dict}
+    if isinstance(config, dict) and all(
+        isinstance(config.get(key, kind()), kind) for key, kind in kinds.items()
+    ):
+        return config
+    log.warning("%s is damaged: it counts as absent", path)
+    return None
 
 
 def check_config(

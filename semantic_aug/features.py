@@ -191,6 +191,9 @@ def _read(path: Path, number: int, backbone: Backbone) -> tuple | None:
         return None
     if features.shape != (number, backbone.num_features):
         return None
+    if features.dtype != torch.float32 or not features.isfinite().all():
+        log.warning("%s holds what no backbone has given: made again", path)
+        return None
     return features.to(backbone.device), torch.ones(number, dtype=torch.bool)
 
 

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 
@@ -233,8 +233,8 @@ class FewShotDataset(Dataset):
         for record in records:
             if record.class_name not in label_of:
                 raise UserError(
-                    f"{record.source}: class {record.class_name!r} is not one of the "
-                    f"{self.num_classes} classes of {type(self).__name__}"
+                    f"{record.source}: class {record.class_name!r} is not among the "
+                    f"{counted(self.num_classes, 'class')} of {type(self).__name__}"
                 )
             if record.source not in class_of:
                 class_of[record.source] = record.class_name
@@ -258,11 +258,12 @@ class FewShotDataset(Dataset):
                 group = self._first_readable(class_name, group)
             selected += map(self._with_path, group)
         if self.unreadable:
-            log.warning("%d photos of split %r cannot be read", len(self.unreadable), self.split)
+            unreadable = counted(len(self.unreadable), "photo")
+            log.warning("%s of split %r cannot be read", unreadable, self.split)
         if self.doubtful:
             log.warning(
-                "%d photos of split %r may have a wrong brightness, such as %s; %s",
-                len(self.doubtful),
+                "%s of split %r may have a wrong brightness, such as %s; %s",
+                counted(len(self.doubtful), "photo"),
                 self.split,
                 self.doubtful[0],
                 BITS_HELP,
@@ -289,12 +290,14 @@ class FewShotDataset(Dataset):
                 if doubt:
                     self.doubtful.append(f"{record.source}: {doubt}")
         if not readable:
-            raise UserError(f"none of the {len(group)} photos of class {class_name!r} is readable")
+            raise UserError(
+                f"class {class_name!r} has {counted(len(group), 'photo')}, none of them readable"
+            )
         if len(readable) < self.examples_per_class:
             log.warning(
-                "class %r has %d readable photos of the %d asked for: all are used",
+                "class %r has %s of the %d asked for: all are used",
                 class_name,
-                len(readable),
+                counted(len(readable), "readable photo"),
                 self.examples_per_class,
             )
         return readable

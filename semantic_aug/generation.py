@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.cli import progress_bar, shard_blocks
 from semantic_aug.embeddings import embedding_files, read_header, read_words, rows_digest
 from semantic_aug.experiment import (
@@ -184,7 +184,7 @@ def generate(
                         finish_oldest()
                 raise
     except OSError:
-        log.error("%s: %d images were made now", folder, made)
+        log.error("%s: %s made now", folder, counted(made, "image"))
         raise
     finally:
         write_metadata(folder, identity)
@@ -643,7 +643,9 @@ def read_variants(
     if missing:
         source = dataset.sources()[next(idx for idx in wanted if there[idx] < needed)]
         gone = sorted({record["file_name"] for record in recorded} - whole)
-        lost = f"; records name {len(gone)} files that are not whole, as {gone[0]}" if gone else ""
+        lost = (
+            f"; records name {counted(len(gone), 'file')} not whole, as {gone[0]}" if gone else ""
+        )
         raise MissingImages(
             f"{missing} of {len(wanted) * needed} synthetic images are missing in "
             f"{folder}, the first of photo {source}{lost}"

@@ -5,12 +5,15 @@ Commands end with the status `TRY_AGAIN` then, with everything that is finished 
 """
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+INTERRUPTED = "interrupted; the same command goes on from here"
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )  # fmt: skip
@@ -27,8 +30,24 @@ def stoppable() -> Iterator[None]:
     def stop(number, frame):
         _end(number)
 
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with _handled_by(stop):
         yield
+
+
+def end_at_once_by_ctrl_c() -> None:
+    """Let Ctrl-C end this process with one line, until `stoppable` lets it be an exception.
+
+    For the seconds in which a command imports its packages, where it would be a long traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(number, frame) -> NoReturn:
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 @contextlib.contextmanager

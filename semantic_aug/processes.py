@@ -11,15 +11,29 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_origin
 
 from semantic_aug import UserError
-from semantic_aug.experiment import PROCESSES, Trial, hostname, is_alive, now_at, write_text
+from semantic_aug.experiment import (
+    CACHE,
+    PROCESSES,
+    Trial,
+    hostname,
+    is_alive,
+    now_at,
+    remove_leftovers,
+    trial_named,
+    write_text,
+)
 from semantic_aug.interrupts import Stopped
+from semantic_aug.timing import MOST, STAGES
 
 BEAT, LOST = 20.0, 120.0  # file systems of clusters show changes up to a minute late
-RUNNING, DONE, STOPPED, FAILED, KILLED = "running", "done", "stopped", "failed", "killed"
+RUNNING, DONE, STOPPED, FAILED, KILLED = STATES = (
+    "running", "done", "stopped", "failed", "killed",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +78,7 @@ class Reporter:
 
     def __init__(self, process: Process, path: Path):
         self.process, self.path, self._since = process, path, None
+        self._writing = threading.Lock()  # so that the newer state is written last
 
     def works_on(self, trials: Iterable[Trial]) -> None:
         """Which trials are in work from now on."""
@@ -80,7 +95,8 @@ class Reporter:
             self.process.seconds = time.monotonic() - self._since
 
     def write(self) -> None:
-        write_text(self.path, json.dumps(asdict(self.process), ensure_ascii=False) + "\n")
+        with self._writing:
+            write_text(self.path, json.dumps(asdict(self.process), ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -93,11 +109,15 @@ def at_work(
 ) -> Iterator[Reporter]:
     """Report this process as running within the block, and how the block ended.
 
+    What killed processes have left half-written where all commands write goes first.
+
     Args:
         wanted: as in `Process`.
     """
     process = Process(stage, method, {t.name: each for t, each in wanted.items()}, shard)
     process.job = slurm_job(os.environ)
+    for folder in (experiment, experiment / PROCESSES, experiment / CACHE):
+        remove_leftovers(folder)
     name = f"{time.time_ns()}.{stage}.{process.host}-{process.pid}.json"
     _name_doubles(experiment, process)
     reporter, ended = Reporter(process, experiment / PROCESSES / name), threading.Event()
@@ -163,12 +183,39 @@ def read_processes(experiment: Path) -> list[Process]:
         return []
     now = now_at(folder)
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # being replaced, or no such file
-            silent = now - path.stat().st_mtime
-            process = Process(**json.loads(path.read_text(encoding="utf-8")))
-            process.shard = tuple(process.shard)
-            here = process.host == hostname()
-            if process.state == RUNNING and (silent > LOST or (here and not is_alive(process.pid))):
-                process.state, process.message = KILLED, "it was killed, or its node is gone"
-            found.append(process)
+        try:
+            silent, process = now - path.stat().st_mtime, _read_process(path)
+        except OSError:  # somebody has just removed it
+            continue
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            log.warning("%s is damaged: left out", path)
+            continue
+        here = process.host == hostname()
+        if process.state == RUNNING and (silent > LOST or (here and not is_alive(process.pid))):
+            process.state, process.message = KILLED, "it was killed, or its node is gone"
+        found.append(process)
     return found
+
+
+def _read_process(path: Path) -> Process:
+    """A file of processes/.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is none.
+    """
+    process = Process(**json.loads(path.read_text(encoding="utf-8")))
+    process.shard = tuple(process.shard)  # JSON knows lists alone
+    for each in fields(Process):
+        kind = int | float if each.type is float else get_origin(each.type) or each.type
+        if not isinstance(getattr(process, each.name), kind):
+            raise TypeError(each.name)
+    pairs = [process.shard, *process.wanted.values()]
+    numbers = [process.pid, process.images, process.counted, process.seconds]
+    numbers += [number for pieces, images in pairs for number in (pieces, images)]
+    if not all(0 <= number < MOST for number in numbers) or process.pid >= 2**31:
+        raise ValueError("more than there can be")
+    if process.stage not in STAGES or process.state not in STATES:
+        raise ValueError("another stage or state than there are")
+    if None in map(trial_named, process.wanted) or not process.wanted.keys() >= {*process.trials}:
+        raise ValueError("trials that there are not")
+    return process

@@ -9,13 +9,18 @@ photo of every class and variants of it; and seed=S_ex=N/CLASS.png, a sheet of e
 What is there of an unfinished generation is shown.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.cli import (
     Parser,
     add_classes_flag,
@@ -29,15 +34,17 @@ from semantic_aug.cli import (
     positive_int,
     progress_bar,
     trials_of,
+    whole_number,
 )
-from semantic_aug.experiment import atomic_path, aug_dir, folder_names
+from semantic_aug.experiment import atomic_path, aug_dir, folder_names, remove_leftovers
 from semantic_aug.few_shot_dataset import read_image
 from semantic_aug.generation import read_records, read_scores, read_variants
 from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
 from semantic_aug.timing import seconds_per_image
 
 GAP = 2  # pixels between pictures
-SHEET_ROWS = 100  # a sheet with more would be too tall for most viewers
+SHEET_ROWS = 100
+SHEET_SIDE = 16_384  # pixels; most viewers show no more, and a square sheet takes 800 MB
 
 log = logging.getLogger("semantic_aug.report")
 
@@ -64,7 +71,9 @@ def parse_args(argv=None):
     )
     sheets = parser.add_argument_group("contact sheets")
     sheets.add_argument("--variants", type=positive_int, default=4, help="pictures of each set")
-    sheets.add_argument("--cell", type=positive_int, default=96, help="pixels of a picture")
+    sheets.add_argument(
+        "--cell", type=whole_number(8, 1024), default=96, help="pixels of a picture"
+    )
     return parser.parse_args(argv)
 
 
@@ -81,7 +90,10 @@ def main(argv=None):
         variants = {
             name: records_by_photo(folder, dataset, indices) for name, folder in folders.items()
         }
+        check_width(variants, args.variants, args.cell)
         path = experiment / "report" / f"{trial.name}.html"
+        for folder in (path.parent, path.with_suffix(""), path.with_suffix("") / "photos"):
+            remove_leftovers(folder)
         title = (
             f"{args.experiment_name} · seed {trial.seed}, "
             f"{trial.examples_per_class} examples per class"
@@ -129,6 +141,19 @@ def records_by_photo(folder: Path, dataset, indices: Sequence[int]) -> dict[int,
 # --- contact sheets --------------------------------------------------------------------------
 
 
+def check_width(
+    variants: Mapping[str, Mapping[int, Sequence[dict]]], shown: int, cell: int
+) -> None:
+    """Raise UserError where a sheet of these variants would be too wide, see `write_sheets`."""
+    longest = [max(map(len, of_set.values())) for of_set in variants.values()]
+    pictures = 1 + sum(min(shown, each) for each in longest)
+    if pictures * (cell + GAP) > SHEET_SIDE:
+        raise UserError(
+            f"--variants: got {shown}, so that rows have {pictures} pictures of --cell {cell}, "
+            f"expected rows of {SHEET_SIDE} pixels at most: give a smaller one of the two"
+        )
+
+
 def write_sheets(
     folder: Path,
     dataset,
@@ -165,13 +190,14 @@ def write_sheets(
             sheet.save(temporary, format="PNG")
 
     firsts = [(name, photos[0]) for name, photos in by_class.items()]
-    write(folder.with_name(f"{folder.name}.png"), (row(*first) for first in firsts[:SHEET_ROWS]))
+    fitting = min(SHEET_ROWS, SHEET_SIDE // (cell + GAP) - 1)
+    write(folder.with_name(f"{folder.name}.png"), (row(*first) for first in firsts[:fitting]))
     names, sources = folder_names(dataset.class_names), dataset.sources()
     for name, photos in progress_bar(iterable=by_class.items(), desc="sheets", unit="class"):
-        rows = (row(Path(sources[idx]).name, idx) for idx in photos[:SHEET_ROWS])
+        rows = (row(Path(sources[idx]).name, idx) for idx in photos[:fitting])
         write(folder / f"{names[name]}.png", rows)
-    if max(len(firsts), *map(len, by_class.values())) > SHEET_ROWS:
-        log.info("sheets have the first %d rows; the page has all", SHEET_ROWS)
+    if max(len(firsts), *map(len, by_class.values())) > fitting:
+        log.info("sheets have the first %s; the page has all", counted(fitting, "row"))
 
 
 def contact_sheet(

@@ -7,6 +7,11 @@ Reads the output folder alone: the results in it, and in processes/ what every p
 itself. So it works wherever the folder can be seen, whatever runs the commands.
 """
 
+if __name__ == "__main__":
+    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
 import contextlib
 import os
 import shutil
@@ -25,6 +30,7 @@ from semantic_aug.experiment import (
     RESULTS,
     Trial,
     merged_file,
+    trial_named,
 )
 from semantic_aug.generation import read_records
 from semantic_aug.processes import FAILED, KILLED, RUNNING, Process, read_processes
@@ -177,16 +183,6 @@ def folders_in(folder: Path) -> list[Path]:
 def trials_in(folder: Path) -> list[tuple[Trial, Path]]:
     """The folders of trials in a folder."""
     return [(trial, each) for each in folders_in(folder) if (trial := trial_named(each.name))]
-
-
-def trial_named(name: str) -> Trial | None:
-    """The trial of this name; None for another name."""
-    seed, _, examples = name.removeprefix("seed=").partition("_ex=")
-    try:
-        trial = Trial(int(seed), int(examples))
-    except ValueError:
-        return None
-    return trial if trial.name == name else None
 
 
 def standing_failures(processes: Sequence[Process], lines: Mapping) -> list[Process]:

@@ -6,11 +6,12 @@ of them, so that any process can write it again.
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from semantic_aug.experiment import (
@@ -26,6 +27,9 @@ from semantic_aug.experiment import (
 FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (
     "fine_tune", "aggregate_embeddings", "generate_augmentations", "train_classifier",
 )  # fmt: skip
+MOST = 1e12  # seconds, or images
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -151,10 +155,29 @@ def read_timing(experiment: Path) -> list[dict]:
 def _all_work(experiment: Path) -> list[Work]:
     found = []
     for path in sorted((experiment / TIMING).glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):  # a torn last line
-                found.append(Work(**json.loads(line)))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            if line.endswith("\n"):  # else it is torn
+                try:
+                    found.append(_read_work(line))
+                except (ValueError, TypeError, RecursionError):
+                    log.warning("%s: a line that tells of no work is left out", path)
     return found
+
+
+def _read_work(line: str) -> Work:
+    """A line of timing/.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    work = Work(**json.loads(line))
+    for field in fields(Work):
+        kind = int | float if field.type is float else field.type
+        if not isinstance(getattr(work, field.name), kind):
+            raise TypeError(field.name)
+    if not (0 <= work.seconds < MOST and 0 <= (work.images or 0) < MOST):
+        raise ValueError("more than anybody has ever done")
+    return work
 
 
 _IDENTITY = ("stage", "method", "seed", "examples_per_class", "device")
@@ -210,7 +233,7 @@ def seconds_per_image(experiment: Path, aug_name: str, trial: Trial) -> float | 
 def _uses_words(images: Path) -> bool:
     """Whether any of a set's trials was made with learned words."""
     for folder in images.glob("seed=*_ex=*"):
-        edits = (read_config(folder) or {}).get("settings", {}).get("edits") or []
-        if any(edit.get("aug") == "textual-inversion" for edit in edits):
+        edits = (read_config(folder) or {}).get("settings", {}).get("edits")
+        if '"aug": "textual-inversion"' in json.dumps(edits):
             return True
     return False

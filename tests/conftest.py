@@ -20,8 +20,8 @@ torch.set_num_threads(1)  # several threads slow such small models down
 ROOT = Path(__file__).resolve().parent.parent
 # How variables begin in whose presence commands share their work, or scripts do something else.
 OF_CLUSTERS = (
-    "SLURM_", "PMI_", "OMPI_", "WORLD_SIZE", "RANK", "ACCELERATE_", "LAUNCH", "ACTIVATE",
-    "EXTRA_SBATCH", "DA_FUSION_ROOT", "MAX_REQUEUES",
+    "SLURM_", "PMI_", "MPI_", "OMPI_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "ACCELERATE_", "LAUNCH",
+    "ACTIVATE", "EXTRA_SBATCH", "DA_FUSION_ROOT", "MAX_REQUEUES",
 )  # fmt: skip
 CAPTIONS = [
     "a photo of a motor", "a photo of the small motor on a table", "a photo of a cat and a dog",

@@ -347,7 +347,7 @@ def test_controlnet_with_damaged_weights(make, tmp_path):
     lack_a_tensor(save_controlnet(folder), "controlnet_mid_block.bias")
     status, err = make(f"--controlnet={folder}")
     assert status == 2
-    assert "its weights lack 1 tensors, as controlnet_mid_block.bias" in err.splitlines()[-1]
+    assert "its weights lack 1 tensor, as controlnet_mid_block.bias" in err.splitlines()[-1]
     assert not list(Path("output").rglob("*.png"))
 
 
@@ -358,7 +358,7 @@ def test_a_model_whose_weights_lack_a_tensor(tmp_path, small_model, part):
     with safe_open(next((tmp_path / "model" / part).glob("*.safetensors")), "pt") as weights:
         key = max(weights.keys())
     lack_a_tensor(tmp_path / "model" / part, key)
-    with pytest.raises(UserError, match=f"model/{part}: its weights lack 1 tensors, as .*weight"):
+    with pytest.raises(UserError, match=f"model/{part}: its weights lack 1 tensor, as .*weight"):
         load_pipeline(inspect_model(str(tmp_path / "model")), CPU, torch.float32)
 
 

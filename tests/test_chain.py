@@ -237,6 +237,16 @@ def test_the_sbatch_lines(workdir, capsys, monkeypatch):
     assert not list(workdir.iterdir())  # nothing is written
 
 
+@pytest.mark.parametrize("name", ["--experiment-name x", "--experiment_name=x"])
+@pytest.mark.parametrize("output", ["--output-dir=elsewhere", "--output_dir elsewhere"])
+def test_the_folder_is_that_of_the_flags_in_either_spelling(fakes, capsys, name, output):
+    submit("--dataset=mvip", *name.split(), *output.split())
+    assert capsys.readouterr().out.endswith("python -m semantic_aug.status elsewhere/x\n")
+    assert (fakes / "elsewhere/x/slurm").is_dir()
+    assert not (fakes / "output").exists()
+    assert "--output=elsewhere/x/slurm/fine_tune-%j.log" in calls(fakes)[0]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [("16", "0-15"), ("1", "0-0"), ("40%8", "0-39%8"), ("3-9:2", "3-9:2"), ("0-7%2", "0-7%2")],

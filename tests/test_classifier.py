@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from conftest import save_resnet
 from PIL import Image
 
 import train_classifier
-from semantic_aug import classifier, images
+from semantic_aug import classifier, features, images
 from semantic_aug.backbone import load_backbone
 from semantic_aug.classifier import TrainingOptions, evaluate, train_trial
 from semantic_aug.experiment import Trial, read_config
@@ -542,7 +543,7 @@ def test_other_synthetic_images_are_other_settings_for_finished_trials_alone(dat
     line = fails(capsys, resnet, "--num_trials=2")
     assert "synthetic images of seed=0_ex=1 (there" in line and "seed=1" not in line
     run(resnet, "--num_trials=2", "--overwrite")
-    assert "2 results that were made with other settings are removed" in capsys.readouterr().out
+    assert "2 results of other settings removed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shift, accuracy", [(0, 1.0), (1, 0.0)])
@@ -731,6 +732,22 @@ def test_validation_passes_once_for_fifty_epochs_and_in_the_next_run_never(data,
     assert sum(passed) == 50 * 2 * 4
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(math.nan, torch.float32), (math.inf, torch.float32), (1, torch.int64)]
+)
+def test_cached_features_that_are_no_numbers_are_made_again(tmp_path, caplog, value, dtype):
+    """Else training would seem to diverge."""
+    file, backbone = tmp_path / "key.safetensors", SimpleNamespace(num_features=2, device=CPU)
+    rows = torch.tensor([[1.5, 2], [3, 4]])
+    features._write(file, rows)
+    found, read = features._read(file, 2, backbone)
+    assert torch.equal(found, rows) and read.tolist() == [True, True]
+    rows[1, 0] = value
+    features._write(file, rows.to(dtype))
+    assert features._read(file, 2, backbone) is None
+    assert f"{file} holds what no backbone has given: made again" in caplog.text
+
+
 def test_the_cache_knows_files_backbones_and_sizes_by_their_content(
     data, resnet, passed, tmp_path, capsys
 ):
@@ -894,7 +911,7 @@ def test_records_that_name_missing_files_are_an_error(data, resnet, capsys):
         (folder / f"00000{number}-001.png").unlink()
     line = fails(capsys, resnet)
     assert "3 of 6 synthetic images are missing" in line
-    assert "records name 3 files that are not whole, as 000000-001.png" in line
+    assert "records name 3 files not whole, as 000000-001.png" in line
     run(resnet, "--num_synthetic=1")
 
 
@@ -1042,6 +1059,8 @@ def test_pictures_are_pictures(data, resnet):
         (["--finetune=last:3"], "ResNetModel has 2 blocks"),
         (["--backbone_learning_rate=1e-3"], "needs --finetune"),
         (["--finetune=all", "--backbone_precision=float16"], "trains computes in float32"),
+        (["--image_size=30000"], "--image_size: expected 4096 at most"),
+        (["--iterations_per_epoch=100000000"], ",000,000 images, expected 10,000,000 at most"),
         (["--from_scratch"], "needs --finetune all"),
         (["--compare", "other"], "there are: none"),
         (["--compare", "exp:real"], "is the method that is to be compared"),

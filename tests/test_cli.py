@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.cli import (
     Parser,
     add_classes_flag,
@@ -21,12 +21,14 @@ from semantic_aug.cli import (
     dataset_of,
     fraction,
     fraction_below_one,
+    local_rank,
     non_negative,
     non_negative_int,
     positive_int,
     shard_blocks,
     shard_of,
     trials_of,
+    whole_number,
 )
 from semantic_aug.experiment import Trial, write_config
 
@@ -123,6 +125,13 @@ def test_defaults(parser):
         ([*REQUIRED, "--examples_per_class", "two"], "whole number from 1, got 'two'"),
         ([*REQUIRED, "--examples_per_class"], "--examples_per_class"),
         ([*REQUIRED, "--data_dir", ""], "--data_dir is empty"),
+        ([*REQUIRED, "--data-dir=x", "--data-dir="], "--data-dir is empty"),
+        ([*REQUIRED, "--model_path", ""], "--model_path is empty"),
+        ([*REQUIRED, "--pretrained-model-name-or-path="], "--pretrained-model-name-or-path is"),
+        ([*REQUIRED, "--num_trials", "3000000000"], "1000000000 at most, got '3000000000'"),
+        ([*REQUIRED, "--seed", "1" + 20 * "0"], "4611686018427387904 at most"),
+        ([*REQUIRED, "--seed", 5000 * "1"], "whole number from 0, got"),
+        ([*REQUIRED, "--resolution=1000000"], "8192 at most, got '1000000'"),
         ([*REQUIRED, "--seed=-1"], "whole number from 0, got '-1'"),
         (["--dataset=folder"], "--experiment_name"),
         ([*REQUIRED, "extra"], "extra"),
@@ -154,7 +163,8 @@ def test_help_names_defaults_and_keeps_lines(parser, capsys):
 @pytest.mark.parametrize(
     "kind, good, bad",
     [
-        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "", "x", "nan"]),
+        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "", "x", "nan", "1000000001"]),
+        (whole_number(8, 64), {"8": 8, "64": 64}, ["7", "65", "1e1"]),
         (non_negative_int, {"0": 0, "3": 3}, ["-1", "0.5", "x"]),
         (non_negative, {"0": 0.0, "5e-4": 0.0005}, ["-1e-9", "nan", "inf", "1e999", "x"]),
         (fraction, {"0": 0.0, "0.5": 0.5, "1": 1.0}, ["-0.1", "1.1", "nan", "inf", "x"]),
@@ -176,6 +186,26 @@ def test_trials_are_seeds_times_examples(parser):
         [*REQUIRED, "--seed=3", "--num_trials=2", "--examples_per_class", "4", "1", "4"]
     )
     assert trials_of(args) == [Trial(3, 4), Trial(3, 1), Trial(4, 4), Trial(4, 1)]
+
+
+def test_more_trials_than_anybody_runs_are_refused_before_they_are_listed(parser):
+    args = parser.parse_args([*REQUIRED, "--num_trials=1000000000", "--examples_per_class=1"])
+    with pytest.raises(UserError, match=r"--num_trials: got 1000000000 for 1 number of examples"):
+        trials_of(args)
+    args = parser.parse_args([*REQUIRED, "--num_trials=25000", "--examples_per_class", *"12344"])
+    assert len(trials_of(args)) == 100_000
+    args.examples_per_class.append(5)
+    with pytest.raises(UserError, match=r"for 5 numbers of examples .* 100000 trials at most"):
+        trials_of(args)
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(0, "photo", "0 photos"), (1, "photo", "1 photo"), (2, "photo", "2 photos"),
+     (1, "class", "1 class"), (3, "class", "3 classes")],
+)  # fmt: skip
+def test_numbers_of_things(number, noun, text):
+    assert counted(number, noun) == text
 
 
 def shard(*argv, **environ):
@@ -266,6 +296,53 @@ def test_other_launchers(size, rank):
     assert shard(**{size: "2", rank: "1"}, WORLD_SIZE="8", RANK="6") == (6, 8)
 
 
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "7"}, "WORLD_SIZE=2 and RANK=7, expected RANK from 0 to 1"),
+        ({"PMI_SIZE": "3", "PMI_RANK": "3"}, "PMI_SIZE=3 and PMI_RANK=3, expected PMI_RANK from 0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and RANK=None"),  # half of the work would be nobody's
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE='two', expected a whole number"),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_MAX": "5"},
+         "SLURM_ARRAY_TASK_ID=1, and the array's tasks are 2 to 5 in steps of 1"),
+        ({"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_MAX": "5"},
+         "SLURM_ARRAY_TASK_ID=6, and"),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_STEP": "2"},
+         "0 to 4 in steps of 2"),
+    ],
+)  # fmt: skip
+def test_ranks_that_there_cannot_be(environ, message):
+    with pytest.raises(UserError, match=message):
+        shard(**environ)
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, 0),
+        (SRUN, 1),
+        ({"PMI_SIZE": "8", "PMI_RANK": "6", "MPI_LOCALRANKID": "2"}, 2),
+        ({"PMI_SIZE": "8", "PMI_RANK": "6", "PMI_LOCAL_RANK": "2"}, 2),
+        ({"PMI_SIZE": "8", "PMI_RANK": "5", **SRUN}, 1),  # srun --mpi=pmi2
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3",
+          "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 1),
+        ({"WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "3", **SRUN}, 3),  # torchrun in srun
+        ({"WORLD_SIZE": "8", "RANK": "5", **SRUN}, 1),  # set by hand, as scripts for srun do
+        ({"PMI_SIZE": "8", "PMI_RANK": "6"}, 6),  # no rank on the node is known
+        # mpirun in a batch script, which is a step of one process itself, and in srun.
+        ({"PMI_SIZE": "4", "PMI_RANK": "3", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0",
+          "SLURM_LOCALID": "0"}, 3),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3", **SRUN, "SLURM_STEP_NUM_TASKS": "2"}, 3),
+        ({"LOCAL_RANK": "2"}, 2),
+    ],
+)  # fmt: skip
+def test_the_rank_on_this_machine(environ, expected):
+    assert local_rank(environ) == expected
+
+
 def test_a_launch_of_one_process_says_so(caplog):
     launched = {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
     assert shard(**launched) == (0, 1)
@@ -333,6 +410,7 @@ def test_interruption_says_how_to_go_on(capsys):
         (errno.EROFS, "choose a place that can be written to, such as another --output_dir"),
         (errno.EACCES, "choose a place that you may write to, such as another --output_dir"),
         (errno.ENOTDIR, "a file lies where a folder is needed"),
+        (errno.ELOOP, "a link leads to itself"),
     ],
 )
 def test_an_error_of_the_system_is_one_line(capsys, number, remedy):

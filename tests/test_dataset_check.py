@@ -30,7 +30,7 @@ def row(text, name):
 def section(text, kind):
     """The lines under the heading of a kind of problem."""
     lines = text.splitlines()
-    start = next(n for n, line in enumerate(lines) if line.endswith(f" {kind}:"))
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"{kind}: "))
     end = lines.index("", start)
     return [line.strip() for line in lines[start + 1 : end]]
 
@@ -108,7 +108,7 @@ def test_check_reads_masks_and_takes_options(photos, capsys):
     status, text = check(capsys, *arguments)
     assert status == 1
     assert "masks   good 17, empty 1, bad 2, none 1" in text
-    assert "1 photos without a mask, while others have one:\n  val/cat/0.png" in text
+    assert "photos without a mask, while others have one: 1\n  val/cat/0.png" in text
     bad = section(text, "masks that cannot be used")
     assert any("mask of train/cat/0.png is 3x3 pixels" in line for line in bad)
     assert any("cannot read mask" in line and "1.png" in line for line in bad)
@@ -123,7 +123,7 @@ def test_check_names_unreadable_photos(photos, capsys):
     status, text = check(capsys, "folder", "--data_dir", str(photos))
     assert status == 1
     lines = section(text, "unreadable photos")
-    assert len(lines) == 3 and "3 unreadable photos:" in text
+    assert len(lines) == 3 and "unreadable photos: 3" in text
     assert "train/cat/0.png: the file is empty" in lines[0]
     assert "val/cat/0.png" in lines[1] and "test/cat/1.png" in lines[2]
     assert row(text, "cat") == [3, 2, 2]  # they are listed, and would be skipped
@@ -179,9 +179,9 @@ def test_check_finds_copies_across_splits_and_classes(photos, capsys):
     assert section(text, "photos in several splits")[0] == (
         "train/cat/0.png (train) = test/cat/copy.png (test)"
     )
-    assert "1 photos in several splits:" in text and "1 photos in several classes:" in text
+    assert "photos in several splits: 1" in text and "photos in several classes: 1" in text
     assert "val/cat/0.png (cat) = val/toy train/copy.png (toy train)" in text
-    assert "copies  3 photos have the same bytes as another one" in text
+    assert "copies  3 photos with the same bytes as another one" in text
 
 
 def copy(source, target):
@@ -197,7 +197,7 @@ def test_check_counts_modes_sizes_and_empty_classes(photos, capsys):
     assert status == 0
     assert "modes   RGB 21, L 1, CMYK 1" in text
     assert "sizes   10 x 20 to 100 x 90 pixels, middle 48 x 40, 3 different" in text
-    assert "1 classes have no photo: unicorn" in text
+    assert "classes without a photo, 1: unicorn" in text
 
 
 def test_check_names_classes_that_only_other_splits_have(photos, capsys):
@@ -259,17 +259,16 @@ def test_check_takes_warnings_for_problems(photos, capsys):
     Image.new("RGB", (9, 9)).save(photos / "loose.png")
     status, text = check(capsys, "folder", "--data_dir", str(photos))
     assert status == 1
-    assert section(text, "warnings") == [f"1 photos directly in {photos} have no class"]
-    assert text.endswith("21 photos of 3 classes: 1 problems\n")
+    assert section(text, "warnings") == [f"1 photo without a class directly in {photos}"]
+    assert text.endswith("21 photos of 3 classes: 1 problem\n")
 
 
 def test_check_shows_some_of_many_problems(photos, capsys):
     for number in range(30):
         (photos / "train" / "cat" / f"broken {number:02d}.png").write_bytes(b"")
     status, text = check(capsys, "folder", "--data_dir", str(photos))
-    assert (
-        status == 1 and "30 unreadable photos:" in text and "  ... and 20 more (--verbose)" in text
-    )
+    assert status == 1 and "unreadable photos: 30" in text
+    assert "  ... and 20 more (--verbose)" in text
     assert text.count("the file is empty") == 10
     status, text = check(capsys, "folder", "--data_dir", str(photos), "--verbose")
     assert status == 1 and text.count("the file is empty") == 30 and "more" not in text
@@ -326,7 +325,7 @@ def test_the_command_as_it_is_typed(photos, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=120,
     )
-    assert done.returncode == 1 and "1 unreadable photos:" in done.stdout
+    assert done.returncode == 1 and "unreadable photos: 1" in done.stdout
     assert "reading: 100%" in done.stderr and "21/21" in done.stderr  # the progress bar
 
 
@@ -372,7 +371,7 @@ def test_check_of_real_photos(real_data, capsys):
     status, text = check(capsys, "caltech101", "--data_dir", str(real_data / "caltech101"))
     assert status == 0
     assert row(text, "grand piano") == [24, 8, 8] and row(text, "total") == [288, 96, 96]
-    assert "modes   RGB 474, L 6" in text and "89 classes have no photo" in text
+    assert "modes   RGB 474, L 6" in text and "classes without a photo, 89:" in text
     status, text = check(capsys, "coco", "--data_dir", str(real_data / "coco2017"))
     assert status == 1  # few photos of many classes
     assert "bus: 3 in val, 2 in test" in section(text, "classes without training photos")

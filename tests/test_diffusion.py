@@ -12,9 +12,11 @@ from diffusers import StableDiffusionPipeline
 from semantic_aug import UserError
 from semantic_aug.diffusion import (
     check_resolution,
+    check_steps,
     inspect_model,
     load_pipeline,
     load_tokenizer,
+    make_scheduler,
     pick_device,
     pick_dtype,
 )
@@ -117,10 +119,9 @@ def test_devices_and_precisions(caplog):
     assert pick_dtype(torch.device("cuda", 1), "bf16") == torch.bfloat16
 
 
-def test_processes_of_one_launch_take_one_gpu_each(monkeypatch):
+def test_processes_of_one_launch_take_one_gpu_each(workdir, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert pick_device() == torch.device("cuda", 0)
     found = []
     for rank in "0123":
@@ -128,6 +129,10 @@ def test_processes_of_one_launch_take_one_gpu_each(monkeypatch):
         found.append(pick_device().index)
     assert found == [0, 1, 0, 1]
     assert pick_device("cpu") == CPU
+    monkeypatch.delenv("LOCAL_RANK")
+    for name, value in {"STEP_NUM_TASKS": "4", "PROCID": "2", "LOCALID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert pick_device() == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:x"])
@@ -237,7 +242,52 @@ def test_incomplete_configuration_names_the_key(model, file, key):
     content = json.loads((model / file).read_text())
     del content[key]
     (model / file).write_text(json.dumps(content))
-    assert_refused(model, f"lack '{key}'")
+    assert_refused(model, f"damaged: '{key}' is missing")
+
+
+DAMAGED = [
+    (file, key, value)
+    for file, key in (
+        ("unet", "sample_size"), ("unet", "in_channels"), ("unet", "block_out_channels"),
+        ("vae", "latent_channels"), ("vae", "block_out_channels"), ("text_encoder", "hidden_size"),
+    )
+    for value in (None, "big", ["x"], {}, 0, -1, 3.5, 10**12)
+]  # fmt: skip
+
+
+def test_numbers_of_another_type_are_named(small_model, tmp_path):
+    configurations = ["model_index.json", "scheduler/scheduler_config.json"]
+    configurations += [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
+    for file in configurations:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(Path(small_model) / file, tmp_path / file)
+    for part, key, value in DAMAGED:
+        path = tmp_path / part / "config.json"
+        before = path.read_text()
+        edit_json(path, **{key: value})
+        with pytest.raises(UserError, match="its configuration files are damaged: "):
+            inspect_model(str(tmp_path))
+        path.write_text(before)
+    path = tmp_path / "scheduler/scheduler_config.json"
+    before = path.read_text()
+    edit_json(path, prediction_type="foo")
+    with pytest.raises(UserError, match="predicts 'foo'; known: epsilon, v_prediction, sample"):
+        inspect_model(str(tmp_path))
+    path.write_text(before)
+    info = inspect_model(str(tmp_path))
+    for key, value in {
+        "beta_schedule": "foo", "beta_start": "low", "num_train_timesteps": 10**12,
+        "trained_betas": 1, "_class_name": "Foo",
+    }.items():  # fmt: skip
+        edit_json(path, **{key: value})
+        with pytest.raises(UserError, match=r"scheduler/scheduler_config\.json makes no "):
+            check_steps(info, None, 20)
+        if key not in ("_class_name", "trained_betas"):  # words are trained with another class
+            with pytest.raises(UserError, match="makes no DDPMScheduler: "):
+                make_scheduler(info, "DDPMScheduler")
+        path.write_text(before)
+    with pytest.raises(UserError, match="--num_inference_steps: LCMScheduler cannot do 60: "):
+        check_steps(info, "lcm", 60)
 
 
 def test_model_for_instructions_is_refused(model):

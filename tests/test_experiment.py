@@ -21,6 +21,7 @@ from semantic_aug.experiment import (
     aug_dir,
     check_component,
     check_config,
+    check_writable,
     config_id,
     experiment_dir,
     fine_tuned_dir,
@@ -154,6 +155,30 @@ def test_long_names_keep_their_beginning_and_stay_apart():
     assert first != second
 
 
+def test_a_folder_that_can_be_made_is_taken_and_not_made(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("", "a", "a/b", "link/a"):
+        assert check_writable(tmp_path / name) == tmp_path / name
+    assert listing(tmp_path) == ["link"]
+
+
+@pytest.mark.parametrize("name", ["file", "itself", "nowhere"])
+@pytest.mark.parametrize("below", ["", "e/results"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name, below):
+    (tmp_path / "file").touch()
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "nowhere").symlink_to("absent")
+    reason = "file" if name == "file" else "link that leads nowhere"
+    with pytest.raises(UserError, match=f"cannot be a folder: {tmp_path / name} is a {reason}"):
+        check_writable(tmp_path / name / below)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that nobody writes to")
+def test_a_folder_that_nobody_may_write_to(tmp_path):
+    with pytest.raises(UserError, match=r"^/proc cannot be written to \(.+\): choose another"):
+        check_writable(Path("/proc/x/results"))
+
+
 # --- stable_hash -----------------------------------------------------------------------------
 
 
@@ -195,6 +220,15 @@ def test_atomic_path_keeps_the_old_file_on_errors(tmp_path, error):
         temporary.write_text("half of the n")
         raise error
     assert path.read_text() == "old"
+    assert listing(tmp_path) == ["file.txt"]
+
+
+def test_threads_of_one_process_may_write_one_file_at_once(tmp_path):
+    path = tmp_path / "file.txt"
+    with atomic_path(path) as first, atomic_path(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # renamed last
     assert listing(tmp_path) == ["file.txt"]
 
 
@@ -340,11 +374,18 @@ def test_without_results_or_with_overwrite_nothing_is_refused(tmp_path):
     check_config(tmp_path, other, has_results=True, overwrite=True)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "\xff"])
-def test_unreadable_config_is_no_config(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '"text"', "\xff", "[" * 100_000, '{"settings": []}', '{"settings": null}',
+     '{"id": 3}', '{"arguments": "x"}'],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_unreadable_config_is_no_config(tmp_path, caplog, content):
+    assert read_config(tmp_path) is read_config(tmp_path / "absent") is None
+    assert not caplog.text
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
     assert read_config(tmp_path) is None
-    assert read_config(tmp_path / "absent") is None
+    assert f"{tmp_path / 'config.json'} is damaged: it counts as absent" in caplog.text
     assert read_config(tmp_path / "config.json") is None  # a file in place of a folder
     results = {"has_results": True, "overwrite": False}
     for ids in (None, lambda: {"0123456789ab"}, lambda: {config_id(SETTINGS), "0123456789ab"}):

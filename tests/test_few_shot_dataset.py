@@ -182,7 +182,7 @@ def test_a_record_of_an_unknown_class_is_named(tmp_path):
 
     save_photo(tmp_path / "train" / "dog_0.png")
     with pytest.raises(
-        UserError, match=r"train/dog_0.png: class 'dog' is not one of the 1 classes"
+        UserError, match=r"train/dog_0.png: class 'dog' is not among the 1 class of"
     ):
         Fixed(data_dir=tmp_path)
 
@@ -325,7 +325,7 @@ def test_a_class_without_a_readable_photo_is_an_error(tmp_path):
     for number in range(3):
         save_photo(tmp_path / "train" / f"cat_{number}.png")
         empty(save_photo(tmp_path / "train" / f"dog_{number}.png"))
-    with pytest.raises(UserError, match="none of the 3 photos of class 'dog' is readable"):
+    with pytest.raises(UserError, match="class 'dog' has 3 photos, none of them readable"):
         Signs(data_dir=tmp_path, examples_per_class=1)
 
 

@@ -2,15 +2,25 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from diffusers import PNDMScheduler
 
 import fine_tune
 import generate_augmentations
 from semantic_aug import generation, textual_inversion
 from semantic_aug.cli import command
-from semantic_aug.interrupts import SIGNALS, TRY_AGAIN, Stopped, stop_deferred, stoppable
+from semantic_aug.interrupts import (
+    SIGNALS,
+    TRY_AGAIN,
+    Stopped,
+    end_at_once_by_ctrl_c,
+    stop_deferred,
+    stoppable,
+)
 from semantic_aug.processes import Reporter, read_processes
 
 
@@ -39,6 +49,42 @@ def test_a_command_ends_with_a_status_of_its_own_and_one_line(number, capsys):
     assert capsys.readouterr().err == f"ended by {name}; the same command goes on from here\n"
     assert cleaned
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["fine_tune.py", "fine_tune_upstream.py", "aggregate_embeddings.py",
+     "generate_augmentations.py", "train_classifier.py", "-m semantic_aug.status",
+     "-m semantic_aug.report"],
+)  # fmt: skip
+def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path, command):
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *command.split(), "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=15,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; the same command goes on from here\n"
+
+
+def test_ctrl_c_in_a_command_is_an_exception_again():
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        end_at_once_by_ctrl_c()
+        assert signal.getsignal(signal.SIGINT) is not handler
+        with pytest.raises(KeyboardInterrupt), stoppable():
+            send(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind nohup
+        end_at_once_by_ctrl_c()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_a_deferred_end_comes_after_the_block():

@@ -4,12 +4,13 @@ import json
 import logging
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import write_trial
 
 from semantic_aug import UserError, processes, status
-from semantic_aug.experiment import Trial, derive, merged_file
+from semantic_aug.experiment import Trial, derive, hostname, merged_file
 from semantic_aug.processes import DONE, FAILED, KILLED, RUNNING, STOPPED, at_work, read_processes
 from semantic_aug.results import confusion_file
 from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, timed
@@ -84,8 +85,41 @@ def test_a_silent_process_was_killed(tmp_path, monkeypatch):
     assert states(tmp_path) == [RUNNING]
     monkeypatch.setattr(processes, "now_at", lambda folder: path.stat().st_mtime + 200)
     assert states(tmp_path) == [KILLED]
-    path.write_text("{torn")
-    assert states(tmp_path) == []
+
+
+def test_a_beat_and_the_work_write_one_file(tmp_path):
+    with at_work(tmp_path, GENERATE, {ONE: (1, 1)}) as reporter:
+        with ThreadPoolExecutor(4) as threads:  # each like the one that beats
+            written = [threads.submit(reporter.write) for _ in range(200)]
+            reporter.works_on([ONE])
+        assert [each.result() for each in written] == [None] * 200
+        assert [process.trials for process in read_processes(tmp_path)] == [[ONE.name]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "paint"}, {"stage": 3}, {"state": "lost"}, {"pid": "12"}, {"pid": 10**30},
+        {"host": None}, {"message": 5}, {"job": []}, {"shard": [0]}, {"shard": "01"},
+        {"shard": [0, "2"]}, {"shard": 1}, {"wanted": []}, {"wanted": {"first": [1, 1]}},
+        {"wanted": {ONE.name: 5}}, {"wanted": {ONE.name: ["1", 1]}}, {"trials": [TWO.name]},
+        {"trials": 1}, {"trials": [[]]}, {"images": "many"}, {"counted": 10**400},
+        {"seconds": "long"}, {"seconds": float("nan")}, {"seconds": -1}, {"colour": "red"}, "{torn",
+        "[]", "[" * 100_000, "\xff",
+    ],
+    ids=lambda change: f"{change}"[:30],
+)  # fmt: skip
+def test_a_damaged_file_is_named_and_left_out(tmp_path, caplog, capsys, change):
+    with at_work(tmp_path, GENERATE, {ONE: (1, 1)}, "aug") as reporter:
+        reporter.works_on([ONE])
+        path = reporter.path
+    whole = json.loads(path.read_text()) | {"trials": [ONE.name], "state": RUNNING}
+    text = change if isinstance(change, str) else json.dumps(whole | change)
+    path.with_name("1.json").write_text(text, encoding="latin-1")
+    assert states(tmp_path) == [DONE]
+    assert f"{path.with_name('1.json')} is damaged: left out" in caplog.text
+    status.main([str(tmp_path)])
+    assert "generate_augmentations aug" in capsys.readouterr().out
 
 
 def test_two_processes_of_one_share_are_named(tmp_path, caplog, monkeypatch):
@@ -101,6 +135,19 @@ def test_two_processes_of_one_share_are_named(tmp_path, caplog, monkeypatch):
         with at_work(tmp_path, GENERATE, {ONE: (1, 1)}, "aug", (0, 2)):
             assert f"process {os.getpid()} on" in caplog.text
             assert "work is done twice" in caplog.text
+
+
+def test_what_killed_processes_left_half_written_is_removed(tmp_path):
+    left = [
+        tmp_path / name / f".x.0.{hostname()}-{GONE}.tmp"
+        for name in ("", "processes", "cache", "aug/seed=0_ex=1")
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    with at_work(tmp_path, TRAIN, {ONE: (1, 1)}):
+        # Generation cleans its folders itself, once it knows that they are of its settings.
+        assert [path.exists() for path in left] == [False, False, False, True]
 
 
 def test_a_full_disk_breaks_no_command_that_does_not_need_it(tmp_path, monkeypatch):

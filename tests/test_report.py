@@ -14,8 +14,9 @@ from browser import CHROMIUM, Browser
 from conftest import draw_photo
 from PIL import Image
 
-from semantic_aug import report
+from semantic_aug import UserError, report
 from semantic_aug.datasets import build_dataset
+from semantic_aug.experiment import hostname
 from semantic_aug.generation import generate, read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.report import contact_sheet
@@ -89,8 +90,15 @@ def trial(photos, workdir):
 
 def test_page_overview_and_a_sheet_per_class(trial, capsys):
     before = sorted(Path("output/e/plain").rglob("*"))
-    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
     folder = Path("output/e/report")
+    left = [folder / name / f".x.0.{hostname()}-{2**22 + 1}.tmp"
+            for name in ("", "seed=0_ex=2", "seed=0_ex=2/photos")]  # fmt: skip
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half, by a process that was killed")
+    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
+    assert not any(path.exists() for path in left)
+    left[2].parent.rmdir()
     assert capsys.readouterr().out.split() == [
         str(folder / "seed=0_ex=2.png"), str(folder / "seed=0_ex=2.html")]  # fmt: skip
     sheets = sorted(path.name for path in (folder / "seed=0_ex=2").iterdir())
@@ -151,6 +159,32 @@ def test_near_duplicates_as_the_user_defines_them(trial, capsys):
     assert "24 of 24 variants are near-duplicates" in capsys.readouterr().err
     report.main([*FLAGS, "--aug_name=plain", "--near_duplicate=0"])
     assert "near-duplicates" not in capsys.readouterr().err
+
+
+def test_sheets_that_would_fill_the_memory_are_refused(trial, capsys):
+    for flags, said in (
+        (["--cell=30000"], "--cell: expected 1024 at most, got '30000'"),
+        (["--cell=7"], "--cell: expected a whole number from 8"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            report.main([*FLAGS, "--aug_name=plain", *flags])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    many = {"a": {0: [{}] * 12, 1: [{}] * 3}, "b": {0: [{}] * 4, 1: []}}
+    report.check_width(many, 11, 1022)  # 1 + 11 + 4 pictures and the gaps between them
+    with pytest.raises(UserError, match=r"--variants: got 12, so that rows have 17 pictures of --"):
+        report.check_width(many, 12, 1022)
+    assert not Path("output/e/report").exists()
+
+
+def test_a_sheet_of_large_pictures_has_fewer_rows(trial, capsys, monkeypatch):
+    monkeypatch.setattr(report, "SHEET_SIDE", 400)
+    report.main([*FLAGS, "--aug_name=plain", "--variants=1", "--cell=97", "--classes", "cat",
+                 "stop sign", "toy train"])  # fmt: skip
+    assert Image.open("output/e/report/seed=0_ex=2.png").height < 400
+    assert "sheets have the first 3 rows" not in capsys.readouterr().err  # 3 rows are all
+    report.main([*FLAGS, "--aug_name=plain", "--variants=1", "--cell=197", "--classes", "cat"])
+    assert "sheets have the first 1 row; the page has all" in capsys.readouterr().err
 
 
 def test_classes_without_a_photo_are_one_line(trial, capsys):

@@ -1837,7 +1837,7 @@ def test_only_finished_words_are_merged(merge):
     (trial() / "dog").mkdir()
     (trial() / "dog" / ".learned_embeds.safetensors.node-1.tmp").write_text("half")
     _, out, _ = merge()
-    assert out == f"{merged_path()}: 1 words: <cat>\n"
+    assert out == f"{merged_path()}: 1 word: <cat>\n"
 
 
 def test_predecessor_s_files_are_merged(merge):

@@ -73,11 +73,26 @@ def test_words_of_several_trials_that_are_trained_together_share_the_time(tmp_pa
     ]
 
 
-def test_a_torn_line_is_left_out(tmp_path, clock):
+def test_torn_and_damaged_lines_are_left_out(tmp_path, clock, caplog):
     work(clock, tmp_path, 3, 10, TRAIN, "real", Trial(0, 1), CPU)
     (file,) = (tmp_path / "timing").iterdir()
+    line, before = json.loads(file.read_text()), read_timing(tmp_path)
     file.write_text(file.read_text() + '{"stage": "train')
-    assert len(read_timing(tmp_path)) == 1
+    assert read_timing(tmp_path) == before
+    assert not caplog.text  # as a process that was killed leaves it
+    for change in (
+        {"stage": 3}, {"method": None}, {"seed": "0"}, {"examples_per_class": [1]}, {"device": 0},
+        {"images": "ten"}, {"images": 10**400}, {"images": -1}, {"seconds": "three"},
+        {"seconds": None}, {"seconds": float("inf")}, {"seconds": float("nan")}, {"again": "no"},
+        {"finished": "now"}, {"colour": "red"}, [], "[" * 100_000, "\xff", None,
+    ):  # fmt: skip
+        caplog.clear()
+        text = change if isinstance(change, str) else json.dumps(change and line | change)
+        text = json.dumps(line) + "\n" + text + "\n" + json.dumps(line) + "\n"
+        file.write_text(text, encoding="latin-1")
+        assert [row["seconds"] for row in read_timing(tmp_path)] == [6], change
+        assert f"{file}: a line that tells of no work is left out" in caplog.text
+        assert seconds_per_trial(tmp_path, "real", None, 1) == {TRAIN: 6}
 
 
 @pytest.mark.parametrize("aug, expected", [("textual-inversion", 30), ("real-guidance", None)])

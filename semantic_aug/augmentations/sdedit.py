@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.adapters import canny_edges
 from semantic_aug.diffusion import (
     encode_image,
@@ -174,7 +174,7 @@ class SDEditor:
         source's own, but for a feathered seam.
         """
         prompts = [
-            _filled(_draw(self.prompts, generator), fields)
+            fill_prompt(_draw(self.prompts, generator), fields)
             for fields, generator in zip(words, generators)
         ]
         regions = None
@@ -226,7 +226,9 @@ class SDEditor:
                     ) from error
             torch.cuda.empty_cache()
             self.batch_size = (count + 1) // 2
-            log.warning("the GPU's memory does not suffice: %d images at once", self.batch_size)
+            log.warning(
+                "the GPU's memory does not suffice: %s at once", counted(self.batch_size, "image")
+            )
             for generator, state in zip(generators, states):
                 generator.set_state(state)
         edited = []
@@ -336,8 +338,12 @@ def _cached(cache: OrderedDict, key, make: Callable):
     return cache[key]
 
 
-def _filled(prompt: str, fields: Mapping[str, str]) -> str:
-    """A prompt with its fields filled in."""
+def fill_prompt(prompt: str, fields: Mapping[str, str]) -> str:
+    """A prompt with its fields filled in.
+
+    Raises:
+        UserError: it has a field that is not among `fields`.
+    """
     try:
         return prompt.format(**fields)
     except KeyError as error:

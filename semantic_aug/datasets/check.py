@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from statistics import median_low
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.cli import progress_bar
 from semantic_aug.datasets import build_dataset
 from semantic_aug.few_shot_dataset import (
@@ -249,7 +249,7 @@ def _counts(findings: Findings) -> Iterator[str]:
     absent = [name for name in findings.class_names if name not in present]
     if absent:
         more = " ..." if len(absent) > SHOWN else ""
-        yield f"{len(absent):,} classes have no photo: {', '.join(absent[:SHOWN])}{more}"
+        yield f"classes without a photo, {len(absent):,}: {', '.join(absent[:SHOWN])}{more}"
 
 
 def _properties(photos: list[Photo]) -> Iterator[str]:
@@ -266,7 +266,7 @@ def _properties(photos: list[Photo]) -> Iterator[str]:
     yield "masks   " + ", ".join(kinds)
     copies = len([p for p in photos if p.digest]) - len({p.digest for p in photos if p.digest})
     if copies:
-        yield f"copies  {copies:,} photos have the same bytes as another one"
+        yield f"copies  {counted(copies, 'photo')} with the same bytes as another one"
 
 
 def _left_out(files: list[str], verbose: bool) -> Iterator[str]:
@@ -283,7 +283,7 @@ def _left_out(files: list[str], verbose: bool) -> Iterator[str]:
 
 def _problems(findings: Findings, shown: int | None) -> Iterator[str]:
     for kind, lines in findings.problems().items():
-        yield f"\n{len(lines):,} {kind}:"
+        yield f"\n{kind}: {len(lines):,}"
         yield from (f"  {line}" for line in lines[:shown])
         if lines[:shown] != lines:
             yield f"  ... and {len(lines) - shown:,} more (--verbose)"
@@ -291,5 +291,7 @@ def _problems(findings: Findings, shown: int | None) -> Iterator[str]:
 
 def _end(findings: Findings) -> str:
     count = sum(len(lines) for lines in findings.problems().values())
-    read = f"{len(findings.photos):,} photos of {len(findings.class_names):,} classes"
-    return f"\n{read}: {f'{count:,} problems' if count else 'nothing is wrong'}"
+    read = (
+        f"{counted(len(findings.photos), 'photo')} of {counted(len(findings.class_names), 'class')}"
+    )
+    return f"\n{read}: {counted(count, 'problem') if count else 'nothing is wrong'}"

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from semantic_aug import UserError, stable_hash
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import complete_splits, what_is_in
 from semantic_aug.few_shot_dataset import (
@@ -102,7 +102,7 @@ class FolderDataset(FewShotDataset):
         for root in dict.fromkeys([self.data_dir, *(each for s in SPLITS for each in roots[s])]):
             loose = self.images_in(root, self._suffixes)
             if loose:
-                log.warning("%d photos directly in %s have no class", len(loose), root)
+                log.warning("%s without a class directly in %s", counted(len(loose), "photo"), root)
         return sorted(set().union(*found.values())), splits
 
     def _split_folders(self, split: str) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from semantic_aug import stable_hash
 from semantic_aug.digests import SETTLED, cache_dir
-from semantic_aug.experiment import atomic_path
+from semantic_aug.experiment import atomic_path, remove_leftovers
 from semantic_aug.few_shot_dataset import collection_paused, image_names_in
 
 KEEP_FROM = 1.0  # seconds; what took less to build is built again
@@ -42,11 +42,10 @@ def cached(kind: str, paths: Iterable[Path], build: Callable[[], object]) -> obj
     index = build()
     settled = all(stat.st_mtime_ns < now - SETTLED for _, stat in stats)
     if settled and time.monotonic() - start >= KEEP_FROM:
-        with (
-            contextlib.suppress(OSError, RuntimeError),
-            atomic_path(cache_dir() / place) as temporary,
-        ):
-            temporary.write_text(json.dumps({"made_from": made_from, "index": index}))
+        with contextlib.suppress(OSError, RuntimeError):
+            remove_leftovers(cache_dir())
+            with atomic_path(cache_dir() / place) as temporary:
+                temporary.write_text(json.dumps({"made_from": made_from, "index": index}))
     return index
 
 

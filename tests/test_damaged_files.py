@@ -1,0 +1,68 @@
+"""Files of an experiment that people edit or tools cut: what is read of them where they are."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+import aggregate_embeddings
+import fine_tune
+import generate_augmentations
+import train_classifier
+from semantic_aug import UserError
+from semantic_aug.experiment import Trial
+
+
+@pytest.mark.parametrize("names", [None, 7, "cat", {"cat": 1}])
+def test_class_names_that_are_no_list_are_not_missed(names):
+    assert aggregate_embeddings.missing_classes({"arguments": {"class_names": names}}, []) == []
+
+
+def test_class_names_that_are_no_texts_can_be_named():
+    config = {"arguments": {"class_names": ["cat", 7]}}
+    assert aggregate_embeddings.missing_classes(config, []) == ["cat", "7"]
+
+
+def test_validation_losses_go_on_after_damaged_lines(tmp_path):
+    path = tmp_path / "loss.csv"
+    path.write_bytes(b"step,loss\n1,0.5\nx,0.4\n\xff\xfe\n3\n,\n2,nan\n9,0.1\n4,0.")
+    fine_tune.note_loss(path, 5, 0.25)
+    assert path.read_text() == "step,loss\n1,0.5\n2,nan\n4,0.\n5,0.250000\n"
+
+
+ARGUMENTS = vars(generate_augmentations.parse_args(["--dataset=-", "--experiment_name=-"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("embed_path", 7), ("lora", {"a": 1}), ("model", []), ("prompt", "a photo"),
+        ("prompt", [3]), ("strength", ["much"]), ("probs", 1), ("dataset_args", {}),
+        ("num_inference_steps", "50"), ("low_memory", "no"), ("crop_to_object", 1),
+    ],
+)  # fmt: skip
+def test_arguments_that_no_flags_give_are_named(tmp_path, key, value):
+    stored = json.loads(json.dumps(ARGUMENTS | {"probs": [0.5, 0.5], "newer_flag": {}}))
+    generate_augmentations.check_arguments(tmp_path, stored)
+    with pytest.raises(UserError, match=rf"config\.json is damaged: {key} is "):
+        generate_augmentations.check_arguments(tmp_path, stored | {key: value})
+
+
+@pytest.mark.parametrize("made", [{"command": 3}, {"command": None, "num_synthetic": "x"}, {}])
+def test_a_command_that_is_no_text_is_written_anew(tmp_path, made):
+    folder = tmp_path / "aug" / "seed=0_ex=1"
+    folder.mkdir(parents=True)
+    args = SimpleNamespace(
+        dataset="folder", experiment_name="e", aug_name="aug", num_synthetic=4, output_dir="output",
+        data_dir=None, crop_to_object=False, dataset_args=[], classes=None,
+    )  # fmt: skip
+
+    def command():
+        (folder / "config.json").write_text(json.dumps({"arguments": made}))
+        return train_classifier._generation_command(args, Trial(0, 1), folder)
+
+    assert command().startswith("python generate_augmentations.py --dataset=folder")
+    made = {"command": "python mine.py", "num_synthetic": "many"}
+    assert command() == "python mine.py"
+    made["num_synthetic"] = 3
+    assert command() == "python mine.py --num_synthetic=4"
