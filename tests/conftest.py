@@ -1,6 +1,7 @@
 """What the tests share: one small Stable Diffusion per run, small photo folders, real photos."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -223,6 +224,13 @@ def workdir(tmp_path, monkeypatch) -> Path:
         if variable.endswith("_DIR") or variable.startswith(OF_CLUSTERS):
             monkeypatch.delenv(variable)
     return tmp_path
+
+
+def forked(main, *argv) -> multiprocessing.Process:
+    """A command in a process of its own, to be killed; forked, as importing takes ten seconds."""
+    process = multiprocessing.get_context("fork").Process(target=main, args=(list(argv),))
+    process.start()
+    return process
 
 
 def draw_photo(path: Path, colour, seed: int, size=(48, 40)) -> None:
