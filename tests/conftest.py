@@ -233,6 +233,17 @@ def forked(main, *argv) -> multiprocessing.Process:
     return process
 
 
+@pytest.fixture
+def sketched(monkeypatch) -> None:
+    """Figures are saved as one pixel: drawing them takes most of a small train_classifier.py."""
+    from matplotlib.figure import Figure
+
+    def save(self, path, **_):
+        Image.new("L", (1, 1)).save(path, "png")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
 def draw_photo(path: Path, colour, seed: int, size=(48, 40)) -> None:
     """A photo of a coloured disc on a noisy ground, and its mask in the parallel tree `masks`."""
     random = np.random.default_rng(seed)

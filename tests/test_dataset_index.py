@@ -208,7 +208,7 @@ def without_empty(content):
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(documents, st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
 def test_outlines_are_left_out_of_any_json_and_found_again(
     tmp_path_factory, document, chunk_size, indent, ascii_only
