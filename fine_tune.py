@@ -99,6 +99,8 @@ log = logging.getLogger("semantic_aug.fine_tune")
 TRAINING_TOKEN = "<word-in-training>"
 # Photos whose posteriors are kept: half a gigabyte at 512 pixels.
 CACHED_PHOTOS = 2048
+# Denoising steps of an image of --validation_prompt.
+VALIDATION_IMAGE_STEPS = 25
 
 
 def parse_args(argv=None):
@@ -804,7 +806,7 @@ def show(args, pipeline, prompts: Prompts, word: Word, job: Job) -> list:
                 args.validation_prompt.replace("*", TRAINING_TOKEN),
                 height=args.resolution,
                 width=args.resolution,
-                num_inference_steps=25,
+                num_inference_steps=VALIDATION_IMAGE_STEPS,
                 generator=torch.Generator().manual_seed(seed),
             ).images[0]
             path = job.folder / "validation" / f"{word.step:06d}-{number:03d}.png"

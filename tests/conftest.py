@@ -234,6 +234,16 @@ def forked(main, *argv) -> multiprocessing.Process:
 
 
 @pytest.fixture
+def short_validation(monkeypatch) -> None:
+    """Validation while words are learned takes a few noises and few denoising steps."""
+    import fine_tune
+    from semantic_aug import textual_inversion
+
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 3)
+    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 2)
+
+
+@pytest.fixture
 def sketched(monkeypatch) -> None:
     """Figures are saved as one pixel: drawing them takes most of a small train_classifier.py."""
     from matplotlib.figure import Figure
