@@ -41,6 +41,7 @@ def parse_args(argv=None):
     parser.add_argument("--quick", action="store_true", help="2 synthetic, 4 steps, 1 round")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--augmentation", choices=("none", "flip-rotate"), default="none")
+    parser.set_defaults(finetune="none")
     parser.add_argument("--work", help="folder for what is made (default: a temporary one)")
     parser.add_argument("--side", choices=("plain", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -216,6 +217,7 @@ def ours(args) -> dict:
             f"--num_epochs={epochs}", f"--iterations_per_epoch={steps}",
             f"--batch_size={args.batch}", f"--learning_rate={LEARNING_RATE}",
             f"--augmentation={args.augmentation}", f"--device={args.device}",
+            f"--finetune={args.finetune}",
             f"--method={method}", f"--num_synthetic={args.synthetic}",
             f"--logdir={args.work}/logs",
         ]  # fmt: skip

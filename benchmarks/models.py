@@ -1,17 +1,42 @@
 """Models that benchmarks use by name."""
 
+import json
 from pathlib import Path
 
 from common import ROOT
 
 
-def model_folder(name: str, work: str) -> str:
-    """The folder of a model; `sd14` is made in `work`, with random weights of the real shape."""
+def model_folder(name: str, work: str, device: str = "cpu") -> str:
+    """The folder of a model; `sd14` is made in `work`, with random weights of the real shape.
+
+    On a GPU the weights are drawn in seconds, and kept in half precision.
+    """
     if name != "sd14":
         return name
+    import torch
+
     folder = Path(work) / "sd14"
     if not (folder / "model_index.json").exists():
-        build_sd14().save_pretrained(folder)
+        with torch.device(device):
+            pipeline = build_sd14()
+        if device != "cpu":
+            pipeline.to(torch.float16)
+        pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+def backbone_folder(name: str, work: str) -> str:
+    """The folder of a backbone; `resnet50` is made in `work`, with random weights of its shape."""
+    if name != "resnet50":
+        return name
+    from transformers import ResNetConfig, ResNetModel
+
+    folder = Path(work) / "resnet50"
+    if not folder.exists():
+        ResNetModel(ResNetConfig()).save_pretrained(folder)  # whose defaults are ResNet-50
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        config = {"image_mean": mean, "image_std": std, "size": {"shortest_edge": 224}}
+        (folder / "preprocessor_config.json").write_text(json.dumps(config))
     return str(folder)
 
 

@@ -9,4 +9,4 @@ make_environment requirements.txt tests/requirements.txt
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 export HF_HUB_OFFLINE=1
-"$venv/bin/python" -m pytest -n auto -m "not slow and not gpu and not slurm" "$@"
+"$venv/bin/python" -m pytest -n auto --dist worksteal -m "not slow and not gpu and not slurm" "$@"

@@ -1,6 +1,7 @@
 """What the tests share: one small Stable Diffusion per run, small photo folders, real photos."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -223,6 +224,34 @@ def workdir(tmp_path, monkeypatch) -> Path:
         if variable.endswith("_DIR") or variable.startswith(OF_CLUSTERS):
             monkeypatch.delenv(variable)
     return tmp_path
+
+
+def forked(main, *argv) -> multiprocessing.Process:
+    """A command in a process of its own, to be killed; forked, as importing takes ten seconds."""
+    process = multiprocessing.get_context("fork").Process(target=main, args=(list(argv),))
+    process.start()
+    return process
+
+
+@pytest.fixture
+def short_validation(monkeypatch) -> None:
+    """Validation while words are learned takes a few noises and few denoising steps."""
+    import fine_tune
+    from semantic_aug import textual_inversion
+
+    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 3)
+    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 2)
+
+
+@pytest.fixture
+def sketched(monkeypatch) -> None:
+    """Figures are saved as one pixel: drawing them takes most of a small train_classifier.py."""
+    from matplotlib.figure import Figure
+
+    def save(self, path, **_):
+        Image.new("L", (1, 1)).save(path, "png")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 def draw_photo(path: Path, colour, seed: int, size=(48, 40)) -> None:

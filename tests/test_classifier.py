@@ -3,15 +3,14 @@
 import csv
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pytest
 import torch
 from conftest import save_resnet
@@ -29,7 +28,6 @@ from semantic_aug.results import TEST, TRAINING, VALIDATION, metric_names
 from semantic_aug.sampling import load_examples
 from semantic_aug.timing import GENERATE, TRAIN, timed
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 COLOURS = {"red": (230, 30, 30), "big green": (30, 200, 40), "blue": (20, 40, 220)}
 COUNTS = {"train": 3, "val": 4, "test": 5}
@@ -119,10 +117,15 @@ def draw_photos(root: Path, counts=COUNTS, colours=COLOURS, order=0) -> Path:
 
 
 @pytest.fixture
-def data(workdir) -> Path:
+def coloured(workdir) -> Path:
     """A working directory with photos in three colours."""
     draw_photos(workdir / "photos")
     return workdir
+
+
+@pytest.fixture
+def data(coloured, sketched) -> Path:
+    return coloured
 
 
 def arguments(backbone, *more, experiment="exp", dataset="Colours"):
@@ -469,22 +472,18 @@ def test_unreadable_evaluation_photos_are_named_and_counted(data, resnet, capsys
     assert "2 of 12 photos of split 'val' cannot be read" in err
 
 
-def test_a_cached_hub_model_serves_offline_and_quietly(data, resnet):
+def test_a_cached_hub_model_serves_offline_and_quietly(data, resnet, capfd, monkeypatch):
     cached = data / "hub/models--microsoft--resnet-50"
     shutil.copytree(resnet, cached / "snapshots/abc")
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text("abc")
-    command = arguments("resnet50", "--num_synthetic=0", "--classes", "red", "blue")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_classifier.py"), *command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_CACHE": "hub"},
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "hub")
+    capfd.readouterr()
+    run("resnet50", "--num_synthetic=0", "--classes", "red", "blue")
+    out, err = capfd.readouterr()
     bars = ("val features", "test features", "seed=0_ex=1")
-    assert all(line.startswith(bars) for line in done.stderr.splitlines() if line)
-    assert done.stdout.splitlines()[-1] == "results: output/exp/results/real"
+    assert all(line.startswith(bars) for line in err.splitlines() if line)
+    assert out.splitlines()[-1] == "results: output/exp/results/real"
     settings = read_config(data / "output/exp/results/real")["settings"]
     assert settings["image_size"] == [16, 16]
     assert settings["image_mean"] == pytest.approx([0.4, 0.5, 0.6])
@@ -1024,11 +1023,11 @@ def test_results_with_words_of_other_trials_say_so(data, resnet, capsys):
     assert read_config(folder)["borrowed_words"] == words
 
 
-def test_pictures_are_pictures(data, resnet):
+def test_pictures_are_pictures(coloured, resnet):
     run(resnet, "--num_synthetic=0", "--num_trials=2", "--examples_per_class", 1, 2)
     run(resnet, "--num_synthetic=0", "--num_trials=2", "--method=new", "--compare", "real")
     for name in ("accuracy.png", "per_class.png", "confusion.png"):
-        with Image.open(data / "output/exp/results/new" / name) as image:
+        with Image.open(coloured / "output/exp/results/new" / name) as image:
             image.load()
             grey = image.convert("L")
             assert min(image.size) > 200

@@ -1,14 +1,12 @@
 """`python -m semantic_aug.datasets`: the list, and `check`, which reads a whole dataset."""
 
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from semantic_aug.datasets import DATASETS
@@ -314,19 +312,22 @@ def test_bad_input_of_the_command(workdir, capsys, argv, message):
     assert len(captured.err.strip().splitlines()) == 1
 
 
-def test_the_command_as_it_is_typed(photos, tmp_path):
+def test_the_command_as_it_is_typed(photos, workdir, monkeypatch, capsys):
+    """`python -m semantic_aug.datasets check …`, in this process."""
     (photos / "train" / "cat" / "0.png").write_bytes(b"")
-    command = [sys.executable, "-m", "semantic_aug.datasets", "check", "folder"]
-    done = subprocess.run(
-        [*command, "--data_dir", "photos"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=120,
-    )
-    assert done.returncode == 1 and "unreadable photos: 1" in done.stdout
-    assert "reading: 100%" in done.stderr and "21/21" in done.stderr  # the progress bar
+    def typed(*argv):
+        monkeypatch.delitem(sys.modules, "semantic_aug.datasets.__main__", raising=False)
+        monkeypatch.setattr(sys, "argv", ["python", "check", *argv])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("semantic_aug.datasets", run_name="__main__", alter_sys=True)
+        return ended.value.code, capsys.readouterr()
+
+    status, printed = typed("folder", "--data_dir", "photos")
+    assert status == 1 and "unreadable photos: 1" in printed.out
+    assert "reading: 100%" in printed.err and "21/21" in printed.err  # the progress bar
+    status, printed = typed("folder")
+    assert status == 2 and printed.out == ""
+    assert printed.err.startswith("semantic_aug.datasets: error: no data root for FolderDataset")
 
 
 def test_check_of_a_subclass_that_makes_its_images_itself(workdir, capsys, monkeypatch):

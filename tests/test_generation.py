@@ -3,11 +3,8 @@
 import errno
 import hashlib
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from itertools import chain
 from pathlib import Path
@@ -15,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw_photo, images_of
+from conftest import draw_photo, forked, images_of
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
@@ -477,24 +474,19 @@ def test_other_settings_are_refused_and_overwritten_on_demand(
 
 
 def test_kill_at_any_moment_and_run_again(photos, small_model, workdir):
-    command = [sys.executable, str(ROOT / "generate_augmentations.py")]
     extra = ["--num_synthetic=6", "--batch_size=3", "--guidance_scale=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     whole = arguments(photos, small_model, *extra, "--aug_name=whole")
     generate_augmentations.main(whole)
     cut = arguments(photos, small_model, *extra, "--aug_name=cut")
     folder = workdir / "output/exp/cut/seed=0_ex=1"
     kills = 0
     for wanted in (1, 4, 9, 14):
-        process = subprocess.Popen(
-            command + cut, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and len(list(folder.glob("*.png"))) < wanted:
+        process = forked(generate_augmentations.main, *cut)
+        while process.is_alive() and len(list(folder.glob("*.png"))) < wanted:
             time.sleep(0.002)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert kills >= 2
     generate_augmentations.main(cut)
     assert contents(folder) == contents(workdir / "output/exp/whole/seed=0_ex=1")

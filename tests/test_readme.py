@@ -89,7 +89,7 @@ def write_welds(root):
 
 
 @pytest.fixture
-def world(photos, workdir, small_model, monkeypatch):
+def world(photos, workdir, small_model, monkeypatch, sketched, short_validation):
     """A folder with the data that README speaks of."""
     for number in range(3, 6):
         for name, colour in (("cat", (220, 40, 40)), ("toy train", (50, 60, 230))):
@@ -107,10 +107,10 @@ def world(photos, workdir, small_model, monkeypatch):
 
 
 def small(command: list[str], model: str) -> list[str]:
-    """A command's arguments with small models and few steps."""
+    """A command's arguments with small models, few steps, and few variants."""
     script = command[1]
     replaced = {
-        "fine_tune": [f"--pretrained_model_name_or_path={model}", "--max_train_steps=2",
+        "fine_tune": [f"--pretrained_model_name_or_path={model}", "--max_train_steps=1",
                       "--resolution=32", "--initializer_token=motor"],
         "generate_augmentations": [f"--model_path={model}", "--num_inference_steps=4",
                                    "--resolution=32"],
@@ -120,7 +120,8 @@ def small(command: list[str], model: str) -> list[str]:
     key = script.removesuffix(".py").removesuffix("_upstream")
     if "--filter" in command:
         replaced[key].append("--filter_model=clip")
-    return [*command[2:], *replaced.get(key, [])]
+    few = ["2" if word == "10" else word for word in command[2:]]  # variants of each photo
+    return [*few, *replaced.get(key, [])]
 
 
 def test_every_command_runs_in_order(world, small_model, monkeypatch):

@@ -45,7 +45,7 @@ run train_controlnet --steps $controlnet --model "$out/model" --out "$out/contro
 run domain_gap --mvip "$out/mvip" --backbone "$out/backbone" $gap $quick
 run edit_bounds --mvip "$out/mvip" --backbone "$out/backbone" $bounds $quick
 run sheets --sample "$out" --out "$sheets" $sheet $quick
-for file in "$out/model/model_index.json" "$out/controlnet/config.json" "$out/backbone/config.json" "$sheets/strengths.png"; do
+for file in "$out/model/model_index.json" "$out/controlnet/config.json" "$out/backbone/config.json" "$sheets/strengths.webp"; do
   [ -s "$file" ] || { echo "all.sh: $file was not made" >&2; exit 1; }
 done
 echo "done: $out"

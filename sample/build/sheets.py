@@ -2,10 +2,10 @@
 
     python sample/build/sheets.py --cache CACHE_DIR --out docs/sample
 
-`renders.png` captioned renders of base classes; `photos.png` sample/mvip (six training, four
-validation, six test photos a class); `reconstructions.png` photos above their autoencoder
-round trip; `strengths.png` photos and their edits at strengths 0.25, 0.5, 0.75, 1.0, without any
-learned token; `prompts.png` what a prompt changes; `edges.png` the same with sample/controlnet.
+`renders.webp` captioned renders of base classes; `photos.webp` sample/mvip (six training, four
+validation, six test photos a class); `reconstructions.webp` photos above their autoencoder
+round trip; `strengths.webp` photos and their edits at strengths 0.25, 0.5, 0.75, 1.0, without any
+learned token; `prompts.webp` what a prompt changes; `edges.webp` the same with sample/controlnet.
 """
 
 import argparse
@@ -32,7 +32,7 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
 def save_sheet(rows, path, labels=None, scale=1):
-    """Rows of equally many images -> one PNG, with a column of row labels on the left."""
+    """Rows of equally many images -> one picture, with a column of row labels on the left."""
     sheet = np.vstack([np.hstack([np.asarray(x) for x in row]) for row in rows])
     image = Image.fromarray(sheet)
     if scale != 1:
@@ -46,7 +46,7 @@ def save_sheet(rows, path, labels=None, scale=1):
             draw.text((5, i * height + height // 2 - 6), text, fill="black")
         image = wide
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, optimize=True)
+    image.save(path, quality=88, method=6)
 
 
 def edit(pipe, images, prompts, strength, guidance, steps, seed):
@@ -82,7 +82,7 @@ def main(argv=None):
         images, labels, _ = make_data.load_shards(args.cache)
         rows = [images[np.flatnonzero(labels == c)[:12]] for c in range(int(labels.max()) + 1)]
         captions = [v[0] for v in parts.BASE.values()][: len(rows)]
-        save_sheet(rows, out / "renders.png", captions)
+        save_sheet(rows, out / "renders.webp", captions)
     photos = {
         s: domain_gap.load_split(sample / "mvip", names, s) for s in ("train", "valid", "test")
     }
@@ -94,7 +94,7 @@ def main(argv=None):
                 images, labels, _ = photos[split]
                 row += list(images[np.flatnonzero(labels == c)[:count]])
             rows.append(row)
-        save_sheet(rows, out / "photos.png", [n.replace("_", " ") for n in names])
+        save_sheet(rows, out / "photos.webp", [n.replace("_", " ") for n in names])
     if not wanted & set(sheets[2:]):
         return
 
@@ -112,7 +112,7 @@ def main(argv=None):
                 y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample
             y = ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             rows += [chosen, y]
-        save_sheet(rows, out / "reconstructions.png", ["photo", "decoded"] * 2)
+        save_sheet(rows, out / "reconstructions.webp", ["photo", "decoded"] * 2)
     images, labels, _ = photos["train"]
     sources = [Image.fromarray(images[np.flatnonzero(labels == c)[1]]) for c in range(len(names))]
     nouns = [parts.NOVEL[n][0] for n in names]
@@ -133,7 +133,7 @@ def main(argv=None):
                     )
                 )
                 titles.append(f"{strength}")
-        save_sheet(rows, out / "strengths.png", titles)
+        save_sheet(rows, out / "strengths.webp", titles)
     for sheet, strengths in (("prompts", (0.5, 0.75)), ("edges", (0.75, 1.0))):
         if sheet not in wanted:
             continue
@@ -157,7 +157,7 @@ def main(argv=None):
                     edit(pipe, sources, prompts, strength, args.guidance, args.steps, args.seed)
                 )
                 titles.append(f"{look} {strength}")
-        save_sheet(rows, out / f"{sheet}.png", titles)
+        save_sheet(rows, out / f"{sheet}.webp", titles)
 
 
 if __name__ == "__main__":
