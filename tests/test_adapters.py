@@ -476,7 +476,7 @@ def test_the_model_s_own_checker(make, tmp_path, small_model):
 def test_safety_checker_whose_weights_lack_a_tensor(tmp_path):
     folder = save_checker(tmp_path / "checker", 0)
     lack_a_tensor(folder, "special_care_embeds")
-    with pytest.raises(UserError, match="checker: its weights lack 1 tensors, as special_care_em"):
+    with pytest.raises(UserError, match="checker: its weights lack 1 tensor, as special_care_em"):
         load_safety_checker(None, str(folder), CPU)
 
 

@@ -358,9 +358,9 @@ def test_damaged_results_are_made_again_by_the_same_command(data, resnet, capsys
 
 
 def test_two_trials_are_listed(data, resnet, capsys):
-    run(resnet, "--num_synthetic=0", "--num_trials=2", "--seed", 10**20)
+    run(resnet, "--num_synthetic=0", "--num_trials=2", "--seed", 2**61)
     folder = data / "output/exp/results/real"
-    files = [folder / f"results_{10**20 + number}_1.csv" for number in range(2)]
+    files = [folder / f"results_{2**61 + number}_1.csv" for number in range(2)]
     cells = [
         "2 trials: " + ", ".join(f"{100 * final(file, split):.1f}" for file in files)
         for split in (VALIDATION, TEST)

@@ -10,17 +10,19 @@ import fine_tune
 import generate_augmentations
 import train_classifier
 from semantic_aug import UserError
-from semantic_aug.experiment import Trial
+from semantic_aug.experiment import Trial, fine_tuned_dir
 
 
-@pytest.mark.parametrize("names", [None, 7, "cat", {"cat": 1}])
-def test_class_names_that_are_no_list_are_not_missed(names):
-    assert aggregate_embeddings.missing_classes({"arguments": {"class_names": names}}, []) == []
-
-
-def test_class_names_that_are_no_texts_can_be_named():
-    config = {"arguments": {"class_names": ["cat", 7]}}
-    assert aggregate_embeddings.missing_classes(config, []) == ["cat", "7"]
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(None, []), (7, []), ("cat", []), ({"cat": 1}, []), (["cat", 7], ["cat", "7"])],
+)
+def test_class_names_are_a_list_of_texts_or_unknown(tmp_path, names, expected):
+    trial = Trial(0, 1)
+    config = fine_tuned_dir(tmp_path, trial) / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"arguments": {"class_names": names}}))
+    assert aggregate_embeddings.classes_of(tmp_path, trial) == expected
 
 
 def test_validation_losses_go_on_after_damaged_lines(tmp_path):

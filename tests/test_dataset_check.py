@@ -315,6 +315,7 @@ def test_bad_input_of_the_command(workdir, capsys, argv, message):
 def test_the_command_as_it_is_typed(photos, workdir, monkeypatch, capsys):
     """`python -m semantic_aug.datasets check …`, in this process."""
     (photos / "train" / "cat" / "0.png").write_bytes(b"")
+
     def typed(*argv):
         monkeypatch.delitem(sys.modules, "semantic_aug.datasets.__main__", raising=False)
         monkeypatch.setattr(sys, "argv", ["python", "check", *argv])

@@ -737,7 +737,7 @@ def test_folder_photos_beside_the_classes_are_counted(tmp_path, caplog):
         write_photos(tmp_path / split / "cat", 2)
     write_photos(tmp_path / "test", 3)
     read_splits(tmp_path)
-    assert f"3 photos directly in {tmp_path / 'test'} have no class" in caplog.messages
+    assert f"3 photos without a class directly in {tmp_path / 'test'}" in caplog.messages
 
 
 def test_folder_classes_are_those_of_all_splits_with_the_empty_ones(tmp_path):

@@ -301,7 +301,7 @@ def test_image_cut_short_does_not_count_and_is_made_again(photos, tmp_path, left
     before, cut = contents(folder), folder / "000002-001.png"
     content = cut.read_bytes()
     cut.write_bytes(content[: int(left * len(content)) if left < 1 else left])
-    with pytest.raises(UserError, match=r"1 of 18 .* 1 files that are not whole, as 000002-001"):
+    with pytest.raises(UserError, match=r"1 of 18 .* 1 file not whole, as 000002-001"):
         read_variants(folder, dataset)
     assert run(dataset, folder) == 1
     assert contents(folder) == before
@@ -696,7 +696,7 @@ def test_full_disk_says_how_many_were_made_and_loses_none(make, monkeypatch):
         patch.setattr(generation, "_save", full)
         status, err = make("--batch_size=2")
     assert status == 2
-    assert "output/e/aug/seed=0_ex=1: 4 images were made now" in err
+    assert "output/e/aug/seed=0_ex=1: 4 images made now" in err
     assert "No space left on device; make room and run the same command again" in err
     folder = Path("output/e/aug/seed=0_ex=1")
     assert len(read_records(folder)) == len(images_of()) == 4

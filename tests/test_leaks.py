@@ -58,7 +58,7 @@ def draw(path: Path, colour, seed: int) -> None:
 
 
 @pytest.fixture
-def photos(workdir) -> Path:
+def photos(workdir, sketched) -> Path:
     """photos/{train,val,test}/CLASS/N.png: 3, 7 and 7 of each of three classes."""
     seed = 0
     for split, count in (("train", 3), ("val", 7), ("test", 7)):

@@ -112,4 +112,4 @@ def test_the_documented_dataset_for_training_alone(tools, capsys):
     assert [dataset.get_label_by_idx(index) for index in range(8)] == [0] * 4 + [1] * 4
     assert main(["check", "tools:NewToolDataset"]) == 1
     text = capsys.readouterr().out
-    assert "2 splits that cannot be listed" in text and "20 photos of 2 classes" in text
+    assert "splits that cannot be listed: 2" in text and "20 photos of 2 classes" in text

@@ -42,7 +42,9 @@ def write_coco(root):
             path = root / f"{split}2017" / f"{number:012d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             colour = {1: (200, 30, 30), 17: (30, 200, 30), 18: (30, 30, 200)}[category]
-            Image.new("RGB", (40, 30), colour).save(path)
+            photo = Image.new("RGB", (40, 30), colour)
+            photo.putpixel((number, len(split)), (255, 255, 255))  # no photo is another one
+            photo.save(path, quality=100)
             images.append({"id": number, "file_name": path.name, "width": 40, "height": 30})
             annotations.append({
                 "id": number, "image_id": number, "category_id": category, "area": 100,
@@ -65,12 +67,12 @@ def write_mvip(root):
         (root / name).mkdir(parents=True)
         meta = {"super_class": ["CarComponent"], "description": f"an old {name}"}
         (root / name / "meta.json").write_text(json.dumps(meta))
-        for split, folder in (("train_data", "0/1/cam0"), ("valid_data", "0/cam0"),
-                              ("test_data", "0/cam0")):  # fmt: skip
+        folders = ("train_data/0/1/cam0", "valid_data/0/cam0", "test_data/0/cam0")
+        for green, folder in enumerate(folders, 60):
             for number in range(2):
-                path = root / name / split / folder / f"{number}_rgb.png"
+                path = root / name / folder / f"{number}_rgb.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (40, 30), (200 * label, 60, 40 * number)).save(path)
+                Image.new("RGB", (40, 30), (200 * label, green, 40 * number)).save(path)
                 mask = np.zeros((30, 40), np.uint8)
                 mask[5:20, 8:25] = 255
                 Image.fromarray(mask).save(path.with_name(f"{number}_rgb_mask_gen.png"))

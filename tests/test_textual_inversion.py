@@ -1763,6 +1763,12 @@ def merge(workdir, capsys):
     return merge
 
 
+def note_classes(names: list[str]) -> None:
+    """Write config.json as fine_tune.py does for a trial of these classes."""
+    config = {"id": "c0ffee", "arguments": {"class_names": names}}
+    (trial() / "config.json").write_text(json.dumps(config))
+
+
 def learn(class_name="cat", seed=0, examples=1, dim=32, config_id="c0ffee", **header):
     """A word as fine_tune.py writes it, with the config.json of its trial."""
     token = f"<{class_name.replace(' ', '_')}>"
@@ -1883,7 +1889,7 @@ def test_folder_says_whose_a_word_is(merge):
 
     # Where fine_tune.py has noted the classes, they have tokens of their own.
     names = ["Cat", "cat", "dog", "stop sign"]
-    (trial() / "config.json").write_text(json.dumps({"arguments": {"class_names": names}}))
+    note_classes(names)
     foreign(word("cat-2"), {"<my-cat>": rows[2]})
     shutil.move(word("cat").parent, word("Cat").parent)
     status, out, err = merge()
@@ -1922,7 +1928,7 @@ def test_words_from_elsewhere_alone(merge):
     content = {"clip_l": torch.ones(2, 32), "clip_g": torch.zeros(2, 48)}
     file = foreign(Path("my-cat.safetensors"), content)
     status, out, _ = merge("--word", f"a cat={file}", "--num_trials=2")
-    assert status == 0 and out.count("1 words: <a_cat>") == 2
+    assert status == 0 and out.count("1 word: <a_cat>") == 2
     for seed in (0, 1):
         first, second = read_words(merged_path(seed), 2)
         assert torch.equal(first["<a_cat>"], content["clip_l"])
@@ -1944,7 +1950,7 @@ def test_words_from_elsewhere_alone(merge):
 )
 def test_words_that_cannot_be_given(merge, flags, message):
     learn("dog")
-    (trial() / "config.json").write_text(json.dumps({"arguments": {"class_names": ["cat", "dog"]}}))
+    note_classes(["cat", "dog"])
     foreign(Path("my-cat.pt"), {"emb_params": torch.ones(2, 32)})
     status, _, err = merge("--word", *flags)
     assert (status, err.count("\n")) == (2, 1) and message in err
