@@ -181,8 +181,8 @@ def load_backbone(
             preprocessor configuration is damaged; or it has fewer than N blocks.
     """
     name = SHORT_NAMES.get(name, name)
+    mean, std, own_size = read_preprocessing(name)  # first, since it may be damaged
     model, identity = _new_model(name) if from_scratch else _load_model(name)
-    mean, std, own_size = read_preprocessing(name)
     if image_size is None:
         image_size = own_size or _pair(getattr(model.config, "image_size", None) or DEFAULT_SIZE)
     model.to(device).eval().requires_grad_(False)

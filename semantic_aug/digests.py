@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from semantic_aug import stable_hash
-from semantic_aug.experiment import atomic_path
+from semantic_aug.experiment import remove_leftovers, write_text
 
 KEEP_FROM = 0.5  # seconds; what took less to hash is hashed again
 SETTLED = 2e9  # ns; a file system's clock may not tell two changes in one such span apart
@@ -103,5 +103,6 @@ def _is_whole(entry: object) -> bool:
 
 def _write(folder: str, entries: dict[str, list]) -> None:
     # Two processes may write one after the other: what the first has added is hashed once more.
-    with contextlib.suppress(OSError, RuntimeError), atomic_path(_place(folder)) as temporary:
-        temporary.write_text(json.dumps(entries))
+    with contextlib.suppress(OSError, RuntimeError):
+        remove_leftovers(_place(folder).parent)
+        write_text(_place(folder), json.dumps(entries))

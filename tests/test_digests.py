@@ -8,6 +8,7 @@ import pytest
 
 from semantic_aug import digests
 from semantic_aug.digests import file_digests, sha256_file
+from semantic_aug.experiment import hostname
 
 LONG_AGO = 1_500_000_000
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -88,6 +89,13 @@ def test_a_damaged_memory_is_none(cache, file, content):
     place.write_text(content)
     assert file_digests([file]) == [ABC]
     assert list(json.loads(place.read_text())) == ["weights"]
+
+
+def test_what_a_killed_process_left_half_written_goes(cache, file):
+    cache.mkdir(parents=True)
+    (cache / f".x.json.{hostname()}-999999999.tmp").write_text("half")
+    file_digests([file])
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
 
 
 def test_without_a_place_for_it_nothing_is_remembered(file, monkeypatch):
