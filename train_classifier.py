@@ -314,9 +314,10 @@ def main(argv=None) -> None:
     for trial in trials:
         if args.overwrite or trial not in finished:
             _check_class_names([train_set(trial), *splits.values()])
-    if uses_synthetic and not args.overwrite and not args.mixed_settings:
+    if uses_synthetic:
         of_results = {t: aug_dir(experiment, args.aug_name, t) for t in trials_with_files(folder)}
-        _check_alike(dict(sorted((aug_dirs | of_results).items())))
+        mixed = args.overwrite or args.mixed_settings
+        _check_alike(dict(sorted((aug_dirs | of_results).items())), mixed)
     evaluated = {name: photos_of(dataset, args.classes) for name, dataset in splits.items()}
     trained = {trial: photos_of(subset(trial), args.classes) for trial in trials}
     left_out = {
@@ -550,8 +551,12 @@ def _check_class_names(datasets: Iterable[FewShotDataset]) -> None:
 # --- settings --------------------------------------------------------------------------------
 
 
-def _check_alike(folders: dict[Trial, Path]) -> None:
-    """Raise UserError where the images of several trials were made with different settings."""
+def _check_alike(folders: dict[Trial, Path], mixed: bool) -> None:
+    """Name the settings in which the images of several trials differ.
+
+    Raises:
+        UserError: there are such settings, and they are not to be `mixed`.
+    """
     differing = []
     for key, values in differing_settings(folders).items():
         edits = [value for value in values.values() if key == "edits"]
@@ -559,11 +564,14 @@ def _check_alike(folders: dict[Trial, Path]) -> None:
             values = {trial: _edits_alone(value, edits) for trial, value in values.items()}
         shown = ", ".join(f"{trial}: {json.dumps(value)}" for trial, value in values.items())
         differing.append(f"{key} ({shown})")
-    if differing:
+    said = "the synthetic images of these trials were made with different settings: "
+    said += "; ".join(differing)
+    if differing and mixed:
+        log.warning("%s; their results are taken together", said)
+    elif differing:
         raise UserError(
-            f"the synthetic images of these trials were made with different settings: "
-            f"{'; '.join(differing)}; make them alike with generate_augmentations.py, give each "
-            "set its own --aug_name, or pass --mixed_settings to take their results together"
+            f"{said}; make them alike with generate_augmentations.py, give each set its "
+            "own --aug_name, or pass --mixed_settings to take their results together"
         )
 
 

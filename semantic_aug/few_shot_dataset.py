@@ -245,10 +245,9 @@ class FewShotDataset(Dataset):
                     f"{record.class_name!r}: a source names one photo of one class"
                 )
         if not by_class:
-            raise NoPhotos(
-                f"no photo of split {self.split!r} in {self.data_dir}: "
-                f"is this the root that {type(self).__name__} expects, and do its options fit?"
-            )
+            hint = f": is this the root that {type(self).__name__} expects, and do its options fit?"
+            hint = hint if self.split == "train" else ""  # few photos are all in train
+            raise NoPhotos(f"no photo of split {self.split!r} in {self.data_dir}{hint}")
         few_shot = self.split == "train" and self.examples_per_class is not None
         selected = []
         for class_name in self.class_names:

@@ -590,7 +590,7 @@ def test_folder_of_a_class_that_holds_other_files_is_named(tmp_path, caplog):
     (tmp_path / "ant").mkdir()  # empty: a class that has no photo yet
     assert build_dataset("folder", "train", data_dir=tmp_path).num_classes == 4
     assert "bee holds no photo itself, but IMG_1.HEIC" in caplog.text
-    assert "1 HEIC photos are left out, such as bee/IMG_1.HEIC: to have them read" in caplog.text
+    assert "1 HEIC photo left out, such as bee/IMG_1.HEIC: to have such photos read" in caplog.text
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 2
 
 
@@ -625,7 +625,7 @@ def test_folder_takes_heic_where_its_plugin_is_installed(tmp_path, monkeypatch, 
     for each in clear:
         each()
     assert counts(read_splits(tmp_path / "photos")) == {"a": (1, 1, 1)}
-    assert "2 HEIC photos are left out, such as a/7.HEIC: to have them read" in caplog.text
+    assert "2 HEIC photos left out, such as a/7.HEIC: to have such photos read" in caplog.text
     caplog.clear()
     plugin = types.ModuleType("pillow_heif")
     plugin.register_heif_opener = lambda: Image.register_extension("PNG", ".heic")

@@ -263,6 +263,7 @@ def test_one_or_two_photos_per_class_are_enough(workdir, train, count, reported,
     status, out, err = train("--data_dir=few", "--num_trials=2")
     assert status == 0
     assert "no val split, only " in err and (said in err or count == 1)
+    assert "is this the root" not in err
     assert {row["split"] for row in rows(trial="0_1") if row["metric"] == "Accuracy"} == reported
     assert ("evaluated on nothing" in out) == (count == 1)
     assert Path("output/e/results/real/accuracy.png").exists() == (count == 2)
@@ -308,8 +309,10 @@ def test_trials_whose_images_differ_in_strength_are_not_mixed(photos, train):
     assert status == 2
     assert 'edits (seed=0_ex=3: {"strength": [0.2]}, seed=1_ex=3: {"strength": [1.0]})' in err
     assert "--mixed_settings" in err
-    status, out, _ = train(*images, "--num_trials=2", "--mixed_settings")
-    assert status == 0 and "1 of 2 trials are finished" in out
+    for flag in ("--mixed_settings", "--overwrite"):
+        status, out, err = train(*images, "--num_trials=2", flag)
+        assert status == 0 and "of 2 trials are finished" in out
+        assert 'edits (seed=0_ex=3: {"strength": [0.2]}, seed=1_ex=3: {"strength": [1.0]})' in err
     make_images(photos, 2, [0.2])
     assert train(*images, "--num_trials=3")[0] == 2
     assert train("--num_trials=2", *FOLDER)[0] == 0  # real photos alone

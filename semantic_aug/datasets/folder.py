@@ -174,9 +174,8 @@ class FolderDataset(FewShotDataset):
             )
         elif left_out:
             log.warning(
-                "%d HEIC photos are left out, such as %s: to have them read, pip install "
-                "pillow-heif",
-                len(left_out),
+                "%s left out, such as %s: to have such photos read, pip install pillow-heif",
+                counted(len(left_out), "HEIC photo"),
                 left_out[0],
             )
         return by_class
