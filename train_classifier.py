@@ -472,7 +472,7 @@ def _evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDatas
         raise UserError(f"--select {BEST_VAL} needs photos in split 'val': {reasons['val']}")
     for split, reason in reasons.items():
         reported = " and ".join((TRAINING, *found))
-        log.warning("no %s split, only %s are reported: %s", split, reported, reason)
+        log.warning("no %s split, reported: %s alone: %s", split, reported, reason)
     return found
 
 

@@ -253,7 +253,7 @@ def test_changed_masks_count_where_photos_are_cut_by_them(photos, train, split):
     "count, reported, said",
     [
         (1, {"Training"}, "1 photos and"),
-        (2, {"Training", "Test"}, "no val split, only Training and Test are reported"),
+        (2, {"Training", "Test"}, "no val split, reported: Training and Test alone"),
     ],
 )
 def test_one_or_two_photos_per_class_are_enough(workdir, train, count, reported, said):
@@ -262,7 +262,7 @@ def test_one_or_two_photos_per_class_are_enough(workdir, train, count, reported,
             draw(workdir / "few" / name / f"{number}.jpg", colour, 10 * label + number)
     status, out, err = train("--data_dir=few", "--num_trials=2")
     assert status == 0
-    assert "no val split, only " in err and (said in err or count == 1)
+    assert "no val split, reported: " in err and (said in err or count == 1)
     assert "is this the root" not in err
     assert {row["split"] for row in rows(trial="0_1") if row["metric"] == "Accuracy"} == reported
     assert ("evaluated on nothing" in out) == (count == 1)
