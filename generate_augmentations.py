@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import functools
+import inspect
 import logging
 import math
 import re
@@ -954,7 +955,7 @@ def load_extras(args, info: ModelInfo, device) -> dict:
 
 def build_augmentation(args, edits, info, embed_path, unets, pipeline, extras):
     """The augmentation that the flags describe; `pipeline()` loads the model."""
-    device, augs = pick_device(args.device), []
+    device, wanted = pick_device(args.device), []
     if offloads(args, device):
         pipeline().remove_all_hooks()  # of the trial before
     for edit in edits:
@@ -971,7 +972,16 @@ def build_augmentation(args, edits, info, embed_path, unets, pipeline, extras):
         }
         if edit["aug"] == "textual-inversion":
             options["embed_path"] = embed_path
-        augs.append(augmentation_class(edit["aug"])(pipeline=pipeline(), **options))
+        made = augmentation_class(edit["aug"])
+        try:
+            inspect.signature(made).bind(pipeline=None, **options)
+        except TypeError as error:
+            raise UserError(
+                f"--aug: {edit['aug']} cannot be made: {error}; its __init__ is given pipeline and "
+                "the options of an edit by name, of which **options takes all"
+            ) from None
+        wanted.append((made, options))
+    augs = [made(pipeline=pipeline(), **options) for made, options in wanted]
     if offloads(args, device):
         edited = [aug.edit.pipeline for aug in augs if hasattr(aug, "edit")]
         offload([pipeline(), *edited], device)
@@ -1007,12 +1017,23 @@ def check_arguments(folder: Path, arguments: dict) -> None:
         values = value if action.nargs == "+" else [value]
         if action.nargs == 0:
             kind = bool
-        if value is not None and not (
-            isinstance(values, list) and all(isinstance(each, kind) for each in values)
-        ):
+        if value is None and not action.required:
+            continue
+        if not isinstance(values, list) or not all(isinstance(each, kind) for each in values):
             raise UserError(
                 f"--reproduce: {folder / CONFIG_FILE} is damaged: {action.dest} is {value!r}"
             )
+
+
+def flags_of_edits(folder: Path, edits: object) -> dict[str, list]:
+    """The flags from which `list_edits` makes the edits in a folder's config.json."""
+    try:
+        flags = {key: [edit[key] for edit in edits] for key in EDIT_FLAGS}
+    except (KeyError, TypeError):
+        flags = {}
+    if not any(flags.values()):
+        raise UserError(f"--reproduce: {folder / CONFIG_FILE} is damaged: edits is {edits!r}")
+    return flags
 
 
 def reproduce(argv) -> None:
@@ -1032,30 +1053,39 @@ def reproduce(argv) -> None:
         raise UserError(
             f"--reproduce: {path} is no image of generate_augmentations.py with a record"
         )
-    record, settings = records[path.name], config["settings"]
+    record, settings = records[path.name], config.get("settings", {})
     try:
         there = read_image(path)
     except UserError as error:
         raise UserError(
             f"--reproduce: {error}; the command that made it, given again, makes it anew"
         ) from error
-    check_arguments(path.parent, config["arguments"])
+    arguments = config.get("arguments", {})
+    arguments = {**arguments, **flags_of_edits(path.parent, settings.get("edits"))}
+    check_arguments(path.parent, arguments)
     defaults = vars(parse_args(["--dataset=-", "--experiment_name=-"]))  # for newer flags
     # A folder whose config.json says nothing of older_list was made by an earlier version.
-    args = argparse.Namespace(**{**defaults, "older_list": True, **config["arguments"]})
+    args = argparse.Namespace(**{**defaults, "older_list": True, **arguments})
     args.model, args.device = given.model_path or args.model, given.device
     precision = record.get("precision") or older_precision(path.parent)
     args.mixed_precision = precision or args.mixed_precision
     for key in ("data_dir", "lora", "unet_path", "controlnet"):
         setattr(args, key, getattr(given, key) or getattr(args, key))
     trial, name = Trial(record["seed"], record["examples_per_class"]), record["class_name"]
+    edits = list_edits(args)
     info = inspect_model(args.model, args.revision, args.variant)
     dataset = dataset_of(args, "train", trial)
+    sources = dataset.sources()
+    if record["source"] not in sources:
+        raise UserError(
+            f"--reproduce: {path} was made from {record['source']}, which is not among the "
+            f"training photos of seed={trial.seed}, examples_per_class={trial.examples_per_class}"
+        )
     embed_path = None
     if "textual-inversion" in args.aug:
         embed_path = find_embeddings(args, path.parent.parent.parent, trial)
     unets = class_unets(args, [name])
-    masked = dataset.indices([name]) if uses_masks(args, settings["edits"]) else []
+    masked = dataset.indices([name]) if uses_masks(args, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     own = {"embeddings": None, **details.get(name, {})}
     own = {key: value for key, value in own.items() if key in record}  # older ones say less
@@ -1068,11 +1098,10 @@ def reproduce(argv) -> None:
                     f"then {stored.get(key)}, now {value}"
                 )
     device = pick_device(args.device)
-    sources = dataset.sources()
     job = Job(sources.index(record["source"]), record["repeat"])
     augmentation = build_augmentation(
         args,
-        settings["edits"],
+        edits,
         info,
         embed_path,
         unets,

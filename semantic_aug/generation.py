@@ -321,7 +321,9 @@ def whole_images(folder: Path, names: Iterable[str]) -> set[str]:
 
     def is_whole(name: str) -> bool:
         try:
-            with open(f"{folder}/{name}", "rb", buffering=0) as file:
+            # O_NONBLOCK: a FIFO is not waited for, and cannot be sought in.
+            fd = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_NONBLOCK)
+            with open(fd, "rb", buffering=0) as file:
                 file.seek(-len(_PNG_END), os.SEEK_END)
                 return file.read() == _PNG_END
         except OSError:  # it is not there, or shorter

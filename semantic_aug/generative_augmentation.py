@@ -84,11 +84,19 @@ def augmented(
     """What `aug.augment` returns, if it is what the contract says.
 
     Raises:
-        UserError: it returns another number of images or of edits, or images of other sizes. They
-            would be taken for those of other photos.
+        UserError: it returns something else than both lists, another number of images or of
+            edits, or images of other sizes. They would be taken for those of other photos.
     """
-    results, edits = aug.augment(images, *rest)
-    what = None
+    name = f"--aug: {type(aug).__module__}:{type(aug).__qualname__}"
+    returned = aug.augment(images, *rest)
+    match returned:
+        case (list() | tuple() as results, list() | tuple() as edits):
+            what = None
+        case _:
+            raise UserError(
+                f"{name} returned {type(returned).__name__}; expected a list of images and a list "
+                "of the edits of each"
+            )
     if len(results) != len(images) or len(edits) != len(images):
         what = f"{len(results)} images and {len(edits)} lists of edits for {len(images)} photos"
     for image, result in zip(images, results):
@@ -97,6 +105,5 @@ def augmented(
         elif result.size != image.size:
             what = what or f"an image of size {result.size} for a photo of size {image.size}"
     if what is not None:
-        name = f"{type(aug).__module__}:{type(aug).__qualname__}"
-        raise UserError(f"--aug: {name} returned {what}; expected one of the same size for each")
+        raise UserError(f"{name} returned {what}; expected one of the same size for each")
     return results, edits

@@ -41,6 +41,7 @@ ARGUMENTS = vars(generate_augmentations.parse_args(["--dataset=-", "--experiment
         ("embed_path", 7), ("lora", {"a": 1}), ("model", []), ("prompt", "a photo"),
         ("prompt", [3]), ("strength", ["much"]), ("probs", 1), ("dataset_args", {}),
         ("num_inference_steps", "50"), ("low_memory", "no"), ("crop_to_object", 1),
+        ("dataset", None),
     ],
 )  # fmt: skip
 def test_arguments_that_no_flags_give_are_named(tmp_path, key, value):
@@ -48,6 +49,17 @@ def test_arguments_that_no_flags_give_are_named(tmp_path, key, value):
     generate_augmentations.check_arguments(tmp_path, stored)
     with pytest.raises(UserError, match=rf"config\.json is damaged: {key} is "):
         generate_augmentations.check_arguments(tmp_path, stored | {key: value})
+
+
+@pytest.mark.parametrize("edits", [None, [], {}, 3, "x", [3], [{}], [{"aug": "real-guidance"}]])
+def test_edits_that_no_flags_give_are_named(tmp_path, edits):
+    whole = generate_augmentations.list_edits(
+        SimpleNamespace(**ARGUMENTS | {"aug": ["real-guidance"]})
+    )
+    flags = generate_augmentations.flags_of_edits(tmp_path, whole)
+    assert generate_augmentations.list_edits(SimpleNamespace(**ARGUMENTS | flags)) == whole
+    with pytest.raises(UserError, match=r"config\.json is damaged: edits is "):
+        generate_augmentations.flags_of_edits(tmp_path, edits)
 
 
 @pytest.mark.parametrize("made", [{"command": 3}, {"command": None, "num_synthetic": "x"}, {}])

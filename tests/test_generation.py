@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import signal
 import time
@@ -30,6 +31,7 @@ from semantic_aug.generation import (
     read_records,
     read_variants,
     shard_blocks,
+    whole_images,
     write_metadata,
 )
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
@@ -704,6 +706,19 @@ def test_full_disk_says_how_many_were_made_and_loses_none(make, monkeypatch):
     assert len(read_records(folder)) == 6
 
 
+def test_augmentation_that_takes_no_options_is_named(photos, small_model, workdir, capsys):
+    with pytest.raises(SystemExit) as ended:
+        generate_augmentations.main(arguments(photos, small_model, "--aug=test_generation:Stub"))
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and "--aug: test_generation:Stub cannot be made: " in err
+
+
+def test_a_pipe_in_place_of_an_image_is_not_waited_for(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert whole_images(tmp_path, ["a.png", "b.png", "c.png"]) == {"a.png"}
+
+
 def test_one_image_again(make, photos, workdir, small_model, capsys):
     make("--strength", 0.5, 1.0, "--prompt", "a {name}", "one {name}", "--batch_size=1")
     folder = Path("output/e/aug/seed=0_ex=1")
@@ -740,9 +755,21 @@ def test_one_image_again(make, photos, workdir, small_model, capsys):
     Image.new("RGB", (48, 40)).save(moved / source)
     status, _, err = again(f"--data_dir={moved}")
     assert status == 2 and "was made with other photos of the trial: then" in err
+    identity = read_config(folder)["id"]
+    (folder / "records" / f"{identity}.z.jsonl").write_text(
+        json.dumps(read_records(folder)[-1] | {"source": "cat/9.jpg"}) + "\n"
+    )
+    path = folder / read_records(folder)[-1]["file_name"]
+    status, _, err = again(f"--data_dir={moved}")
+    assert status == 2 and "was made from cat/9.jpg, which is not" in err
     path = folder / "000099-000.png"
     status, _, err = again()
     assert (status, err.count("\n")) == (2, 1) and "is no image of generate_augm" in err
+    config = json.loads((folder / "config.json").read_text())
+    path = folder / "000001-001.png"
+    (folder / "config.json").write_text(json.dumps(config | {"settings": {}}))
+    status, _, err = again()
+    assert (status, err.count("\n")) == (2, 1) and "config.json is damaged: edits is None" in err
 
 
 def test_finished_work_loads_no_model_and_still_derives_metadata(
