@@ -1058,7 +1058,7 @@ def reproduce(argv) -> None:
         there = read_image(path)
     except UserError as error:
         raise UserError(
-            f"--reproduce: {error}; the command that made it, given again, makes it anew"
+            f"--reproduce: {error}; delete it, and the command that made it makes it again"
         ) from error
     arguments = config.get("arguments", {})
     arguments = {**arguments, **flags_of_edits(path.parent, settings.get("edits"))}

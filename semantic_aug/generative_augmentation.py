@@ -56,6 +56,9 @@ class GenerativeAugmentation:
 
         Returns:
             Images of the same sizes, and for each the edits applied, in their order.
+
+        Raises:
+            UserError: a `forward`, as the predecessors' augmentations have, returns something else.
         """
         forward = getattr(self, "forward", None)
         if forward is None:
@@ -64,7 +67,13 @@ class GenerativeAugmentation:
         for image, label, meta, generator in zip(images, labels, metadata, generators):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(generator.initial_seed())
-                results.append(forward(image, label, meta)[0])
+                returned = forward(image, label, meta)
+            if not isinstance(returned, tuple) or not returned:
+                raise UserError(
+                    f"--aug: {type(self).__qualname__}.forward returned "
+                    f"{type(returned).__name__}, expected an image and its label"
+                )
+            results.append(returned[0])
         return results, [[] for _ in results]
 
     def __call__(

@@ -672,6 +672,14 @@ def test_predecessor_s_augmentation_works():
     assert composed[0].size == (48, 40) and edits == [[]]
 
 
+@pytest.mark.parametrize("returned", [None, photo(), [photo(), 3]])
+def test_predecessor_s_augmentation_that_returns_something_else_is_named(returned):
+    aug = Predecessor()
+    aug.forward = lambda image, label, metadata: returned
+    with pytest.raises(UserError, match=r"Predecessor.forward returned \w+, expected an image and"):
+        aug(photo(), 3, {"name": "cat"}, stream(4))
+
+
 class Faulty(GenerativeAugmentation):
     """Gives what `change` makes of the images and of the lists of edits."""
 

@@ -111,7 +111,7 @@ class Stub(GenerativeAugmentation):
 
     def augment(self, images, labels, metadata, generators):
         edits = [[Edit("stub", "a photo", 0.5, 7.5, False, False)] for _ in images]
-        return [Image.new("RGB", (4, 4), g.initial_seed() % 2**24) for g in generators], edits
+        return [Image.new("RGB", (8, 8), g.initial_seed() % 2**24) for g in generators], edits
 """
 
 
