@@ -319,7 +319,8 @@ def main(argv=None) -> None:
         mixed = args.overwrite or args.mixed_settings
         _check_alike(dict(sorted((aug_dirs | of_results).items())), mixed)
     evaluated = {name: photos_of(dataset, args.classes) for name, dataset in splits.items()}
-    trained = {trial: photos_of(subset(trial), args.classes) for trial in trials}
+    # Of all trials, whoever has which: every process writes the same config.json.
+    trained = {trial: photos_of(subset(trial), args.classes) for trial in everyones}
     left_out = {
         trial: check_splits(trial.name, photos, evaluated, _check_command(args))
         for trial, photos in trained.items()

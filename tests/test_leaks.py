@@ -226,6 +226,16 @@ def test_a_photo_of_another_trial_may_change(photos, train):
     assert train(*flags, "--num_trials=2")[0] == 0
 
 
+def test_shards_write_one_configuration(photos, train):
+    flags = (*FOLDER, "--num_trials=3", "--examples_per_class", "1", "2")
+    train(*flags, name="whole")
+    for index in (1, 2, 0):
+        assert train(*flags, f"--shard_index={index}", "--num_shards=3", name="shared")[0] == 0
+    assert settings("shared") == settings("whole")
+    assert list(settings("shared")) == list(settings("whole"))
+    assert len([key for key in settings("whole") if key.startswith("photos of ")]) == 6
+
+
 def dataset(photos: Path, seed: int) -> FewShotDataset:
     return build_dataset("folder", "train", data_dir=photos, seed=seed, examples_per_class=1)
 
