@@ -10,6 +10,7 @@ output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -424,6 +425,7 @@ def write_config(
     return identity
 
 
+@functools.cache  # a process imports its packages once, and looking takes a while
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what comes out."""
     found = {"python": platform.python_version()}
@@ -433,6 +435,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache  # the process runs the code that it has read, whatever happens to the files
 def git_revision() -> str | None:
     """The commit this code stands at, with `-dirty` behind it where files were changed."""
     root = Path(__file__).resolve().parent.parent

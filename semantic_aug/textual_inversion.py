@@ -207,7 +207,7 @@ def words_in_place(pipeline, rows: Sequence[Sequence[torch.Tensor]], first_ids: 
         for (_, encoder), of_encoder, first_id in zip(
             text_encoders(pipeline), zip(*rows), first_ids
         ):
-            stacked = torch.cat([each.to(pipeline.device) for each in of_encoder])
+            stacked = torch.cat([each.to(encoder.device) for each in of_encoder])
             stack.enter_context(rows_in_place(encoder, stacked, first_id))
         yield
 
@@ -433,7 +433,9 @@ def denoising_losses(
 
     Weighted by place, where the photos do not fill the square.
     """
-    unet, device = pipeline.unet, pipeline.device
+    unet = pipeline.unet
+    # Not pipeline.device and unet.dtype, which search every part for hooks, in every step.
+    device, dtype = (weight := next(unet.parameters())).device, weight.dtype
     latents, weights, noise, timesteps = (
         torch.cat([getattr(draw, part) for draw in draws]).to(device)
         for part in ("latents", "weights", "noise", "timesteps")
@@ -446,9 +448,9 @@ def denoising_losses(
             pipeline, [each.to(device) for each in ids], latents.shape[-2:]
         )
     photos = len(draws[0].latents)
-    hidden = _for_each_photo(hidden.float(), photos).to(unet.dtype)  # its gradients add up
+    hidden = _for_each_photo(hidden.float(), photos).to(dtype)  # its gradients add up
     added = added and {name: _for_each_photo(each, photos) for name, each in added.items()}
-    predicted = unet(noisy.to(unet.dtype), timesteps, hidden, added_cond_kwargs=added).sample
+    predicted = unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=added).sample
     target = noise_target(noise_scheduler, latents, noise, timesteps)
     errors = functional.mse_loss(predicted.float(), target, reduction="none")
     return (errors * weights).view(len(draws), -1).mean(dim=1)

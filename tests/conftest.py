@@ -1,8 +1,12 @@
 """What the tests share: one small Stable Diffusion per run, small photo folders, real photos."""
 
+import copy
+import functools
+import io
 import json
 import multiprocessing
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
+
+from semantic_aug import diffusion
 
 settings.register_profile("patient", deadline=None)  # a slow machine is no failure
 settings.load_profile("patient")
@@ -29,6 +35,43 @@ CAPTIONS = [
     "a rendering of a red car", "a toy train", "the big blue bird", "an object in a photo",
     "a photo of a stop sign", "a close-up photo of the nice gear", "one person and a horse",
 ]  # fmt: skip
+
+
+def loaded_once(load):
+    """`load_pipeline` that reads a folder once per run, as reading takes most of a small command.
+
+    Callers get copies of their own. A folder whose files have changed is read again.
+    """
+
+    @functools.lru_cache(maxsize=8)
+    def read(info, device, dtype, _) -> tuple[bytes, list[torch.Tensor]]:
+        tensors, written = [], io.BytesIO()
+        pickler = pickle.Pickler(written)  # a tenth of the time of copy.deepcopy
+        pickler.persistent_id = functools.partial(number_of, tensors)
+        pickler.dump(load(info, device, dtype))
+        return written.getvalue(), tensors
+
+    def number_of(tensors, part):
+        if not isinstance(part, torch.Tensor):
+            return None
+        tensors.append(part)
+        return len(tensors) - 1
+
+    @functools.wraps(load)
+    def copied(info, device, dtype):
+        if info.variant or device.type != "cpu":
+            return load(info, device, dtype)
+        files = [(path, path.stat()) for path in sorted(Path(info.name).rglob("*"))]
+        state = tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in files)
+        pickled, tensors = read(info, device, dtype, state)
+        unpickler, memo = pickle.Unpickler(io.BytesIO(pickled)), {}
+        unpickler.persistent_load = lambda number: copy.deepcopy(tensors[number], memo)
+        return unpickler.load()
+
+    return copied
+
+
+diffusion.load_pipeline = loaded_once(diffusion.load_pipeline)  # before anybody imports it
 
 
 def build_tokenizer():
