@@ -288,13 +288,17 @@ def short_validation(monkeypatch) -> None:
 
 @pytest.fixture
 def sketched(monkeypatch) -> None:
-    """Figures are saved as one pixel: drawing them takes most of a small train_classifier.py."""
+    """Figures are empty and saved as one pixel: they take most of a small train_classifier.py."""
     from matplotlib.figure import Figure
+
+    from semantic_aug import plots
 
     def save(self, path, **_):
         Image.new("L", (1, 1)).save(path, "png")
 
     monkeypatch.setattr(Figure, "savefig", save)
+    for name in ("accuracy_figure", "per_class_figure", "confusion_figure"):
+        monkeypatch.setattr(plots, name, lambda *_: Figure())
 
 
 def draw_photo(path: Path, colour, seed: int, size=(48, 40)) -> None:

@@ -1371,24 +1371,27 @@ def test_scaled_learning_rate(tune):
     )
 
 
-@pytest.mark.parametrize(
-    "flag",
-    ["--center_crop", "--fit=pad", "--learnable_property=style", "--learning_rate=1e-3",
-     "--adam_beta1=0.5", "--adam_weight_decay=0.5", "--resolution=48", "--lr_scheduler=linear",
-     "--train_batch_size=2", "--gradient_accumulation_steps=2", "--crop_to_object",
-     "--adam_epsilon=1e-2", "--adam_beta2=0.5"],
+FLAGS_OF_TRAINING = (
+    "--center_crop", "--fit=pad", "--learnable_property=style", "--learning_rate=1e-3",
+    "--adam_beta1=0.5", "--adam_weight_decay=0.5", "--resolution=48", "--lr_scheduler=linear",
+    "--train_batch_size=2", "--gradient_accumulation_steps=2", "--crop_to_object",
+    "--adam_epsilon=1e-2", "--adam_beta2=0.5",
 )  # fmt: skip
-def test_flag_has_an_effect(tune, photos, flag):
+
+
+def test_flags_have_an_effect(tune, photos):
     """Each changes the rows and the configuration."""
     masks = ["--dataset_args", f"masks={photos.parent / 'masks'}", "--classes", "cat"]
     tune(*masks, name="plain")
-    assert tune(*masks, flag, name="changed")[0] == 0
-    rows = [read_embeddings(word(name=name))["<cat>"] for name in ("plain", "changed")]
-    assert (rows[0] - rows[1]).abs().max() > 1e-6
-    settings = [read_config(trial(name=name))["settings"] for name in ("plain", "changed")]
-    differing = [key for key in settings[1] if settings[0].get(key) != settings[1][key]]
-    name = flag.removeprefix("--").split("=")[0]
-    assert differing == ["templates" if name == "learnable_property" else name]
+    for flag in FLAGS_OF_TRAINING:
+        changed = flag.removeprefix("--")
+        assert tune(*masks, flag, name=changed)[0] == 0, flag
+        rows = [read_embeddings(word(name=name))["<cat>"] for name in ("plain", changed)]
+        assert (rows[0] - rows[1]).abs().max() > 1e-6, flag
+        settings = [read_config(trial(name=name))["settings"] for name in ("plain", changed)]
+        differing = [key for key in settings[1] if settings[0].get(key) != settings[1][key]]
+        name = changed.split("=")[0]
+        assert differing == ["templates" if name == "learnable_property" else name], flag
 
 
 @pytest.mark.parametrize("size", [(50, 30), (30, 50), (32, 32)])
