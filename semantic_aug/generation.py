@@ -5,6 +5,7 @@ image missing is computed whole, so that an image's bytes do not depend on inter
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -54,7 +55,11 @@ class Job:
 
     @property
     def file_name(self) -> str:
-        return f"{self.index:06d}-{self.repeat:03d}.png"
+        return _file_name(self.index, self.repeat)
+
+
+def _file_name(index: int, repeat: int) -> str:
+    return f"{index:06d}-{repeat:03d}.png"
 
 
 def job_generator(seed: int, source: str, repeat: int) -> torch.Generator:
@@ -360,18 +365,24 @@ def _damage(line: object) -> str | None:
     """What is wrong with a line of records/, if anything is."""
     if not isinstance(line, dict):
         return "it is no record"
-    for key, kinds in _KINDS.items():
-        if key in line and type(line[key]) not in kinds:  # true is no number
-            return f"its {key} is {line[key]!r:.40}"
-    if not abs(line.get("score", 0)) < 1e300:  # neither nan nor beyond a float
+    wrong = _wrong_key(tuple(line), tuple(map(type, line.values())))
+    if wrong is not None:
+        return f"its {wrong} is {line[wrong]!r:.40}" if wrong in line else f"it has no {wrong}"
+    if "score" in line and not abs(line["score"]) < 1e300:  # neither nan nor beyond a float
         return f"its score is {line['score']}"
-    if "label" in line:
-        for key in _NEEDED:
-            if key not in line:
-                return f"it has no {key}"
-        if line["file_name"] != Job(line["index"], line["repeat"]).file_name:
-            return f"{line['file_name']} has not its index and repeat"
+    if "label" in line and line["file_name"] != _file_name(line["index"], line["repeat"]):
+        return f"{line['file_name']} has not its index and repeat"
     return None
+
+
+@functools.lru_cache(maxsize=256)  # all lines of a folder have a few sets of keys and types
+def _wrong_key(keys: tuple[str, ...], kinds: tuple[type, ...]) -> str | None:
+    """The first key of a line that has another type than it should, or that is missing."""
+    for key, kind in zip(keys, kinds):
+        if kind not in _KINDS.get(key, (kind,)):  # true is no number
+            return key
+    needed = _NEEDED if "label" in keys else ()
+    return next((key for key in needed if key not in keys), None)
 
 
 def find_images(
@@ -513,6 +524,15 @@ def _lines(path: Path) -> Iterator[dict]:
                 log.warning("%s: line %d is left out: %s", path, number, damage)
 
 
+def _have_scores(folder: Path, identity: str) -> bool:
+    """Whether a line may be a filter's: a look at the text, a tenth of the time of reading it."""
+    for path in (folder / RECORDS_DIR).glob(f"{identity}.*.jsonl"):
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            if any(b'"score"' in line for line in file):
+                return True
+    return False
+
+
 def write_metadata(folder: Path, identity: str) -> None:
     """Derive `metadata.jsonl` from all records.
 
@@ -523,7 +543,8 @@ def write_metadata(folder: Path, identity: str) -> None:
         return {path.name: _size(path) for path in (folder / RECORDS_DIR).glob("*.jsonl")}
 
     def write():
-        lines, scores = {}, read_scores(folder, identity)
+        lines = {}
+        scores = read_scores(folder, identity) if _have_scores(folder, identity) else {}
         for record in _records(folder, identity):  # text takes a fifth of a dictionary's memory
             if scores:
                 record |= {"score": None, "kept": None} | scores.get(record["file_name"], {})
