@@ -392,7 +392,9 @@ def main(argv=None):
                 if quality:
                     scored = judge_images(plan, quality, load_judge, shard, experiment / CACHE)
                     work.images = made or (None if scored else 0)
-            there, _ = find_images(plan.folder, config_id(plan.settings))
+            there = plan.there
+            if made:  # to read 100,000 records takes seconds
+                there, _ = find_images(plan.folder, config_id(plan.settings))
             total = len(plan.jobs)
             now = counted(made, "image")
             print(f"{plan.folder}: {now} made now; {len(there)} there, {total} wanted")
@@ -407,6 +409,7 @@ class Plan:
 
     Attributes:
         indices: the photos to be edited.
+        there: names of the images that were there when this began.
         jobs: all images that are wanted of them, whoever makes them.
         batch_size: images per block.
         already: how many blocks were dealt out before those of this trial.
@@ -422,6 +425,7 @@ class Plan:
     folder: Path
     dataset: FewShotDataset
     indices: list[int]
+    there: set[str]
     jobs: list[Job]
     batch_size: int
     already: int
@@ -504,7 +508,7 @@ def plan_trial(
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     precision = precision_of(args, device)
     of_class = {name: details[name] | {"precision": precision} for name in dict.fromkeys(names)}
-    _, stale = find_images(folder, config_id(settings), of_class)
+    there, stale = find_images(folder, config_id(settings), of_class)
     if stale and not args.overwrite:
         raise UserError(
             f"{folder} holds images made {what_differs(stale, of_class, embed_path)}; choose "
@@ -530,6 +534,7 @@ def plan_trial(
         folder,
         dataset,
         indices,
+        there,
         make_jobs(indices, args.num_synthetic),
         args.batch_size * alternatives,
         already,
