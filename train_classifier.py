@@ -632,7 +632,9 @@ def _settings(
 
 def _made_with(record: dict) -> str:
     """What may be another for images of one class while the settings of its folder stay."""
-    others = [f"{key} {record[key]}" for key in ("unet", "masks") if key in record]
+    # Older results know images by their words alone; older records say no precision.
+    keys = ("unet", "masks") if "precision" in record else ()
+    others = [f"{key} {record[key]}" for key in keys if key in record]
     return " ".join([record["class_name"], str(record.get("embeddings")), *others])
 
 

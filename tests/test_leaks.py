@@ -335,3 +335,10 @@ def test_a_different_number_of_edits_is_named_too(photos, train):
     assert status == 2
     assert 'seed=0_ex=3: {"aug": ["real-guidance"], "strength": [0.2]}' in err
     assert '"strength": [0.2, 1.0]}' in err
+
+
+def test_images_are_known_by_words_unet_and_masks_but_older_ones_by_words():
+    older = {"class_name": "cat", "embeddings": "abc", "unet": "sha256:1"}
+    assert train_classifier._made_with(older) == "cat abc"  # as older results have it
+    newer = older | {"masks": "9", "precision": "no"}
+    assert train_classifier._made_with(newer) == "cat abc unet sha256:1 masks 9"
