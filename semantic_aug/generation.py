@@ -41,6 +41,7 @@ from semantic_aug.timing import GENERATE, read_timing
 
 RECORDS_DIR = "records"
 OPENERS = 8  # threads that look at the ends of files, which takes its time over a network
+PROBED, NEAR = 500, 2e-4  # files, and seconds for each where the disk is this machine's own
 WRITERS = 2  # threads that compress and write images while the next batch is computed
 
 log = logging.getLogger(__name__)
@@ -334,11 +335,14 @@ def whole_images(folder: Path, names: Iterable[str]) -> set[str]:
         except OSError:  # it is not there, or shorter
             return False
 
-    names = list(names)
-    shares = [names[first::OPENERS] for first in range(OPENERS)]
+    names, started = list(names), time.monotonic()
+    first, rest = names[:PROBED], names[PROBED:]
+    found = set(filter(is_whole, first))
+    if time.monotonic() - started < PROBED * NEAR:
+        return found | set(filter(is_whole, rest))  # threads would only wait for each other
+    shares = [rest[number::OPENERS] for number in range(OPENERS)]
     with ThreadPoolExecutor(OPENERS) as threads:
-        found = threads.map(lambda share: list(filter(is_whole, share)), shares)
-        return set().union(*found)
+        return found.union(*threads.map(lambda share: list(filter(is_whole, share)), shares))
 
 
 def _job_order(record: Mapping) -> tuple[int, int]:

@@ -713,6 +713,19 @@ def test_augmentation_that_takes_no_options_is_named(photos, small_model, workdi
     assert ended.value.code == 2 and "--aug: test_generation:Stub cannot be made: " in err
 
 
+@pytest.mark.parametrize("near", [0, 60])
+def test_whole_images_are_found_on_a_near_and_on_a_far_disk(tmp_path, monkeypatch, near):
+    monkeypatch.setattr(generation, "PROBED", 3)
+    monkeypatch.setattr(generation, "NEAR", near)
+    names = [f"{number}.png" for number in range(40)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+        if number % 3 == 0:
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-4])
+    assert whole_images(tmp_path, names) == {name for n, name in enumerate(names) if n % 3}
+    assert whole_images(tmp_path, []) == set()
+
+
 def test_a_pipe_in_place_of_an_image_is_not_waited_for(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "b.png")
