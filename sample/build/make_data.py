@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,14 @@ import render
 from PIL import Image
 
 SHARD = 500
+STRETCH = (0.75, 1.35)  # of rendered parts along their axis: varies their proportions
 ROOT = Path(__file__).resolve().parents[1]
-# What the studio of the training photos owns; every class was photographed in two sessions, each
-# with one finish of the part and one table.
+SIZE = 64
+# What the studio of the catalogue owns.
 STUDIO_MATERIALS = ["steel", "galvanised", "black", "brass"]
 STUDIO_BACKGROUNDS = ["paper", "concrete", "plate"]
-PHOTOS = {"train": 16, "val": 20, "test": 30}
+PHOTOS = {"train": 32, "val": 20, "test": 30}
+MORE_PHOTOS = 8  # of each common class in sample/same_places
 
 
 def stream(*names):
@@ -51,7 +54,7 @@ def load_part(cache, name, index, stretch=1.0):
 
 
 def catalogue_condition(rng, poses):
-    """Any view of a part on the bench of the training photos."""
+    """Any view of a part on the bench of the catalogue."""
     free = render.draw_condition(rng, poses)
     bench = render.draw_condition(rng, poses, STUDIO_MATERIALS, STUDIO_BACKGROUNDS, studio=True)
     return bench | {key: free[key] for key in render.VIEW}
@@ -74,7 +77,7 @@ def render_shard(task):
         index = int(rng.integers(len(parts.makers(name))))
         while not (Path(cache) / "meshes" / name / f"{index}.npz").exists():
             index -= 1  # only in a quick build, which has the first geometries alone
-        stretch = float(rng.uniform(0.75, 1.35)) if rng.random() < 0.5 else 1.0
+        stretch = float(rng.uniform(*STRETCH)) if rng.random() < 0.5 else 1.0
         cond = draw(rng, parts.poses(name))
         images[i], _ = render.render(load_part(cache, name, index, stretch), cond, 64)
         labels[i] = label
@@ -105,34 +108,50 @@ def load_shards(cache, kind="pretrain"):
     return images, labels, [str(c) for d in data for c in d["captions"]]
 
 
-def studio_sessions(name):
-    """The two (material, background) of a class's training photos."""
-    rng = stream("studio", name)
-    materials = rng.permutation(STUDIO_MATERIALS)[:2]
-    backgrounds = rng.permutation(STUDIO_BACKGROUNDS)[:2]
-    return [(str(m), str(b)) for m, b in zip(materials, backgrounds, strict=True)]
+@cache
+def places():
+    """The four places of all training photos: a table and a lamp each, drawn once."""
+    tables = stream("places").permutation(list(render.BACKGROUNDS))[:4]
+    keys = set(render.TABLE + render.LIGHT) - {"offset"}  # where on the table is up to the photo
+    drawn = [render.draw_condition(stream("place", t), [(0, 0)], None, [t]) for t in tables]
+    return [{key: cond[key] for key in keys} for cond in drawn]
 
 
-def photo_plan(name, split, index):
-    """Photo `index` of a split: (folder below the split's, geometry index, condition)."""
-    rng = stream("mvip", name, split, index)
-    names = [g for g, _ in parts.makers(name)]
-    cut = range(len(names))[parts.SPLIT_GEOMETRIES[split]]
-    poses = parts.poses(name)
-    geometry = cut[index % len(cut)]
-    group = f"set_{geometry:02d}"
-    if split != "train":
-        cam = (index // len(cut)) % 2
-        cond = render.draw_condition(rng, poses)
-        # Two cameras, as on a bench: one looks down, one looks from the side.
-        cond["tilt"] = float(rng.uniform(50, 86) if cam == 0 else rng.uniform(22, 50))
-        return f"{group}/cam_{cam}", geometry, cond
-    material, background = studio_sessions(name)[index % 2]
-    orientation, cam = (index // 2) % 2, (index // 4) % 2
-    cond = render.draw_condition(rng, poses, [material], [background], studio=True)
-    cond["pose"] = list(poses[0] if orientation == 0 else poses[-2])
-    cond["tilt"] = float(rng.uniform(58, 64) if cam == 0 else rng.uniform(48, 54))
-    return f"{group}/orientation_{orientation}/cam_{cam}", geometry, cond
+def finish(name):
+    """The material and state of a class's training parts; no two classes of a set share them."""
+    names = list(parts.COMMON if name in parts.COMMON else parts.NOVEL)
+    materials = stream("finishes", names[0]).permutation(list(render.MATERIALS))
+    cond = render.draw_condition(stream("finish", name), [(0, 0)], [materials[names.index(name)]])
+    return {key: cond[key] for key in render.SURFACE}
+
+
+def photo_plan(name, split, index, home=None):
+    """Photo `index` of a split: (folder below the split's, geometry index, condition).
+
+    At `home`, where the training photos are, it shows a part of one finish in one of four places.
+    """
+    home = split == "train" if home is None else home
+    rng = stream("mvip", name, split, index, *["home"] * (home and split != "train"))
+    individuals, poses = parts.individuals(name, split), parts.poses(name)
+    geometry, turn = individuals[index % len(individuals)], index // len(individuals)
+    cond = render.draw_condition(rng, poses)
+    group = f"set_{index % len(individuals):02d}"
+    if home:
+        place, turn = turn % len(places()), turn // len(places())
+        cond |= places()[place] | finish(name)
+        group += f"/orientation_{place}"
+    # Two cameras, as on a bench: one looks down, one looks from the side.
+    camera = turn % 2
+    cond["tilt"] = float(rng.uniform(50, 86) if camera == 0 else rng.uniform(22, 50))
+    return f"{group}/cam_{camera}", geometry, cond
+
+
+def photo(cache, name, split, index, home=None):
+    """(folder below the split's, image uint8 [64, 64, 3], mask bool [64, 64])."""
+    place, geometry, cond = photo_plan(name, split, index, home)
+    image, mask = render.render(load_part(cache, name, geometry), cond, SIZE)
+    # Three low bits of texture grain are not worth twice the file size.
+    return place, np.minimum((image.astype(np.int16) + 4) // 8 * 8, 255).astype(np.uint8), mask
 
 
 def write_png(array, path, mode=None):
@@ -145,36 +164,36 @@ def write_png(array, path, mode=None):
 
 
 def make_class(task):
-    """Write one class of sample/mvip; returns its photos' records."""
-    cache, name, root, photos = task
-    records = []
-    folder = Path(root) / name
+    """Write one class: its folder of sample/mvip, and further photos from the training places."""
+    cache, name, out, counts, more = task
+    folder = Path(out) / "mvip" / name
     shutil.rmtree(folder, ignore_errors=True)
-    for split, count in photos.items():
+    for split, count in counts.items():
         for i in range(count):
-            place, geometry, cond = photo_plan(name, split, i)
-            part = load_part(cache, name, geometry)
-            image, mask = render.render(part, cond, 128)
-            # Three low bits of texture grain are not worth twice the file size.
-            image = np.minimum((image.astype(np.int16) + 4) // 8 * 8, 255).astype(np.uint8)
+            place, image, mask = photo(cache, name, split, i)
             target = folder / f"{'valid' if split == 'val' else split}_data" / place
             target.mkdir(parents=True, exist_ok=True)
             write_png(image, target / f"{i:03d}_rgb.png")
             write_png(mask.astype(np.uint8) * 255, target / f"{i:03d}_rgb_mask_gen.png", "1")
-            records.append((split, str(target / f"{i:03d}_rgb.png"), geometry, cond))
-    super_name, description = parts.NOVEL[name][:2]
-    meta = {"super_class": ["CarComponent", super_name], "description": description}
+    option = "CarComponent" if name in parts.COMMON else "NovelComponent"
+    super_name, description = parts.described(name)
+    meta = {"super_class": [option, super_name], "description": description}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    return name, records
+    if name in parts.COMMON:
+        target = Path(out) / "same_places" / name
+        target.mkdir(parents=True, exist_ok=True)
+        for i in range(more):
+            image = photo(cache, name, "train", counts["train"] + i)[1]
+            write_png(image, target / f"{i:03d}.png")
+    return name
 
 
-def make_mvip(cache, root, names, photos, workers):
-    tasks = [(cache, n, str(root), photos) for n in names]
+def make_mvip(cache, out, names, counts, more, workers):
+    tasks = [(cache, name, str(out), counts, more) for name in names]
     with ProcessPoolExecutor(workers) as pool:
-        for name, records in pool.map(make_class, tasks):
-            print(f"{name}: {len(records)} photos", flush=True)
-    text = json.dumps(parts.record(), indent=1) + "\n"
-    (Path(root).parent / "classes.json").write_text(text)
+        for name in pool.map(make_class, tasks):
+            print(f"{name}: {sum(counts.values())} photos", flush=True)
+    (Path(out) / "classes.json").write_text(json.dumps(parts.record(), indent=1) + "\n")
 
 
 def main(argv=None):
@@ -182,7 +201,7 @@ def main(argv=None):
     parser.add_argument("what", choices=["pretrain", "catalogue", "mvip"])
     parser.add_argument("--cache", required=True)
     parser.add_argument("--count", type=int, default=22000, help="captioned renders")
-    parser.add_argument("--out", default=str(ROOT / "mvip"), help="folder of the few-shot set")
+    parser.add_argument("--out", default=str(ROOT), help="folder of mvip and same_places")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="few classes and photos")
@@ -191,9 +210,14 @@ def main(argv=None):
         names = parts.QUICK_BASE if args.quick else list(parts.BASE)
         make_shards(args.cache, args.what, args.count, names, args.seed, args.workers)
     else:
-        names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
-        photos = {"train": 4, "val": 4, "test": 6} if args.quick else PHOTOS
-        make_mvip(args.cache, args.out, names, photos, args.workers)
+        names, counts, more = [*parts.COMMON, *parts.NOVEL], PHOTOS, MORE_PHOTOS
+        if args.quick:
+            names, counts = (
+                parts.QUICK_COMMON + parts.QUICK_NOVEL,
+                {"train": 4, "val": 4, "test": 6},
+            )
+            more = 2
+        make_mvip(args.cache, args.out, names, counts, more, args.workers)
 
 
 if __name__ == "__main__":

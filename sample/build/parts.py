@@ -149,7 +149,7 @@ def _angle_bracket(width, leg, thickness, holes, hole):
     return part
 
 
-def _v_pulley(radius, width, grooves, bore, hub):
+def _belt_pulley(radius, width, grooves, bore, hub):
     """A belt pulley: V grooves turned into a disc, with a hub."""
     b = _cad()
     points = [(bore, 0), (radius, 0)]
@@ -259,6 +259,96 @@ def _wing_nut(hub, height, span, tip, rise):
     return _bore(part, hub * 0.5, height * 3)
 
 
+def _hex_nut(flats, height, bore, chamfer, collar):
+    """A hexagon with chamfered corners and, if collar > 0, a round locking collar on top."""
+    b = _cad()
+    corner, face = flats * 0.58, flats * 0.49
+    lathe = [(0, 0), (face, 0), (corner, chamfer), (corner, height - chamfer), (face, height)]
+    turned = b.make_face(b.Plane.XZ * b.Polyline([*lathe, (0, height)], close=True))
+    body = b.extrude(b.RegularPolygon(flats / 2, 6, major_radius=False), height)
+    body = body & b.revolve(turned, axis=b.Axis.Z)
+    if collar:
+        body += b.Pos(0, 0, height + collar / 2) * b.Cylinder(flats * 0.44, collar)
+    return _bore(body, bore, height * 4)
+
+
+def _flange_nut(flats, height, bore, flange, rise):
+    """A hexagon on a conical flange of radius `flange`, which rises by `rise`."""
+    b = _cad()
+    body = b.extrude(b.RegularPolygon(flats / 2, 6, major_radius=False), height)
+    rim = rise * 0.25
+    body += b.Pos(0, 0, rim / 2) * b.Cylinder(flange, rim)
+    body += b.Pos(0, 0, rim + (rise - rim) / 2) * b.Cone(flange, flats * 0.5, rise - rim)
+    return _bore(body, bore, height * 4)
+
+
+def _washer(outer, inner, thickness):
+    return _bore(_cad().Cylinder(outer, thickness), inner, thickness * 3)
+
+
+def _blind_flange(radius, thickness, bolts, hole, circle, face, rise):
+    """A disc with `bolts` holes on a circle and a raised face of radius `face`."""
+    b = _cad()
+    part = b.Cylinder(radius, thickness)
+    part += b.Pos(0, 0, (thickness + rise) / 2) * b.Cylinder(face, rise)
+    for i in range(bolts):
+        where = b.Rot(0, 0, 360 * i / bolts) * b.Pos(circle, 0, 0)
+        part -= where * b.Cylinder(hole, thickness * 4)
+    return part
+
+
+def _ball_bearing(outer, inner, width, balls, ball, race):
+    """Two rings, open by `race` between them, and balls; left as overlapping solids."""
+    b = _cad()
+    middle = (outer + inner) / 2
+    rings = [(outer, middle + race / 2), (middle - race / 2, inner)]
+    solids = [_bore(b.Cylinder(far, width), near, width) for far, near in rings]
+    for i in range(balls):
+        solids.append(b.Rot(0, 0, 360 * i / balls) * b.Pos(middle, 0, 0) * b.Sphere(ball))
+    return b.Compound(solids)
+
+
+def _recess(drive, width, depth):
+    """What is cut from a screw's head, its top at zero: a slot, a cross or a hexagon."""
+    b = _cad()
+    if drive == "hex":
+        return b.Pos(0, 0, -depth) * b.extrude(
+            b.RegularPolygon(width / 2, 6, major_radius=False), depth * 2
+        )
+    slot = b.Box(width * 4 if drive == "slot" else width * 1.4, width * 0.3, depth * 2)
+    return slot if drive == "slot" else slot + b.Rot(0, 0, 90) * slot
+
+
+def _screw(head, shank, length, drive, neck=1.0):
+    """A shank under `head`, whose top is at zero; its lower half is `neck` times as thick."""
+    b = _cad()
+    bottom, half = head.bounding_box().min.Z, length / 2
+    part = head + b.Pos(0, 0, bottom - half / 2) * b.Cylinder(shank, half)
+    part += b.Pos(0, 0, bottom - half * 1.5) * b.Cylinder(shank * neck, half)
+    return part if drive is None else part - drive
+
+
+def _countersunk_screw(head, shank, length, drive, neck):
+    b = _cad()
+    depth = head - shank
+    cone = b.Pos(0, 0, -depth / 2) * b.Cone(shank, head, depth)
+    return _screw(cone, shank, length, _recess(drive, head, depth * 0.6), neck)
+
+
+def _hex_bolt(flats, depth, shank, length, neck):
+    b = _cad()
+    head = b.Pos(0, 0, -depth) * b.extrude(
+        b.RegularPolygon(flats / 2, 6, major_radius=False), depth
+    )
+    return _screw(head, shank, length, None, neck)
+
+
+def _socket_screw(head, depth, shank, length, neck):
+    b = _cad()
+    cylinder = b.Pos(0, 0, -depth / 2) * b.Cylinder(head, depth)
+    return _screw(cylinder, shank, length, _recess("hex", head * 1.1, depth * 0.6), neck)
+
+
 def _bevel(vertices, slope):
     """Shrink a gear linearly towards its top: a straight bevel gear from a spur gear."""
     z = vertices[:, 2]
@@ -303,16 +393,32 @@ BASE = {
             *_standard("HexNut", "iso4032", ["M4-0.7", "M8-1.25", "M16-2", "M30-3.5"]),
             *_standard("HexNut", "iso4033", ["M6-1", "M12-1.75", "M24-3"]),
             *_standard("HexNut", "iso4035", ["M10-1.5", "M20-2.5"]),
+            *_many(
+                _hex_nut,
+                [
+                    (18, 10, 3.6, 1, 0),
+                    (18, 9, 5.2, 1.5, 3),
+                    (18, 8, 7.7, 1, 0),
+                    (18, 11, 6.8, 1, 7),
+                ],
+            ),
         ],
     ),
     "flange_nut": (
         "flange nut",
         FLAT,
-        _standard(
-            "HexNutWithFlange",
-            "din1665",
-            ["M5-0.8", "M6-1", "M8-1.25", "M10-1.5", "M12-1.75", "M14-2", "M16-2", "M20-2.5"],
-        ),
+        [
+            *_standard("HexNutWithFlange", "din1665", ["M5-0.8", "M8-1.25", "M12-1.75", "M20-2.5"]),
+            *_many(
+                _flange_nut,
+                [
+                    (13, 9, 4.4, 8.8, 2.5),
+                    (13, 10, 3.9, 9.4, 3.5),
+                    (13, 8, 4.6, 11, 2.2),
+                    (13, 11, 3.4, 7.7, 3),
+                ],
+            ),
+        ],
     ),
     "washer": (
         "washer",
@@ -321,15 +427,28 @@ BASE = {
             *_standard("PlainWasher", "iso7089", ["M5", "M10", "M24"]),
             *_standard("PlainWasher", "iso7093", ["M6", "M12", "M20"]),
             *_standard("PlainWasher", "iso7094", ["M8", "M16"]),
+            *_many(_washer, [(10, 5.4, 3), (10, 3.8, 1.5), (10, 6, 2.4), (10, 7.8, 1.6)]),
         ],
     ),
     "ball_bearing": (
         "ball bearing",
         FLAT,
-        _bearings(
-            "SingleRowDeepGrooveBallBearing",
-            ["M4-13-5", "M5-19-6", "M6-15-5", "M8-22-7", "M8-16-4", "M9-26-8", "M10-35-11"],
-        ),
+        [
+            *_bearings(
+                "SingleRowDeepGrooveBallBearing",
+                ["M4-13-5", "M5-19-6", "M8-16-4", "M9-26-8", "M6-13-3.5"],
+            ),
+            *_many(
+                _ball_bearing,
+                [
+                    (10, 4, 4, 9, 1.3, 2),
+                    (10, 3, 5, 7, 1.8, 2.6),
+                    (10, 5, 3.5, 12, 1.1, 1.6),
+                    (10, 6, 3, 15, 0.8, 1.2),
+                    (10, 2.5, 4, 6, 2, 2.4),
+                ],
+            ),
+        ],
     ),
     "spur_gear": (
         "spur gear",
@@ -345,6 +464,8 @@ BASE = {
                 (24, 2, 7, 10, False),
                 (28, 2, 8, 6, True),
                 (32, 2, 6, 9, False),
+                (21, 2, 7, 5, False),
+                (34, 2, 8, 12, True),
             ],
         ),
     ),
@@ -368,22 +489,41 @@ BASE = {
     "hex_bolt": (
         "hex bolt",
         LONG,
-        _standard(
-            "HexHeadScrew",
-            "iso4017",
-            ["M4-0.7", "M5-0.8", "M6-1", "M8-1.25", "M10-1.5", "M12-1.75", "M16-2", "M20-2.5"],
-            [2.5, 3, 4, 5, 2],
-        ),
+        [
+            *_standard(
+                "HexHeadScrew", "iso4017", ["M5-0.8", "M8-1.25", "M12-1.75", "M20-2.5"], [2.5, 4, 3]
+            ),
+            *_many(
+                _hex_bolt,
+                [
+                    (13, 5, 4, 20, 0.85),
+                    (12, 7, 3.6, 18, 1),
+                    (15, 5, 4.4, 26, 1),
+                    (13, 4, 3, 16, 0.75),
+                ],
+            ),
+        ],
     ),
     "socket_screw": (
         "socket screw",
         LONG,
-        _standard(
-            "SocketHeadCapScrew",
-            "iso4762",
-            ["M3-0.5", "M4-0.7", "M5-0.8", "M6-1", "M8-1.25", "M10-1.5", "M12-1.75", "M16-2"],
-            [2, 3, 4, 2.5, 5],
-        ),
+        [
+            *_standard(
+                "SocketHeadCapScrew",
+                "iso4762",
+                ["M4-0.7", "M6-1", "M10-1.5", "M16-2"],
+                [2.5, 4, 3],
+            ),
+            *_many(
+                _socket_screw,
+                [
+                    (5, 5, 3, 20, 0.8),
+                    (4.6, 4, 3.2, 16, 1),
+                    (6, 5, 2.8, 18, 1),
+                    (5.4, 7, 3.6, 26, 0.9),
+                ],
+            ),
+        ],
     ),
     "countersunk_screw": (
         "countersunk screw",
@@ -398,14 +538,34 @@ BASE = {
                 ["M6-1", "M8-1.25", "M10-1.5", "M12-1.75"],
                 [2.5, 3.5, 4.5],
             ),
+            *_many(
+                _countersunk_screw,
+                [
+                    (6, 3, 18, "hex", 1),
+                    (5.4, 2.6, 20, "slot", 0.85),
+                    (6.4, 3.2, 16, "cross", 0.8),
+                    (7, 3.2, 22, "cross", 1),
+                ],
+            ),
         ],
     ),
     "blind_flange": (
         "blind flange",
         FLAT,
         [
-            (f"BlindFlange/{n}/{c}", lambda n=n, c=c: _flange("BlindFlange", n, c))
-            for n, c in [("1", 150), ("2", 300), ("3", 150), ("4", 300), ("6", 150), ("8", 300)]
+            *[
+                (f"BlindFlange/{n}/{c}", lambda n=n, c=c: _flange("BlindFlange", n, c))
+                for n, c in [("1", 150), ("2", 300), ("3", 150), ("4", 300), ("6", 150)]
+            ],
+            *_many(
+                _blind_flange,
+                [
+                    (20, 4, 4, 2.6, 15, 9, 1),
+                    (20, 4, 8, 1.8, 16, 11, 1.2),
+                    (20, 3.5, 6, 3, 14.5, 8, 1),
+                    (20, 5, 12, 1.8, 16.5, 13, 1.8),
+                ],
+            ),
         ],
     ),
     "pipe_elbow": (
@@ -478,11 +638,11 @@ BASE = {
             ],
         ),
     ),
-    "v_pulley": (
+    "belt_pulley": (
         "belt pulley",
         FLAT,
         _many(
-            _v_pulley,
+            _belt_pulley,
             [
                 (20, 10, 1, 4, 8),
                 (20, 18, 2, 5, 9),
@@ -536,6 +696,8 @@ BASE = {
                 (18, 11, 8, 3),
                 (15, 9, 14, 2),
                 (20, 14, 9, 3),
+                (16, 12.5, 8, 2),
+                (18, 8, 12, 2),
             ],
         ),
     ),
@@ -581,6 +743,217 @@ BASE = {
                 (40, 24, 2.5, 5),
                 (34, 14, 2, 3),
                 (44, 20, 3, 3),
+            ],
+        ),
+    ),
+}
+
+# The common kinds, which the generator knows: class -> (super name, description, [(geometry name,
+# maker)]) of the individuals in the photos. No generator and no backbone has seen one of them.
+# Sizes of one standard are nearly the same mesh once they are scaled to one size, so that most
+# individuals differ in another proportion; individuals.py measures how much.
+COMMON = {
+    "ball_bearing": (
+        "bearing",
+        "single-row deep-groove ball bearing",
+        _many(
+            _ball_bearing,
+            [
+                (10, 4.4, 3.5, 10, 1.2, 2.4),
+                (10, 3.4, 5.5, 8, 1.8, 2.2),
+                (10, 5.6, 4.5, 11, 1.3, 2),
+                (10, 2.8, 3.5, 8, 1.6, 3),
+                (10, 5, 5.5, 9, 1.6, 2.8),
+                (10, 3.8, 3, 12, 1.1, 1.5),
+                (10, 6.4, 4, 13, 1, 1.6),
+                (10, 2.2, 4.5, 7, 2.1, 3),
+            ],
+        ),
+    ),
+    "blind_flange": (
+        "flange",
+        "blind pipe flange",
+        _many(
+            _blind_flange,
+            [
+                (20, 4, 6, 2.2, 15.5, 10, 1),
+                (20, 3, 10, 1.6, 16.5, 12, 0.8),
+                (20, 5, 5, 2.8, 14.5, 8, 1.6),
+                (20, 3.5, 12, 1.2, 17, 14, 0.8),
+                (20, 4, 3, 2.4, 15, 11, 1.2),
+                (20, 5, 7, 2, 16, 9, 2.2),
+                (20, 3, 4, 3.4, 14, 7, 1),
+                (20, 4, 9, 2.2, 15.5, 11, 1.4),
+            ],
+        ),
+    ),
+    "countersunk_screw": (
+        "screw",
+        "screw with a countersunk head",
+        _many(
+            _countersunk_screw,
+            [
+                (5, 3.2, 18, "slot", 1),
+                (6.5, 2.6, 20, "cross", 1),
+                (6, 2.6, 14, "slot", 0.75),
+                (5.5, 3, 26, "hex", 0.8),
+                (7, 2.8, 16, "hex", 0.85),
+                (5, 2.9, 22, "cross", 0.8),
+                (6.8, 3.2, 24, "slot", 1),
+                (5.8, 2.4, 12, "cross", 0.9),
+            ],
+        ),
+    ),
+    "flange_nut": (
+        "nut",
+        "hexagon nut with a flange",
+        _many(
+            _flange_nut,
+            [
+                (13, 9, 4.6, 7.8, 2.2),
+                (13, 8, 3.4, 10.2, 2.5),
+                (13, 11, 4.2, 11.2, 3.5),
+                (13, 7, 5, 8.6, 2),
+                (13, 10, 3.6, 8.2, 4.5),
+                (13, 8, 4.9, 10.4, 2),
+                (13, 12, 4.2, 9.6, 2.2),
+                (13, 9, 3.2, 11.6, 2.8),
+            ],
+        ),
+    ),
+    "hex_bolt": (
+        "screw",
+        "bolt with a hexagon head",
+        _many(
+            _hex_bolt,
+            [
+                (14, 5, 3.2, 20, 1),
+                (11, 6, 4.2, 24, 1),
+                (15, 6, 4, 16, 0.8),
+                (12, 4, 3, 26, 0.8),
+                (13, 8, 3.2, 18, 1),
+                (16, 5, 3.4, 24, 0.85),
+                (12, 5, 4.8, 28, 0.75),
+                (14, 7, 4.6, 20, 0.7),
+            ],
+        ),
+    ),
+    "hex_nut": (
+        "nut",
+        "hexagon nut",
+        _many(
+            _hex_nut,
+            [
+                (18, 9, 4.1, 1.5, 0),
+                (18, 10, 5.7, 1.2, 4),
+                (18, 10, 7, 0.6, 0),
+                (18, 8, 4.6, 2, 2.5),
+                (18, 12, 4.5, 0.3, 0),
+                (18, 7, 7.3, 1.5, 0),
+                (18, 9, 6.4, 1.2, 5.5),
+                (18, 13, 4.9, 3, 0),
+            ],
+        ),
+    ),
+    "shaft_collar": (
+        "collar",
+        "clamping ring with a slit",
+        _many(
+            _shaft_collar,
+            [
+                (16, 7.4, 9, 2.5),
+                (18, 11.9, 9, 3),
+                (15, 5.5, 9, 3.5),
+                (20, 15.2, 9, 2.5),
+                (16, 10.5, 14, 2),
+                (17, 8.9, 7, 4),
+                (18, 13.3, 12, 2),
+                (14, 6.7, 13, 2),
+            ],
+        ),
+    ),
+    "socket_screw": (
+        "screw",
+        "screw with a cylinder head and a hexagon socket",
+        _many(
+            _socket_screw,
+            [
+                (4, 4.5, 3, 18, 1),
+                (6, 4, 3, 22, 1),
+                (5, 6, 2.6, 20, 0.85),
+                (5.4, 3.2, 3.2, 16, 0.8),
+                (6, 6, 3.6, 26, 0.75),
+                (4.4, 3.4, 3, 24, 0.8),
+                (5.6, 5, 2.4, 16, 1),
+                (4.6, 6.5, 3.4, 22, 1),
+            ],
+        ),
+    ),
+    "spur_gear": (
+        "gear",
+        "spur gear",
+        _many(
+            _spur_gear,
+            [
+                (13, 2, 9, 4, False),
+                (22, 2, 8, 8, True),
+                (15, 2, 7, 6, True),
+                (26, 2, 9, 12, False),
+                (17, 2, 8, 4, False),
+                (30, 2, 9, 8, True),
+                (19, 2, 10, 9, False),
+                (36, 2, 8, 14, False),
+            ],
+        ),
+    ),
+    "sprocket": (
+        "sprocket",
+        "sprocket for a roller chain",
+        _many(
+            _sprocket,
+            [
+                (11, 14, 0, 4),
+                (17, 22, 4, 4),
+                (13, 16, 0, 5),
+                (22, 24, 6, 4),
+                (15, 12, 0, 4),
+                (19, 34, 4, 4),
+                (26, 26, 4, 5),
+                (30, 50, 6, 5),
+            ],
+        ),
+    ),
+    "belt_pulley": (
+        "pulley",
+        "belt pulley with V grooves",
+        _many(
+            _belt_pulley,
+            [
+                (22, 12, 1, 7, 11),
+                (20, 26, 4, 4, 8),
+                (24, 16, 2, 10, 15),
+                (20, 8, 1, 3, 6),
+                (28, 22, 3, 8, 16),
+                (18, 14, 1, 3, 12),
+                (20, 14, 2, 7, 10),
+                (16, 26, 3, 5, 8),
+            ],
+        ),
+    ),
+    "washer": (
+        "washer",
+        "plain washer",
+        _many(
+            _washer,
+            [
+                (10, 4.5, 1.8),
+                (10, 6.3, 1.6),
+                (10, 2.9, 2),
+                (10, 4.9, 4),
+                (10, 6.8, 2.6),
+                (10, 3.3, 1.2),
+                (10, 4.7, 1.4),
+                (10, 7.3, 2),
             ],
         ),
     ),
@@ -774,23 +1147,56 @@ SPLIT_GEOMETRIES = {"train": slice(0, 2), "val": slice(2, 4), "test": slice(4, N
 
 
 def makers(name):
-    """The list of (geometry name, maker) of a base or novel class."""
-    return BASE[name][2] if name in BASE else NOVEL[name][3]
+    """All (geometry name, maker) of a class: those that are rendered, then those in photos."""
+    return rendered(name) + photographed(name)
+
+
+def rendered(name):
+    """The (geometry name, maker) that generator and backbone may see: none of a novel class."""
+    return BASE[name][2] if name in BASE else []
+
+
+def photographed(name):
+    """The (geometry name, maker) in the photos of a class: none of a class without photos."""
+    return COMMON[name][2] if name in COMMON else NOVEL[name][3] if name in NOVEL else []
 
 
 def poses(name):
     return BASE[name][1] if name in BASE else NOVEL[name][2]
 
 
+def described(name):
+    """(super name, description) of a class with photos."""
+    return (COMMON[name] if name in COMMON else NOVEL[name])[:2]
+
+
+def individuals(name, split):
+    """Indices into `makers` of the geometries in the photos of a split."""
+    first = len(rendered(name))
+    return range(first, first + len(photographed(name)))[SPLIT_GEOMETRIES[split]]
+
+
 def record():
-    """The class lists as they are stored in JSON: {"base": {class: [...]}, "novel": {...}}."""
-    base = {k: {"caption": v[0], "geometries": [g for g, _ in v[2]]} for k, v in BASE.items()}
-    novel = {}
-    for k, v in NOVEL.items():
-        names = [g for g, _ in v[3]]
+    """Which classes and geometries were seen by what, as it is stored in sample/classes.json."""
+    seen = {
+        name: {"caption": entry[0], "geometries": [g for g, _ in entry[2]]}
+        for name, entry in BASE.items()
+    }
+    photos = {}
+    for name in [*COMMON, *NOVEL]:
+        names = [g for g, _ in photographed(name)]
         splits = {s: names[cut] for s, cut in SPLIT_GEOMETRIES.items()}
-        novel[k] = {"super_class": v[0], "description": v[1], "geometries": splits}
-    return {"base": base, "novel": novel}
+        super_name, description = described(name)
+        photos[name] = {
+            "super_class": super_name,
+            "description": description,
+            "geometries": splits,
+        }
+    return {
+        "generator": seen,
+        "common": {name: photos[name] for name in COMMON},
+        "novel": {name: photos[name] for name in NOVEL},
+    }
 
 
 def corner_normals(vertices, faces, crease=32.0):
@@ -866,7 +1272,7 @@ def main(argv=None):
     tasks = [(k, i, folder) for k in [*BASE, *NOVEL] for i in range(len(makers(k)))]
     if args.quick:
         few = [*QUICK_BASE, *QUICK_NOVEL]
-        tasks = [t for t in tasks if t[0] in few and (t[1] < 2 or t[0] in QUICK_NOVEL)]
+        tasks = [t for t in tasks if t[0] in few and (t[1] < 2 or t[1] >= len(rendered(t[0])))]
     failed = 0
     with ProcessPoolExecutor(args.workers) as pool:
         for name, geometry, triangles, error in pool.map(build_mesh, tasks):
@@ -880,6 +1286,7 @@ def main(argv=None):
 
 
 QUICK_BASE = ["hex_nut", "washer", "hex_bolt", "angle_bracket"]
+QUICK_COMMON = ["hex_nut", "washer", "hex_bolt"]
 QUICK_NOVEL = ["square_nut", "collar_screw", "castle_nut"]
 
 if __name__ == "__main__":
