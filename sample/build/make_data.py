@@ -1,14 +1,15 @@
-"""Render the two data sets of the small world.
+"""Render the data sets of the small world, all at 64 px.
 
-    python sample/build/make_data.py pretrain --cache CACHE_DIR     # captioned renders, 64 px
-    python sample/build/make_data.py catalogue --cache CACHE_DIR    # the same parts on the bench
-    python sample/build/make_data.py mvip --cache CACHE_DIR         # sample/mvip, 128 px
+    python sample/build/make_data.py pretrain --cache CACHE_DIR     # captioned, for the generator
+    python sample/build/make_data.py backbone --cache CACHE_DIR     # for the backbone
+    python sample/build/make_data.py catalogue --cache CACHE_DIR    # the same kinds on one bench
+    python sample/build/make_data.py mvip --cache CACHE_DIR         # sample/mvip and same_places
 
-`pretrain` draws base classes under the full range of conditions, `catalogue` in all views but with
-the surfaces, tables and lamp of the training photos; both in shards of 500 images
-(CACHE_DIR/pretrain/NNNN.npz); finished shards are kept, so a killed run goes on where it was.
-`mvip` writes the few-shot set of the novel classes in MVIP's own layout. Every photo has its own
-random stream, made from its name, so that any of them can be rendered again alone.
+`pretrain` and `backbone` draw the full range of conditions, `catalogue` all views, but four
+surfaces, three tables and one lamp; all in shards of 500 images (CACHE_DIR/pretrain/NNNN.npz);
+finished shards are kept, so a killed run goes on where it was. `mvip` writes the photos of common
+and novel kinds in MVIP's own layout. Every photo has its own random stream, made from its name, so
+that any of them can be rendered again alone.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def render_shard(task):
     """Render 500 captioned photos of base classes into one file."""
     cache, kind, number, count, names, seed = task
     target = Path(cache) / kind / f"{number:04d}.npz"
-    draw = {"pretrain": render.draw_condition, "catalogue": catalogue_condition}[kind]
+    draw = catalogue_condition if kind == "catalogue" else render.draw_condition
     if target.exists():
         return number
     images = np.empty((count, 64, 64, 3), np.uint8)
@@ -74,14 +75,14 @@ def render_shard(task):
         rng = stream(kind, seed, number, i)
         label = (number * SHARD + i) % len(names)
         name = names[label]
-        index = int(rng.integers(len(parts.makers(name))))
+        index = int(rng.integers(len(parts.rendered(name))))
         while not (Path(cache) / "meshes" / name / f"{index}.npz").exists():
             index -= 1  # only in a quick build, which has the first geometries alone
         stretch = float(rng.uniform(*STRETCH)) if rng.random() < 0.5 else 1.0
         cond = draw(rng, parts.poses(name))
         images[i], _ = render.render(load_part(cache, name, index, stretch), cond, 64)
         labels[i] = label
-        texts.append(render.caption(rng, parts.BASE[name][0], cond))
+        texts.append(render.caption(rng, parts.caption_name(name), cond))
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".tmp.npz")
     np.savez(part, images=images, labels=labels, captions=np.array(texts))
@@ -198,7 +199,7 @@ def make_mvip(cache, out, names, counts, more, workers):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Render a pretraining set or sample/mvip.")
-    parser.add_argument("what", choices=["pretrain", "catalogue", "mvip"])
+    parser.add_argument("what", choices=["pretrain", "backbone", "catalogue", "mvip"])
     parser.add_argument("--cache", required=True)
     parser.add_argument("--count", type=int, default=22000, help="captioned renders")
     parser.add_argument("--out", default=str(ROOT), help="folder of mvip and same_places")
@@ -207,7 +208,7 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="few classes and photos")
     args = parser.parse_args(argv)
     if args.what != "mvip":
-        names = parts.QUICK_BASE if args.quick else list(parts.BASE)
+        names = parts.kinds(args.what, args.quick)
         make_shards(args.cache, args.what, args.count, names, args.seed, args.workers)
     else:
         names, counts, more = [*parts.COMMON, *parts.NOVEL], PHOTOS, MORE_PHOTOS

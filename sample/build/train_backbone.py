@@ -60,9 +60,9 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--renders",
-        choices=["pretrain", "catalogue"],
-        default="pretrain",
-        help="seen under all conditions, or on the bench of the training photos alone",
+        choices=["backbone", "catalogue", "pretrain"],
+        default="backbone",
+        help="kinds without photos under all conditions, the same on one bench, or the generator's",
     )
     args = parser.parse_args(argv)
     device = training.pick_device()
