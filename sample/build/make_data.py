@@ -82,7 +82,7 @@ def render_shard(task):
         cond = draw(rng, parts.poses(name))
         images[i], _ = render.render(load_part(cache, name, index, stretch), cond, 64)
         labels[i] = label
-        texts.append(render.caption(rng, parts.caption_name(name), cond))
+        texts.append(render.caption(rng, (parts.BASE | parts.BACKBONE)[name][0], cond))
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".tmp.npz")
     np.savez(part, images=images, labels=labels, captions=np.array(texts))
@@ -93,6 +93,8 @@ def render_shard(task):
 def make_shards(cache, kind, count, names, seed, workers):
     shards = (count + SHARD - 1) // SHARD
     tasks = [(cache, kind, n, min(SHARD, count - n * SHARD), names, seed) for n in range(shards)]
+    Path(cache, kind).mkdir(parents=True, exist_ok=True)
+    Path(cache, kind, "classes.json").write_text(json.dumps(names))
     with ProcessPoolExecutor(workers) as pool:
         for number in pool.map(render_shard, tasks):
             print(f"shard {number + 1}/{shards}", flush=True)
@@ -124,6 +126,11 @@ def finish(name):
     materials = stream("finishes", names[0]).permutation(list(render.MATERIALS))
     cond = render.draw_condition(stream("finish", name), [(0, 0)], [materials[names.index(name)]])
     return {key: cond[key] for key in render.SURFACE}
+
+
+def load_classes(cache, kind="pretrain"):
+    """The names of the shards' labels, in their order."""
+    return json.loads(Path(cache, kind, "classes.json").read_text())
 
 
 def photo_plan(name, split, index, home=None):
@@ -208,7 +215,7 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="few classes and photos")
     args = parser.parse_args(argv)
     if args.what != "mvip":
-        names = parts.kinds(args.what, args.quick)
+        names = parts.kinds("generator" if args.what == "pretrain" else "backbone", args.quick)
         make_shards(args.cache, args.what, args.count, names, args.seed, args.workers)
     else:
         names, counts, more = [*parts.COMMON, *parts.NOVEL], PHOTOS, MORE_PHOTOS

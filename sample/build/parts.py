@@ -2,12 +2,13 @@
 
     python sample/build/parts.py --cache CACHE_DIR
 
-Two disjoint lists of classes: `BASE` (what the model and the backbone are pretrained on) and
-`NOVEL` (what `sample/mvip` shows, and what pretraining never sees). Every class has several
-geometries (sizes, standards, proportions); a geometry is named by a string such as
-`HexNut/iso4032/M8-1.25`; `classes.json` records those names, and the tests compare them.
+`BASE` is what the generator knows; `COMMON` are individuals, for the photos, of twelve of these
+kinds; `NOVEL` are kinds that no model has seen, for photos alone; `BACKBONE` are kinds that only
+the backbone sees, beside those of `BASE` that are in no photo. Every class has several geometries
+(sizes, standards, proportions); a geometry is named by a string such as `HexNut/iso4032/M8-1.25`;
+`classes.json` records these names, and the tests compare them.
 
-Most parts are standard parts of bd_warehouse; a few are modelled here with build123d. Each is
+Many parts are standard parts of bd_warehouse; the others are modelled here with build123d. Each is
 tessellated once, scaled into the unit sphere, and stored as CACHE_DIR/meshes/CLASS/INDEX.npz.
 """
 
@@ -347,6 +348,136 @@ def _socket_screw(head, depth, shank, length, neck):
     b = _cad()
     cylinder = b.Pos(0, 0, -depth / 2) * b.Cylinder(head, depth)
     return _screw(cylinder, shank, length, _recess("hex", head * 1.1, depth * 0.6), neck)
+
+
+def _u_bolt(half, wire, leg, corner, nut):
+    """A rod bent to a U, `half` its half width, with a nut on each leg at the fraction `nut`."""
+    b = _cad()
+    flat, slack = half - corner, corner * (1 - math.sqrt(0.5))
+    lines = [b.Line((-half, 0, 0), (-half, 0, leg)), b.Line((half, 0, leg), (half, 0, 0))]
+    for side in (-1, 1):
+        middle = (side * (half - slack), 0, leg + corner - slack)
+        ends = [(side * half, 0, leg), (side * flat, 0, leg + corner)]
+        lines.append(b.ThreePointArc(ends[0], middle, ends[1]))
+    if flat:
+        lines.append(b.Line((-flat, 0, leg + corner), (flat, 0, leg + corner)))
+    profile = b.Pos(-half, 0, 0) * b.Circle(wire)
+    part = b.sweep(profile, path=b.Wire(lines))
+    for side in (-1, 1):
+        hexagon = b.RegularPolygon(wire * 1.55, 6, major_radius=False, rotation=30)
+        part += b.Pos(side * half, 0, leg * nut) * b.extrude(hexagon, wire * 1.6)
+    return part
+
+
+def _hex_key(flats, short, long, bend, ball):
+    """An L of hexagonal rod; with `ball`, the long leg ends in a ball on a neck."""
+    b = _cad()
+    slack = bend * (1 - math.sqrt(0.5))
+    arc = b.ThreePointArc((0, 0, bend), (slack, 0, slack), (bend, 0, 0))
+    path = b.Wire([b.Line((0, 0, long), (0, 0, bend)), arc, b.Line((bend, 0, 0), (short, 0, 0))])
+    profile = b.RegularPolygon(flats / 2, 6, major_radius=False, rotation=30)
+    part = b.sweep(b.Pos(0, 0, long) * profile, path=path)
+    if ball:
+        part += b.Pos(0, 0, long + flats * 0.2) * b.Cylinder(flats * 0.32, flats * 0.6)
+        part += b.Pos(0, 0, long + flats * 0.7) * b.Sphere(flats * 0.54)
+    return part
+
+
+def _pipe_tee(radius, wall, run, branch, branch_radius, collar, depth):
+    """A straight pipe of half length `run` with a branch and, if collar > 1, thickened mouths."""
+    b = _cad()
+    side = b.Rot(0, 90, 0)
+    outer = b.Cylinder(radius, 2 * run)
+    outer += b.Pos(branch / 2, 0, 0) * side * b.Cylinder(branch_radius, branch)
+    if collar > 1:
+        for end in (-1, 1):
+            place = b.Pos(0, 0, end * (run - depth / 2))
+            outer += place * b.Cylinder(radius * collar, depth)
+        mouth = b.Pos(branch - depth / 2, 0, 0) * side
+        outer += mouth * b.Cylinder(branch_radius * collar, depth)
+    outer -= b.Cylinder(radius - wall, 2 * run + 1)
+    return outer - b.Pos(branch, 0, 0) * side * b.Cylinder(branch_radius - wall, 2 * branch)
+
+
+def _flanged_bushing(bore, outer, length, flange, thickness, chamfer):
+    """A sleeve with a collar at one end; both mouths of the bore are chamfered."""
+    b = _cad()
+    points = [(bore + chamfer, 0), (flange, 0), (flange, thickness), (outer, thickness)]
+    points += [(outer, length - chamfer), (outer - chamfer, length)]
+    points += [(bore + chamfer * 0.3, length), (bore, length - chamfer * 0.3), (bore, chamfer)]
+    face = b.make_face(b.Plane.XZ * b.Polyline(points, close=True))
+    return b.revolve(face, axis=b.Axis.Z)
+
+
+def _clevis(width, gap, prong, hole, shank, length, turned):
+    """A fork head: two prongs with a cross hole on a bored shank; `turned` from round bar."""
+    b = _cad()
+    height = prong + width * 0.35
+    body = b.Cylinder(width * 0.56, height) if turned else b.Box(width, width, height)
+    part = b.Pos(0, 0, height / 2) * body
+    across = b.Pos(0, 0, height - width / 2) * b.Rot(0, 90, 0)
+    tip = b.Pos(0, 0, height - width / 4) * b.Box(2 * width, 2 * width, width / 2)
+    part -= tip - across * b.Cylinder(width / 2, 2 * width)
+    part -= b.Pos(0, 0, height - prong / 2) * b.Box(gap, 2 * width, prong)
+    part -= across * b.Cylinder(hole, 2 * width)
+    part += b.Pos(0, 0, -length / 2) * b.Cylinder(shank, length)
+    return part - b.Pos(0, 0, -length) * b.Cylinder(shank * 0.6, length)
+
+
+def _star_knob(lobes, radius, wave, thickness, hub, length, bore):
+    """A knob with `lobes` rounded lobes, their depth a fraction of its radius, on a hub."""
+    b = _cad()
+
+    def star(scale):
+        points = []
+        for i in range(lobes * 12):
+            turn = 2 * math.pi * i / (lobes * 12)
+            r = scale * radius * (1 - wave * (0.5 - 0.5 * math.cos(lobes * turn)))
+            points.append((r * math.cos(turn), r * math.sin(turn)))
+        return b.make_face(b.Polyline(points, close=True))
+
+    part = b.extrude(star(1), thickness * 0.7)
+    part += b.Pos(0, 0, thickness * 0.7) * b.extrude(star(1), thickness * 0.3, taper=25)
+    part += b.Pos(0, 0, -length / 2) * b.Cylinder(hub, length)
+    return _bore(part, bore, (thickness + length) * 2)
+
+
+def _cam_disc(base, nose, lift, thickness, bore, hub, length):
+    """A plate cam: the hull of two circles `lift` apart, bored at the first; a hub, a keyway.
+
+    Where the nose's circle holds the base's, the cam is an eccentric disc.
+    """
+    b = _cad()
+    face = b.Circle(base) + b.Pos(lift, 0) * b.Circle(nose)
+    if lift > abs(base - nose):
+        c = (base - nose) / lift
+        s = math.sqrt(1 - c * c)
+        ends = [(x + r * c, r * s) for x, r in ((0, base), (lift, nose))]
+        face += b.make_face(b.Polyline([*ends, *((x, -y) for x, y in ends[::-1])], close=True))
+    part = b.extrude(face, thickness)
+    part += b.Pos(0, 0, (thickness + length) / 2) * b.Cylinder(hub, thickness + length)
+    part -= b.Pos(-bore, 0, 0) * b.Box(bore * 0.7, bore * 0.6, 4 * (thickness + length))
+    return _bore(part, bore, (thickness + length) * 2)
+
+
+def _chain_link(pitch, radius, waist, thickness, space, pin):
+    """An outer link of a roller chain: two waisted plates `space` apart, joined by two pins."""
+    b = _cad()
+    hollow = (pitch**2 / 4 + waist**2 - radius**2) / (2 * (radius - waist))
+    far = waist + hollow  # the centre of the circle that touches both ends of a plate
+    x, y = pitch / 2 * hollow / (radius + hollow), far * radius / (radius + hollow)
+    corners = [(-pitch / 2, 0), (-x, y), (x, y), (pitch / 2, 0), (x, -y), (-x, -y)]
+    face = b.make_face(b.Polyline(corners, close=True))
+    for side in (-1, 1):
+        face -= b.Pos(0, side * far) * b.Circle(hollow)
+    for side in (-1, 1):
+        face += b.Pos(side * pitch / 2, 0) * b.Circle(radius)
+    plate = b.extrude(face, thickness)
+    part = b.Pos(0, 0, space / 2) * plate + b.Pos(0, 0, -space / 2 - thickness) * plate
+    for side in (-1, 1):
+        length = space + 2 * thickness + pin * 0.8
+        part += b.Pos(side * pitch / 2, 0, 0) * b.Cylinder(pin, length)
+    return part
 
 
 def _bevel(vertices, slope):
@@ -743,6 +874,130 @@ BASE = {
                 (40, 24, 2.5, 5),
                 (34, 14, 2, 3),
                 (44, 20, 3, 3),
+            ],
+        ),
+    ),
+}
+
+# Kinds that the backbone alone has seen, in BASE's format.
+BACKBONE = {
+    "u_bolt": (
+        "u-bolt",
+        [(94, 0), (94, 0), (-94, 0), (94, 0), (0, 0)],
+        _many(
+            _u_bolt,
+            [
+                (10, 3, 12, 10, 0.35),
+                (7, 2.8, 22, 7, 0.2),
+                (14, 1.8, 12, 14, 0.4),
+                (10, 2.2, 22, 3, 0.15),
+                (16, 3, 14, 5, 0.3),
+                (8, 1.2, 20, 8, 0.5),
+            ],
+        ),
+    ),
+    "hex_key": (
+        "hex key",
+        [(90, 0), (90, 0), (-90, 0), (-90, 0), (90, 0)],
+        _many(
+            _hex_key,
+            [
+                (5, 24, 46, 6, False),
+                (3, 12, 60, 4, True),
+                (9, 28, 38, 12, False),
+                (3, 30, 44, 4, False),
+                (8.5, 20, 60, 9, True),
+                (5, 30, 34, 18, False),
+            ],
+        ),
+    ),
+    "pipe_tee": (
+        "pipe tee",
+        [(90, 0), (90, 0), (0, 0), (90, 0), (0, 90)],
+        _many(
+            _pipe_tee,
+            [
+                (6, 1, 14, 14, 6, 1.28, 5),
+                (4.5, 0.8, 18, 10, 4.5, 1, 0),
+                (8, 1.2, 12, 14, 5, 1.2, 4),
+                (4.5, 0.8, 14, 20, 4.5, 1.4, 4),
+                (8, 1, 13, 20, 8, 1.45, 2),
+                (9, 1, 16, 18, 4, 1, 0),
+            ],
+        ),
+    ),
+    "flanged_bushing": (
+        "flanged bushing",
+        [(0, 0), (0, 0), (104, 0), (180, 0), (104, 0)],
+        _many(
+            _flanged_bushing,
+            [
+                (8, 10, 20, 15, 2.5, 0.8),
+                (5, 10, 24, 14, 4, 1.5),
+                (10, 11.5, 12, 16, 1.5, 0.4),
+                (4, 6, 20, 14, 3, 1),
+                (9, 14, 16, 18, 6, 2.5),
+                (6, 7.5, 30, 11, 2, 0.6),
+            ],
+        ),
+    ),
+    "clevis": (
+        "clevis",
+        [(90, 0), (90, 0), (0, 90), (0, 90), (0, 0)],
+        _many(
+            _clevis,
+            [
+                (12, 6.5, 15, 3, 4.5, 10, False),
+                (11, 4, 30, 2.5, 4, 8, False),
+                (14, 8, 14, 4, 6, 18, False),
+                (14, 4, 20, 3.5, 7, 5, True),
+                (16, 9, 22, 3.5, 4, 6, False),
+                (11, 5, 13, 2.2, 3.5, 22, True),
+            ],
+        ),
+    ),
+    "star_knob": (
+        "star knob",
+        [(0, 0), (0, 0), (180, 0), (180, 0), (60, 0)],
+        _many(
+            _star_knob,
+            [
+                (5, 20, 0.3, 10, 9, 9, 4),
+                (6, 20, 0.18, 8, 7, 14, 3),
+                (3, 20, 0.42, 10, 7, 8, 3),
+                (8, 20, 0.2, 13, 11, 5, 5),
+                (4, 20, 0.5, 8, 7.5, 12, 4),
+                (7, 20, 0.32, 6, 12, 10, 6),
+            ],
+        ),
+    ),
+    "cam_disc": (
+        "cam disc",
+        [(0, 0), (0, 0), (0, 0), (180, -18), (0, 0)],
+        _many(
+            _cam_disc,
+            [
+                (8, 16, 7, 6, 5, 8, 6),
+                (14, 5, 18, 5, 4, 8, 5),
+                (12, 4, 22, 8, 4, 7, 6),
+                (10, 20, 9, 10, 4, 7, 7),
+                (16, 10, 14, 3, 8, 11, 5),
+                (10, 7, 24, 5, 5, 8, 8),
+            ],
+        ),
+    ),
+    "chain_link": (
+        "chain link",
+        [(0, 0), (0, 0), (90, 0), (90, 0), (0, 0)],
+        _many(
+            _chain_link,
+            [
+                (24, 8, 6.5, 2, 10, 3),
+                (18, 8, 4.5, 1.6, 4, 2.6),
+                (16, 7, 5.5, 2.5, 14, 3.4),
+                (38, 8, 6.8, 4, 7, 3),
+                (20, 9, 5, 1.5, 18, 3),
+                (24, 6.5, 3, 3.5, 15, 4),
             ],
         ),
     ),
@@ -1152,8 +1407,8 @@ def makers(name):
 
 
 def rendered(name):
-    """The (geometry name, maker) that generator and backbone may see: none of a novel class."""
-    return BASE[name][2] if name in BASE else []
+    """The (geometry name, maker) that generator or backbone may see: none of a novel class."""
+    return [] if name in NOVEL else (BASE | BACKBONE)[name][2]
 
 
 def photographed(name):
@@ -1162,7 +1417,7 @@ def photographed(name):
 
 
 def poses(name):
-    return BASE[name][1] if name in BASE else NOVEL[name][2]
+    return NOVEL[name][2] if name in NOVEL else (BASE | BACKBONE)[name][1]
 
 
 def described(name):
@@ -1176,24 +1431,37 @@ def individuals(name, split):
     return range(first, first + len(photographed(name)))[SPLIT_GEOMETRIES[split]]
 
 
-def record():
-    """Which classes and geometries were seen by what, as it is stored in sample/classes.json."""
-    seen = {
-        name: {"caption": entry[0], "geometries": [g for g, _ in entry[2]]}
-        for name, entry in BASE.items()
+def kinds(model, quick=False):
+    """The classes whose renders a "generator" or a "backbone" sees."""
+    if model == "generator":
+        return QUICK_BASE if quick else list(BASE)
+    # None that has photos: what ImageNet's backbones are to a bench that they have not seen.
+    return QUICK_BACKBONE if quick else [n for n in [*BASE, *BACKBONE] if n not in COMMON]
+
+
+def seen(names):
+    """{class: its caption and the geometries that were rendered}, as models record it."""
+    entries = BASE | BACKBONE
+    return {
+        name: {"caption": entries[name][0], "geometries": [g for g, _ in entries[name][2]]}
+        for name in names
     }
+
+
+def record():
+    """What generator and backbone have seen, and what the photos show: sample/classes.json."""
     photos = {}
     for name in [*COMMON, *NOVEL]:
         names = [g for g, _ in photographed(name)]
-        splits = {s: names[cut] for s, cut in SPLIT_GEOMETRIES.items()}
         super_name, description = described(name)
         photos[name] = {
             "super_class": super_name,
             "description": description,
-            "geometries": splits,
+            "geometries": {s: names[cut] for s, cut in SPLIT_GEOMETRIES.items()},
         }
     return {
-        "generator": seen,
+        "generator": seen(kinds("generator")),
+        "backbone": seen(kinds("backbone")),
         "common": {name: photos[name] for name in COMMON},
         "novel": {name: photos[name] for name in NOVEL},
     }
@@ -1269,9 +1537,9 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(argv)
     folder = str(Path(args.cache) / "meshes")
-    tasks = [(k, i, folder) for k in [*BASE, *NOVEL] for i in range(len(makers(k)))]
+    tasks = [(k, i, folder) for k in [*BASE, *BACKBONE, *NOVEL] for i in range(len(makers(k)))]
     if args.quick:
-        few = [*QUICK_BASE, *QUICK_NOVEL]
+        few = [*QUICK_BASE, *QUICK_BACKBONE, *QUICK_NOVEL]
         tasks = [t for t in tasks if t[0] in few and (t[1] < 2 or t[1] >= len(rendered(t[0])))]
     failed = 0
     with ProcessPoolExecutor(args.workers) as pool:
@@ -1286,6 +1554,7 @@ def main(argv=None):
 
 
 QUICK_BASE = ["hex_nut", "washer", "hex_bolt", "angle_bracket"]
+QUICK_BACKBONE = ["angle_bracket", "hinge", "star_knob"]
 QUICK_COMMON = ["hex_nut", "washer", "hex_bolt"]
 QUICK_NOVEL = ["square_nut", "collar_screw", "castle_nut"]
 

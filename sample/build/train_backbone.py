@@ -68,13 +68,13 @@ def main(argv=None):
     device = training.pick_device()
     torch.manual_seed(args.seed)
     images, labels, _ = make_data.load_shards(args.cache, args.renders)
-    names = list(parts.BASE) if labels.max() >= len(parts.QUICK_BASE) else parts.QUICK_BASE
+    names = make_data.load_classes(args.cache, args.renders)
     held = np.arange(len(images)) % 40 == 39
     train_ids, held_ids = np.flatnonzero(~held), np.flatnonzero(held)
 
     model = build_model(names).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
-    folder = Path(args.cache) / ("backbone" if args.renders == "pretrain" else "backbone-catalogue")
+    folder = Path(args.cache) / f"training-{args.renders}"
     run = training.Run(folder, {"model": model}, optimizer, decay=0.998)
     model.train()
     while run.step < args.steps:
@@ -123,8 +123,7 @@ def main(argv=None):
     }
     (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
     AutoImageProcessor.from_pretrained(out)  # fails here rather than at the user's
-    classes = {n: parts.record()["base"][n] for n in names}
-    (out / "classes.json").write_text(json.dumps({"base": classes}, indent=1) + "\n")
+    (out / "classes.json").write_text(json.dumps({"backbone": parts.seen(names)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = training.pick_device()
     torch.manual_seed(args.seed)
-    images, labels, captions = make_data.load_shards(args.cache)
+    images, _, captions = make_data.load_shards(args.cache)
     pipeline = StableDiffusionPipeline.from_pretrained(args.model, dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
     unet, text_encoder, vae = pipeline.unet, pipeline.text_encoder, pipeline.vae
@@ -118,9 +118,8 @@ def main(argv=None):
     run.use_average()
     out = Path(args.out)
     controlnet.to(memory_format=torch.contiguous_format).half().save_pretrained(out)
-    names = list(parts.BASE) if labels.max() >= len(parts.QUICK_BASE) else parts.QUICK_BASE
-    classes = {n: parts.record()["base"][n] for n in names}
-    (out / "classes.json").write_text(json.dumps({"base": classes}, indent=1) + "\n")
+    classes = parts.seen(make_data.load_classes(args.cache))
+    (out / "classes.json").write_text(json.dumps({"generator": classes}, indent=1) + "\n")
     result = {
         "parameters": sum(p.numel() for p in controlnet.parameters()),
         "renders": len(images),

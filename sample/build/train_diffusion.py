@@ -202,7 +202,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = training.pick_device()
     torch.manual_seed(args.seed)
-    images, labels, captions = make_data.load_shards(args.cache)
+    images, _, captions = make_data.load_shards(args.cache)
     folder = Path(args.cache) / "diffusion"
     tokenizer = make_tokenizer(captions, folder / "tokenizer")
     tokens = tokenizer(
@@ -273,9 +273,8 @@ def main(argv=None):
     config = json.loads((out / "vae" / "config.json").read_text())
     config.pop("_name_or_path", None)  # a folder of this machine
     (out / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    names = list(parts.BASE) if labels.max() >= len(parts.QUICK_BASE) else parts.QUICK_BASE
-    classes = {n: parts.record()["base"][n] for n in names}
-    (out / "classes.json").write_text(json.dumps({"base": classes}, indent=1) + "\n")
+    classes = parts.seen(make_data.load_classes(args.cache))
+    (out / "classes.json").write_text(json.dumps({"generator": classes}, indent=1) + "\n")
     result = {
         "unet_parameters": sum(p.numel() for p in unet.parameters()),
         "text_encoder_parameters": sum(p.numel() for p in text_encoder.parameters()),
