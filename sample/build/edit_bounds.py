@@ -2,31 +2,29 @@
 
     python sample/build/edit_bounds.py --cache CACHE_DIR
 
-An edit of SDEdit keeps the shape and the view and changes surface, table or light. The renderer can
-do exactly that to every training photo, without any fault of a generator: same geometry, pose and
-camera, another surface (material, state), another table, another lamp, or all three. The gain of
-these renders beside the real photos is a bound for any augmentation that keeps shape and view; the
-row `view` changes what such an augmentation cannot.
+An edit of SDEdit keeps the shape and the view and changes surface, table or light; at full strength
+it also changes the view. The renderer can do exactly that to every training photo, without any
+fault of a generator: the same geometry, another surface (material, state), another table, another
+lamp, or all of it. The gain of these renders beside the real photos is a bound for augmentation.
+Heads and their trials are those of trials.py; test photos choose nothing.
 """
 
 import argparse
 import json
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import domain_gap
 import make_data
 import numpy as np
 import parts
 import render
-import torch
+import trials
 from render import LIGHT, SURFACE, TABLE, VIEW
 
 EDITS = {
     "surface": SURFACE,
-    "table": TABLE,
-    "light": LIGHT,
+    "table, light": TABLE + LIGHT,
     "surface, table, light": SURFACE + TABLE + LIGHT,
-    "view": VIEW,
     "everything": SURFACE + TABLE + LIGHT + VIEW,
 }
 
@@ -42,12 +40,25 @@ def edited(cache, name, photo, keys, variant):
     return render.render(part, cond, 64)[0]
 
 
-def edits_of(cache, names, photos, keys, variants):
-    """[classes, photos, variants, 64, 64, 3] uint8."""
+def edits_of_class(task):
+    """[photos, variants, 64, 64, 3] uint8."""
+    cache, name, photos, keys, variants = task
     return np.stack([
-        [[edited(cache, name, i, keys, v) for v in range(variants)] for i in range(photos)]
-        for name in names
+        [edited(cache, name, i, keys, v) for v in range(variants)] for i in range(photos)
     ])  # fmt: skip
+
+
+def edits_of(cache, names, photos, edit, variants, workers):
+    """[classes, photos, variants, 64, 64, 3] uint8, kept in the cache."""
+    path = Path(cache) / "edits" / f"{names[0]}-{edit.replace(', ', '-')}-{variants}.npz"
+    if not path.exists():
+        tasks = [(cache, name, photos, EDITS[edit], variants) for name in names]
+        with ProcessPoolExecutor(workers) as pool:
+            images = np.stack(list(pool.map(edits_of_class, tasks)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, images=images)
+    with np.load(path) as data:
+        return data["images"]
 
 
 def main(argv=None):
@@ -55,51 +66,40 @@ def main(argv=None):
     parser.add_argument("--cache", required=True)
     parser.add_argument("--mvip", default=str(make_data.ROOT / "mvip"))
     parser.add_argument("--backbone", default=str(make_data.ROOT / "backbone"))
-    parser.add_argument("--variants", type=int, default=6, help="of each photo and edit")
+    parser.add_argument("--out", help="a JSON file; default: CACHE_DIR/edit_bounds.json")
+    parser.add_argument("--edits", nargs="+", choices=EDITS, default=list(EDITS))
+    parser.add_argument("--variants", type=int, default=8, help="of each photo and edit")
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
-    names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
-    features, splits = domain_gap.open_sample(args.mvip, args.backbone, names)
-    seen = {split: (features(images), labels) for split, (images, labels) in splits.items()}
-    photos, of_edit = len(splits["train"][1]) // len(names), {}
-    for edit, keys in EDITS.items():
-        images = edits_of(args.cache, names, photos, keys, args.variants)
-        shape = (2, *images.shape[:3], -1)
-        of_edit[edit] = features(images.reshape(-1, 64, 64, 3)).view(shape)
-        print(f"{edit}: {np.prod(images.shape[:3])} renders", flush=True)
-
-    found = {}
-    for shots in (shots for shots in (1, 2, 4, 8) if shots <= photos):
-        scores = {edit: [] for edit in ("real photos alone", *EDITS)}
-        for trial in range(args.trials):
-            rng = np.random.default_rng(trial)
-            chosen = [torch.from_numpy(rng.permutation(photos)[:shots]) for _ in names]
-            real = torch.cat([
-                seen["train"][0][:, c * photos + chosen[c]] for c in range(len(names))
-            ], dim=1)  # fmt: skip
-            labels = np.repeat(np.arange(len(names)), shots)
-            for edit in scores:
-                train, of_train = real, labels
-                if edit in of_edit:
-                    made = torch.cat([
-                        of_edit[edit][:, c, chosen[c]].flatten(1, 2) for c in range(len(names))
-                    ], dim=1)  # fmt: skip
-                    # As often as all variants of a photo together: the paper's half and half.
-                    train = torch.cat([real.repeat(1, args.variants, 1), made], dim=1)
-                    of_train = np.concatenate([
-                        np.tile(labels, args.variants), np.repeat(labels, args.variants)
-                    ])  # fmt: skip
-                result = domain_gap.measure(
-                    (train, of_train), seen["valid"], seen["test"], len(names)
-                )
-                scores[edit].append(result)
-        found[shots] = {
-            edit: [round(100 * float(np.mean(each)), 1), round(100 * float(np.std(each)), 1)]
-            for edit, each in scores.items()
+    features, found = trials.Features(args.backbone), {}
+    sets = {"common": list(parts.COMMON), "novel": list(parts.NOVEL)}
+    if args.quick:
+        sets = {"common": parts.QUICK_COMMON, "novel": parts.QUICK_NOVEL}
+    for kind, names in sets.items():
+        photos = trials.load_split(args.mvip, names, "train")
+        val, test = (features(trials.load_split(args.mvip, names, s))[:, :, 0]
+                     for s in ("valid", "test"))  # fmt: skip
+        methods = {
+            "real": (features(photos, 16), None),
+            "RandAugment": (features(photos, 16, "randaugment"), None),
         }
-        print(shots, found[shots], flush=True)
-    (Path(args.cache) / "edit_bounds.json").write_text(json.dumps(found, indent=1) + "\n")
+        for edit in args.edits:
+            images = edits_of(args.cache, names, photos.shape[1], edit, args.variants, args.workers)
+            methods[edit] = methods["real"][0], features(images, 4)
+        for shots in (shots for shots in (1, 2, 4, 8) if shots <= photos.shape[1]):
+            scores = {
+                method: trials.train(*each, val, test, shots, args.trials)[1]
+                for method, each in methods.items()
+            }
+            rows = {"real": trials.interval(scores["real"])}
+            for method in list(scores)[1:]:
+                rows[method] = trials.interval(scores[method] - scores["real"])
+            found[f"{kind} {shots}"] = rows
+            print(kind, shots, rows, flush=True)
+    out = Path(args.out or Path(args.cache) / "edit_bounds.json")
+    out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
