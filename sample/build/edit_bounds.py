@@ -90,7 +90,7 @@ def main(argv=None):
             methods[edit] = methods["real"][0], features(images, 4)
         for shots in (shots for shots in (1, 2, 4, 8) if shots <= photos.shape[1]):
             scores = {
-                method: trials.train(*each, val, test, shots, args.trials)[1]
+                method: trials.train(*each, val, test, shots, args.trials)["test"]
                 for method, each in methods.items()
             }
             rows = {"real": trials.interval(scores["real"])}

@@ -1,9 +1,9 @@
 """Many trials of heads on a frozen backbone at once, for what is chosen before the commands run.
 
-A pool is the training photos of one set of sample/mvip with their features under random views, as
-`train_classifier.py` draws them. A method is a list of further images of every photo. All trials of a
-method are trained in one batch of heads, by the steps of the command: 300 steps of 32 images, half
-of which are synthetic where there are any, Adam, and the epoch that validation chooses.
+Photos have features under random views, as `train_classifier.py` draws them; a method is a number of
+further images of every photo. All trials of a method are trained in one batch of heads, by the
+steps of the command: 300 steps of 32 images, half of which are synthetic where there are any, Adam,
+and the epoch that validation chooses.
 """
 
 import sys
@@ -65,12 +65,18 @@ def choose(photos, classes, shots, trials):
     )  # fmt: skip
 
 
-def train(real, synthetic, val, test, shots, trials=8, share=0.5, seed=0):
-    """(validation, test) accuracies [trials] of heads.
+def train(real, synthetic, val, test, shots, trials=8, share=0.5, home=None, seed=0):
+    """Accuracies [trials] of heads on "val", "test" and, if given, "home".
+
+    The epoch that `val` chooses is judged on `test`; with `home`, photos from the training places,
+    "test_by_home" is the accuracy on test photos of the epoch that these would have chosen.
 
     Args:
-        real: [C, P, V, D] features of photos. synthetic: [C, P, S, W, D] or None.
-        val, test: [C, N, D]. shots: photos per class. share: how often an image is synthetic.
+        real: [C, P, V, D] features of photos.
+        synthetic: [C, P, S, W, D] or None.
+        val, test, home: [C, N, D].
+        shots: photos per class.
+        share: how often an image is synthetic.
     """
     classes, photos = real.shape[:2]
     chosen = choose(photos, classes, shots, trials)
@@ -81,8 +87,7 @@ def train(real, synthetic, val, test, shots, trials=8, share=0.5, seed=0):
     bias = torch.empty(trials, 1, classes).uniform_(-bound, bound, generator=generator)
     heads = [weight.requires_grad_(), bias.requires_grad_()]
     optimizer = torch.optim.Adam(heads, lr=RATE)
-    best = torch.full((trials,), -1.0)
-    loss_of_best, result = torch.full((trials,), np.inf), torch.zeros(trials)
+    best = {}
 
     def judged(features):
         scores = features.flatten(0, 1) @ weight + bias
@@ -105,12 +110,22 @@ def train(real, synthetic, val, test, shots, trials=8, share=0.5, seed=0):
         optimizer.step()
         if (step + 1) % (STEPS // EPOCHS) == 0:
             with torch.no_grad():
-                score, loss = judged(val)
-                better = (score > best) | ((score == best) & (loss < loss_of_best))
-                best = torch.where(better, score, best)
-                loss_of_best = torch.where(better, loss, loss_of_best)
-                result = torch.where(better, judged(test)[0], result)
-    return best.numpy(), result.numpy()
+                on_test = judged(test)[0]
+                for split, photos_of in (("val", val), ("home", home)):
+                    if photos_of is None:
+                        continue
+                    now = (*judged(photos_of), on_test)
+                    if split in best:
+                        before = best[split]
+                        better = (now[0] > before[0]) | (
+                            (now[0] == before[0]) & (now[1] < before[1])
+                        )
+                        now = tuple(map(lambda a, b: torch.where(better, a, b), now, before))
+                    best[split] = now
+    found = {"val": best["val"][0], "test": best["val"][2]}
+    if home is not None:
+        found |= {"home": best["home"][0], "test_by_home": best["home"][2]}
+    return {name: values.numpy() for name, values in found.items()}
 
 
 def interval(values):

@@ -1,0 +1,179 @@
+"""Search for the best recipe of each set of sample/mvip: validation photos choose.
+
+    python sample/build/search.py --cache CACHE_DIR --set common --recipes strength-1.0
+
+Every recipe edits all 32 training photos of a class once, by the command itself (trial seed=0),
+into CACHE_DIR/search/SET/aug; then heads on cached features (trials.py) are trained in eight trials
+of 1, 2, 4 and 8 of these photos. Rows are appended to --out, a CSV, after each recipe: accuracies
+on validation photos, on validation parts in the training places (`home`), and on test photos, which
+choose nothing, and the paired difference on test photos to heads that saw no synthetic image.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from pathlib import Path
+
+import make_data
+import numpy as np
+import parts
+import torch
+import trials
+from PIL import Image
+
+sys.path.insert(0, str(make_data.ROOT.parent))
+PROMPTS = str(make_data.ROOT / "prompts.txt")
+COLUMNS = (
+    "set", "backbone", "recipe", "variants", "augmentation", "share", "photos", "trials",
+    "val", "val_95", "home", "home_95", "test", "test_95", "test_by_home", "test_by_home_95",
+    "minus_real", "minus_real_95",
+    "seconds_per_image",
+)  # fmt: skip
+WHOLE = ["--prompt", PROMPTS, "--guidance_scale", "5"]
+AROUND = ["--mask", "1", "--inverted", "1", "--mask_feather", "0", "--mask_grow_radius", "0"]
+EDGES = ["--controlnet", str(make_data.ROOT / "controlnet")]
+# name -> (flags of generate_augmentations.py, variants of each photo)
+RECIPES = {
+    "strength-0.25": ([*WHOLE, "--strength", "0.25"], 2),
+    "strength-0.5": ([*WHOLE, "--strength", "0.5"], 2),
+    "strength-0.75": ([*WHOLE, "--strength", "0.75"], 4),
+    "strength-1.0": ([*WHOLE, "--strength", "1.0"], 16),
+    "strengths-mixed": ([*WHOLE, "--strength", "0.25", "0.5", "0.75", "1.0"], 8),
+    "strengths-high": ([*WHOLE, "--strength", "0.7", "0.8", "0.9", "1.0"], 8),
+    "plain-prompt": (["--guidance_scale", "5", "--strength", "1.0"], 4),
+    "guidance-2.5": (["--prompt", PROMPTS, "--guidance_scale", "2.5", "--strength", "1.0"], 4),
+    "guidance-8": (["--prompt", PROMPTS, "--guidance_scale", "8", "--strength", "1.0"], 4),
+    "edges-0.9": ([*WHOLE, *EDGES, "--strength", "0.9"], 4),
+    "surroundings": ([*WHOLE, *AROUND, *EDGES, "--strength", "1.0"], 8),
+}
+VARIANTS = (1, 2, 4, 6, 8, 16)
+
+
+def generate(args, recipe, names):
+    """Images uint8 [classes, photos, variants, 64, 64, 3] of a recipe, and seconds per image."""
+    import generate_augmentations
+
+    flags, variants = RECIPES[recipe]
+    folder = Path(args.cache) / "search" / args.set / "aug" / recipe / "seed=0_ex=32"
+    option = "CarComponent" if args.set == "common" else "NovelComponent"
+    began = time.time()
+    generate_augmentations.main([
+        "--dataset", "mvip", "--data_dir", args.mvip, "--dataset_args", f"super_class={option}",
+        "--output_dir", str(Path(args.cache) / "search"), "--experiment_name", args.set,
+        "--aug_name", recipe, "--examples_per_class", "32", "--num_trials", "1",
+        "--model_path", args.model, "--num_synthetic", str(variants), "--aug", "real-guidance",
+        "--num_inference_steps", str(args.steps), "--batch_size", "32", *flags,
+    ])  # fmt: skip
+    seconds = time.time() - began
+    images = {}
+    for line in (folder / "metadata.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        with Image.open(folder / record["file_name"]) as image:
+            images.setdefault(record["source"], []).append(np.asarray(image.convert("RGB")))
+    rows = []
+    for name in names:
+        sources = [source for source in images if f"{name}/train_data/" in source]
+        sources.sort(key=lambda source: source.rpartition("/")[2])
+        rows.append(np.stack([np.stack(images[source]) for source in sources]))
+    images = np.stack(rows)
+    return images, seconds / images[..., 0, 0, 0].size
+
+
+def text_to_image(args, names, variants=8, seed=0):
+    """The same without a photo: uint8 [classes, photos, variants, 64, 64, 3]."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(args.model, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = Path(PROMPTS).read_text().splitlines()
+    prompts, began, rows = [p for p in prompts if p and not p.startswith("#")], time.time(), []
+    for name in names:
+        rng, made = make_data.stream("text to image", name), []
+        for start in range(0, 32 * variants, 32):
+            said = [prompts[i].format(name=name.replace("_", " "))
+                    for i in rng.integers(len(prompts), size=32)]  # fmt: skip
+            generator = torch.Generator().manual_seed(seed + start)
+            made += pipeline(said, guidance_scale=5.0, num_inference_steps=args.steps,
+                             generator=generator, output_type="np").images.tolist()  # fmt: skip
+        made = (np.array(made) * 255).round().astype(np.uint8)
+        rows.append(made.reshape(32, variants, *made.shape[1:]))
+    return np.stack(rows), (time.time() - began) / (len(names) * 32 * variants)
+
+
+def home_photos(args, names):
+    """Photos of validation parts in the training places [classes, photos, 64, 64, 3]."""
+    path = Path(args.cache) / f"home-{args.set}.npz"
+    if not path.exists():
+        count = make_data.PHOTOS["val"]
+        np.savez(path, images=np.stack([
+            [make_data.photo(args.cache, name, "val", i, home=True)[1] for i in range(count)]
+            for name in names
+        ]))  # fmt: skip
+    with np.load(path) as data:
+        return data["images"]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", required=True)
+    parser.add_argument("--set", choices=["common", "novel"], default="common")
+    parser.add_argument("--mvip", default=str(make_data.ROOT / "mvip"))
+    parser.add_argument("--model", default=str(make_data.ROOT / "model"))
+    parser.add_argument("--backbone", default=str(make_data.ROOT / "backbone"))
+    parser.add_argument("--out", default=None, help="CSV; default: CACHE_DIR/search-SET.csv")
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES, "no-photo"], default=[*RECIPES])
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
+    parser.add_argument("--trials", type=int, default=8)
+    args = parser.parse_args(argv)
+    names = sorted(parts.COMMON if args.set == "common" else parts.NOVEL)
+    features = trials.Features(args.backbone)
+    photos = trials.load_split(args.mvip, names, "train")
+    val, test = (features(trials.load_split(args.mvip, names, split))[:, :, 0]
+                 for split in ("valid", "test"))  # fmt: skip
+    home = features(home_photos(args, names))[:, :, 0]
+    real = {name: features(photos, 16, name) for name in ("flip-rotate", "randaugment")}
+    out = Path(args.out or Path(args.cache) / f"search-{args.set}.csv")
+    write_header = not out.exists()
+    baseline = {}
+    with open(out, "a", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        if write_header:
+            table.writeheader()
+
+        def row(recipe, variants, augmentation, share, made, seconds):
+            for shots in (1, 2, 4, 8):
+                seen = real[augmentation], made, val, test, shots, args.trials, share
+                scores = trials.train(*seen, home=home)
+                if recipe == "real":
+                    baseline[augmentation, shots] = scores["test"]
+                entry = {"set": args.set, "backbone": Path(args.backbone).name, "recipe": recipe,
+                         "variants": variants, "augmentation": augmentation, "share": share,
+                         "photos": shots, "trials": args.trials,
+                         "seconds_per_image": round(seconds, 3)}  # fmt: skip
+                differences = scores["test"] - baseline["flip-rotate", shots]
+                for key, values in [*scores.items(), ("minus_real", differences)]:
+                    entry[key], entry[f"{key}_95"] = trials.interval(values)
+                table.writerow(entry)
+                print(entry, flush=True)
+            file.flush()
+
+        for augmentation in real:
+            row("real", 0, augmentation, 0, None, 0)
+        for recipe in args.recipes:
+            if recipe == "no-photo":
+                images, seconds = text_to_image(args, names)
+            else:
+                images, seconds = generate(args, recipe, names)
+            made = {name: features(images, 3, name, seed=1) for name in real}
+            most = images.shape[2]
+            for variants in [count for count in VARIANTS if count <= most]:
+                for augmentation in real:
+                    used = made[augmentation][:, :, :variants]
+                    for share in (0.5, 0.75) if variants == most else (0.5,):
+                        row(recipe, variants, augmentation, share, used, seconds)
+
+
+if __name__ == "__main__":
+    main()
