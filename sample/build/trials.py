@@ -1,7 +1,7 @@
 """Many trials of heads on a frozen backbone at once, for what is chosen before the commands run.
 
-Photos have features under random views, as `train_classifier.py` draws them; a method is a number of
-further images of every photo. All trials of a method are trained in one batch of heads, by the
+Photos have features under random views, as `train_classifier.py` draws them; a method is a number
+of further images of every photo. All trials of a method are trained in one batch of heads, by the
 steps of the command: 300 steps of 32 images, half of which are synthetic where there are any, Adam,
 and the epoch that validation chooses.
 """
