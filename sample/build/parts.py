@@ -1533,6 +1533,7 @@ def load_mesh(cache, name, index):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Tessellate all parts into the cache.")
     parser.add_argument("--cache", required=True, help="folder for meshes and other large files")
+    parser.add_argument("--classes", nargs="+", help="default: all")
     parser.add_argument("--quick", action="store_true", help="a few classes, two geometries each")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(argv)
@@ -1541,6 +1542,7 @@ def main(argv=None):
     if args.quick:
         few = [*QUICK_BASE, *QUICK_BACKBONE, *QUICK_NOVEL]
         tasks = [t for t in tasks if t[0] in few and (t[1] < 2 or t[1] >= len(rendered(t[0])))]
+    tasks = [t for t in tasks if args.classes is None or t[0] in args.classes]
     failed = 0
     with ProcessPoolExecutor(args.workers) as pool:
         for name, geometry, triangles, error in pool.map(build_mesh, tasks):
