@@ -12,10 +12,13 @@ random stream, made from its name, so that any of them can be rendered again alo
 """
 
 import argparse
+import functools
 import hashlib
 import json
+import math
 import os
 import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -39,15 +42,16 @@ def stream(*names):
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
+@functools.cache
+def loaded_part(cache, name, index):
+    """A part, kept for the whole process: its scene costs as much as a small picture."""
+    return render.Part(*parts.load_mesh(cache, name, index))
+
+
 def load_part(cache, name, index, stretch=1.0):
     """A part; `stretch` scales it along its axis, to vary the proportions of base parts."""
-    vertices, faces, normals = parts.load_mesh(cache, name, index)
-    if stretch != 1.0:
-        vertices = vertices * np.array([1, 1, stretch], np.float32)
-        normals = normals / np.array([1, 1, stretch], np.float32)
-        normals = normals / np.maximum(np.linalg.norm(normals, axis=2, keepdims=True), 1e-9)
-        vertices = vertices / np.linalg.norm(vertices, axis=1).max()
-    return render.Part(vertices, faces, normals)
+    part = loaded_part(cache, name, index)
+    return part if stretch == 1.0 else part.stretched(stretch)
 
 
 def catalogue_condition(rng, poses):
@@ -58,8 +62,8 @@ def catalogue_condition(rng, poses):
 
 
 def render_shard(task):
-    """Render 500 captioned photos of base classes into one file."""
-    cache, kind, number, count, names, seed = task
+    """Render 500 captioned photos of base classes into one file; nothing if the time is over."""
+    cache, kind, number, count, names, seed, deadline = task
     target = Path(cache) / kind / f"{number:04d}.npz"
     draw = {"pretrain": render.draw_condition, "catalogue": catalogue_condition}[kind]
     if target.exists():
@@ -68,12 +72,16 @@ def render_shard(task):
     labels = np.empty(count, np.int64)
     texts = []
     for i in range(count):
+        if time.time() > deadline:
+            return None
         rng = stream(kind, seed, number, i)
         label = (number * SHARD + i) % len(names)
         name = names[label]
         index = int(rng.integers(len(parts.makers(name))))
         while not (Path(cache) / "meshes" / name / f"{index}.npz").exists():
             index -= 1  # only in a quick build, which has the first geometries alone
+            if index < 0:
+                raise FileNotFoundError(f"{cache}/meshes/{name}: no meshes; run parts.py first")
         stretch = float(rng.uniform(0.75, 1.35)) if rng.random() < 0.5 else 1.0
         cond = draw(rng, parts.poses(name))
         images[i], _ = render.render(load_part(cache, name, index, stretch), cond, 64)
@@ -86,12 +94,21 @@ def render_shard(task):
     return number
 
 
-def make_shards(cache, kind, count, names, seed, workers):
-    shards = (count + SHARD - 1) // SHARD
-    tasks = [(cache, kind, n, min(SHARD, count - n * SHARD), names, seed) for n in range(shards)]
+def make_shards(cache, kind, count, names, seed, workers, seconds=math.inf):
+    shards, deadline = (count + SHARD - 1) // SHARD, time.time() + seconds
+    tasks = [
+        (cache, kind, n, min(SHARD, count - n * SHARD), names, seed, deadline)
+        for n in range(shards)
+    ]
     with ProcessPoolExecutor(workers) as pool:
         for number in pool.map(render_shard, tasks):
-            print(f"shard {number + 1}/{shards}", flush=True)
+            if number is not None:
+                print(f"shard {number + 1}/{shards}", flush=True)
+
+
+def count_renders(cache, kind="pretrain"):
+    """How many renders are in whole shards by now."""
+    return SHARD * len(list(Path(cache, kind).glob("[0-9][0-9][0-9][0-9].npz")))
 
 
 def load_shards(cache, kind="pretrain"):
@@ -182,6 +199,9 @@ def main(argv=None):
     parser.add_argument("what", choices=["pretrain", "catalogue", "mvip"])
     parser.add_argument("--cache", required=True)
     parser.add_argument("--count", type=int, default=22000, help="captioned renders")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop rendering after so long"
+    )
     parser.add_argument("--out", default=str(ROOT / "mvip"), help="folder of the few-shot set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
@@ -189,7 +209,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.what != "mvip":
         names = parts.QUICK_BASE if args.quick else list(parts.BASE)
-        make_shards(args.cache, args.what, args.count, names, args.seed, args.workers)
+        seed, workers = args.seed, args.workers
+        make_shards(args.cache, args.what, args.count, names, seed, workers, args.seconds)
     else:
         names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
         photos = {"train": 4, "val": 4, "test": 6} if args.quick else PHOTOS

@@ -54,7 +54,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Pretrain sample/backbone.")
     parser.add_argument("--cache", required=True)
     parser.add_argument("--out", default=str(make_data.ROOT / "backbone"))
-    parser.add_argument("--steps", type=int, default=2200)
+    training.add_budget(parser, 2200)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -73,24 +73,20 @@ def main(argv=None):
     train_ids, held_ids = np.flatnonzero(~held), np.flatnonzero(held)
 
     model = build_model(names).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05, fused=True)
     folder = Path(args.cache) / ("backbone" if args.renders == "pretrain" else "backbone-catalogue")
-    run = training.Run(folder, {"model": model}, optimizer, decay=0.998)
+    run = training.Run(folder, {"model": model}, optimizer, args, decay=0.998, warmup=100)
     model.train()
-    while run.step < args.steps:
-        run.set_rate(training.learning_rate(run.step, args.steps, args.lr, 100))
-        rng, _ = training.step_generators(args.seed, run.step)
+    while run.goes_on():
+        rng = np.random.default_rng([args.seed, run.step])
         ids = rng.choice(train_ids, args.batch_size)
         batch = training.to_tensor(augment(images[ids], rng), device)
         target = torch.from_numpy(labels[ids]).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(batch.contiguous(memory_format=torch.channels_last)).logits
         loss = F.cross_entropy(logits.float(), target, label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-        optimizer.step()
-        run.advance({"loss": loss.item()}, args.steps)
+        training.update(optimizer, loss, limit=2.0)
+        run.advance({"loss": loss})
 
     run.use_average()
     right = 0
