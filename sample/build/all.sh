@@ -39,8 +39,7 @@ run make_data mvip --out "$out/mvip" $quick
 run train_backbone --steps $backbone --out "$out/backbone"
 run train_autoencoder --steps $autoencoder --backbone "$out/backbone"
 run train_diffusion --steps $diffusion --out "$out/model"
-run train_autoencoder --decoder --steps $decoder --backbone "$out/backbone"
-run train_diffusion --export --out "$out/model"
+run train_autoencoder --decoder "$out/model" --steps $decoder --backbone "$out/backbone"
 run train_controlnet --steps $controlnet --model "$out/model" --out "$out/controlnet"
 run domain_gap --mvip "$out/mvip" --backbone "$out/backbone" $gap $quick
 run edit_bounds --mvip "$out/mvip" --backbone "$out/backbone" $bounds $quick

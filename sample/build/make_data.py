@@ -13,12 +13,14 @@ that any of them can be rendered again alone.
 """
 
 import argparse
+import functools
 import hashlib
 import json
+import math
 import os
 import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +45,16 @@ def stream(*names):
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
+@functools.cache
+def loaded_part(cache, name, index):
+    """A part, kept for the whole process: its scene costs as much as a small picture."""
+    return render.Part(*parts.load_mesh(cache, name, index))
+
+
 def load_part(cache, name, index, stretch=1.0):
     """A part; `stretch` scales it along its axis, to vary the proportions of base parts."""
-    vertices, faces, normals = parts.load_mesh(cache, name, index)
-    if stretch != 1.0:
-        vertices = vertices * np.array([1, 1, stretch], np.float32)
-        normals = normals / np.array([1, 1, stretch], np.float32)
-        normals = normals / np.maximum(np.linalg.norm(normals, axis=2, keepdims=True), 1e-9)
-        vertices = vertices / np.linalg.norm(vertices, axis=1).max()
-    return render.Part(vertices, faces, normals)
+    part = loaded_part(cache, name, index)
+    return part if stretch == 1.0 else part.stretched(stretch)
 
 
 def catalogue_condition(rng, poses):
@@ -62,8 +65,8 @@ def catalogue_condition(rng, poses):
 
 
 def render_shard(task):
-    """Render 500 captioned photos of base classes into one file."""
-    cache, kind, number, count, names, seed = task
+    """Render 500 captioned photos of base classes into one file; nothing if the time is over."""
+    cache, kind, number, count, names, seed, deadline = task
     target = Path(cache) / kind / f"{number:04d}.npz"
     draw = catalogue_condition if kind == "catalogue" else render.draw_condition
     if target.exists():
@@ -72,12 +75,16 @@ def render_shard(task):
     labels = np.empty(count, np.int64)
     texts = []
     for i in range(count):
+        if time.time() > deadline:
+            return None
         rng = stream(kind, seed, number, i)
         label = (number * SHARD + i) % len(names)
         name = names[label]
         index = int(rng.integers(len(parts.rendered(name))))
         while not (Path(cache) / "meshes" / name / f"{index}.npz").exists():
             index -= 1  # only in a quick build, which has the first geometries alone
+            if index < 0:
+                raise FileNotFoundError(f"{cache}/meshes/{name}: no meshes; run parts.py first")
         stretch = float(rng.uniform(*STRETCH)) if rng.random() < 0.5 else 1.0
         cond = draw(rng, parts.poses(name))
         images[i], _ = render.render(load_part(cache, name, index, stretch), cond, 64)
@@ -90,14 +97,23 @@ def render_shard(task):
     return number
 
 
-def make_shards(cache, kind, count, names, seed, workers):
-    shards = (count + SHARD - 1) // SHARD
-    tasks = [(cache, kind, n, min(SHARD, count - n * SHARD), names, seed) for n in range(shards)]
+def make_shards(cache, kind, count, names, seed, workers, seconds=math.inf):
+    shards, deadline = (count + SHARD - 1) // SHARD, time.time() + seconds
+    tasks = [
+        (cache, kind, n, min(SHARD, count - n * SHARD), names, seed, deadline)
+        for n in range(shards)
+    ]
     Path(cache, kind).mkdir(parents=True, exist_ok=True)
     Path(cache, kind, "classes.json").write_text(json.dumps(names))
     with ProcessPoolExecutor(workers) as pool:
         for number in pool.map(render_shard, tasks):
-            print(f"shard {number + 1}/{shards}", flush=True)
+            if number is not None:
+                print(f"shard {number + 1}/{shards}", flush=True)
+
+
+def count_renders(cache, kind="pretrain"):
+    """How many renders are in whole shards by now."""
+    return SHARD * len(list(Path(cache, kind).glob("[0-9][0-9][0-9][0-9].npz")))
 
 
 def load_shards(cache, kind="pretrain"):
@@ -111,7 +127,7 @@ def load_shards(cache, kind="pretrain"):
     return images, labels, [str(c) for d in data for c in d["captions"]]
 
 
-@cache
+@functools.cache
 def places():
     """The four places of all training photos: a table and a lamp each, drawn once."""
     tables = stream("places").permutation(list(render.BACKGROUNDS))[:4]
@@ -209,6 +225,9 @@ def main(argv=None):
     parser.add_argument("what", choices=["pretrain", "backbone", "catalogue", "mvip"])
     parser.add_argument("--cache", required=True)
     parser.add_argument("--count", type=int, default=22000, help="captioned renders")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop rendering after so long"
+    )
     parser.add_argument("--out", default=str(ROOT), help="folder of mvip and same_places")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
@@ -216,7 +235,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.what != "mvip":
         names = parts.kinds("generator" if args.what == "pretrain" else "backbone", args.quick)
-        make_shards(args.cache, args.what, args.count, names, args.seed, args.workers)
+        seed, workers = args.seed, args.workers
+        make_shards(args.cache, args.what, args.count, names, seed, workers, args.seconds)
     else:
         names, counts, more = [*parts.COMMON, *parts.NOVEL], PHOTOS, MORE_PHOTOS
         if args.quick:

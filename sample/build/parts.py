@@ -13,6 +13,7 @@ tessellated once, scaled into the unit sphere, and stored as CACHE_DIR/meshes/CL
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -1184,7 +1185,7 @@ COMMON = {
         _many(
             _belt_pulley,
             [
-                (22, 12, 1, 7, 11),
+                (22, 12, 1, 4, 15),
                 (20, 26, 4, 4, 8),
                 (24, 16, 2, 10, 15),
                 (20, 8, 1, 3, 6),
@@ -1481,10 +1482,11 @@ def corner_normals(vertices, faces, crease=32.0):
     bounds = np.searchsorted(faces.ravel()[order], np.arange(len(vertices) + 1))
     out = np.empty((len(faces), 3, 3))
     limit = math.cos(math.radians(crease))
-    for v in range(len(vertices)):
-        corners = order[bounds[v] : bounds[v + 1]]
+    degree = np.diff(bounds)
+    for count in np.unique(degree[degree > 0]):  # all vertices with so many corners at once
+        corners = order[bounds[:-1][degree == count][:, None] + np.arange(count)]
         around = corners // 3
-        near = unit[around] @ unit[around].T > limit
+        near = unit[around] @ unit[around].transpose(0, 2, 1) > limit
         out[around, corners % 3] = near @ cross[around]
     return out / np.maximum(np.linalg.norm(out, axis=2, keepdims=True), 1e-12)
 
@@ -1517,11 +1519,42 @@ def build_mesh(task):
         normals = corner_normals(vertices, faces)
     except Exception as error:  # the CAD kernel fails in many ways; the caller lists them all
         return name, geometry, 0, repr(error)
+    save_mesh(target, vertices, faces, normals)
+    return name, geometry, len(faces), None
+
+
+def save_mesh(target, vertices, faces, normals):
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".tmp.npz")
     np.savez(part, vertices=vertices.astype("f4"), faces=faces, normals=normals.astype("f4"))
     os.replace(part, target)
-    return name, geometry, len(faces), None
+
+
+def pack_meshes(cache, names, file):
+    """Store vertices and faces of all geometries of some classes in one small file."""
+    arrays = {}
+    paths = {name: sorted(Path(cache, "meshes", name).glob("*.npz")) for name in names}
+    absent = [name for name in names if not paths[name]]
+    if absent:
+        raise SystemExit(f"no meshes of {', '.join(absent)} in {cache}: run parts.py first")
+    for path in itertools.chain(*paths.values()):
+        with np.load(path) as mesh:
+            small = np.uint16 if len(mesh["vertices"]) < 2**16 else np.int32
+            key = f"{path.parent.name}/{path.stem}"
+            arrays[f"{key}/vertices"] = mesh["vertices"]
+            arrays[f"{key}/faces"] = mesh["faces"].astype(small)
+    np.savez_compressed(file, **arrays)
+
+
+def unpack_meshes(cache, file):
+    """Write the meshes of a packed file into the cache; normals are computed anew."""
+    with np.load(file) as packed:
+        for key in packed.files:
+            mesh, kind = key.rsplit("/", 1)
+            target = Path(cache, "meshes", f"{mesh}.npz")
+            if kind == "vertices" and not target.exists():
+                vertices, faces = packed[key], packed[f"{mesh}/faces"].astype(np.int32)
+                save_mesh(target, vertices, faces, corner_normals(vertices.astype(float), faces))
 
 
 def load_mesh(cache, name, index):
@@ -1536,7 +1569,15 @@ def main(argv=None):
     parser.add_argument("--classes", nargs="+", help="default: all")
     parser.add_argument("--quick", action="store_true", help="a few classes, two geometries each")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pack", metavar="FILE", help="store the base classes' meshes in one .npz")
+    parser.add_argument("--unpack", metavar="FILE", help="take meshes from there; needs no CAD")
     args = parser.parse_args(argv)
+    if args.pack or args.unpack:
+        if args.unpack:
+            unpack_meshes(args.cache, args.unpack)
+        else:
+            pack_meshes(args.cache, [*BASE, *BACKBONE], args.pack)
+        return 0
     folder = str(Path(args.cache) / "meshes")
     tasks = [(k, i, folder) for k in [*BASE, *BACKBONE, *NOVEL] for i in range(len(makers(k)))]
     if args.quick:

@@ -6,6 +6,8 @@
 validation, six test photos a class); `reconstructions.webp` photos above their autoencoder
 round trip; `strengths.webp` photos and their edits at strengths 0.25, 0.5, 0.75, 1.0, without any
 learned token; `prompts.webp` what a prompt changes; `edges.webp` the same with sample/controlnet.
+Only when it is named: `generator.webp` renders of base classes and edits at strength 1.0, with
+sample/controlnet too if there is one; needs renders and models alone.
 """
 
 import argparse
@@ -63,6 +65,37 @@ def edit(pipe, images, prompts, strength, guidance, steps, seed):
     ).images
 
 
+def draw_generator(cache, sample, device, guidance, steps, seed):
+    """(rows of images, row labels): a render of each base class, and what prompts make of it."""
+    images, labels, _ = make_data.load_shards(cache)
+    present = [c for c in range(int(labels.max()) + 1) if (labels == c).any()]
+    sources = [Image.fromarray(images[np.flatnonzero(labels == c)[0]]) for c in present]
+    nouns = [list(parts.BASE.values())[c][0] for c in present]
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(sample / "model", dtype=torch.float32)
+    pipes = [pipe.to(device)]
+    if (sample / "controlnet" / "config.json").exists():
+        controlnet = ControlNetModel.from_pretrained(sample / "controlnet").float().to(device)
+        pipes.append(
+            StableDiffusionControlNetImg2ImgPipeline(
+                **pipe.components, controlnet=controlnet, requires_safety_checker=False
+            )
+        )
+    columns = [sources]
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+        for i, look in enumerate(
+            (
+                "a steel {} on a wooden table",
+                "a rusty {} on a green mat",
+                "a red {} on white paper, from above",
+                "a brass {} on a dark cloth in warm light",
+            )
+        ):
+            prompts = [f"a photo of {look.format(noun)}" for noun in nouns]
+            columns.append(edit(pipe, sources, prompts, 1.0, guidance, steps, seed + 100 * i))
+    return list(zip(*columns, strict=True)), nouns
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Draw the contact sheets.")
     parser.add_argument("--cache", required=True)
@@ -73,16 +106,24 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--type", choices=["webp", "png"], default="webp")
     args = parser.parse_args(argv)
     device, out, sample = training.pick_device(), Path(args.out), Path(args.sample)
     sheets = ["renders", "photos", "reconstructions", "strengths", "prompts", "edges"]
     wanted = set(args.only or sheets)
     names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
+    if "generator" in wanted:
+        rows, nouns = draw_generator(
+            args.cache, sample, device, args.guidance, args.steps, args.seed
+        )
+        save_sheet(rows, out / f"generator.{args.type}", nouns)
+        if wanted == {"generator"}:
+            return
     if "renders" in wanted:
         images, labels, _ = make_data.load_shards(args.cache)
         rows = [images[np.flatnonzero(labels == c)[:12]] for c in range(int(labels.max()) + 1)]
         captions = [v[0] for v in parts.BASE.values()][: len(rows)]
-        save_sheet(rows, out / "renders.webp", captions)
+        save_sheet(rows, out / f"renders.{args.type}", captions)
     photos = {
         s: domain_gap.load_split(sample / "mvip", names, s) for s in ("train", "valid", "test")
     }
@@ -94,7 +135,7 @@ def main(argv=None):
                 images, labels, _ = photos[split]
                 row += list(images[np.flatnonzero(labels == c)[:count]])
             rows.append(row)
-        save_sheet(rows, out / "photos.webp", [n.replace("_", " ") for n in names])
+        save_sheet(rows, out / f"photos.{args.type}", [n.replace("_", " ") for n in names])
     if not wanted & set(sheets[2:]):
         return
 
@@ -112,7 +153,7 @@ def main(argv=None):
                 y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample
             y = ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             rows += [chosen, y]
-        save_sheet(rows, out / "reconstructions.webp", ["photo", "decoded"] * 2)
+        save_sheet(rows, out / f"reconstructions.{args.type}", ["photo", "decoded"] * 2)
     images, labels, _ = photos["train"]
     sources = [Image.fromarray(images[np.flatnonzero(labels == c)[1]]) for c in range(len(names))]
     nouns = [parts.NOVEL[n][0] for n in names]
@@ -133,7 +174,7 @@ def main(argv=None):
                     )
                 )
                 titles.append(f"{strength}")
-        save_sheet(rows, out / "strengths.webp", titles)
+        save_sheet(rows, out / f"strengths.{args.type}", titles)
     for sheet, strengths in (("prompts", (0.5, 0.75)), ("edges", (0.75, 1.0))):
         if sheet not in wanted:
             continue
@@ -157,7 +198,7 @@ def main(argv=None):
                     edit(pipe, sources, prompts, strength, args.guidance, args.steps, args.seed)
                 )
                 titles.append(f"{look} {strength}")
-        save_sheet(rows, out / f"{sheet}.webp", titles)
+        save_sheet(rows, out / f"{sheet}.{args.type}", titles)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@
 The loss is an L1 distance of pixels and of their differences at three scales (edges and teeth live
 in the differences, and pixel loss alone blurs them), a distance of early features of the backbone,
 and a light pull of the latents towards a normal distribution. Resumes from
-CACHE_DIR/autoencoder/checkpoint.pt and leaves CACHE_DIR/autoencoder/vae for the next stage.
+CACHE_DIR/autoencoder/checkpoint.pt and leaves CACHE_DIR/autoencoder/vae for the next stage. With
+`--decoder sample/model`, the decoder of a finished model goes on alone.
 """
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import make_data
@@ -75,18 +77,36 @@ def feature_loss(model, a, b):
     return total
 
 
-def encode_all(vae, images, device, batch=256):
-    """Posterior means and deviations of all renders, float16 [N, 8, 16, 16]."""
-    rows = []
-    with torch.no_grad():
-        for start in range(0, len(images), batch):
-            x = training.to_tensor(images[start : start + batch], device)
-            with torch.autocast(device.type, torch.bfloat16):
-                moments = vae.quant_conv(vae.encoder(x)).float()
-            mean, logvar = moments.chunk(2, dim=1)
-            deviation = (0.5 * logvar.clamp(-30, 20)).exp()
-            rows.append(torch.cat([mean, deviation], 1).half().cpu())
+@torch.no_grad()
+def encode_all(vae, images, device):
+    """Posterior means and deviations of uint8 images [N, 64, 64, 3], float16 [N, 8, 16, 16]."""
+    rows, batch = [], 1024 if device.type == "cuda" else 256
+    for start in range(0, len(images), batch):
+        x = training.to_tensor(images[start : start + batch], device)
+        with training.autocast(device):
+            moments = vae.quant_conv(vae.encoder(x)).float()
+        mean, logvar = moments.chunk(2, dim=1)
+        deviation = (0.5 * logvar.clamp(-30, 20)).exp()
+        rows.append(torch.cat([mean, deviation], 1).half())
     return torch.cat(rows)
+
+
+def cached_latents(cache, vae, images, device, mirror=True):
+    """[1 or 2, N, 8, 16, 16] float16 on the device: all renders (and their mirror images)."""
+    name = training.fingerprint(vae.encoder, vae.quant_conv)
+    path = Path(cache) / "latents" / f"{name}.pt"
+    if path.exists():
+        stored = torch.load(path, map_location=device, weights_only=True)
+        if stored.shape[1] == len(images) and len(stored) > mirror:
+            return stored
+    images = torch.from_numpy(images)
+    views = [images, images.flip(2)] if mirror else [images]
+    latents = torch.stack([encode_all(vae, view, device) for view in views])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.tmp")
+    torch.save(latents, part)
+    os.replace(part, path)
+    return latents
 
 
 def distances(features, y, x):
@@ -96,69 +116,66 @@ def distances(features, y, x):
     return pixel, edge, feature
 
 
-def train_both(args, vae, features, images, device):
+def draw_images(images, count, rng):
+    """(rows, flips, [count, 3, 64, 64] in [-1, 1]) of uint8 images; every second one mirrored."""
+    rows = torch.randint(len(images), (count,), generator=rng, device=images.device)
+    flips = torch.randint(2, (count,), generator=rng, device=images.device)
+    batch = images[rows]
+    batch = torch.where(flips.bool()[:, None, None, None], batch.flip(2), batch)
+    return rows, flips, training.to_tensor(batch)
+
+
+def train_both(args, vae, features, images, folder):
     """Encoder and decoder together."""
     optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4
+        vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
-    run = training.Run(Path(args.cache) / "autoencoder", {"vae": vae}, optimizer, decay=0.998)
-    while run.step < args.steps:
-        run.set_rate(training.learning_rate(run.step, args.steps, args.lr, 100))
-        rng, noise_rng = training.step_generators(args.seed + 1, run.step)
-        batch = images[rng.integers(len(images), size=args.batch_size)]
-        if rng.random() < 0.5:
-            batch = batch[:, :, ::-1]
-        x = training.to_tensor(batch, device).contiguous(memory_format=torch.channels_last)
-        noise = torch.randn((len(x), 4, 16, 16), generator=noise_rng).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
-            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    run = training.Run(folder, {"vae": vae}, optimizer, args, decay=0.998, warmup=100)
+    device = images.device
+    while run.goes_on():
+        rng = training.generator(args.seed + 1, run.step, device)
+        _, _, x = draw_images(images, args.batch_size, rng)
+        noise = torch.randn((len(x), 4, 16, 16), generator=rng, device=device)
+        with training.autocast(device):
+            mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, dim=1)
+            logvar = logvar.clamp(-30, 20)
             y = vae.decode(mean + noise * (0.5 * logvar).exp()).sample.float()
             pixel, edge, feature = distances(features, y, x)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        update(vae, optimizer, pixel + 2.0 * edge + 0.1 * feature + 3e-4 * kl)
-        run.advance(
-            {"l1": pixel.item(), "edge": edge.item(), "feature": feature.item(), "kl": kl.item()},
-            args.steps,
-        )
+        training.update(optimizer, pixel + 2.0 * edge + 0.1 * feature + 3e-4 * kl)
+        run.advance({"l1": pixel, "edge": edge, "feature": feature, "kl": kl})
     run.use_average()
-    return run
 
 
-def train_decoder(args, vae, features, images, device):
+def train_decoder(args, vae, features, images, latents, folder):
     """The decoder alone, from stored latents: sharper pictures, and the UNet's latents stay."""
     modules = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
     vae.encoder.requires_grad_(False)
     weights = [p for m in modules.values() for p in m.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    run = training.Run(Path(args.cache) / "decoder", modules, optimizer, decay=0.998)
-    latents = torch.load(Path(args.cache) / "diffusion" / "latents.pt", weights_only=True)
-    while run.step < args.steps:
-        run.set_rate(training.learning_rate(run.step, args.steps, args.lr, 100))
-        rng, noise_rng = training.step_generators(args.seed + 3, run.step)
-        rows = rng.integers(len(images), size=args.batch_size)
-        flip = int(rng.integers(len(latents)))
-        batch = images[rows][:, :, ::-1] if flip else images[rows]
-        x = training.to_tensor(batch, device).contiguous(memory_format=torch.channels_last)
-        stored = latents[flip, torch.from_numpy(rows)].float()
-        noise = torch.randn((len(x), 4, 16, 16), generator=noise_rng)
-        z = (stored[:, :4] + stored[:, 4:] * noise).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            y = vae.decode(z).sample.float()
+    optimizer = torch.optim.AdamW(
+        weights, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
+    run = training.Run(folder, modules, optimizer, args, decay=0.998, warmup=100)
+    device = images.device
+    while run.goes_on():
+        rng = training.generator(args.seed + 3, run.step, device)
+        rows, flips, x = draw_images(images, args.batch_size, rng)
+        stored = latents[flips, rows].float()
+        noise = torch.randn(stored[:, :4].shape, generator=rng, device=device)
+        with training.autocast(device):
+            y = vae.decode(stored[:, :4] + stored[:, 4:] * noise).sample.float()
             pixel, edge, feature = distances(features, y, x)
-        update(vae, optimizer, pixel + 2.0 * edge + 0.1 * feature)
-        run.advance(
-            {"l1": pixel.item(), "edge": edge.item(), "feature": feature.item()}, args.steps
-        )
+        training.update(optimizer, pixel + 2.0 * edge + 0.1 * feature)
+        run.advance({"l1": pixel, "edge": edge, "feature": feature})
     run.use_average()
-    return run
 
 
-def update(vae, optimizer, loss):
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for p in vae.parameters() if p.requires_grad], 1.0)
-    optimizer.step()
+def save_vae(vae, folder):
+    """Store a VAE without the name of the folder that it was read from."""
+    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def main(argv=None):
@@ -167,43 +184,60 @@ def main(argv=None):
     parser.add_argument("--backbone", default=str(make_data.ROOT / "backbone"))
     parser.add_argument(
         "--decoder",
-        action="store_true",
-        help="the decoder alone; train_diffusion.py must have stored latents",
+        metavar="MODEL",
+        help="train the decoder of this model alone, and put it into the model's place",
     )
-    parser.add_argument("--steps", type=int, default=5600)
+    training.add_budget(parser, 5600)
+    training.add_wait(parser)
+    parser.add_argument("--renders", type=int, default=1, help="how many --wait waits for")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     device, cache = training.pick_device(), Path(args.cache)
     torch.manual_seed(args.seed)
-    images, _, _ = make_data.load_shards(cache)
     features = load_features(args.backbone, device)
     if args.decoder:
-        vae = AutoencoderKL.from_pretrained(cache / "autoencoder" / "vae").to(device)
+        source = Path(args.decoder) / "vae"
+        training.wait_until(
+            (Path(args.decoder) / "model_index.json").exists, args.wait, args.decoder
+        )
+        vae = AutoencoderKL.from_pretrained(source).float().to(device)
     else:
+        enough = lambda: make_data.count_renders(cache) >= args.renders  # noqa: E731
+        training.wait_until(enough, args.wait, f"{args.renders} renders")
         vae = build_model().to(device)
     vae.to(memory_format=torch.channels_last)
-    train = train_decoder if args.decoder else train_both
-    run = train(args, vae, features, images, device)
-
-    vae.eval()
-    if not args.decoder:
+    stored, _, _ = make_data.load_shards(cache)
+    images = torch.from_numpy(stored).to(device)
+    if args.decoder:
+        latents = cached_latents(cache, vae, stored, device)
+        folder = cache / f"decoder-{training.fingerprint(vae.encoder)}"
+        train_decoder(args, vae, features, images, latents, folder)
+    else:
+        folder = cache / "autoencoder"
+        train_both(args, vae, features, images, folder)
+        vae.eval()
         latents = encode_all(vae, images[:4000], device)
         vae.register_to_config(scaling_factor=1.0 / latents[:, :4].float().std().item())
+
+    vae.eval()
     with torch.no_grad():
-        x = training.to_tensor(images[:512], device)
+        x = training.to_tensor(images[:512])
         y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         psnr = 10 * torch.log10(4 / F.mse_loss(y, x)).item()
     result = {
         "psnr": round(psnr, 2),
         "scaling_factor": vae.config.scaling_factor,
         "parameters": sum(p.numel() for p in vae.parameters()),
-        **training.final_line(run.folder),
+        **training.final_line(folder),
     }
-    (run.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)
-    vae.to(memory_format=torch.contiguous_format).save_pretrained(run.folder / "vae")
+    if args.decoder:
+        training.write_folder(source, lambda part: save_vae(vae.half(), part))
+    else:
+        training.write_folder(folder / "vae", lambda part: save_vae(vae, part))
 
 
 if __name__ == "__main__":

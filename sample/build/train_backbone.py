@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 
 import make_data
-import numpy as np
 import parts
 import torch
 import training
@@ -34,27 +33,31 @@ def build_model(names):
 
 
 def augment(images, rng):
-    """Flip, shift by up to 6 pixels, jitter brightness, contrast and colour; uint8 in and out."""
-    out = np.empty_like(images)
-    size = images.shape[1]
-    padded = np.pad(images, ((0, 0), (6, 6), (6, 6), (0, 0)), mode="edge")
-    for i in range(len(images)):
-        y, x = rng.integers(0, 13, 2)
-        view = padded[i, y : y + size, x : x + size]
-        out[i] = view[:, ::-1] if rng.random() < 0.5 else view
-    gain = rng.uniform(0.75, 1.25, (len(images), 1, 1, 1)) * rng.uniform(
-        0.92, 1.08, (len(images), 1, 1, 3)
+    """Flip, shift by up to 6 pixels, jitter brightness, contrast and colour.
+
+    uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1], all on one device.
+    """
+    count, size, device = len(images), images.shape[1], images.device
+    draw = lambda low, high, *shape: (  # noqa: E731
+        low + (high - low) * torch.rand((count, *shape), generator=rng, device=device)
     )
-    mean = out.mean((1, 2, 3), keepdims=True)
-    shifted = (out - mean) * gain + mean * rng.uniform(0.8, 1.2, (len(images), 1, 1, 1))
-    return np.clip(shifted, 0, 255).astype(np.uint8)
+    padded = F.pad(training.to_tensor(images), (6, 6, 6, 6), mode="replicate")
+    y, x = torch.randint(13, (2, count, 1), generator=rng, device=device)
+    along = torch.arange(size, device=device)
+    across = torch.where(draw(0, 1, 1) < 0.5, along, along.flip(0))
+    rows, columns = (y + along)[:, :, None], (x + across)[:, None]
+    batch = padded[torch.arange(count, device=device)[:, None, None], :, rows, columns]
+    batch = batch.permute(0, 3, 1, 2)
+    gain = draw(0.75, 1.25, 1, 1, 1) * draw(0.92, 1.08, 3, 1, 1)
+    mean = batch.mean((1, 2, 3), keepdim=True)
+    return ((batch - mean) * gain + (mean + 1) * draw(0.8, 1.2, 1, 1, 1) - 1).clamp(-1, 1)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Pretrain sample/backbone.")
     parser.add_argument("--cache", required=True)
     parser.add_argument("--out", default=str(make_data.ROOT / "backbone"))
-    parser.add_argument("--steps", type=int, default=2200)
+    training.add_budget(parser, 2200)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -69,35 +72,32 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     images, labels, _ = make_data.load_shards(args.cache, args.renders)
     names = make_data.load_classes(args.cache, args.renders)
-    held = np.arange(len(images)) % 40 == 39
-    train_ids, held_ids = np.flatnonzero(~held), np.flatnonzero(held)
+    images, labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    held = torch.arange(len(images), device=device) % 40 == 39
+    train_ids, held_ids = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
     model = build_model(names).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05, fused=True)
     folder = Path(args.cache) / f"training-{args.renders}"
-    run = training.Run(folder, {"model": model}, optimizer, decay=0.998)
+    run = training.Run(folder, {"model": model}, optimizer, args, decay=0.998, warmup=100)
     model.train()
-    while run.step < args.steps:
-        run.set_rate(training.learning_rate(run.step, args.steps, args.lr, 100))
-        rng, _ = training.step_generators(args.seed, run.step)
-        ids = rng.choice(train_ids, args.batch_size)
-        batch = training.to_tensor(augment(images[ids], rng), device)
-        target = torch.from_numpy(labels[ids]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = model(batch.contiguous(memory_format=torch.channels_last)).logits
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-        optimizer.step()
-        run.advance({"loss": loss.item()}, args.steps)
+    while run.goes_on():
+        rng = training.generator(args.seed, run.step, device)
+        draws = torch.randint(len(train_ids), (args.batch_size,), generator=rng, device=device)
+        ids = train_ids[draws]
+        batch = augment(images[ids], rng).contiguous(memory_format=torch.channels_last)
+        with training.autocast(device):
+            logits = model(batch).logits
+        loss = F.cross_entropy(logits.float(), labels[ids], label_smoothing=0.05)
+        training.update(optimizer, loss, limit=2.0)
+        run.advance({"loss": loss})
 
     run.use_average()
     right = 0
     with torch.no_grad():
-        for ids in np.array_split(held_ids, max(1, len(held_ids) // 64)):
-            logits = model(training.to_tensor(images[ids], device)).logits
-            right += int((logits.argmax(1).cpu().numpy() == labels[ids]).sum())
+        for ids in held_ids.split(64):
+            logits = model(training.to_tensor(images[ids])).logits
+            right += int((logits.argmax(1) == labels[ids]).sum())
     result = {
         "steps": run.step,
         "held_out_accuracy": round(right / len(held_ids), 4),
@@ -107,7 +107,10 @@ def main(argv=None):
     print(json.dumps(result), flush=True)
     (run.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
-    out = Path(args.out)
+    training.write_folder(args.out, lambda part: save(part, model, names))
+
+
+def save(out, model, names):
     model.half().save_pretrained(out)
     processor = {
         "image_processor_type": "ConvNextImageProcessor",

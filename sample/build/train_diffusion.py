@@ -6,7 +6,9 @@ Needs the renders and CACHE_DIR/autoencoder/vae. Latents of all renders and of t
 are computed once; a step draws posterior samples. UNet and text encoder learn together to predict
 the velocity (arXiv 2202.00512, section 4). Epsilon prediction leaves the noisiest steps, which
 decide on colour and table, almost without weight: prompts were hardly obeyed after 50,000 samples.
-Resumes from CACHE_DIR/diffusion/checkpoint.pt.
+Resumes from CACHE_DIR/diffusion/checkpoint.pt. `--continue_from sample/model` goes on from finished
+weights, with their tokenizer and VAE and a fresh optimizer; an unknown word of new captions is then
+spelled in bytes.
 
 The noise schedule is the cosine one: 16x16 latents carry little redundancy, and half way it keeps
 a signal of 0.49 where Stable Diffusion's own schedule, made for 64x64 latents, keeps 0.28.
@@ -14,10 +16,11 @@ a signal of 0.49 where Stable Diffusion's own schedule, made for 64x64 latents, 
 
 import argparse
 import collections
+import copy
 import itertools
 import json
 import re
-import shutil
+import time
 from pathlib import Path
 
 import make_data
@@ -31,7 +34,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch.nn import functional as F
-from train_autoencoder import encode_all
+from train_autoencoder import cached_latents, save_vae
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -137,28 +140,32 @@ def build_unet():
     )
 
 
-def warm_text_encoder(text_encoder, tokens, steps, seed, device, batch=32):
+def warm_text_encoder(text_encoder, tokens, steps, seed, until, batch):
     """Teach the fresh text encoder to carry the words of a caption to every later place.
 
     Each place predicts which words have occurred so far. Without this, the 60 places of padding
-    say nothing, and cross attention, spread over 77 places, hardly hears the caption.
+    say nothing, and cross attention, spread over 77 places, hardly hears the caption. Stops after
+    `steps` or at the time `until`.
     """
     words = torch.unique(tokens[:2000])
+    device = tokens.device
     head = torch.nn.Linear(text_encoder.config.hidden_size, len(words)).to(device)
     weights = [*text_encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        weights, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     for step in range(steps):
+        if time.time() > until:
+            break
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate(step, steps, 1e-3, 20)
-        rng, _ = training.step_generators(seed, step)
-        ids = tokens[torch.from_numpy(rng.integers(len(tokens), size=batch))].to(device)
-        said = (ids[:, :, None] == words.to(device)).float().cumsum(1).clamp(max=1)
-        with torch.autocast(device.type, torch.bfloat16):
+            group["lr"] = training.learning_rate(step, step / steps, 1e-3, 20)
+        rng = training.generator(seed, step, device)
+        ids = tokens[torch.randint(len(tokens), (batch,), generator=rng, device=device)]
+        said = (ids[:, :, None] == words).float().cumsum(1).clamp(max=1)
+        with training.autocast(device):
             guess = head(text_encoder(ids)[0])
         loss = F.binary_cross_entropy_with_logits(guess.float(), said)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        training.update(optimizer, loss)
         if step % 25 == 24:
             print(json.dumps({"text_step": step + 1, "loss": round(loss.item(), 5)}), flush=True)
 
@@ -174,107 +181,139 @@ def build_scheduler():
     )
 
 
-def cached_latents(cache, vae, images, device, mirror):
-    """[1 or 2, N, 8, 16, 16] float16: mean and deviation of all renders (and mirror images)."""
-    path = Path(cache) / "diffusion" / "latents.pt"
-    if path.exists():
-        stored = torch.load(path, weights_only=True)
-        if stored.shape[1] == len(images):
-            return stored
-    views = [images, images[:, :, ::-1]] if mirror else [images]
-    latents = torch.stack([encode_all(vae, view, device) for view in views])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(latents, path)
-    return latents
+def draw_batch(latents, tokens, empty, scale, args, rng):
+    """(rows, scaled latents, noise, token ids), all on the device; some captions are empty."""
+    device, count = latents.device, args.batch_size
+    rows = torch.randint(latents.shape[1], (count,), generator=rng, device=device)
+    views = torch.randint(len(latents), (count,), generator=rng, device=device)
+    chosen = latents[views, rows].float()
+    fresh, noise = torch.randn((2, *chosen[:, :4].shape), generator=rng, device=device)
+    x = (chosen[:, :4] + chosen[:, 4:] * fresh) * scale
+    silent = torch.rand((count, 1), generator=rng, device=device) < args.drop
+    return rows, x, noise, torch.where(silent, empty, tokens[rows])
+
+
+def mix_noise(x, noise, alphas, times):
+    """(noisy latents, velocity): what the UNet sees, and what it is asked for."""
+    signal = alphas[times].view(-1, 1, 1, 1)
+    noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
+    velocity = signal.sqrt() * noise - (1 - signal).sqrt() * x
+    return noisy.contiguous(memory_format=torch.channels_last), velocity
+
+
+def caption_tokens(tokenizer, captions, device):
+    """Token ids of the captions [N, 77] and of the empty caption [77]."""
+    ids = tokenizer(
+        [*captions, ""], padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+    ).input_ids.to(device)
+    return ids[:-1], ids[-1]
+
+
+def train(args, run, latents, tokens, empty, scale, alphas, early):
+    """UNet and text encoder together; `early()` is called at `args.early_at` of the run."""
+    unet, text_encoder = run.modules["unet"], run.modules["text_encoder"]
+    device = latents.device
+    while not args.export and run.goes_on():
+        rng = training.generator(args.seed + 2, run.step, device)
+        _, x, noise, ids = draw_batch(latents, tokens, empty, scale, args, rng)
+        times = torch.randint(1000, (len(x),), generator=rng, device=device)
+        noisy, velocity = mix_noise(x, noise, alphas, times)
+        with training.autocast(device):
+            guess = unet(noisy, times, text_encoder(ids)[0], return_dict=False)[0]
+        loss = (guess.float() - velocity).square().mean()
+        training.update(run.optimizer, loss)
+        run.advance({"velocity_mse": loss})
+        if early and run.done > args.early_at:
+            early()
+            early = None
+
+
+def export(out, run, parts_of, classes):
+    """Store the average of the weights as a pipeline in float16."""
+    modules = {}
+    for name, module in run.modules.items():
+        modules[name] = copy.deepcopy(module).to(memory_format=torch.contiguous_format).eval()
+        modules[name].load_state_dict(run.average[name])
+    modules["vae"] = copy.deepcopy(parts_of["vae"])
+    pipeline = StableDiffusionPipeline(
+        **{name: module.half().cpu() for name, module in modules.items()},
+        tokenizer=parts_of["tokenizer"],
+        scheduler=parts_of["scheduler"],
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+    def save(folder):
+        pipeline.save_pretrained(folder)
+        save_vae(modules["vae"], folder / "vae")
+        (folder / "classes.json").write_text(json.dumps({"generator": classes}, indent=1) + "\n")
+
+    training.write_folder(out, save)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Train UNet and text encoder.")
     parser.add_argument("--cache", required=True)
     parser.add_argument("--out", default=str(make_data.ROOT / "model"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument(
+        "--continue_from",
+        metavar="MODEL",
+        help="go on from the weights of this model, with its tokenizer and VAE, a new optimizer",
+    )
+    training.add_budget(parser, 6000)
+    training.add_wait(parser)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--drop", type=float, default=0.12, help="share of empty captions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no_mirror", action="store_true", help="do not train on mirror images")
     parser.add_argument("--export", action="store_true", help="save the model as it is now")
+    parser.add_argument("--early", metavar="FOLDER", help="also save an unfinished model here")
+    parser.add_argument("--early_at", type=float, default=0.6, help="part of the run, 0 to 1")
     args = parser.parse_args(argv)
-    device = training.pick_device()
+    device, cache = training.pick_device(), Path(args.cache)
     torch.manual_seed(args.seed)
-    images, _, captions = make_data.load_shards(args.cache)
-    folder = Path(args.cache) / "diffusion"
-    tokenizer = make_tokenizer(captions, folder / "tokenizer")
-    tokens = tokenizer(
-        captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-    ).input_ids
-    empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids[0]
-    vae = AutoencoderKL.from_pretrained(Path(args.cache) / "autoencoder" / "vae").to(device).eval()
-    latents = cached_latents(args.cache, vae, images, device, not args.no_mirror)
-    scale = vae.config.scaling_factor
+    images, _, captions = make_data.load_shards(cache)
+    if args.continue_from:
+        start = StableDiffusionPipeline.from_pretrained(args.continue_from, dtype=torch.float32)
+        tokenizer, vae, scheduler = start.tokenizer, start.vae, start.scheduler
+        unet, text_encoder = start.unet, start.text_encoder
+        folder = cache / f"diffusion-{training.fingerprint(unet, text_encoder)}"
+    else:
+        folder, scheduler = cache / "diffusion", build_scheduler()
+        tokenizer = make_tokenizer(captions, folder / "tokenizer")
+        unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    tokens, empty = caption_tokens(tokenizer, captions, device)
+    unet.to(device, memory_format=torch.channels_last).train()
+    text_encoder.to(device).train()
+    fresh = not args.continue_from and not (folder / "checkpoint.pt").exists()
+    if fresh and not args.export:
+        steps, batch = min(args.steps or args.default_steps, 300), min(args.batch_size, 256)
+        until = time.time() + training.seconds_left(args) / 20
+        warm_text_encoder(text_encoder, tokens, steps, args.seed + 4, until, batch)
+    if not args.continue_from:
+        source = cache / "autoencoder" / "vae"
+        training.wait_until((source / "config.json").exists, args.wait, source)
+        vae = AutoencoderKL.from_pretrained(source)
+    vae.to(device).eval()
+    latents = cached_latents(cache, vae, images, device, not args.no_mirror)
 
-    text_encoder, unet = build_text_encoder(tokenizer).to(device), build_unet().to(device)
-    unet.to(memory_format=torch.channels_last)
-    if not (folder / "checkpoint.pt").exists():
-        warm_text_encoder(text_encoder, tokens, min(args.steps, 300), args.seed + 4, device)
     modules = {"unet": unet, "text_encoder": text_encoder}
-    weights = [p for m in modules.values() for p in m.parameters()]
     optimizer = torch.optim.AdamW(
-        weights, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        [p for m in modules.values() for p in m.parameters()],
+        lr=args.lr,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        fused=True,
     )
-    run = training.Run(folder, modules, optimizer, decay=0.999)
-    scheduler = build_scheduler()
+    run = training.Run(folder, modules, optimizer, args, decay=0.999, warmup=300)
+    classes = parts.seen(make_data.load_classes(cache))
+    kept = {"vae": vae, "tokenizer": tokenizer, "scheduler": scheduler}
+    early = (lambda: export(args.early, run, kept, classes)) if args.early else None
     alphas = scheduler.alphas_cumprod.to(device)
-
-    while run.step < args.steps and not args.export:
-        run.set_rate(training.learning_rate(run.step, args.steps, args.lr))
-        rng, noise_rng = training.step_generators(args.seed + 2, run.step)
-        rows = torch.from_numpy(rng.integers(len(images), size=args.batch_size))
-        flips = torch.from_numpy(rng.integers(len(latents), size=args.batch_size))
-        chosen = latents[flips, rows].float()
-        fresh = torch.randn(chosen[:, :4].shape, generator=noise_rng)
-        noise = torch.randn(fresh.shape, generator=noise_rng).to(device)
-        x = ((chosen[:, :4] + chosen[:, 4:] * fresh) * scale).to(device)
-        times = torch.randint(1000, (len(rows),), generator=noise_rng).to(device)
-        ids = tokens[rows].clone()
-        ids[torch.from_numpy(rng.random(len(rows)) < args.drop)] = empty
-        x = x.contiguous(memory_format=torch.channels_last)
-        signal = alphas[times].view(-1, 1, 1, 1)
-        noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
-        with torch.autocast(device.type, torch.bfloat16):
-            states = text_encoder(ids.to(device))[0]
-            guess = unet(noisy, times, states, return_dict=False)[0]
-        velocity = signal.sqrt() * noise - (1 - signal).sqrt() * x
-        loss = (guess.float() - velocity).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        run.advance({"velocity_mse": loss.item()}, args.steps)
-
-    run.use_average()
-    finished = Path(args.cache) / "decoder" / "vae"
-    if finished.exists():  # the same encoder, a decoder that was trained for longer
-        vae = AutoencoderKL.from_pretrained(finished)
-    unet.to(memory_format=torch.contiguous_format)
-    out = Path(args.out)
-    shutil.rmtree(out, ignore_errors=True)
-    pipeline = StableDiffusionPipeline(
-        vae=vae.half(),
-        text_encoder=text_encoder.half(),
-        tokenizer=tokenizer,
-        unet=unet.half(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(out)
-    config = json.loads((out / "vae" / "config.json").read_text())
-    config.pop("_name_or_path", None)  # a folder of this machine
-    (out / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    classes = parts.seen(make_data.load_classes(args.cache))
-    (out / "classes.json").write_text(json.dumps({"generator": classes}, indent=1) + "\n")
+    train(args, run, latents, tokens, empty, vae.config.scaling_factor, alphas, early)
+    export(args.out, run, kept, classes)
     result = {
         "unet_parameters": sum(p.numel() for p in unet.parameters()),
         "text_encoder_parameters": sum(p.numel() for p in text_encoder.parameters()),

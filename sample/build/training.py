@@ -1,12 +1,14 @@
-"""What the three trainings share: a resumable loop's state, an average of the weights, batches.
+"""What the trainings share: a resumable loop's state, an average of the weights, batches, waiting.
 
 A run's randomness is a function of (seed, step): a run that was killed and resumed draws the same
 batches and the same noise as one that was not.
 """
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -17,50 +19,135 @@ import torch
 def pick_device():
     """CUDA where there is one, else the CPU with two threads (SAMPLE_THREADS changes that)."""
     if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
         return torch.device("cuda")
     torch.set_num_threads(int(os.environ.get("SAMPLE_THREADS", "2")))
     return torch.device("cpu")
 
 
-def step_generators(seed, step):
-    """(numpy generator for indices and augmentation, torch CPU generator for noise) of one step."""
-    torch_rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    return np.random.default_rng([seed, step]), torch_rng
+def autocast(device):
+    """bfloat16 where the device computes in it; elsewhere it costs a CPU seven times the time."""
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
-def to_tensor(images, device):
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+def generator(seed, step, device):
+    """The random generator of one step, on the device, so that nothing waits for the CPU."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+
+
+def to_tensor(images, device=None):
+    """uint8 [B, H, W, 3], array or tensor -> float32 [B, 3, H, W] in [-1, 1], channels last."""
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    batch = images.to(device)
     return batch.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def learning_rate(step, total, peak, warmup=200, floor=0.02, hold=0.65):
+def add_budget(parser, steps):
+    """Flags that say how long a training lasts: steps, or wall clock, whichever ends first."""
+    parser.add_argument(
+        "--steps", type=int, help=f"default: {steps}, or what --seconds or --deadline allows"
+    )
+    parser.add_argument("--seconds", type=float, help="wall clock from the first step on")
+    parser.add_argument("--deadline", type=float, help="Unix time of the last step")
+    parser.set_defaults(default_steps=steps)
+
+
+def seconds_left(args):
+    """Until the end of a training that would begin now; infinite where steps alone decide."""
+    left = [args.seconds] if args.seconds else []
+    left += [args.deadline - time.time()] if args.deadline else []
+    return min(left, default=math.inf)
+
+
+def add_wait(parser):
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        help="seconds to wait for files that another command is making",
+    )
+
+
+def wait_until(ready, seconds, what):
+    """Wait until `ready()`; after `seconds`, end the program with the message that `what` fails."""
+    end = time.time() + seconds
+    while not ready():
+        if time.time() >= end:
+            raise SystemExit(f"{what} is not there: run the stage that makes it first, or --wait")
+        time.sleep(0.5)
+
+
+def write_folder(out, save):
+    """Call `save(folder)` on a new folder, which then takes the place of `out`: whole or absent."""
+    out = Path(out)
+    part = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save(part)
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+
+
+def fingerprint(*modules):
+    """Eight hex digits of the weights, the same before and after they were stored as float16."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().half().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def learning_rate(step, done, peak, warmup=200, floor=0.02, hold=0.65):
     """Linear warm-up, constant until `hold` of the run, then a half cosine down to `floor`.
 
-    The long constant part lets a run be lengthened or cut short by another `total` on resuming.
+    `done` is the part of the run that is over, 0 to 1; warming up takes a tenth of it at most. The
+    long constant part lets a run be lengthened or cut short on resuming.
     """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    t = min(max(step / total - hold, 0) / (1 - hold), 1)
+    if step < warmup and done < 0.1:
+        return peak * max((step + 1) / warmup, done / 0.1)
+    t = min(max(done - hold, 0) / (1 - hold), 1)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * t)))
 
 
-class Run:
-    """Checkpoint, average of the weights (EMA) and log of one training.
+def update(optimizer, loss, limit=1.0):
+    """One step of a fused optimizer with clipped gradients, left out where they are not finite."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(weights, limit)
+    # What torch's GradScaler tells a fused optimizer: it looks at this number on the device.
+    optimizer.found_inf = (~norm.isfinite()).float()
+    optimizer.step()
 
-    `modules` is {name: module}. The average starts late-heavy: its decay grows with the step, so
-    that a short run is not dragged down by its first weights.
+
+class Run:
+    """Checkpoint, average of the weights (EMA), learning rate and log of one training.
+
+    `modules` is {name: module}; `args` has the flags of `add_budget` and `lr`. The average starts
+    late-heavy: its decay grows with the step, so that a short run is not dragged down by its first
+    weights. Use:
+
+        while run.goes_on():
+            ...
+            run.advance({"loss": loss})
     """
 
-    def __init__(self, folder, modules, optimizer, decay=0.999, every=60):
+    def __init__(self, folder, modules, optimizer, args, decay=0.999, warmup=200, every=60):
         self.folder, self.modules, self.optimizer = Path(folder), modules, optimizer
-        self.decay, self.every, self.step, self.losses = decay, every, 0, []
+        self.decay, self.warmup, self.every = decay, warmup, every
+        self.step, self.losses, self.names, self.done = 0, [], [], 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
         self.average = {
             name: {k: v.detach().clone() for k, v in module.state_dict().items()}
             for name, module in modules.items()
         }
         self.seconds, self.started, self.saved = 0.0, time.time(), time.time()
+        self.peak, self.deadline = args.lr, self.started + seconds_left(args)
+        self.steps = args.steps or (args.default_steps if self.deadline == math.inf else math.inf)
         if self.path.exists():
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             for name, module in modules.items():
@@ -70,6 +157,7 @@ class Run:
             optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
             print(f"resumed at step {self.step}", flush=True)
+        self.first = self.step
 
     @property
     def path(self):
@@ -88,38 +176,65 @@ class Run:
         os.replace(part, self.path)
         self.saved = time.time()
 
-    def set_rate(self, rate):
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def part_done(self):
+        """How much of the run is over, 0 to 1, by steps or by the clock: the larger counts."""
+        left = max(self.deadline - time.time(), 0)
+        used = self.seconds + time.time() - self.started  # a resumed run has used some before
+        return min(max(self.step / self.steps, used / (used + left) if left else 1.0), 1.0)
 
-    def advance(self, losses, total, log_every=50):
-        """After a step: average the weights, log, save now and then."""
-        self.step += 1
-        if self.step % 4 == 0 or self.step == total:
+    def goes_on(self):
+        """Whether there is another step, and its learning rate; the last time, log and save."""
+        self.done = self.part_done()
+        if self.done < 1:
+            rate = learning_rate(self.step, self.done, self.peak, self.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            return True
+        if self.step > self.first:
             self.update_average()
-        self.losses.append(losses)
-        if self.step % log_every == 0 or self.step == total:
-            mean = {k: float(np.mean([x[k] for x in self.losses])) for k in losses}
-            line = {"step": self.step, **{k: round(v, 5) for k, v in mean.items()}}
-            line["seconds"] = round(self.seconds + time.time() - self.started, 1)
-            with open(self.folder / "log.jsonl", "a") as log:
-                log.write(json.dumps(line) + "\n")
-            print(json.dumps(line), flush=True)
-            self.losses = []
-        if time.time() - self.saved > self.every or self.step == total:
+            self.log()
+            self.save()
+        return False
+
+    def advance(self, losses):
+        """After a step: average the weights, log, save now and then. Losses stay on the device."""
+        self.step += 1
+        self.names = list(losses)
+        self.losses.append(torch.stack([x.detach().float() for x in losses.values()]))
+        if self.step % 4 == 0:
+            self.update_average()
+        if self.step % 50 == 0:
+            self.log()
+        if time.time() - self.saved > self.every:
             self.save()
 
+    def log(self):
+        if not self.losses:
+            return
+        mean = torch.stack(self.losses).mean(0).tolist()
+        line = {
+            "step": self.step,
+            **{k: round(v, 5) for k, v in zip(self.names, mean, strict=True)},
+        }
+        line["seconds"] = round(self.seconds + time.time() - self.started, 1)
+        with open(self.folder / "log.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+        self.losses = []
+
+    @torch.no_grad()
     def update_average(self):
         """Move the average by four steps at once: every fourth step is enough."""
         decay = min(self.decay, (1 + self.step) / (20 + self.step)) ** 4
-        with torch.no_grad():
-            for name, module in self.modules.items():
-                for key, value in module.state_dict().items():
-                    kept = self.average[name][key]
-                    if value.is_floating_point():
-                        kept.lerp_(value, 1 - decay)
-                    else:
-                        kept.copy_(value)
+        kept, values = [], []
+        for name, module in self.modules.items():
+            for key, value in module.state_dict().items():
+                if value.is_floating_point():
+                    kept.append(self.average[name][key])
+                    values.append(value)
+                else:
+                    self.average[name][key].copy_(value)
+        torch._foreach_lerp_(kept, values, 1 - decay)
 
     def use_average(self):
         """Put the averaged weights into the modules (for measuring and saving the result)."""
