@@ -7,9 +7,9 @@
 # Renders are made on all cores meanwhile. Every stage has a share of the wall clock, ends in time,
 # is tried twice, and leaves to the next one what there is. OUT gets, as soon as there is a first
 # version and again when there is a better one: model.tar.NN, controlnet.tar.NN, backbone.tar.NN and
-# catalogue.tar.NN (pieces of 15 MiB:
-# `cat model.tar.* | tar x -C sample`), generator.png, logs.txt. The environment changes the times at
-# which stages end, in seconds after the start, and the batch sizes.
+# catalogue.tar.NN (pieces of 15 MiB: `cat model.tar.* | tar x -C sample`), generator.png, logs.txt.
+# The environment changes the times at which stages end, in seconds after the start, and the batch
+# sizes.
 set -u
 if [ $# -ne 2 ] || [ ! -s "${1:-}" ]; then
   echo "on_gpu.sh: expected MESHES.npz (parts.py --pack makes it) and a folder for results" >&2
@@ -22,8 +22,8 @@ cd "$(dirname "$0")/../.."
 build=sample/build
 began=$(date +%s)
 SECONDS=0
-renders_end=${RENDERS_END:-98} autoencoder_end=${AUTOENCODER_END:-106} unet_end=${UNET_END:-342}
-last_end=${LAST_END:-390} end=${END:-415}
+renders_end=${RENDERS_END:-98} autoencoder_end=${AUTOENCODER_END:-106} unet_end=${UNET_END:-372}
+last_end=${LAST_END:-418} end=${END:-440}
 renders=${RENDERS:-200000} first=${FIRST_RENDERS:-10000} renders_of_backbone=${RENDERS:-40000}
 workers=${WORKERS:-$(($(nproc) > 3 ? $(nproc) - 2 : $(nproc)))}
 autoencoder_batch=${AUTOENCODER_BATCH:-128} backbone_batch=${BACKBONE_BATCH:-256} unet_batch=${UNET_BATCH:-1024}
@@ -129,9 +129,9 @@ say "renders: $(ls "$cache/pretrain" 2>/dev/null | grep -c '^[0-9]*\.npz$') file
 (for renders in backbone catalogue; do
   (export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
    stage "$renders-renders" $((SECONDS + ${BACKBONE_RENDERS:-40} + 15)) make_data "$renders" \
-     --count "$renders_of_backbone" --seconds "${BACKBONE_RENDERS:-40}" --workers "$workers")
-  stage "$renders" $((SECONDS + ${BACKBONE_SECONDS:-50} + 30)) train_backbone --renders "$renders" \
-    --batch_size "$backbone_batch" --seconds "${BACKBONE_SECONDS:-50}" --out "$sample/$renders"
+     --count "$renders_of_backbone" --seconds "${BACKBONE_RENDERS:-40}" --workers $(((workers + 1) / 2)))
+  stage "$renders" $((SECONDS + ${BACKBONE_SECONDS:-25} + 30)) train_backbone --renders "$renders" \
+    --batch_size "$backbone_batch" --seconds "${BACKBONE_SECONDS:-25}" --out "$sample/$renders"
 done) &
 backbones=$!
 
@@ -140,7 +140,7 @@ stage unet $((unet_end + 20)) train_diffusion --batch_size "$unet_batch" --lr "$
   --out "$sample/model" --early "$early/model" --deadline "$(at "$unet_end")" &
 unet=$!
 stage controlnet $((last_end + 10)) train_controlnet --batch_size "$controlnet_batch" \
-  --wait $((last_end - SECONDS)) --workers "$workers" --model "$sample/model" \
+  --wait $((last_end - SECONDS)) --workers $(((workers + 2) / 3)) --model "$sample/model" \
   --out "$sample/controlnet" --deadline "$(at "$last_end")" &
 controlnet=$!
 if ! wait $autoencoder && [ ! -s "$cache/autoencoder/vae/config.json" ]; then
