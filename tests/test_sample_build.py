@@ -119,9 +119,11 @@ def test_packed_meshes_come_back_with_their_normals(build, tmp_path):
     )
     target = tmp_path / "a" / "meshes" / "washer" / "3.npz"
     build.parts.save_mesh(target, corners, faces, normals)
-    build.parts.main(["--cache", str(tmp_path / "a"), "--pack", str(tmp_path / "packed.npz")])
+    build.parts.pack_meshes(tmp_path / "a", ["washer"], tmp_path / "packed.npz")
     build.parts.main(["--cache", str(tmp_path / "b"), "--unpack", str(tmp_path / "packed.npz")])
     kept = build.parts.load_mesh(tmp_path / "a", "washer", 3)
     again = build.parts.load_mesh(tmp_path / "b", "washer", 3)
     for one, other in zip(kept, again, strict=True):
         assert one.dtype == other.dtype and np.allclose(one, other, atol=1e-6)
+    with pytest.raises(SystemExit, match="no meshes of hinge"):
+        build.parts.pack_meshes(tmp_path / "a", ["washer", "hinge"], tmp_path / "more.npz")

@@ -35,7 +35,8 @@ fi
 run() { echo "== $*"; python "$build/$1.py" "${@:2}" --cache "$cache"; }
 run parts $quick
 run make_data pretrain --count $count $quick
-run make_data mvip --out "$out/mvip" $quick
+run make_data backbone --count $count $quick
+run make_data mvip --out "$out" $quick
 run train_backbone --steps $backbone --out "$out/backbone"
 run train_autoencoder --steps $autoencoder --backbone "$out/backbone"
 run train_diffusion --steps $diffusion --out "$out/model"

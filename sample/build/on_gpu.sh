@@ -26,8 +26,8 @@ renders_end=${RENDERS_END:-98} autoencoder_end=${AUTOENCODER_END:-106} unet_end=
 last_end=${LAST_END:-418} end=${END:-440}
 renders=${RENDERS:-200000} first=${FIRST_RENDERS:-10000} renders_of_backbone=${RENDERS:-40000}
 workers=${WORKERS:-$(($(nproc) > 3 ? $(nproc) - 2 : $(nproc)))}
-autoencoder_batch=${AUTOENCODER_BATCH:-128} backbone_batch=${BACKBONE_BATCH:-256} unet_batch=${UNET_BATCH:-1024}
-controlnet_batch=${CONTROLNET_BATCH:-512} unet_rate=${UNET_RATE:-1e-3}
+autoencoder_batch=${AUTOENCODER_BATCH:-128} backbone_batch=${BACKBONE_BATCH:-256}
+unet_batch=${UNET_BATCH:-1024} controlnet_batch=${CONTROLNET_BATCH:-512} unet_rate=${UNET_RATE:-1e-3}
 python=${PYTHON:-python3}
 work=${WORK:-$(mktemp -d)}
 cache=$work/cache sample=$work/sample early=$work/early logs=$work/logs
@@ -101,7 +101,10 @@ give_up() {
 trap give_up USR1
 trap 'kill $storing 2>/dev/null' EXIT
 
-say "$("$python" -c 'import sys, torch, diffusers, transformers; print("python", sys.version.split()[0], "torch", torch.__version__, "diffusers", diffusers.__version__, "transformers", transformers.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")' 2>&1 | tail -n 1), $(nproc) cores" &
+say "$("$python" -c 'import sys, torch, diffusers, transformers
+device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+print("python", sys.version.split()[0], *(f"{m.__name__} {m.__version__}" for m in
+      (torch, diffusers, transformers)), device)' 2>&1 | tail -n 1), $(nproc) cores" &
 stage meshes 60 parts --unpack "$meshes"
 # Renders have their processes; libraries inside must not start threads of their own.
 (export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -114,7 +117,7 @@ rendering=$!
   ln -s "$cache/meshes" "$work/rehearsal/meshes"
   timeout 120 "$python" "$build/rehearse.py" --cache "$work/rehearsal" \
     --autoencoder_batch "$autoencoder_batch" --unet_batch "$unet_batch" \
-    --controlnet_batch "$controlnet_batch" >"$logs/rehearsal.txt" 2>&1
+    --controlnet_batch "$controlnet_batch" --backbone_batch "$backbone_batch" >"$logs/rehearsal.txt" 2>&1
   code=$?
   say "rehearsal: exit status $code (124: not finished in time, which does no harm)"
   [ $code -eq 0 ] || [ $code -eq 124 ] || kill -USR1 $$
@@ -129,15 +132,16 @@ say "renders: $(ls "$cache/pretrain" 2>/dev/null | grep -c '^[0-9]*\.npz$') file
 (for renders in backbone catalogue; do
   (export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
    stage "$renders-renders" $((SECONDS + ${BACKBONE_RENDERS:-40} + 15)) make_data "$renders" \
-     --count "$renders_of_backbone" --seconds "${BACKBONE_RENDERS:-40}" --workers $(((workers + 1) / 2)))
+     --count "$renders_of_backbone" --seconds "${BACKBONE_RENDERS:-40}" \
+     --workers $(((workers + 1) / 2)))
   stage "$renders" $((SECONDS + ${BACKBONE_SECONDS:-25} + 30)) train_backbone --renders "$renders" \
     --batch_size "$backbone_batch" --seconds "${BACKBONE_SECONDS:-25}" --out "$sample/$renders"
 done) &
 backbones=$!
 
 # The next two load their data while the autoencoder comes to its end.
-stage unet $((unet_end + 20)) train_diffusion --batch_size "$unet_batch" --lr "$unet_rate" --wait 120 \
-  --out "$sample/model" --early "$early/model" --deadline "$(at "$unet_end")" &
+stage unet $((unet_end + 20)) train_diffusion --batch_size "$unet_batch" --lr "$unet_rate" \
+  --wait 120 --out "$sample/model" --early "$early/model" --deadline "$(at "$unet_end")" &
 unet=$!
 stage controlnet $((last_end + 10)) train_controlnet --batch_size "$controlnet_batch" \
   --wait $((last_end - SECONDS)) --workers $(((workers + 2) / 3)) --model "$sample/model" \

@@ -12,6 +12,7 @@ import time
 import make_data
 import sheets
 import train_autoencoder
+import train_backbone
 import train_controlnet
 import train_diffusion
 
@@ -20,32 +21,28 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Try every stage with four steps.")
     parser.add_argument("--cache", required=True, help="a folder with meshes")
     parser.add_argument("--autoencoder_batch", type=int, default=8)
+    parser.add_argument("--backbone_batch", type=int, default=64)
     parser.add_argument("--unet_batch", type=int, default=32)
     parser.add_argument("--controlnet_batch", type=int, default=32)
     args = parser.parse_args(argv)
     model, controlnet = f"{args.cache}/sample/model", f"{args.cache}/sample/controlnet"
-    vae = ["--batch_size", str(args.autoencoder_batch)]
-    unet = ["--batch_size", str(args.unet_batch)]
-    edges = ["--batch_size", str(args.controlnet_batch), "--workers", "1"]
+    batch = lambda size: ["--steps", "4", "--batch_size", str(size)]  # noqa: E731
+    renders = ["--count", "66", "--workers", "1"]
     early = ["--early", f"{args.cache}/early/model", "--early_at", "0.1"]
-    sheet = [
-        "--only",
-        "generator",
-        "--type",
-        "png",
-        "--steps",
-        "2",
-        "--out",
-        f"{args.cache}/sheets",
-    ]
+    sheet = ["--only", "generator", "--type", "png", "--steps", "2"]
+    sheet += ["--sample", f"{args.cache}/sample", "--out", f"{args.cache}/sheets"]
+    vae, unet = batch(args.autoencoder_batch), batch(args.unet_batch)
+    edges = [*batch(args.controlnet_batch), "--workers", "1"]
     for module, flags in (
-        (make_data, ["pretrain", "--count", "66", "--workers", "1"]),
-        (train_autoencoder, ["--steps", "4", *vae]),
-        (train_diffusion, ["--steps", "4", *unet, "--out", model, *early]),
-        (train_diffusion, ["--steps", "4", *unet, "--out", model, "--continue_from", model]),
-        (train_controlnet, ["--steps", "4", *edges, "--model", model, "--out", controlnet]),
-        (train_autoencoder, ["--steps", "4", *vae, "--decoder", model]),
-        (sheets, ["--sample", f"{args.cache}/sample", *sheet]),
+        (make_data, ["pretrain", *renders]),
+        (train_autoencoder, vae),
+        (train_diffusion, [*unet, "--out", model, *early]),
+        (train_diffusion, [*unet, "--out", model, "--continue_from", model]),
+        (train_controlnet, [*edges, "--model", model, "--out", controlnet]),
+        (train_autoencoder, [*vae, "--decoder", model]),
+        (sheets, sheet),
+        (make_data, ["backbone", *renders]),
+        (train_backbone, [*batch(args.backbone_batch), "--out", f"{args.cache}/sample/backbone"]),
     ):
         begun = time.time()
         module.main([*flags, "--cache", args.cache])
