@@ -202,49 +202,50 @@ def measured(total: float, per_epoch: list[float], accuracy: float) -> dict:
 
 def ours(args) -> dict:
     """The command itself. Without random augmentation all 50 epochs are measured."""
-    import csv
-
-    import train_classifier
-
     whole = args.augmentation == "none"
-
-    def run(epochs: int, steps: int = args.steps) -> tuple[float, float]:
-        method = f"{args.augmentation}-{epochs}-{time.time_ns()}"
-        flags = [
-            "--dataset=mvip", f"--data_dir={args.data_dir}", f"--output_dir={args.work}",
-            "--experiment_name=benchmark", f"--classifier_backbone={args.backbone}",
-            f"--seed={SEED}", f"--examples_per_class={K}", f"--synthetic_probability={PROBABILITY}",
-            f"--num_epochs={epochs}", f"--iterations_per_epoch={steps}",
-            f"--batch_size={args.batch}", f"--learning_rate={LEARNING_RATE}",
-            f"--augmentation={args.augmentation}", f"--device={args.device}",
-            f"--finetune={args.finetune}",
-            f"--method={method}", f"--num_synthetic={args.synthetic}",
-            f"--logdir={args.work}/logs",
-        ]  # fmt: skip
-        forget_features(args)
-        started = time.perf_counter()
-        train_classifier.main(flags)
-        seconds = time.perf_counter() - started
-        file = Path(args.work) / "logs" / method / f"results_{SEED}_{K}.csv"
-        with open(file, newline="") as lines:
-            rows = [r for r in csv.DictReader(lines)
-                    if (r["split"], r["metric"]) == ("Test", "Accuracy")]  # fmt: skip
-        return seconds, float(rows[-1]["value"])
-
     sys.stdout, stdout = sys.stderr, sys.stdout  # its messages are not this benchmark's
     try:
-        run(1, steps=1)  # what libraries do when they are used first is no part of the comparison
-        few, accuracy = run(args.epochs)
+        run(args, 1, 1)  # what libraries do when they are used first is no part of the comparison
+        few, accuracy = run(args, args.epochs, args.steps)
         if whole:
-            seconds, _ = run(EPOCHS)
+            seconds, _ = run(args, EPOCHS, args.steps)
             epoch = (seconds - few) / max(1, EPOCHS - args.epochs)
         else:
-            once, _ = run(1)
+            once, _ = run(args, 1, args.steps)
             epoch = (few - once) / max(1, args.epochs - 1)
             seconds = few + (EPOCHS - args.epochs) * epoch
     finally:
         sys.stdout = stdout
     return {"seconds": seconds, "epoch": round(epoch, 3), "accuracy": accuracy}
+
+
+def run(args, epochs: int, steps: int) -> tuple[float, float]:
+    """The command once: its seconds, and the accuracy on the test split."""
+    import csv
+
+    import train_classifier
+
+    method = f"{args.augmentation}-{epochs}-{time.time_ns()}"
+    flags = [
+        "--dataset=mvip", f"--data_dir={args.data_dir}", f"--output_dir={args.work}",
+        "--experiment_name=benchmark", f"--classifier_backbone={args.backbone}",
+        f"--seed={SEED}", f"--examples_per_class={K}", f"--synthetic_probability={PROBABILITY}",
+        f"--num_epochs={epochs}", f"--iterations_per_epoch={steps}",
+        f"--batch_size={args.batch}", f"--learning_rate={LEARNING_RATE}",
+        f"--augmentation={args.augmentation}", f"--device={args.device}",
+        f"--finetune={args.finetune}",
+        f"--method={method}", f"--num_synthetic={args.synthetic}",
+        f"--logdir={args.work}/logs",
+    ]  # fmt: skip
+    forget_features(args)
+    started = time.perf_counter()
+    train_classifier.main(flags)
+    seconds = time.perf_counter() - started
+    file = Path(args.work) / "logs" / method / f"results_{SEED}_{K}.csv"
+    with open(file, newline="") as lines:
+        rows = [r for r in csv.DictReader(lines)
+                if (r["split"], r["metric"]) == ("Test", "Accuracy")]  # fmt: skip
+    return seconds, float(rows[-1]["value"])
 
 
 def forget_features(args) -> None:

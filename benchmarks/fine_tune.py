@@ -109,8 +109,8 @@ def plain(args) -> dict:
         encoder = CLIPTextModel.from_pretrained(
             args.model, subfolder="text_encoder", dtype=torch.float32
         )
-        vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae", torch_dtype=dtype)
-        unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet", torch_dtype=dtype)
+        vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae", dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet", dtype=dtype)
         noise_scheduler = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
         for part in (encoder, vae, unet):
             part.requires_grad_(False).to(args.device)

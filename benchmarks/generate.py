@@ -47,6 +47,7 @@ def parse_args(argv=None):
     parser.add_argument("--work", help="folder for what is made (default: a temporary one)")
     parser.add_argument("--scheduler", help="of our side (default: the model's own)")
     parser.add_argument("--side", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    parser.set_defaults(strengths=STRENGTHS)
     args = parser.parse_args(argv)
     if args.quick:
         args.classes, args.variants, args.rounds = 3, 2, 1
@@ -108,7 +109,7 @@ def plain(args) -> dict:
 
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
     pipeline = AutoPipelineForImage2Image.from_pretrained(
-        args.model, torch_dtype=dtype, safety_checker=None
+        args.model, dtype=dtype, safety_checker=None
     ).to(args.device)
     pipeline.set_progress_bar_config(disable=True)
     dataset, indices = photos_of(args)
@@ -120,7 +121,7 @@ def plain(args) -> dict:
         name = dataset.get_metadata_by_idx(index)["name"]
         for repeat in range(args.variants):
             generator = job_generator(SEED, dataset.sources()[index], repeat)
-            strength = draw_strength(generator)
+            strength = draw_strength(args.strengths, generator)
             photo = dataset.get_image_by_idx(index)
             image = pipeline(
                 f"a photo of a {name}",
@@ -135,12 +136,14 @@ def plain(args) -> dict:
     return {"seconds": time.perf_counter() - began, "startup": round(startup, 2)}
 
 
-def draw_strength(generator) -> float:
+def draw_strength(strengths, generator) -> float:
     """The strength of an image, as this project draws one of several augmentations."""
     import torch
 
-    weights = torch.full((len(STRENGTHS),), 1 / len(STRENGTHS), dtype=torch.float64)
-    return STRENGTHS[int(torch.multinomial(weights, 1, generator=generator))]
+    if len(strengths) == 1:
+        return strengths[0]
+    weights = torch.full((len(strengths),), 1 / len(strengths), dtype=torch.float64)
+    return strengths[int(torch.multinomial(weights, 1, generator=generator))]
 
 
 def ours(args) -> dict:
@@ -168,7 +171,7 @@ def ours(args) -> dict:
         f"--experiment_name=ours-{time.time_ns()}", f"--model_path={args.model}",
         f"--seed={SEED}", f"--examples_per_class={K}", f"--num_synthetic={args.variants}",
         f"--num_inference_steps={args.steps}", f"--batch_size={args.batch_size}",
-        "--aug=real-guidance", "--strength", *map(str, STRENGTHS), f"--device={args.device}",
+        "--aug=real-guidance", "--strength", *map(str, args.strengths), f"--device={args.device}",
         f"--mixed_precision={args.precision}", *["--compile"] * args.compile,
         *([f"--scheduler={args.scheduler}"] if args.scheduler else []),
         "--classes", *dataset.class_names[: args.classes],

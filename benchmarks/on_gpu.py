@@ -17,6 +17,7 @@ import json
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,22 +29,26 @@ from common import ROOT, threads
 
 SECONDS = 350  # for all groups
 TYPES = {"fp16": "float16", "bf16": "bfloat16"}
-# Of each group: how long it may take, and its rows with how long each may take.
+# Of each group: how long it may take, and its rows with how long each may take. On an H200 the
+# groups want about 12, 65, 140, 40 and 40 s, of which 10 to 20 s each are imports and first uses;
+# so all of generation is one group, with the row last that may take too long.
 GROUPS = {
     "machine": (30, {"machine": 10, "matrix rate fp16": 10, "matrix rate bf16": 10}),
     "tests": (90, {"tests": 85}),
-    "fp16": (85, {
-        "generate fp16 plain": 40, "generate fp16 batch 1": 40, "generate fp16 batch 8": 40,
-        "generate fp16 batch 32": 40,
+    "generate": (190, {
+        "generate fp16 plain": 20, "generate fp16 batch 1": 20, "generate fp16 batch 8": 25,
+        "generate fp16 batch 32": 30, "generate bf16 batch 8": 25, "generate bf16 batch 32": 30,
+        "generate fp16 compiled": 110,
     }),
-    "bf16": (70, {
-        "generate bf16 plain": 40, "generate bf16 batch 1": 40, "generate bf16 batch 8": 40,
-        "generate bf16 batch 32": 40,
-    }),
-    "words": (60, {"words plain": 40, "words": 40}),
-    "classifier": (60, {"classifier frozen": 40, "classifier finetuned": 40}),
-    "compiled": (90, {"generate fp16 compiled": 90}),
+    "words": (60, {"words plain": 40, "words": 20}),
+    "classifier": (60, {"classifier frozen": 30, "classifier finetuned": 30}),
 }  # fmt: skip
+# Of each row of generation: batch size, and variants of each of the four photos of a class.
+SIZES = {"plain": (1, 2), "1": (1, 2), "8": (8, 8), "32": (32, 16), "compiled": (8, 10)}
+# Of each row of words: classes, which are learned at once, and steps.
+WORDS = {"words plain": (1, 10), "words": (4, 20)}
+# Of each row of the classifier: what is trained, epochs, and steps of an epoch.
+TRAINED = {"classifier frozen": ("none", 3, 50), "classifier finetuned": ("all", 2, 20)}
 
 
 class OutOfTime(Exception):
@@ -237,24 +242,23 @@ def run_tests(args) -> None:
 # --- generation ------------------------------------------------------------------------------
 
 
-def measure_generation(args, precision: str) -> None:
-    flops = None
-    for row in GROUPS[precision][1]:
-        batch = row.rpartition(" ")[2]
-        variants = {"plain": 4, "1": 4, "8": 12, "32": 24}[batch]  # of four photos of one class
-        flops = flops or flops_of(generation_args(args, precision))
-        options = generation_args(args, precision, variants, 1 if batch == "plain" else int(batch))
-        measure(args, row, generation, args, options, precision, flops, batch == "plain")
+def measure_generation(args) -> None:
+    flops = flops_of(generation_args(args))
+    for row in GROUPS["generate"][1]:
+        precision, kind = row.split()[1], row.split()[-1]
+        batch_size, variants = SIZES[kind]
+        options = generation_args(args, precision, variants, batch_size)
+        options.compile = kind == "compiled"
+        measure(args, row, generation, args, options, precision, flops, kind == "plain")
 
 
-def measure_compiled(args) -> None:
-    options = generation_args(args, "fp16", 18, 8)
-    options.compile = True
-    measure(args, "generate fp16 compiled", generation, args, options, "fp16", flops_of(options))
+def generation_args(
+    args, precision: str = "fp16", variants: int = 1, batch_size: int = 1
+) -> Namespace:
+    """Of one side of generate.py: edits of the first class's photos, in float32 on a CPU.
 
-
-def generation_args(args, precision: str, variants: int = 4, batch_size: int = 1) -> Namespace:
-    """Of one side of generate.py: edits of the first class's photos, in float32 on a CPU."""
+    All are of one strength, so that every batch is full.
+    """
     import generate
     from models import model_folder
 
@@ -263,6 +267,7 @@ def generation_args(args, precision: str, variants: int = 4, batch_size: int = 1
     options.precision = precision if args.device != "cpu" else "no"
     options.model, options.work = model_folder(model, args.work, args.device), args.work
     options.classes, options.variants, options.batch_size = 1, variants, batch_size
+    options.strengths = (0.5,)
     if args.quick:
         options.variants, options.steps = 1, 4
     return options
@@ -275,10 +280,10 @@ def generation(args, options, precision: str, flops: dict, plain: bool = False) 
     found = (generate.plain if plain else generate.ours)(options)
     seconds, images = found["seconds"], generate.K * options.variants
     row = {"images": images, "images_per_s": round(images / seconds, 3), **found}
-    later = images - options.batch_size * len(generate.STRENGTHS)
+    later = images - options.batch_size
     if not plain and later > 0:
         row["steady_images_per_s"] = round(later / (seconds - found["first_block"]), 3)
-    passes = sum(int(options.steps * strength) for strength in strengths(options))
+    passes = images * int(options.steps * options.strengths[0])
     work = 2 * passes * flops["unet"] + images * (flops["encode"] + flops["decode"])
     name = f"matrix rate {precision}"
     rate = next((r.get("teraflops") for r in read_rows(args) if r["row"] == name), None)
@@ -286,21 +291,6 @@ def generation(args, options, precision: str, flops: dict, plain: bool = False) 
     if rate:
         row["matrix_share"] = round(work / seconds / 1e12 / rate, 3)
     return row | {"seconds": round(seconds, 3)}
-
-
-def strengths(options: Namespace) -> list[float]:
-    """Of every image that a side makes."""
-    import generate
-
-    from semantic_aug.generation import job_generator
-
-    dataset, indices = generate.photos_of(options)
-    sources = dataset.sources()
-    return [
-        generate.draw_strength(job_generator(generate.SEED, sources[index], repeat))
-        for index in indices
-        for repeat in range(options.variants)
-    ]
 
 
 def flops_of(options: Namespace) -> dict[str, int]:
@@ -342,11 +332,12 @@ def measure_words(args) -> None:
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     options = benchmark.parse_args([f"--device={args.device}"])
-    edits = generation_args(args, "fp16")
+    edits = generation_args(args)
     options.model, options.work, options.precision = edits.model, edits.work, edits.precision
-    options.steps = 2 if args.quick else 20
-    for row, side, classes in (("words plain", benchmark.plain, 1), ("words", benchmark.ours, 4)):
+    for row, side in (("words plain", benchmark.plain), ("words", benchmark.ours)):
+        classes, steps = WORDS[row]
         options.classes = options.classes_per_step = classes
+        options.steps = 2 if args.quick else steps
         measure(args, row, words_row, options, side)
 
 
@@ -363,34 +354,47 @@ def measure_classifier(args) -> None:
     options = classifier.parse_args([f"--device={args.device}"])
     options.backbone = backbone_folder("resnet50" if args.device != "cpu" else options.backbone,
                                        args.work)  # fmt: skip
-    options.work, options.augmentation, options.synthetic = args.work, "randaugment", 4
-    options.epochs, options.steps = 4, 50
+    options.work, options.augmentation, options.synthetic = args.work, "randaugment", 1
     if args.quick:
-        options.synthetic, options.epochs, options.steps, options.batch = 1, 2, 20, 8
+        options.batch = 8
     classifier.make_images(options)
-    for row, finetune in (("classifier frozen", "none"), ("classifier finetuned", "all")):
-        options.finetune = finetune
-        measure(args, row, classifier_row, options)
+    for row, (options.finetune, options.epochs, options.steps) in TRAINED.items():
+        if args.quick:
+            options.epochs, options.steps = 2, 5
+        measure(args, row, classifier_row, args, options)
 
 
-def classifier_row(options: Namespace) -> dict:
+def classifier_row(args, options: Namespace) -> dict:
+    """Training of an epoch, without the first, in which libraries do what they do once."""
     import classifier
 
-    found = classifier.ours(options)
+    from semantic_aug import classifier as training
+
+    train_epoch, seconds = training._train_epoch, []
+
+    def timed_epoch(*arguments):
+        began = time.perf_counter()
+        found = train_epoch(*arguments)
+        wait(args)
+        seconds.append(time.perf_counter() - began)
+        return found
+
+    training._train_epoch = timed_epoch
+    try:
+        classifier.run(options, options.epochs, options.steps)
+    finally:
+        training._train_epoch = train_epoch
+    epoch = statistics.median(seconds[1:])
     images = options.steps * options.batch
-    if found["epoch"] <= 0:
-        raise ValueError(f"noise: an epoch more took {found['epoch']} s more")
-    return {"epoch_s": found["epoch"], "images_per_s": round(images / found["epoch"], 1)}
+    return {"images": images, "epoch_s": round(epoch, 3), "images_per_s": round(images / epoch, 1)}
 
 
 MEASURED = {
     "machine": measure_machine,
     "tests": run_tests,
-    "fp16": lambda args: measure_generation(args, "fp16"),
-    "bf16": lambda args: measure_generation(args, "bf16"),
+    "generate": measure_generation,
     "words": measure_words,
     "classifier": measure_classifier,
-    "compiled": measure_compiled,
 }
 
 

@@ -389,11 +389,12 @@ def encode_image(vae, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     """
     dtype = vae.dtype
     overflows = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    # Not `vae.to`, which diffusers has made to warn of every change of the type.
     if overflows:
-        vae.to(torch.float32)
+        torch.nn.Module.to(vae, torch.float32)
     posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
     if overflows:
-        vae.to(dtype)
+        torch.nn.Module.to(vae, dtype)
     return posterior.mean, posterior.std
 
 

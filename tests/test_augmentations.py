@@ -29,7 +29,7 @@ from semantic_aug.augmentations.sdedit import (
     masks_of,
 )
 from semantic_aug.augmentations.textual_inversion import TextualInversion
-from semantic_aug.diffusion import inspect_model, load_pipeline
+from semantic_aug.diffusion import inspect_model, load_pipeline, set_scheduler
 from semantic_aug.embeddings import LearnedWords, merge_embeddings, write_embeddings
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 
@@ -102,6 +102,20 @@ def test_edits_are_those_of_the_stock_pipeline(family, guidance_scale, request):
     for x, y in zip(found, expected):
         assert np.abs(pixels(x) - pixels(y)).max() <= 1
     assert encoded == [1, 1]
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("dtype, bound", [(torch.float16, 2), (torch.bfloat16, 10)])
+def test_image_of_a_stream_is_the_same_in_every_precision(small_model, dtype, bound, mask):
+    """But for rounding: noise is drawn in float32, before the steps, in each, and for a photo."""
+    found = []
+    for each in (torch.float32, dtype):
+        model = load_pipeline(inspect_model(small_model), torch.device("cpu"), each)
+        set_scheduler(model, "lcm")  # which draws noise at every step as well
+        aug = RealGuidance(model, **FAST, mask=mask)
+        (image,), _ = aug.augment([photo()], [0], [{"name": "cat", "mask": disc()}], [stream(0)])
+        found.append(pixels(image)[disc() > 0])
+    assert np.abs(found[0] - found[1]).mean() < bound
 
 
 def test_one_image_gives_image_and_label(pipeline):

@@ -221,14 +221,16 @@ def test_posteriors_of_a_vae_whose_latents_are_standardised(photos_tensor):
     assert torch.allclose(deviation[:, 1:], plain[1][:, 1:], atol=1e-6)
 
 
-def test_vae_that_overflows_in_half_precision_is_used_in_float32(photos_tensor):
+def test_vae_that_overflows_in_half_precision_is_used_in_float32(photos_tensor, caplog):
     vae = build_pipeline().vae
     expected = latent_posterior(vae.to(torch.float16).to(torch.float32), photos_tensor[0])
     vae.to(torch.float16)
     vae.register_to_config(force_upcast=True)
+    caplog.clear()
     for found, wanted in zip(latent_posterior(vae, photos_tensor[0]), expected):
         assert torch.equal(found, wanted)
     assert vae.dtype == torch.float16
+    assert not caplog.messages  # of a change of the type, once for every photo
 
 
 def test_every_pass_shows_each_photo_once(pipeline, photos_tensor):
