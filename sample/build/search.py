@@ -3,7 +3,7 @@
     python sample/build/search.py --cache CACHE_DIR --set common --recipes strength-1.0
 
 Every recipe edits all 32 training photos of a class once, by the command itself (trial seed=0),
-into CACHE_DIR/search/SET/aug; then heads on cached features (trials.py) are trained in eight trials
+into CACHE_DIR/search/SET; then heads on cached features (trials.py) are trained in eight trials
 of 1, 2, 4 and 8 of these photos. Rows are appended to --out, a CSV, after each recipe: accuracies
 on validation photos, on validation parts in the training places (`home`), and on test photos, which
 choose nothing, and the paired difference on test photos to heads that saw no synthetic image.
@@ -38,15 +38,15 @@ EDGES = ["--controlnet", str(make_data.ROOT / "controlnet")]
 RECIPES = {
     "strength-0.25": ([*WHOLE, "--strength", "0.25"], 2),
     "strength-0.5": ([*WHOLE, "--strength", "0.5"], 2),
-    "strength-0.75": ([*WHOLE, "--strength", "0.75"], 4),
-    "strength-1.0": ([*WHOLE, "--strength", "1.0"], 16),
-    "strengths-mixed": ([*WHOLE, "--strength", "0.25", "0.5", "0.75", "1.0"], 8),
-    "strengths-high": ([*WHOLE, "--strength", "0.7", "0.8", "0.9", "1.0"], 8),
+    "strength-0.75": ([*WHOLE, "--strength", "0.75"], 2),
+    "strength-1.0": ([*WHOLE, "--strength", "1.0"], 8),
+    "strengths-mixed": ([*WHOLE, "--strength", "0.25", "0.5", "0.75", "1.0"], 4),
+    "strengths-high": ([*WHOLE, "--strength", "0.7", "0.8", "0.9", "1.0"], 4),
     "plain-prompt": (["--guidance_scale", "5", "--strength", "1.0"], 4),
     "guidance-2.5": (["--prompt", PROMPTS, "--guidance_scale", "2.5", "--strength", "1.0"], 4),
     "guidance-8": (["--prompt", PROMPTS, "--guidance_scale", "8", "--strength", "1.0"], 4),
     "edges-0.9": ([*WHOLE, *EDGES, "--strength", "0.9"], 4),
-    "surroundings": ([*WHOLE, *AROUND, *EDGES, "--strength", "1.0"], 8),
+    "surroundings": ([*WHOLE, *AROUND, *EDGES, "--strength", "1.0"], 4),
 }
 VARIANTS = (1, 2, 4, 6, 8, 16)
 
@@ -56,7 +56,7 @@ def generate(args, recipe, names):
     import generate_augmentations
 
     flags, variants = RECIPES[recipe]
-    folder = Path(args.cache) / "search" / args.set / "aug" / recipe / "seed=0_ex=32"
+    folder = Path(args.cache) / "search" / args.set / recipe / "seed=0_ex=32"
     option = "CarComponent" if args.set == "common" else "NovelComponent"
     began = time.time()
     generate_augmentations.main([
@@ -64,7 +64,8 @@ def generate(args, recipe, names):
         "--output_dir", str(Path(args.cache) / "search"), "--experiment_name", args.set,
         "--aug_name", recipe, "--examples_per_class", "32", "--num_trials", "1",
         "--model_path", args.model, "--num_synthetic", str(variants), "--aug", "real-guidance",
-        "--num_inference_steps", str(args.steps), "--batch_size", "32", *flags,
+        "--scheduler", "dpm++", "--num_inference_steps", str(args.steps), "--batch_size", "32",
+        *flags,
     ])  # fmt: skip
     seconds = time.time() - began
     images = {}
@@ -124,7 +125,7 @@ def main(argv=None):
     parser.add_argument("--backbone", default=str(make_data.ROOT / "backbone"))
     parser.add_argument("--out", default=None, help="CSV; default: CACHE_DIR/search-SET.csv")
     parser.add_argument("--recipes", nargs="+", choices=[*RECIPES, "no-photo"], default=[*RECIPES])
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps of DPM-Solver++")
     parser.add_argument("--trials", type=int, default=8)
     args = parser.parse_args(argv)
     names = sorted(parts.COMMON if args.set == "common" else parts.NOVEL)

@@ -2,11 +2,12 @@
 
     python sample/build/sheets.py --cache CACHE_DIR --out docs/sample
 
-`renders.webp` captioned renders of base classes; `photos.webp` sample/mvip (six training, four
-validation, six test photos a class); `reconstructions.webp` photos above their autoencoder
-round trip; `strengths.webp` photos and their edits at strengths 0.25, 0.5, 0.75, 1.0, without any
-learned token; `prompts.webp` what a prompt changes; `edges.webp` the same with sample/controlnet.
-Only when it is named: `generator.webp` renders of base classes and edits at strength 1.0, with
+`renders.webp` captioned renders of the generator's kinds; `photos.webp` sample/mvip (five training
+and five test photos of each common kind, and of each novel kind); `reconstructions.webp` photos
+above their autoencoder round trip; `strengths.webp` photos of six common and six novel kinds and
+their edits at strengths 0.25, 0.5, 0.75, 1.0, without any learned token; `prompts.webp` what a
+prompt changes; `edges.webp` the same with sample/controlnet; `demo.webp` two photos and six edits
+of six common kinds. Only when it is named: `generator.webp` renders and edits at strength 1.0, with
 sample/controlnet too if there is one; needs renders and models alone.
 """
 
@@ -14,12 +15,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import domain_gap
 import make_data
 import numpy as np
 import parts
 import torch
 import training
+import trials
 from diffusers import (
     ControlNetModel,
     StableDiffusionControlNetImg2ImgPipeline,
@@ -109,9 +110,11 @@ def main(argv=None):
     parser.add_argument("--type", choices=["webp", "png"], default="webp")
     args = parser.parse_args(argv)
     device, out, sample = training.pick_device(), Path(args.out), Path(args.sample)
-    sheets = ["renders", "photos", "reconstructions", "strengths", "prompts", "edges"]
+    sheets = ["renders", "photos", "reconstructions", "strengths", "prompts", "edges", "demo"]
     wanted = set(args.only or sheets)
-    names = parts.QUICK_NOVEL if args.quick else list(parts.NOVEL)
+    common, novel = sorted(parts.COMMON), sorted(parts.NOVEL)
+    if args.quick:
+        common, novel = parts.QUICK_COMMON, parts.QUICK_NOVEL
     if "generator" in wanted:
         rows, nouns = draw_generator(
             args.cache, sample, device, args.guidance, args.steps, args.seed
@@ -125,38 +128,35 @@ def main(argv=None):
         captions = [v[0] for v in parts.BASE.values()][: len(rows)]
         save_sheet(rows, out / f"renders.{args.type}", captions)
     photos = {
-        s: domain_gap.load_split(sample / "mvip", names, s) for s in ("train", "valid", "test")
+        split: trials.load_split(sample / "mvip", [*common, *novel], split)
+        for split in ("train", "test")
     }
     if "photos" in wanted:
-        rows = []
-        for c in range(len(names)):
-            row = []
-            for split, count in (("train", 6), ("valid", 4), ("test", 6)):
-                images, labels, _ = photos[split]
-                row += list(images[np.flatnonzero(labels == c)[:count]])
-            rows.append(row)
-        save_sheet(rows, out / f"photos.{args.type}", [n.replace("_", " ") for n in names])
+        each = [np.concatenate([photos[s][:, :5] for s in ("train", "test")], 1)]
+        rows = [[*each[0][c], *each[0][len(common) + c]] for c in range(len(common))]
+        save_sheet(rows, out / f"photos.{args.type}")
     if not wanted & set(sheets[2:]):
         return
 
-    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
-        sample / "model", torch_dtype=torch.float32
-    ).to(device)
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(sample / "model", dtype=torch.float32).to(
+        device
+    )
     pipe.set_progress_bar_config(disable=True)
     if "reconstructions" in wanted:
-        images, labels, _ = photos["test"]
         rows = []
-        for nth in (0, 5):
-            chosen = images[[np.flatnonzero(labels == c)[nth] for c in range(len(names))]]
+        for nth in (0, 3):
+            chosen = photos["test"][len(common) :, nth]
             with torch.no_grad():
                 x = training.to_tensor(chosen, device)
                 y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample
             y = ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             rows += [chosen, y]
         save_sheet(rows, out / f"reconstructions.{args.type}", ["photo", "decoded"] * 2)
-    images, labels, _ = photos["train"]
-    sources = [Image.fromarray(images[np.flatnonzero(labels == c)[1]]) for c in range(len(names))]
-    nouns = [parts.NOVEL[n][0] for n in names]
+    # Six common kinds by their own names, six novel kinds by the words that the model knows.
+    shown = [*range(0, len(common), 2), *range(len(common), len(common) + len(novel), 2)]
+    sources = [Image.fromarray(photos["train"][c, 1]) for c in shown]
+    nouns = [n.replace("_", " ") for n in common] + [parts.NOVEL[n][0] for n in novel]
+    nouns = [nouns[c] for c in shown]
     plain = [f"a photo of a {noun}" for noun in nouns]
     if "strengths" in wanted:
         rows, titles = [sources], ["photo"]
@@ -179,9 +179,7 @@ def main(argv=None):
         if sheet not in wanted:
             continue
         if sheet == "edges":
-            controlnet = ControlNetModel.from_pretrained(
-                sample / "controlnet", torch_dtype=torch.float32
-            )
+            controlnet = ControlNetModel.from_pretrained(sample / "controlnet", dtype=torch.float32)
             pipe = StableDiffusionControlNetImg2ImgPipeline(
                 **pipe.components, controlnet=controlnet.to(device), requires_safety_checker=False
             )
@@ -199,6 +197,25 @@ def main(argv=None):
                 )
                 titles.append(f"{look} {strength}")
         save_sheet(rows, out / f"{sheet}.{args.type}", titles)
+    if "demo" in wanted:
+        kinds = ["hex_bolt", "hex_nut", "ball_bearing", "flange_nut", "sprocket", "belt_pulley"]
+        kinds = [kind for kind in kinds if kind in common]
+        look = "a rusty {} on a green mat|a red {} on white paper|a brass {} on a dark cloth|"
+        look += "a blue {} on a wooden table|a chrome {} in a blue tray|a green {} on a tiled floor"
+        edges = [Image.fromarray(np.full((64, 10, 3), 255, np.uint8))]
+        pipe = StableDiffusionImg2ImgPipeline.from_pretrained(sample / "model", dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        rows = []
+        for k, kind in enumerate(kinds):
+            pair = [Image.fromarray(photos["train"][common.index(kind), i]) for i in (0, 3)]
+            prompts = [
+                f"a photo of {each.format(kind.replace('_', ' '))}" for each in look.split("|")
+            ]
+            made = edit(
+                pipe.to(device), pair * 3, prompts, 1.0, 5.0, args.steps, args.seed + 10 * k
+            )
+            rows.append(pair + edges + made)
+        save_sheet(rows, out / f"demo.{args.type}", [k.replace("_", " ") for k in kinds], scale=2)
 
 
 if __name__ == "__main__":
