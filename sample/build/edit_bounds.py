@@ -5,7 +5,8 @@
 An edit of SDEdit keeps the shape and the view and changes surface, table or light; at full strength
 it also changes the view. The renderer can do exactly that to every training photo, without any
 fault of a generator: the same geometry, another surface (material, state), another table, another
-lamp, or all of it. The gain of these renders beside the real photos is a bound for augmentation.
+lamp, or all of it. The gain of these renders beside the real photos is a bound for edits of the
+photos; other individuals of the kind, which a generator may draw as well, bring more.
 Heads and their trials are those of trials.py; test photos choose nothing.
 """
 
@@ -26,33 +27,42 @@ EDITS = {
     "table, light": TABLE + LIGHT,
     "surface, table, light": SURFACE + TABLE + LIGHT,
     "everything": SURFACE + TABLE + LIGHT + VIEW,
+    "everything, other individuals": SURFACE + TABLE + LIGHT + VIEW,
 }
 
 
-def edited(cache, name, photo, keys, variant):
-    """Training photo number `photo` of a class again, with the keys of its condition redrawn."""
+def edited(cache, name, photo, edit, variant):
+    """Training photo number `photo` of a class again, with a part of its condition redrawn.
+
+    With other individuals: those that the generator has seen, or else those of the photos.
+    """
     _, geometry, cond = make_data.photo_plan(name, "train", photo)
-    other = render.draw_condition(
-        make_data.stream("edit", name, photo, "/".join(keys), variant), parts.poses(name)
-    )
-    cond = cond | {key: other[key] for key in keys}
+    rng = make_data.stream("edit", name, photo, edit, variant)
+    other = render.draw_condition(rng, parts.poses(name))
+    cond = cond | {key: other[key] for key in EDITS[edit]}
+    if "individuals" in edit and parts.rendered(name):
+        geometry = int(rng.integers(len(parts.rendered(name))))
     part = make_data.load_part(cache, name, geometry)
     return render.render(part, cond, 64)[0]
 
 
 def edits_of_class(task):
     """[photos, variants, 64, 64, 3] uint8."""
-    cache, name, photos, keys, variants = task
+    cache, name, photos, edit, variants = task
     return np.stack([
-        [edited(cache, name, i, keys, v) for v in range(variants)] for i in range(photos)
+        [edited(cache, name, i, edit, v) for v in range(variants)] for i in range(photos)
     ])  # fmt: skip
 
 
 def edits_of(cache, names, photos, edit, variants, workers):
     """[classes, photos, variants, 64, 64, 3] uint8, kept in the cache."""
-    path = Path(cache) / "edits" / f"{names[0]}-{edit.replace(', ', '-')}-{variants}.npz"
+    path = (
+        Path(cache)
+        / "edits"
+        / f"{names[0]}-{edit.replace(', ', '-').replace(' ', '-')}-{variants}.npz"
+    )
     if not path.exists():
-        tasks = [(cache, name, photos, EDITS[edit], variants) for name in names]
+        tasks = [(cache, name, photos, edit, variants) for name in names]
         with ProcessPoolExecutor(workers) as pool:
             images = np.stack(list(pool.map(edits_of_class, tasks)))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,13 +81,15 @@ def main(argv=None):
     parser.add_argument("--variants", type=int, default=8, help="of each photo and edit")
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--sets", nargs="+", default=["common", "novel"])
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
     features, found = trials.Features(args.backbone), {}
     sets = {"common": list(parts.COMMON), "novel": list(parts.NOVEL)}
     if args.quick:
         sets = {"common": parts.QUICK_COMMON, "novel": parts.QUICK_NOVEL}
-    for kind, names in sets.items():
+    for kind in args.sets:
+        names = sets[kind]
         photos = trials.load_split(args.mvip, names, "train")
         val, test = (features(trials.load_split(args.mvip, names, s))[:, :, 0]
                      for s in ("valid", "test"))  # fmt: skip

@@ -20,7 +20,7 @@ from transformers import ResNetForImageClassification
 sys.path.insert(0, str(make_data.ROOT.parent))
 from semantic_aug.standard_augmentation import AUGMENTATIONS
 
-RATE, STEPS, BATCH, EPOCHS = 2e-3, 300, 32, 6
+RATE, STEPS, BATCH, EPOCHS = 1e-2, 300, 32, 6
 
 
 def load_split(root, names, split):
