@@ -92,6 +92,9 @@ def main(argv=None):
     parser.add_argument("--cache", required=True)
     parser.add_argument("--model", default=str(make_data.ROOT / "model"))
     parser.add_argument("--out", default=str(make_data.ROOT / "controlnet"))
+    parser.add_argument(
+        "--continue_from", metavar="CONTROLNET", help="go on from its weights, a new optimizer"
+    )
     training.add_budget(parser, 4000)
     training.add_wait(parser)
     parser.add_argument("--batch_size", type=int, default=32)
@@ -112,13 +115,20 @@ def main(argv=None):
     latents = cached_latents(args.cache, pipeline.vae, images, device, mirror=False)[:1]
     tokens, empty = caption_tokens(pipeline.tokenizer, captions, device)
 
-    controlnet = build_controlnet(pipeline.unet).to(device).train()
+    if args.continue_from:
+        controlnet = ControlNetModel.from_pretrained(args.continue_from, dtype=torch.float32)
+    else:
+        controlnet = build_controlnet(pipeline.unet)
+    controlnet.to(device).train()
     for module in (pipeline.unet, controlnet):
         module.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         controlnet.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    folder = Path(args.cache) / f"controlnet-{training.fingerprint(pipeline.unet)}"
+    folder = f"controlnet-{training.fingerprint(pipeline.unet)}"
+    if args.continue_from:
+        folder += f"-{training.fingerprint(controlnet)}"
+    folder = Path(args.cache) / folder
     run = training.Run(folder, {"controlnet": controlnet}, optimizer, args, decay=0.998, warmup=50)
     train(args, run, pipeline, latents, tokens, empty, edges.to(device))
 
