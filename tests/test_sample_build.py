@@ -1,6 +1,7 @@
 """What the trainings of the sample share: budgets, resuming, whole files, packed meshes."""
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -97,8 +98,10 @@ def test_a_folder_is_whole_or_absent(build, tmp_path):
     with pytest.raises(OSError, match="no space"):
         build.training.write_folder(out, fail)
     assert (out / "a").read_text() == "1"
-    build.training.write_folder(out, lambda part: (part / "b").write_text("3"))
-    assert [p.name for p in out.iterdir()] == ["b"]
+    config = '{"_name_or_path": "/home/me/unet", "channels": 4}'
+    build.training.write_folder(out, lambda part: (part / "config.json").write_text(config))
+    assert [p.name for p in out.iterdir()] == ["config.json"]
+    assert json.loads((out / "config.json").read_text()) == {"channels": 4}
 
 
 def test_weights_keep_their_fingerprint_in_float16(build):

@@ -39,18 +39,20 @@ at() { echo $((began + $1)); }
 
 # stage NAME END SCRIPT ARGUMENTS: twice at most, killed at END seconds after the start.
 stage() {
-  local name=$1 until=$2 script=$3 try left
+  local name=$1 until=$2 script=$3 try left code
   shift 3
   for try in 1 2; do
     left=$((until - SECONDS))
     [ "$left" -ge 3 ] || break
     say "$name: begins"
-    if timeout -k 5 "$left" "$python" "$build/$script.py" --cache "$cache" "$@" \
-      >>"$logs/$name.txt" 2>&1; then
-      say "$name: done"
-      return 0
-    fi
-    say "$name: failed (try $try): $(tail -n 1 "$logs/$name.txt" | cut -c 1-300)"
+    timeout -k 5 "$left" "$python" "$build/$script.py" --cache "$cache" "$@" \
+      >>"$logs/$name.txt" 2>&1
+    code=$?
+    case $code in
+      0) say "$name: done" && return 0 ;;
+      124 | 137) say "$name: out of time" && return 1 ;;
+      *) say "$name: failed (try $try): $(tail -n 1 "$logs/$name.txt" | cut -c 1-300)" ;;
+    esac
   done
   return 1
 }

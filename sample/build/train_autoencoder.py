@@ -170,14 +170,6 @@ def train_decoder(args, vae, features, images, latents, folder):
     run.use_average()
 
 
-def save_vae(vae, folder):
-    """Store a VAE without the name of the folder that it was read from."""
-    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Train the autoencoder.")
     parser.add_argument("--cache", required=True)
@@ -234,10 +226,11 @@ def main(argv=None):
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)
+    vae.to(memory_format=torch.contiguous_format)
     if args.decoder:
-        training.write_folder(source, lambda part: save_vae(vae.half(), part))
+        training.write_folder(source, vae.half().save_pretrained)
     else:
-        training.write_folder(folder / "vae", lambda part: save_vae(vae, part))
+        training.write_folder(folder / "vae", vae.save_pretrained)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import copy
 import itertools
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch.nn import functional as F
-from train_autoencoder import cached_latents, save_vae
+from train_autoencoder import cached_latents
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -230,13 +231,13 @@ def train(args, run, latents, tokens, empty, scale, alphas, early):
 
 def export(out, run, parts_of, classes):
     """Store the average of the weights as a pipeline in float16."""
-    modules = {}
-    for name, module in run.modules.items():
-        modules[name] = copy.deepcopy(module).to(memory_format=torch.contiguous_format).eval()
-        modules[name].load_state_dict(run.average[name])
-    modules["vae"] = copy.deepcopy(parts_of["vae"])
+    modules = copy.deepcopy({**run.modules, "vae": parts_of["vae"]})
+    for name, weights in run.average.items():
+        modules[name].load_state_dict(weights)
+    for module in modules.values():
+        module.to("cpu", torch.float16, memory_format=torch.contiguous_format).eval()
     pipeline = StableDiffusionPipeline(
-        **{name: module.half().cpu() for name, module in modules.items()},
+        **modules,
         tokenizer=parts_of["tokenizer"],
         scheduler=parts_of["scheduler"],
         safety_checker=None,
@@ -246,7 +247,8 @@ def export(out, run, parts_of, classes):
 
     def save(folder):
         pipeline.save_pretrained(folder)
-        save_vae(modules["vae"], folder / "vae")
+        if "tokenizer_folder" in parts_of:  # as it was: a tokenizer in use has other defaults
+            shutil.copytree(parts_of["tokenizer_folder"], folder / "tokenizer", dirs_exist_ok=True)
         (folder / "classes.json").write_text(json.dumps({"generator": classes}, indent=1) + "\n")
 
     training.write_folder(out, save)
@@ -310,6 +312,8 @@ def main(argv=None):
     run = training.Run(folder, modules, optimizer, args, decay=0.999, warmup=300)
     classes = parts.seen(make_data.load_classes(cache))
     kept = {"vae": vae, "tokenizer": tokenizer, "scheduler": scheduler}
+    if args.continue_from:
+        kept["tokenizer_folder"] = Path(args.continue_from) / "tokenizer"
     early = (lambda: export(args.early, run, kept, classes)) if args.early else None
     alphas = scheduler.alphas_cumprod.to(device)
     train(args, run, latents, tokens, empty, vae.config.scaling_factor, alphas, early)

@@ -81,12 +81,19 @@ def wait_until(ready, seconds, what):
 
 
 def write_folder(out, save):
-    """Call `save(folder)` on a new folder, which then takes the place of `out`: whole or absent."""
+    """Call `save(folder)` on a new folder, which then takes the place of `out`: whole or absent.
+
+    Configurations lose the name of the folder that their weights were read from.
+    """
     out = Path(out)
     part = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save(part)
+    for path in part.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
 
