@@ -54,7 +54,7 @@ common=(--output_dir "${OUTPUT_DIR:-output}" --experiment_name "$experiment"
   --examples_per_class $k --num_trials $trials)
 data=(--dataset mvip --data_dir sample/mvip "${common[@]}")
 classify=(train_classifier.py "${data[@]}" --classifier_backbone sample/backbone
-  --num_epochs $epochs --iterations_per_epoch 50 --learning_rate 2e-3)
+  --num_epochs $epochs --iterations_per_epoch 50 --learning_rate 1e-2)
 # New pictures of the same class: strength 1.0, and prompts that name surface, table and light.
 edit=("${data[@]}" --model_path sample/model --strength 1.0 --prompt sample/prompts.txt
   --guidance_scale 5 --scheduler dpm++ --num_inference_steps 10 --batch_size 32)
@@ -65,11 +65,11 @@ Twelve kinds of machine parts, ${k// /, } photo(s) of each, taken in four places
 from everywhere. A small Stable Diffusion knows such parts, and not these. It edits the photos into
 new ones; then a classifier learns without and with them, in $trials trial(s).
 TEXT
-stage names generate_augmentations.py "${edit[@]}" --aug real-guidance --aug_name names \
-  --num_synthetic $many
 stage fine_tune fine_tune.py "${data[@]}" --model_path sample/model --num_vectors 4 \
   --max_train_steps $steps --learning_rate 1e-3 --report_to none
 stage aggregate aggregate_embeddings.py "${common[@]}"
+stage names generate_augmentations.py "${edit[@]}" --aug real-guidance --aug_name names \
+  --num_synthetic $many
 stage words generate_augmentations.py "${edit[@]}" --aug textual-inversion --aug_name words \
   --num_synthetic $few
 stage classify-real "${classify[@]}" --num_synthetic 0
