@@ -72,14 +72,16 @@ stage names generate_augmentations.py "${edit[@]}" --aug real-guidance --aug_nam
   --num_synthetic $many
 stage words generate_augmentations.py "${edit[@]}" --aug textual-inversion --aug_name words \
   --num_synthetic $few
-stage classify-real "${classify[@]}" --num_synthetic 0
+# Without random augmentation every image passes the backbone once, which takes seconds.
+plain=("${classify[@]}" --augmentation none)
+stage classify-real "${plain[@]}" --num_synthetic 0
 stage classify-randaugment "${classify[@]}" --num_synthetic 0 --augmentation randaugment \
   --method randaugment --compare real
-stage classify-words "${classify[@]}" --aug_name words --compare real randaugment
-stage classify-names "${classify[@]}" --aug_name names --num_synthetic $few \
-  --compare real randaugment words
-stage classify-recipe "${classify[@]}" --aug_name names --augmentation randaugment \
-  --synthetic_probability 0.75 --method recipe --compare real randaugment names
+stage classify-words "${plain[@]}" --aug_name words --compare real randaugment
+stage classify-names "${plain[@]}" --aug_name names --num_synthetic $few --compare real randaugment \
+  words
+stage classify-recipe "${plain[@]}" --aug_name names --synthetic_probability 0.75 \
+  --method recipe --compare real randaugment names
 stage report -m semantic_aug.report "${data[@]}" --aug_name names words
 
 "$venv/bin/python" scripts/demo_table.py "$out" "$many" "$few"

@@ -16,7 +16,7 @@ def main() -> None:
         "randaugment": "real photos, RandAugment",
         "words": f"and {few} edits of each, learned words",
         "names": f"and {few} edits of each, class names",
-        "recipe": f"and {many} edits of each, class names, RandAugment",
+        "recipe": f"and {many} edits of each, class names",
     }
     tables = {name: pd.read_csv(out / name / "summary.csv") for name in methods}
     differences = pd.read_csv(out / "recipe" / "comparison.csv")

@@ -42,8 +42,10 @@ for set in ${SETS:-common novel}; do
   run "$numbers" train_classifier.py "${head[@]}" --aug_name names --num_synthetic 2 \
     --method names-2 --compare real randaugment
   run "$numbers" train_classifier.py "${head[@]}" --aug_name names --compare real randaugment names-2
-  run "$numbers" train_classifier.py "${head[@]}" --aug_name names --augmentation randaugment \
-    --synthetic_probability 0.75 --method recipe --compare real randaugment names
+  run "$numbers" train_classifier.py "${head[@]}" --aug_name names --synthetic_probability 0.75 \
+    --method recipe --compare real randaugment names
+  run "$numbers" train_classifier.py "${head[@]}" --aug_name names --synthetic_probability 0.75 \
+    --augmentation randaugment --method recipe-randaugment --compare real randaugment recipe
   run "$numbers" fine_tune.py "${sample[@]}" --model_path sample/model --num_vectors 4 \
     --max_train_steps 75 --learning_rate 1e-3 --report_to none
   run "$numbers" aggregate_embeddings.py

@@ -39,7 +39,7 @@ RECIPES = {
     "strength-0.25": ([*WHOLE, "--strength", "0.25"], 2),
     "strength-0.5": ([*WHOLE, "--strength", "0.5"], 2),
     "strength-0.75": ([*WHOLE, "--strength", "0.75"], 2),
-    "strength-1.0": ([*WHOLE, "--strength", "1.0"], 8),
+    "strength-1.0": ([*WHOLE, "--strength", "1.0"], 4),
     "strengths-mixed": ([*WHOLE, "--strength", "0.25", "0.5", "0.75", "1.0"], 4),
     "strengths-high": ([*WHOLE, "--strength", "0.7", "0.8", "0.9", "1.0"], 4),
     "plain-prompt": (["--guidance_scale", "5", "--strength", "1.0"], 4),
@@ -134,7 +134,7 @@ def main(argv=None):
     val, test = (features(trials.load_split(args.mvip, names, split))[:, :, 0]
                  for split in ("valid", "test"))  # fmt: skip
     home = features(home_photos(args, names))[:, :, 0]
-    real = {name: features(photos, 16, name) for name in ("flip-rotate", "randaugment")}
+    real = {name: features(photos, 8, name) for name in ("flip-rotate", "randaugment")}
     out = Path(args.out or Path(args.cache) / f"search-{args.set}.csv")
     write_header = not out.exists()
     baseline = {}
