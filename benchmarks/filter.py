@@ -1,6 +1,6 @@
 """What the quality gate marks on the sample, and whether a classifier is better without it.
 
-    python benchmarks/filter.py --sheet docs/sample/filter.webp
+    python benchmarks/filter.py --sheet filter.webp
 
 Edits of four strengths, from hardly changed to drawn anew, are scored by a classifier of the same
 trial's photos. Printed as one JSON object: of each strength, the share that is marked; the

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
-k=${K:-2} trials=${TRIALS:-5} steps=40 few=2 many=6 epochs=6 experiment=demo
+k=${K:-2} trials=${TRIALS:-3} steps=40 few=2 many=6 epochs=6 experiment=demo
 case $* in
   "") ;;
   --fast) trials=${TRIALS:-1} steps=20 few=1 many=3 experiment=demo-fast ;;
@@ -66,7 +66,7 @@ from everywhere. A small Stable Diffusion knows such parts, and not these. It ed
 new ones; then a classifier learns without and with them, in $trials trial(s).
 TEXT
 stage fine_tune fine_tune.py "${data[@]}" --model_path sample/model --num_vectors 4 \
-  --max_train_steps $steps --learning_rate 1e-3 --report_to none
+  --max_train_steps $steps --train_batch_size 2 --learning_rate 1e-3 --report_to none
 stage aggregate aggregate_embeddings.py "${common[@]}"
 stage names generate_augmentations.py "${edit[@]}" --aug real-guidance --aug_name names \
   --num_synthetic $many

@@ -94,12 +94,12 @@ def main(argv=None):
         val, test = (features(trials.load_split(args.mvip, names, s))[:, :, 0]
                      for s in ("valid", "test"))  # fmt: skip
         methods = {
-            "real": (features(photos, 16), None),
-            "RandAugment": (features(photos, 16, "randaugment"), None),
+            "real": (features(photos, 8), None),
+            "RandAugment": (features(photos, 8, "randaugment"), None),
         }
         for edit in args.edits:
             images = edits_of(args.cache, names, photos.shape[1], edit, args.variants, args.workers)
-            methods[edit] = methods["real"][0], features(images, 4)
+            methods[edit] = methods["real"][0], features(images, 2)
         for shots in (shots for shots in (1, 2, 4, 8) if shots <= photos.shape[1]):
             scores = {
                 method: trials.train(*each, val, test, shots, args.trials)["test"]
