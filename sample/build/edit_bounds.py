@@ -41,7 +41,7 @@ def edited(cache, name, photo, edit, variant):
     other = render.draw_condition(rng, parts.poses(name))
     cond = cond | {key: other[key] for key in EDITS[edit]}
     if "individuals" in edit and parts.rendered(name):
-        geometry = int(rng.integers(len(parts.rendered(name))))
+        geometry = make_data.draw_known(cache, name, rng)
     part = make_data.load_part(cache, name, geometry)
     return render.render(part, cond, 64)[0]
 

@@ -64,6 +64,16 @@ def catalogue_condition(rng, poses):
     return bench | {key: free[key] for key in render.VIEW}
 
 
+def draw_known(cache, name, rng):
+    """The index of a geometry that models may see; a quick build has the first ones alone."""
+    index = int(rng.integers(len(parts.rendered(name))))
+    while not (Path(cache) / "meshes" / name / f"{index}.npz").exists():
+        index -= 1
+        if index < 0:
+            raise FileNotFoundError(f"{cache}/meshes/{name}: no meshes; run parts.py first")
+    return index
+
+
 def render_shard(task):
     """Render 500 captioned photos of base classes into one file; nothing if the time is over."""
     cache, kind, number, count, names, seed, deadline = task
@@ -80,11 +90,7 @@ def render_shard(task):
         rng = stream(kind, seed, number, i)
         label = (number * SHARD + i) % len(names)
         name = names[label]
-        index = int(rng.integers(len(parts.rendered(name))))
-        while not (Path(cache) / "meshes" / name / f"{index}.npz").exists():
-            index -= 1  # only in a quick build, which has the first geometries alone
-            if index < 0:
-                raise FileNotFoundError(f"{cache}/meshes/{name}: no meshes; run parts.py first")
+        index = draw_known(cache, name, rng)
         stretch = float(rng.uniform(*STRETCH)) if rng.random() < 0.5 else 1.0
         cond = draw(rng, parts.poses(name))
         images[i], _ = render.render(load_part(cache, name, index, stretch), cond, 64)
