@@ -80,7 +80,7 @@ stage classify-randaugment "${classify[@]}" --num_synthetic 0 --augmentation ran
 stage classify-words "${plain[@]}" --aug_name words --compare real randaugment
 stage classify-names "${plain[@]}" --aug_name names --num_synthetic $few --compare real randaugment \
   words
-stage classify-recipe "${plain[@]}" --aug_name names --synthetic_probability 0.75 \
+stage classify-recipe "${classify[@]}" --aug_name names --synthetic_probability 0.75 \
   --method recipe --compare real randaugment names
 stage report -m semantic_aug.report "${data[@]}" --aug_name names words
 

@@ -22,7 +22,7 @@ def main() -> None:
     differences = pd.read_csv(out / "recipe" / "comparison.csv")
     for shots in sorted(tables["real"].examples_per_class.unique()):
         rows = {name: of_test(table, shots) for name, table in tables.items()}
-        trials = rows["real"].num_trials
+        trials = int(rows["real"].num_trials)
         interval = ", 95 % interval" * (trials > 2)
         print(f"\n{shots} photo(s) per class, {trials} trial(s): test accuracy{interval}")
         for name, row in rows.items():
