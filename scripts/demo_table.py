@@ -14,8 +14,8 @@ def main() -> None:
     methods = {
         "real": "real photos",
         "randaugment": "real photos, RandAugment",
-        "words": f"and {few} edits of each, learned words",
-        "names": f"and {few} edits of each, class names",
+        "words": f"and {few} edit(s) of each, learned words",
+        "names": f"and {few} edit(s) of each, class names",
         "recipe": f"and {many} edits of each, class names",
     }
     tables = {name: pd.read_csv(out / name / "summary.csv") for name in methods}
