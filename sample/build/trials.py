@@ -129,9 +129,11 @@ def train(real, synthetic, val, test, shots, trials=8, share=0.5, home=None, see
 
 
 def interval(values):
-    """(mean, half width of the 95 % Student interval) in points."""
+    """(mean, half width of the 95 % Student interval) in points; of one trial, no width."""
     from scipy import stats
 
     values = 100 * np.asarray(values, float)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return round(float(values.mean()), 1), round(float(half), 1)
+    mean, count = round(float(values.mean()), 1), len(values)
+    if count < 2:
+        return mean, None
+    return mean, round(float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5), 1)
