@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole method on the embedded sample, offline after the installation: learns a word per class,
 # edits two photos of each class into many, and compares five ways to train a classifier, trial by
-# trial. About 10 minutes on two quiet cores; --fast shows the same in 3 minutes, with one trial and
-# fewer steps and images. When run again it goes on where it was. K="1 2 4" before the command takes
+# trial. Made for 10 minutes on two quiet cores; --fast shows the same, made for 3 minutes, with one
+# trial and fewer steps and images. When run again it goes on where it was. K="1 2 4" before the command takes
 # other numbers of photos per class, TRIALS=8 another number of trials.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -6,14 +6,14 @@ Every recipe edits all 32 training photos of a class once, by the command itself
 into CACHE_DIR/search/SET; then heads on cached features (trials.py) are trained in eight trials
 of 1, 2, 4 and 8 of these photos. Rows are appended to --out, a CSV, after each recipe: accuracies
 on validation photos, on validation parts in the training places (`home`), and on test photos, which
-choose nothing, and the paired difference on test photos to heads that saw no synthetic image.
+choose nothing, and the paired differences on test photos to heads that saw no synthetic image,
+without and with RandAugment.
 """
 
 import argparse
 import csv
 import json
 import sys
-import time
 from pathlib import Path
 
 import make_data
@@ -28,8 +28,7 @@ PROMPTS = str(make_data.ROOT / "prompts.txt")
 COLUMNS = (
     "set", "backbone", "recipe", "variants", "augmentation", "share", "photos", "trials",
     "val", "val_95", "home", "home_95", "test", "test_95", "test_by_home", "test_by_home_95",
-    "minus_real", "minus_real_95",
-    "seconds_per_image",
+    "minus_real", "minus_real_95", "minus_randaugment", "minus_randaugment_95",
 )  # fmt: skip
 WHOLE = ["--prompt", PROMPTS, "--guidance_scale", "5"]
 AROUND = ["--mask", "1", "--inverted", "1", "--mask_feather", "0", "--mask_grow_radius", "0"]
@@ -52,13 +51,12 @@ VARIANTS = (1, 2, 4, 6, 8, 16)
 
 
 def generate(args, recipe, names):
-    """Images uint8 [classes, photos, variants, 64, 64, 3] of a recipe, and seconds per image."""
+    """Images uint8 [classes, photos, variants, 64, 64, 3] of a recipe."""
     import generate_augmentations
 
     flags, variants = RECIPES[recipe]
     folder = Path(args.cache) / "search" / args.set / recipe / "seed=0_ex=32"
     option = "CarComponent" if args.set == "common" else "NovelComponent"
-    began = time.time()
     generate_augmentations.main([
         "--dataset", "mvip", "--data_dir", args.mvip, "--dataset_args", f"super_class={option}",
         "--output_dir", str(Path(args.cache) / "search"), "--experiment_name", args.set,
@@ -67,7 +65,6 @@ def generate(args, recipe, names):
         "--scheduler", "dpm++", "--num_inference_steps", str(args.steps), "--batch_size", "32",
         *flags,
     ])  # fmt: skip
-    seconds = time.time() - began
     images = {}
     for line in (folder / "metadata.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -78,8 +75,7 @@ def generate(args, recipe, names):
         sources = [source for source in images if f"{name}/train_data/" in source]
         sources.sort(key=lambda source: source.rpartition("/")[2])
         rows.append(np.stack([np.stack(images[source]) for source in sources]))
-    images = np.stack(rows)
-    return images, seconds / images[..., 0, 0, 0].size
+    return np.stack(rows)
 
 
 def text_to_image(args, names, variants=8, seed=0):
@@ -89,7 +85,7 @@ def text_to_image(args, names, variants=8, seed=0):
     pipeline = StableDiffusionPipeline.from_pretrained(args.model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     prompts = Path(PROMPTS).read_text().splitlines()
-    prompts, began, rows = [p for p in prompts if p and not p.startswith("#")], time.time(), []
+    prompts, rows = [p for p in prompts if p and not p.startswith("#")], []
     for name in names:
         rng, made = make_data.stream("text to image", name), []
         for start in range(0, 32 * variants, 32):
@@ -100,7 +96,7 @@ def text_to_image(args, names, variants=8, seed=0):
                              generator=generator, output_type="np").images.tolist()  # fmt: skip
         made = (np.array(made) * 255).round().astype(np.uint8)
         rows.append(made.reshape(32, variants, *made.shape[1:]))
-    return np.stack(rows), (time.time() - began) / (len(names) * 32 * variants)
+    return np.stack(rows)
 
 
 def home_photos(args, names):
@@ -143,7 +139,7 @@ def main(argv=None):
         if write_header:
             table.writeheader()
 
-        def row(recipe, variants, augmentation, share, made, seconds):
+        def row(recipe, variants, augmentation, share, made):
             for shots in (1, 2, 4, 8):
                 seen = real[augmentation], made, val, test, shots, args.trials, share
                 scores = trials.train(*seen, home=home)
@@ -151,29 +147,30 @@ def main(argv=None):
                     baseline[augmentation, shots] = scores["test"]
                 entry = {"set": args.set, "backbone": Path(args.backbone).name, "recipe": recipe,
                          "variants": variants, "augmentation": augmentation, "share": share,
-                         "photos": shots, "trials": args.trials,
-                         "seconds_per_image": round(seconds, 3)}  # fmt: skip
-                differences = scores["test"] - baseline["flip-rotate", shots]
-                for key, values in [*scores.items(), ("minus_real", differences)]:
+                         "photos": shots, "trials": args.trials}  # fmt: skip
+                for name, other in (("real", "flip-rotate"), ("randaugment", "randaugment")):
+                    if (other, shots) in baseline:  # paired by trial
+                        scores[f"minus_{name}"] = scores["test"] - baseline[other, shots]
+                for key, values in scores.items():
                     entry[key], entry[f"{key}_95"] = trials.interval(values)
                 table.writerow(entry)
                 print(entry, flush=True)
             file.flush()
 
         for augmentation in real:
-            row("real", 0, augmentation, 0, None, 0)
+            row("real", 0, augmentation, 0, None)
         for recipe in args.recipes:
             if recipe == "no-photo":
-                images, seconds = text_to_image(args, names)
+                images = text_to_image(args, names)
             else:
-                images, seconds = generate(args, recipe, names)
+                images = generate(args, recipe, names)
             made = {name: features(images, 3, name, seed=1) for name in real}
             most = images.shape[2]
             for variants in [count for count in VARIANTS if count <= most]:
                 for augmentation in real:
                     used = made[augmentation][:, :, :variants]
                     for share in (0.5, 0.75) if variants == most else (0.5,):
-                        row(recipe, variants, augmentation, share, used, seconds)
+                        row(recipe, variants, augmentation, share, used)
 
 
 if __name__ == "__main__":
