@@ -8,7 +8,7 @@ too, or are given with --word. Next: generate_augmentations.py.
 """
 
 if __name__ == "__main__":
-    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+    from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c
 
     end_at_once_by_ctrl_c()
 
@@ -24,8 +24,6 @@ from semantic_aug.cli import (
     add_shard_flags,
     command,
     experiment_of,
-    shard_blocks,
-    shard_of,
     trials_of,
 )
 from semantic_aug.embeddings import (
@@ -36,17 +34,18 @@ from semantic_aug.embeddings import (
     read_header,
     token_for,
 )
-from semantic_aug.experiment import (
+from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.files import remove_leftovers
+from semantic_aug.experiment.names import (
     EMBEDDINGS_FILE,
     Trial,
     fine_tuned_dir,
     folder_names,
     merged_file,
-    read_config,
-    remove_leftovers,
 )
-from semantic_aug.processes import at_work
-from semantic_aug.timing import AGGREGATE, timed
+from semantic_aug.experiment.processes import at_work
+from semantic_aug.experiment.sharding import shard_blocks, shard_of
+from semantic_aug.experiment.timing import AGGREGATE, timed
 
 log = logging.getLogger("semantic_aug.aggregate_embeddings")
 

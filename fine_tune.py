@@ -10,7 +10,7 @@ interruption. Next: aggregate_embeddings.py.
 """
 
 if __name__ == "__main__":
-    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+    from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c
 
     end_at_once_by_ctrl_c()
 
@@ -47,9 +47,6 @@ from semantic_aug.cli import (
     non_negative_int,
     positive,
     positive_int,
-    progress_bar,
-    shard_blocks,
-    shard_of,
     trials_of,
     whole_number,
 )
@@ -70,23 +67,16 @@ from semantic_aug.embeddings import (
     read_header,
     write_embeddings,
 )
-from semantic_aug.experiment import (
-    EMBEDDINGS_FILE,
-    Trial,
-    atomic_path,
-    check_config,
-    config_id,
-    fine_tuned_dir,
-    folder_names,
-    read_config,
-    remove_leftovers,
-    write_config,
-    write_text,
-)
+from semantic_aug.experiment.config import check_config, config_id, read_config, write_config
+from semantic_aug.experiment.files import atomic_path, remove_leftovers, write_text
+from semantic_aug.experiment.interrupts import stop_deferred
+from semantic_aug.experiment.names import EMBEDDINGS_FILE, Trial, fine_tuned_dir, folder_names
+from semantic_aug.experiment.processes import Reporter, at_work
+from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.experiment.sharding import shard_blocks, shard_of
+from semantic_aug.experiment.timing import FINE_TUNE, timed
 from semantic_aug.few_shot_dataset import FewShotDataset, image_to_tensor
 from semantic_aug.framing import FITS, frame_of, share_of_photo, to_square
-from semantic_aug.interrupts import stop_deferred
-from semantic_aug.processes import Reporter, at_work
 from semantic_aug.templates import TEMPLATES, load_templates
 from semantic_aug.textual_inversion import (
     Prompts,
@@ -101,7 +91,6 @@ from semantic_aug.textual_inversion import (
     validation_losses,
     words_in_place,
 )
-from semantic_aug.timing import FINE_TUNE, timed
 from semantic_aug.tracking import Track, check_tracker, tracker
 
 log = logging.getLogger("semantic_aug.fine_tune")

@@ -14,7 +14,7 @@ makes one image again and says whether it is equal.
 """
 
 if __name__ == "__main__":
-    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+    from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c
 
     end_at_once_by_ctrl_c()
 
@@ -75,7 +75,6 @@ from semantic_aug.cli import (
     fraction_below_one,
     non_negative,
     positive_int,
-    shard_of,
     trials_of,
     whole_number,
 )
@@ -101,7 +100,8 @@ from semantic_aug.embeddings import (
     rows_digest,
     token_for,
 )
-from semantic_aug.experiment import (
+from semantic_aug.experiment.config import config_id, is_called, read_config
+from semantic_aug.experiment.names import (
     BORROWED_WORDS,
     CACHE,
     CONFIG_FILE,
@@ -109,11 +109,11 @@ from semantic_aug.experiment import (
     MERGED,
     Trial,
     aug_dir,
-    config_id,
-    is_called,
     merged_file,
-    read_config,
 )
+from semantic_aug.experiment.processes import at_work
+from semantic_aug.experiment.sharding import shard_of
+from semantic_aug.experiment.timing import GENERATE, timed
 from semantic_aug.few_shot_dataset import FewShotDataset, read_image
 from semantic_aug.filtering import (
     MODELS,
@@ -140,8 +140,6 @@ from semantic_aug.generation import (
     share_of,
     write_metadata,
 )
-from semantic_aug.processes import at_work
-from semantic_aug.timing import GENERATE, timed
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
 

@@ -12,7 +12,7 @@ summary.csv and pictures. Finished trials are skipped.
 """
 
 if __name__ == "__main__":
-    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+    from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c
 
     end_at_once_by_ctrl_c()
 
@@ -53,37 +53,28 @@ from semantic_aug.cli import (
     fraction,
     non_negative_int,
     positive_int,
-    shard_blocks,
-    shard_of,
     trials_of,
     whole_number,
 )
 from semantic_aug.diffusion import pick_device
-from semantic_aug.experiment import (
+from semantic_aug.experiment.config import check_config, read_config, write_config
+from semantic_aug.experiment.files import check_writable, derive, remove_leftovers
+from semantic_aug.experiment.names import (
     CACHE,
     RESULTS,
     Trial,
     aug_dir,
     check_component,
-    check_config,
-    check_writable,
-    derive,
     experiment_dir,
-    read_config,
-    remove_leftovers,
-    write_config,
 )
+from semantic_aug.experiment.processes import at_work
+from semantic_aug.experiment.sharding import shard_blocks, shard_of
+from semantic_aug.experiment.timing import TRAIN, timed
 from semantic_aug.features import LabelledFeatures, load_split, readable, split_features
 from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
-from semantic_aug.generation import (
-    MissingImages,
-    differing_settings,
-    read_records,
-    read_scores,
-)
+from semantic_aug.generation import MissingImages, differing_settings, read_records, read_scores
 from semantic_aug.leaks import Photos, check_splits, photos_of
 from semantic_aug.plots import plot_results
-from semantic_aug.processes import at_work
 from semantic_aug.results import (
     COMPARISON_FILE,
     ENOUGH,
@@ -105,13 +96,7 @@ from semantic_aug.results import (
 )
 from semantic_aug.sampling import MIX, UTILIZATIONS, load_examples
 from semantic_aug.standard_augmentation import NAMES
-from semantic_aug.summary import (
-    EVALUATION_PHOTOS,
-    IMAGES_OF,
-    write_comparison,
-    write_summary,
-)
-from semantic_aug.timing import TRAIN, timed
+from semantic_aug.summary import EVALUATION_PHOTOS, IMAGES_OF, write_comparison, write_summary
 
 MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
 # Keys of config.json that belong to one trial each, and what all are evaluated on.

@@ -38,7 +38,7 @@ def main(argv=None):
 def run(args, work: Path) -> dict:
     import generate_augmentations
     import train_classifier
-    from semantic_aug.experiment import Trial
+    from semantic_aug.experiment.names import Trial
 
     common = ["--dataset=mvip", f"--data_dir={ROOT / 'sample/mvip'}", "--experiment_name=filter",
               f"--output_dir={work}", f"--num_trials={args.num_trials}",

@@ -26,7 +26,8 @@ from semantic_aug.diffusion import (
     quiet_loading,
     read_json,
 )
-from semantic_aug.experiment import Identity, folder_names
+from semantic_aug.experiment.config import Identity
+from semantic_aug.experiment.names import folder_names
 
 # --- LoRA ------------------------------------------------------------------------------------
 

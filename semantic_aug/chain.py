@@ -27,7 +27,7 @@ from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.cli import Parser, command, experiment_of
-from semantic_aug.experiment import SLURM_LOGS
+from semantic_aug.experiment.names import SLURM_LOGS
 
 ROOT = Path(__file__).resolve().parent.parent
 FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (

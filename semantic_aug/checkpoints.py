@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.experiment import as_stored, atomic_path
+from semantic_aug.experiment.config import as_stored
+from semantic_aug.experiment.files import atomic_path
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

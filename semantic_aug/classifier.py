@@ -14,8 +14,8 @@ import torch
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.backbone import FROZEN, Backbone
-from semantic_aug.cli import progress_bar
-from semantic_aug.experiment import Trial
+from semantic_aug.experiment.names import Trial
+from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.features import LabelledFeatures, cached_features
 from semantic_aug.metrics import Evaluation, Scores, class_scores, evaluation
 from semantic_aug.sampling import MIX, Examples, draw_epoch

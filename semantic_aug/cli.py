@@ -12,17 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from semantic_aug import UserError, counted, stable_hash
-from semantic_aug.experiment import (
-    CONFIG_FILE,
-    Trial,
-    check_writable,
-    experiment_dir,
-    read_config,
-)
-from semantic_aug.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, stoppable
-
-log = logging.getLogger(__name__)
+from semantic_aug import UserError, counted
+from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.files import check_writable
+from semantic_aug.experiment.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, stoppable
+from semantic_aug.experiment.names import CONFIG_FILE, Trial, experiment_dir
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,7 +91,7 @@ _REMEDIES = {
 def command(main):
     """Turn UserError into one line on stderr and exit status 2; make notices appear on stderr.
 
-    A command that a scheduler asked to end (see `interrupts`) ends with status 75.
+    A command that a scheduler asked to end (see `experiment.interrupts`) ends with status 75.
     """
 
     @functools.wraps(main)
@@ -170,13 +164,6 @@ def _quiet_libraries():
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def progress_bar(**options):
-    """A tqdm bar; where stderr is a log file, a line every half minute instead of ten a second."""
-    from tqdm import tqdm
-
-    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 30, **options)
 
 
 # --- flags -----------------------------------------------------------------------------------
@@ -391,117 +378,3 @@ def _list_of_photos(args: argparse.Namespace) -> list[str]:
             if isinstance(each, dict) and each.get("dataset") == args.dataset
         )
     return ["older_list=true"] if args.older_list else []
-
-
-def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
-    """This process's (index, count): from the flags, else from SLURM and a launcher together.
-
-    A SLURM array may have any offset and step; processes of one launch (accelerate launch,
-    torchrun, mpirun, or srun) divide the share of their array task among themselves.
-
-    Raises:
-        UserError: flags that do not fit each other, or an array with gaps, in which nobody would
-            do some of the work.
-    """
-    if (args.shard_index is None) != (args.num_shards is None):
-        raise UserError("--shard_index and --num_shards go together")
-    if args.num_shards is not None:
-        if not 0 <= args.shard_index < args.num_shards:
-            raise UserError(
-                f"--shard_index: got {args.shard_index}, expected 0 to {args.num_shards - 1}"
-            )
-        return args.shard_index, args.num_shards
-    task, tasks = _array_task(environ)
-    process, processes = _launched_process(environ)
-    return task * processes + process, tasks * processes
-
-
-def _array_task(environ) -> tuple[int, int]:
-    """(index, count) among the tasks of a SLURM array."""
-    if "SLURM_ARRAY_TASK_ID" not in environ:
-        return 0, 1
-    task = _number(environ, "SLURM_ARRAY_TASK_ID")
-    first = _number(environ, "SLURM_ARRAY_TASK_MIN", 0)
-    step = max(1, _number(environ, "SLURM_ARRAY_TASK_STEP", 1))
-    last = _number(environ, "SLURM_ARRAY_TASK_MAX", task)
-    if task not in range(first, last + 1, step):
-        raise UserError(
-            f"the environment has SLURM_ARRAY_TASK_ID={task}, and the array's tasks are {first} to "
-            f"{last} in steps of {step}: unset what is not SLURM's own, or pass --shard_index and "
-            "--num_shards"
-        )
-    count = (last - first) // step + 1
-    if _number(environ, "SLURM_ARRAY_TASK_COUNT", count) != count:
-        raise UserError(
-            f"this SLURM array has gaps between its tasks {first} and {last}: submit one "
-            "without, such as --array=0-3, or pass --shard_index and --num_shards"
-        )
-    return (task - first) // step, count
-
-
-# Size, rank and the rank on a node, as launchers name them. A launcher within srun counts its
-# processes on all nodes.
-_LAUNCHERS = (
-    ("WORLD_SIZE", "RANK", "LOCAL_RANK"),  # accelerate launch, torchrun
-    # Intel MPI and MPICH, which accelerate launch --cpu may start
-    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
-    ("PMI_SIZE", "PMI_RANK", "PMI_LOCAL_RANK"),  # Cray's
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),  # srun
-)
-
-
-def _launched_process(environ) -> tuple[int, int]:
-    """(index, count) among the processes of one launch."""
-    for size, rank, _ in _LAUNCHERS:
-        count = _number(environ, size, 1)
-        if count > 1:
-            if rank not in environ or _number(environ, rank) >= count:
-                raise UserError(
-                    f"the environment has {size}={count} and {rank}={environ.get(rank)}, expected "
-                    f"{rank} from 0 to {count - 1}: unset both, or pass --shard_index and "
-                    "--num_shards"
-                )
-            return _number(environ, rank), count
-    if environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in environ:
-        log.warning(
-            "accelerate launch --cpu has started one process, which does all the work; "
-            "accelerate launch --multi_gpu --num_processes N starts N, also without a GPU"
-        )
-    return 0, 1
-
-
-def local_rank(environ=os.environ) -> int:
-    """This process's number among those of its launch on this machine, counted from 0.
-
-    Where no launcher says so, its number among those on all machines.
-    """
-    if "LOCAL_RANK" in environ:
-        return _number(environ, "LOCAL_RANK")
-    index, count = _launched_process(environ)
-    for size, _, local in _LAUNCHERS:
-        # Not what srun says of an mpirun that it has started on each node.
-        if local in environ and _number(environ, size, 1) == count > 1:
-            return _number(environ, local)
-    return index
-
-
-def _number(environ, name: str, default: int | None = None) -> int:
-    text = environ.get(name, str(default))
-    if not re.fullmatch(r"\d+", text):
-        raise UserError(f"the environment has {name}={text!r}, expected a whole number")
-    return int(text)
-
-
-def shard_blocks(num_blocks: int, shard_index: int, num_shards: int, already: int = 0) -> list[int]:
-    """The blocks of one shard: each num_shards-th of a fixed shuffled order.
-
-    Shuffled, because blocks that lie together often take equally long, or were left by the same
-    interruption.
-
-    Args:
-        already: how many blocks were dealt out before these, so that it is not always the first
-            shards that get one more.
-    """
-    order = sorted(range(num_blocks), key=lambda number: stable_hash("block", number))
-    return order[(shard_index - already) % num_shards :: num_shards]

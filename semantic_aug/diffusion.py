@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 
 from semantic_aug import UserError, counted
-from semantic_aug.cli import local_rank
-from semantic_aug.digests import file_digests
-from semantic_aug.experiment import Identity
+from semantic_aug.experiment.config import Identity
+from semantic_aug.experiment.digests import file_digests
+from semantic_aug.experiment.sharding import local_rank
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from semantic_aug import UserError
-from semantic_aug.experiment import UNENCODABLE, atomic_path, unique_names
+from semantic_aug.experiment.files import atomic_path
+from semantic_aug.experiment.names import UNENCODABLE, unique_names
 
 FORMAT_VERSION = "1"
 LFS_POINTER = b"version https://git-lfs"

@@ -14,8 +14,8 @@ import torch
 
 from semantic_aug import UserError
 from semantic_aug.backbone import CHUNK, Backbone, default_precision
-from semantic_aug.cli import progress_bar
-from semantic_aug.experiment import atomic_path
+from semantic_aug.experiment.files import atomic_path
+from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.images import Images
 

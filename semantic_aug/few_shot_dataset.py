@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from semantic_aug import UserError, counted, stable_hash
-from semantic_aug.digests import file_digests
+from semantic_aug.experiment.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 
 SPLITS = ("train", "val", "test")

@@ -14,9 +14,10 @@ import torch
 
 from semantic_aug import UserError
 from semantic_aug.backbone import CHUNK, SHORT_NAMES, load_backbone, read_preprocessing
-from semantic_aug.cli import progress_bar
 from semantic_aug.diffusion import commit_of, identity_of
-from semantic_aug.experiment import Identity, Trial, config_id, is_called
+from semantic_aug.experiment.config import Identity, config_id, is_called
+from semantic_aug.experiment.names import Trial
+from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.generation import (
     CLASS_KEYS,
     Job,

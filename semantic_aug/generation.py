@@ -19,25 +19,20 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError, counted, stable_hash
-from semantic_aug.cli import progress_bar, shard_blocks
 from semantic_aug.embeddings import embedding_files, read_header, read_words, rows_digest
-from semantic_aug.experiment import (
-    CONFIG_FILE,
-    MERGED,
-    METADATA_FILE,
-    Trial,
-    atomic_path,
+from semantic_aug.experiment.config import (
     check_config,
     config_id,
-    derive,
     is_called,
-    merged_file,
     read_config,
-    remove_leftovers,
     write_config,
 )
+from semantic_aug.experiment.files import atomic_path, derive, remove_leftovers
+from semantic_aug.experiment.names import CONFIG_FILE, MERGED, METADATA_FILE, Trial, merged_file
+from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.experiment.sharding import shard_blocks
+from semantic_aug.experiment.timing import GENERATE, read_timing
 from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
-from semantic_aug.timing import GENERATE, read_timing
 
 RECORDS_DIR = "records"
 OPENERS = 8  # threads that look at the ends of files, which takes its time over a network

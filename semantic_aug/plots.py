@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from semantic_aug.experiment import atomic_path
+from semantic_aug.experiment.files import atomic_path
 from semantic_aug.results import (
     ENOUGH,
     TEST,

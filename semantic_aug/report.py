@@ -10,7 +10,7 @@ What is there of an unfinished generation is shown.
 """
 
 if __name__ == "__main__":
-    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+    from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c
 
     end_at_once_by_ctrl_c()
 
@@ -32,15 +32,16 @@ from semantic_aug.cli import (
     non_negative,
     non_negative_int,
     positive_int,
-    progress_bar,
     trials_of,
     whole_number,
 )
-from semantic_aug.experiment import atomic_path, aug_dir, folder_names, remove_leftovers
+from semantic_aug.experiment.files import atomic_path, remove_leftovers
+from semantic_aug.experiment.names import aug_dir, folder_names
+from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.experiment.timing import seconds_per_image
 from semantic_aug.few_shot_dataset import read_image
 from semantic_aug.generation import read_records, read_scores, read_variants
 from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
-from semantic_aug.timing import seconds_per_image
 
 GAP = 2  # pixels between pictures
 SHEET_ROWS = 100

@@ -19,8 +19,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from semantic_aug.cli import progress_bar
-from semantic_aug.experiment import atomic_path, write_text
+from semantic_aug.experiment.files import atomic_path, write_text
+from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.few_shot_dataset import read_image
 
 EMBED = 2000  # pictures within a page: about 10 MB

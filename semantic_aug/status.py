@@ -8,7 +8,7 @@ itself. So it works wherever the folder can be seen, whatever runs the commands.
 """
 
 if __name__ == "__main__":
-    from semantic_aug.interrupts import end_at_once_by_ctrl_c
+    from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c
 
     end_at_once_by_ctrl_c()
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.cli import Parser, command, positive_int
-from semantic_aug.experiment import (
+from semantic_aug.experiment.names import (
     EMBEDDINGS_FILE,
     FINE_TUNED,
     MERGED,
@@ -32,10 +32,17 @@ from semantic_aug.experiment import (
     merged_file,
     trial_named,
 )
+from semantic_aug.experiment.processes import FAILED, KILLED, RUNNING, Process, read_processes
+from semantic_aug.experiment.timing import (
+    AGGREGATE,
+    FINE_TUNE,
+    GENERATE,
+    STAGES,
+    TRAIN,
+    read_timing,
+)
 from semantic_aug.generation import read_records
-from semantic_aug.processes import FAILED, KILLED, RUNNING, Process, read_processes
 from semantic_aug.results import is_finished, trials_with_files
-from semantic_aug.timing import AGGREGATE, FINE_TUNE, GENERATE, STAGES, TRAIN, read_timing
 
 PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRAIN: "results"}
 

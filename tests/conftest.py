@@ -363,7 +363,7 @@ def write_trial(folder, seed, k, accuracy, selected=1) -> None:
     The validation split has 0.1 less.
     """
     from semantic_aug import results
-    from semantic_aug.experiment import Trial
+    from semantic_aug.experiment.names import Trial
     from semantic_aug.metrics import evaluation
 
     def scores(share):

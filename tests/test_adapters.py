@@ -28,7 +28,7 @@ from semantic_aug.adapters import canny_edges, check_lora, load_safety_checker
 from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion import inspect_model, load_pipeline
-from semantic_aug.experiment import read_config
+from semantic_aug.experiment.config import read_config
 from semantic_aug.framing import frame_of, from_square, to_square
 from semantic_aug.generation import job_generator, read_records, read_variants
 

@@ -20,13 +20,14 @@ import train_classifier
 from semantic_aug import classifier, features, images
 from semantic_aug.backbone import load_backbone
 from semantic_aug.classifier import TrainingOptions, evaluate, train_trial
-from semantic_aug.experiment import Trial, read_config
+from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.names import Trial
+from semantic_aug.experiment.timing import GENERATE, TRAIN, timed
 from semantic_aug.features import load_split, split_features
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.results import TEST, TRAINING, VALIDATION, metric_names
 from semantic_aug.sampling import load_examples
-from semantic_aug.timing import GENERATE, TRAIN, timed
 
 CPU = torch.device("cpu")
 COLOURS = {"red": (230, 30, 30), "big green": (30, 200, 40), "blue": (20, 40, 220)}

@@ -21,16 +21,15 @@ from semantic_aug.cli import (
     dataset_of,
     fraction,
     fraction_below_one,
-    local_rank,
     non_negative,
     non_negative_int,
     positive_int,
-    shard_blocks,
-    shard_of,
     trials_of,
     whole_number,
 )
-from semantic_aug.experiment import Trial, write_config
+from semantic_aug.experiment.config import write_config
+from semantic_aug.experiment.names import Trial
+from semantic_aug.experiment.sharding import local_rank, shard_blocks, shard_of
 
 COMMANDS = ("fine_tune", "fine_tune_upstream", "aggregate_embeddings")
 

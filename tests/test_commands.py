@@ -15,7 +15,7 @@ import aggregate_embeddings
 import fine_tune
 import generate_augmentations
 import train_classifier
-from semantic_aug.experiment import read_config
+from semantic_aug.experiment.config import read_config
 
 COMMON = ["--experiment_name=exp", "--examples_per_class=1"]
 

@@ -10,7 +10,7 @@ import fine_tune
 import generate_augmentations
 import train_classifier
 from semantic_aug import UserError
-from semantic_aug.experiment import Trial, fine_tuned_dir
+from semantic_aug.experiment.names import Trial, fine_tuned_dir
 
 
 @pytest.mark.parametrize(

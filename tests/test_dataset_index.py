@@ -15,7 +15,7 @@ from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset, coco, index
 from semantic_aug.datasets.coco import Photo, _without_outlines, read_photos
 from semantic_aug.datasets.index import cached, image_names
-from semantic_aug.digests import cache_dir
+from semantic_aug.experiment.digests import cache_dir
 
 LONG_AGO = 1_500_000_000
 

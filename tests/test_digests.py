@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from semantic_aug import digests
-from semantic_aug.digests import file_digests, sha256_file
-from semantic_aug.experiment import hostname
+from semantic_aug.experiment import digests
+from semantic_aug.experiment.digests import file_digests, sha256_file
+from semantic_aug.experiment.files import hostname
 
 LONG_AGO = 1_500_000_000
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -14,25 +14,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.experiment import (
+from semantic_aug.experiment.config import (
+    check_config,
+    config_id,
+    git_revision,
+    read_config,
+    versions,
+    write_config,
+)
+from semantic_aug.experiment.files import atomic_path, check_writable, remove_leftovers, write_text
+from semantic_aug.experiment.names import (
     RESERVED_NAMES,
     Trial,
-    atomic_path,
     aug_dir,
     check_component,
-    check_config,
-    check_writable,
-    config_id,
     experiment_dir,
     fine_tuned_dir,
     folder_names,
-    git_revision,
     merged_file,
-    read_config,
-    remove_leftovers,
-    versions,
-    write_config,
-    write_text,
 )
 
 patient = settings(deadline=None, max_examples=60)  # slow is no failure
@@ -302,7 +301,7 @@ def test_other_files_are_no_leftovers(tmp_path, leave):
 
 def test_a_killed_process_leaves_what_the_next_removes(tmp_path):
     code = (
-        "import os, sys; from semantic_aug.experiment import atomic_path\n"
+        "import os, sys; from semantic_aug.experiment.files import atomic_path\n"
         "with atomic_path(sys.argv[1]) as path: path.write_text('half'); os.kill(os.getpid(), 9)"
     )
     root = Path(__file__).resolve().parent.parent

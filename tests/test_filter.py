@@ -17,7 +17,7 @@ import generate_augmentations
 import train_classifier
 from semantic_aug import filtering, report
 from semantic_aug.datasets import build_dataset
-from semantic_aug.experiment import read_config
+from semantic_aug.experiment.config import read_config
 from semantic_aug.filtering import worst
 from semantic_aug.generation import read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation

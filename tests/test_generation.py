@@ -22,7 +22,8 @@ import generate_augmentations
 from semantic_aug import UserError, generation
 from semantic_aug.datasets import build_dataset
 from semantic_aug.embeddings import rows_digest, write_embeddings
-from semantic_aug.experiment import Trial, config_id, merged_file, read_config, write_config
+from semantic_aug.experiment.config import config_id, read_config, write_config
+from semantic_aug.experiment.names import Trial, merged_file
 from semantic_aug.generation import (
     differing_settings,
     generate,

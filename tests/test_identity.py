@@ -16,7 +16,7 @@ from semantic_aug import UserError, diffusion
 from semantic_aug.checkpoints import differing_keys
 from semantic_aug.diffusion import identity_of, inspect_model, load_pipeline
 from semantic_aug.embeddings import read_header
-from semantic_aug.experiment import Identity, read_config
+from semantic_aug.experiment.config import Identity, read_config
 from semantic_aug.generation import read_records
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import fine_tune
 import generate_augmentations
 from semantic_aug import generation, textual_inversion
 from semantic_aug.cli import command
-from semantic_aug.interrupts import (
+from semantic_aug.experiment.interrupts import (
     SIGNALS,
     TRY_AGAIN,
     Stopped,
@@ -21,7 +21,7 @@ from semantic_aug.interrupts import (
     stop_deferred,
     stoppable,
 )
-from semantic_aug.processes import Reporter, read_processes
+from semantic_aug.experiment.processes import Reporter, read_processes
 
 
 def send(number=signal.SIGUSR1):

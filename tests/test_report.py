@@ -16,12 +16,12 @@ from PIL import Image
 
 from semantic_aug import UserError, report
 from semantic_aug.datasets import build_dataset
-from semantic_aug.experiment import hostname
+from semantic_aug.experiment.files import hostname
+from semantic_aug.experiment.timing import GENERATE, Work
 from semantic_aug.generation import generate, read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.report import contact_sheet
 from semantic_aug.report_page import NEAR_DUPLICATE, change_of, reduced, script_json
-from semantic_aug.timing import GENERATE, Work
 
 EVIL_CLASS = '<img src=x onerror=hacked=1> & "it\'s"'
 EVIL_PROMPT = "</script><script>hacked=1</script> a \"photo\" & 'more' <!-- of a {name}"

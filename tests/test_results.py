@@ -10,7 +10,7 @@ from conftest import write_trial
 from matplotlib.container import ErrorbarContainer
 from scipy import stats
 
-from semantic_aug.experiment import Trial
+from semantic_aug.experiment.names import Trial
 from semantic_aug.plots import (
     COLOURS,
     accuracy_figure,

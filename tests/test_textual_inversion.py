@@ -46,7 +46,8 @@ from semantic_aug.embeddings import (
     token_for,
     write_embeddings,
 )
-from semantic_aug.experiment import PROCESSES, read_config
+from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.names import PROCESSES
 from semantic_aug.few_shot_dataset import image_to_tensor
 from semantic_aug.framing import FITS
 from semantic_aug.templates import TEMPLATES, load_templates
@@ -1057,7 +1058,7 @@ def test_killed_run_leaves_nothing_behind(tune):
         folder / ".x.safetensors.HOST-999999999.tmp"
         for folder in (trial(), trial() / "stop_sign", trial() / "stop_sign" / "validation")
     ]
-    from semantic_aug.experiment import hostname
+    from semantic_aug.experiment.files import hostname
 
     left = [path.with_name(path.name.replace("HOST", hostname())) for path in left]
     for path in left:

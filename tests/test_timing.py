@@ -5,9 +5,17 @@ import json
 import pytest
 import torch
 
-from semantic_aug import timing
-from semantic_aug.experiment import Trial, write_config
-from semantic_aug.timing import FINE_TUNE, GENERATE, TRAIN, read_timing, seconds_per_trial, timed
+from semantic_aug.experiment import timing
+from semantic_aug.experiment.config import write_config
+from semantic_aug.experiment.names import Trial
+from semantic_aug.experiment.timing import (
+    FINE_TUNE,
+    GENERATE,
+    TRAIN,
+    read_timing,
+    seconds_per_trial,
+    timed,
+)
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from statistics import median_low
 
 from semantic_aug import UserError, counted
-from semantic_aug.cli import progress_bar
 from semantic_aug.datasets import build_dataset
+from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.few_shot_dataset import (
     BITS_HELP,
     SPLITS,

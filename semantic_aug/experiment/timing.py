@@ -14,15 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from semantic_aug.experiment import (
-    RESERVED_NAMES,
-    TIMING,
-    Trial,
-    derive,
-    hostname,
-    read_config,
-    write_text,
-)
+from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.files import derive, hostname, write_text
+from semantic_aug.experiment.names import RESERVED_NAMES, TIMING, Trial
 
 FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (
     "fine_tune", "aggregate_embeddings", "generate_augmentations", "train_classifier",

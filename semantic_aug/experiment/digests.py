@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from semantic_aug import stable_hash
-from semantic_aug.experiment import remove_leftovers, write_text
+from semantic_aug.experiment.files import remove_leftovers, write_text
 
 KEEP_FROM = 0.5  # seconds; what took less to hash is hashed again
 SETTLED = 2e9  # ns; a file system's clock may not tell two changes in one such span apart

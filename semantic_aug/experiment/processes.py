@@ -16,19 +16,10 @@ from pathlib import Path
 from typing import get_origin
 
 from semantic_aug import UserError
-from semantic_aug.experiment import (
-    CACHE,
-    PROCESSES,
-    Trial,
-    hostname,
-    is_alive,
-    now_at,
-    remove_leftovers,
-    trial_named,
-    write_text,
-)
-from semantic_aug.interrupts import Stopped
-from semantic_aug.timing import MOST, STAGES
+from semantic_aug.experiment.files import hostname, is_alive, now_at, remove_leftovers, write_text
+from semantic_aug.experiment.interrupts import Stopped
+from semantic_aug.experiment.names import CACHE, PROCESSES, Trial, trial_named
+from semantic_aug.experiment.timing import MOST, STAGES
 
 BEAT, LOST = 20.0, 120.0  # file systems of clusters show changes up to a minute late
 RUNNING, DONE, STOPPED, FAILED, KILLED = STATES = (

@@ -1,0 +1,188 @@
+"""config.json: what results were made with, so that others are never mixed with them."""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.experiment.files import write_text
+from semantic_aug.experiment.names import CONFIG_FILE
+
+log = logging.getLogger(__name__)
+
+_VERSIONED_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "numpy",
+    "pillow",
+)
+
+
+class Identity(str):
+    """What settings and records call weights; other content has another name.
+
+    Attributes:
+        older: what they were called when not all of their content was looked at.
+    """
+
+    older: str
+
+    def __new__(cls, name: str, older: str | None = None):
+        made = super().__new__(cls, name)
+        made.older = older or name
+        return made
+
+
+def is_called(value: object, stored: object) -> bool:
+    """Whether `stored` is this value, or the older name of the same weights."""
+    return stored in (value, getattr(value, "older", value))
+
+
+def as_stored(settings: Mapping, stored: Mapping) -> dict:
+    """`settings` with the older names of weights that `stored` has, so that its id stays."""
+    return {
+        key: value.older
+        if isinstance(value, Identity) and stored.get(key) == value.older
+        else value
+        for key, value in settings.items()
+    }
+
+
+def config_id(settings: Mapping) -> str:
+    """Twelve hex digits that name a set of result-changing settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_config(folder: Path) -> dict | None:
+    """The `config.json` of a folder; None where there is none, or it is damaged, with a notice."""
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        config = None
+    kinds = {"id": str, "settings": dict, "arguments": dict}
+    if isinstance(config, dict) and all(
+        isinstance(config.get(key, kind()), kind) for key, kind in kinds.items()
+    ):
+        return config
+    log.warning("%s is damaged: it counts as absent", path)
+    return None
+
+
+def check_config(
+    folder: Path,
+    settings: Mapping,
+    has_results: bool,
+    overwrite: bool,
+    ids: Callable[[], Iterable[str]] | None = None,
+) -> dict:
+    """Refuse to mix results: `folder` holds some that were made with other settings.
+
+    Args:
+        settings: whatever changes a result, JSON types only. Batch size, shards, selected
+            classes, counts, device and paths do not belong here.
+        has_results: whether the folder holds results already.
+        overwrite: go on all the same; the caller then makes the old results anew.
+        ids: gives the `config_id` of each result, where results carry it: they then stand in for
+            a config.json that is lost.
+
+    Returns:
+        The settings to go on with: those given, but weights keep the older name that they have in
+        this folder, or, in a folder that is new, in one of another trial beside it.
+
+    Raises:
+        UserError: with the differing keys and both values; or nothing says how results were made.
+    """
+    old = read_config(folder)
+    if old is None:
+        beside = () if overwrite else sorted(folder.parent.glob(f"seed=*_ex=*/{CONFIG_FILE}"))
+        for path in beside:
+            settings = as_stored(settings, (read_config(path.parent) or {}).get("settings", {}))
+        made = set() if overwrite or not has_results else {None} if ids is None else set(ids())
+        if made - {config_id(settings)}:
+            raise UserError(
+                f"{folder} holds results, but no config.json that can be read and says how they "
+                "were made; bring it back, choose another name, such as another "
+                "--experiment_name, or pass --overwrite to make them again"
+            )
+        return dict(settings)
+    before, kept = old.get("settings", {}), as_stored(settings, old.get("settings", {}))
+    now = json.loads(json.dumps(kept))
+    differing = [
+        f"{key} (there {json.dumps(before.get(key))}, now {json.dumps(now.get(key))})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if differing and has_results and not overwrite:
+        raise UserError(
+            f"{folder} holds results made with other settings: {', '.join(differing)}; "
+            "choose another name, such as another --experiment_name, or pass --overwrite "
+            "to make them again"
+        )
+    return dict(settings) if differing else kept
+
+
+def write_config(
+    folder: Path, settings: Mapping, arguments: Mapping, notes: Mapping | None = None
+) -> str:
+    """Write `config.json`, unless it holds these settings already. Returns the `config_id`.
+
+    Args:
+        notes: keys beside the settings, in JSON types: what they say changes no result. They are
+            brought up to date in a file that stays; one that is absent there is as good as None.
+    """
+    identity, notes = config_id(settings), dict(notes or {})
+    config = old = read_config(folder) or {}
+    if old.get("id") != identity:
+        config = {
+            "id": identity,
+            "settings": settings,
+            "arguments": arguments,
+            "versions": versions(),
+            "git_revision": git_revision(),
+        } | notes
+    elif any(old.get(key) != value for key, value in notes.items()):
+        config = old | notes
+    if config is not old:
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, default=str) + "\n")
+    return identity
+
+
+@functools.cache  # a process imports its packages once, and looking takes a while
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what comes out."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+@functools.cache  # the process runs the code that it has read, whatever happens to the files
+def git_revision() -> str | None:
+    """The commit this code stands at, with `-dirty` behind it where files were changed."""
+    root = Path(__file__).resolve().parent.parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,134 @@
+"""Writes that are whole or absent, and what killed processes leave behind."""
+
+import contextlib
+import itertools
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from semantic_aug import UserError
+
+T = TypeVar("T")
+
+_writes = itertools.count()
+
+
+def check_writable(folder: Path) -> Path:
+    """`folder`, if files can be made there; it need not exist yet.
+
+    Raises:
+        UserError: a file or a link that leads nowhere is in the way, or writing is not allowed.
+    """
+    nearest = folder.absolute()
+    while not nearest.exists():
+        if nearest.is_symlink():
+            raise UserError(f"{folder} cannot be a folder: {nearest} is a link that leads nowhere")
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"{folder} cannot be a folder: {nearest} is a file")
+    try:  # permissions do not tell: nobody writes to /proc, not even root
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise UserError(
+            f"{nearest} cannot be written to ({error.strerror}): choose another place for the "
+            "output"
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to `path` when the block ends without an error.
+
+    So a file is whole or absent, whenever the process is killed. The temporary name carries host
+    and process and is new each time, because processes and threads may write one file at once.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = f".{path.name}.{next(_writes)}.{hostname()}-{os.getpid()}.tmp"
+    temporary = path.with_name(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text through `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def derive(sources: Callable[[], object], write: Callable[[], T]) -> T:
+    """Write what is derived from files that other processes may be adding to.
+
+    It is written again if `sources()`, whatever tells their states apart, has changed meanwhile:
+    another process may have derived more, and this one have put something older in its place. So
+    the last process that adds something leaves everything derived from all. Returns what `write`
+    returns.
+    """
+    for _ in range(10):  # not for ever, where many processes add something all the time
+        before = sources()
+        written = write()
+        if sources() == before:
+            break
+    return written
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left directly in `folder`.
+
+    A file of this host goes when its process is gone. Whether a process of another host lives
+    cannot be known from here; its file goes after a day.
+    """
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.endswith(".tmp")]
+    for name in names:
+        match = re.fullmatch(r"\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp", name)
+        if match is None:
+            continue
+        path = folder / name
+        with contextlib.suppress(OSError, OverflowError):
+            if match["host"] == hostname():
+                dead = int(match["pid"]) == os.getpid() or not is_alive(int(match["pid"]))
+            else:
+                dead = path.stat().st_mtime < now_at(folder) - 86400
+            if dead:
+                path.unlink(missing_ok=True)
+
+
+def hostname() -> str:
+    """This machine's name as a part of file names."""
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def now_at(folder: Path) -> float:
+    """The clock of the file system, which may differ from this node's.
+
+    Where `folder` belongs to somebody else it is not known, and this node's stands for it.
+    """
+    try:
+        os.utime(folder)
+    except OSError:
+        return time.time()
+    return folder.stat().st_mtime
