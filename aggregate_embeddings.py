@@ -18,14 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from semantic_aug import UserError, counted
-from semantic_aug.cli import (
-    Parser,
-    add_experiment_flags,
-    add_shard_flags,
-    command,
-    experiment_of,
-    trials_of,
-)
+from semantic_aug.cli.command import Parser, command
 from semantic_aug.embeddings import (
     LearnedWords,
     merge_embeddings,
@@ -46,6 +39,8 @@ from semantic_aug.experiment.names import (
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_blocks, shard_of
 from semantic_aug.experiment.timing import AGGREGATE, timed
+from semantic_aug.settings import add_experiment_flags, add_shard_flags
+from semantic_aug.stages.common import experiment_of, trials_of
 
 log = logging.getLogger("semantic_aug.aggregate_embeddings")
 

@@ -32,24 +32,7 @@ from semantic_aug.checkpoints import (
     remove_checkpoints,
     write_checkpoint,
 )
-from semantic_aug.cli import (
-    Parser,
-    add_classes_flag,
-    add_dataset_flags,
-    add_experiment_flags,
-    add_model_flags,
-    add_shard_flags,
-    command,
-    dataset_of,
-    experiment_of,
-    fraction_below_one,
-    non_negative,
-    non_negative_int,
-    positive,
-    positive_int,
-    trials_of,
-    whole_number,
-)
+from semantic_aug.cli.command import Parser, command
 from semantic_aug.diffusion import (
     check_resolution,
     inspect_model,
@@ -77,6 +60,20 @@ from semantic_aug.experiment.sharding import shard_blocks, shard_of
 from semantic_aug.experiment.timing import FINE_TUNE, timed
 from semantic_aug.few_shot_dataset import FewShotDataset, image_to_tensor
 from semantic_aug.framing import FITS, frame_of, share_of_photo, to_square
+from semantic_aug.settings import (
+    add_classes_flag,
+    add_dataset_flags,
+    add_experiment_flags,
+    add_model_flags,
+    add_shard_flags,
+    fraction_below_one,
+    non_negative,
+    non_negative_int,
+    positive,
+    positive_int,
+    whole_number,
+)
+from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
 from semantic_aug.templates import TEMPLATES, load_templates
 from semantic_aug.textual_inversion import (
     Prompts,

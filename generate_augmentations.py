@@ -62,22 +62,7 @@ from semantic_aug.augmentations.sdedit import (
     fill_prompt,
     words_of,
 )
-from semantic_aug.cli import (
-    Parser,
-    add_classes_flag,
-    add_dataset_flags,
-    add_experiment_flags,
-    add_model_flags,
-    add_shard_flags,
-    command,
-    dataset_of,
-    experiment_of,
-    fraction_below_one,
-    non_negative,
-    positive_int,
-    trials_of,
-    whole_number,
-)
+from semantic_aug.cli.command import Parser, command
 from semantic_aug.diffusion import (
     SCHEDULERS,
     ModelInfo,
@@ -140,6 +125,18 @@ from semantic_aug.generation import (
     share_of,
     write_metadata,
 )
+from semantic_aug.settings import (
+    add_classes_flag,
+    add_dataset_flags,
+    add_experiment_flags,
+    add_model_flags,
+    add_shard_flags,
+    fraction_below_one,
+    non_negative,
+    positive_int,
+    whole_number,
+)
+from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
 

@@ -41,21 +41,7 @@ from semantic_aug.backbone import (
     load_backbone,
 )
 from semantic_aug.classifier import BEST_VAL, LAST, TrainingOptions, evaluate, train_trial
-from semantic_aug.cli import (
-    Parser,
-    add_classes_flag,
-    add_dataset_flags,
-    add_experiment_flags,
-    add_shard_flags,
-    command,
-    dataset_of,
-    experiment_of,
-    fraction,
-    non_negative_int,
-    positive_int,
-    trials_of,
-    whole_number,
-)
+from semantic_aug.cli.command import Parser, command
 from semantic_aug.diffusion import pick_device
 from semantic_aug.experiment.config import check_config, read_config, write_config
 from semantic_aug.experiment.files import check_writable, derive, remove_leftovers
@@ -95,6 +81,17 @@ from semantic_aug.results import (
     write_results,
 )
 from semantic_aug.sampling import MIX, UTILIZATIONS, load_examples
+from semantic_aug.settings import (
+    add_classes_flag,
+    add_dataset_flags,
+    add_experiment_flags,
+    add_shard_flags,
+    fraction,
+    non_negative_int,
+    positive_int,
+    whole_number,
+)
+from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
 from semantic_aug.standard_augmentation import NAMES
 from semantic_aug.summary import EVALUATION_PHOTOS, IMAGES_OF, write_comparison, write_summary
 

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.cli import Parser, command, experiment_of
+from semantic_aug.cli.command import Parser, command
 from semantic_aug.experiment.names import SLURM_LOGS
+from semantic_aug.stages.common import experiment_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (

@@ -21,20 +21,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from semantic_aug import UserError, counted
-from semantic_aug.cli import (
-    Parser,
-    add_classes_flag,
-    add_dataset_flags,
-    add_experiment_flags,
-    command,
-    dataset_of,
-    experiment_of,
-    non_negative,
-    non_negative_int,
-    positive_int,
-    trials_of,
-    whole_number,
-)
+from semantic_aug.cli.command import Parser, command
 from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.experiment.names import aug_dir, folder_names
 from semantic_aug.experiment.progress import progress_bar
@@ -42,6 +29,16 @@ from semantic_aug.experiment.timing import seconds_per_image
 from semantic_aug.few_shot_dataset import read_image
 from semantic_aug.generation import read_records, read_scores, read_variants
 from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
+from semantic_aug.settings import (
+    add_classes_flag,
+    add_dataset_flags,
+    add_experiment_flags,
+    non_negative,
+    non_negative_int,
+    positive_int,
+    whole_number,
+)
+from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
 
 GAP = 2  # pixels between pictures
 SHEET_ROWS = 100

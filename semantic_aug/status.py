@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.cli import Parser, command, positive_int
+from semantic_aug.cli.command import Parser, command
 from semantic_aug.experiment.names import (
     EMBEDDINGS_FILE,
     FINE_TUNED,
@@ -43,6 +43,7 @@ from semantic_aug.experiment.timing import (
 )
 from semantic_aug.generation import read_records
 from semantic_aug.results import is_finished, trials_with_files
+from semantic_aug.settings import positive_int
 
 PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRAIN: "results"}
 

@@ -10,26 +10,24 @@ import pytest
 from conftest import ROOT
 
 from semantic_aug import UserError, counted
-from semantic_aug.cli import (
-    Parser,
+from semantic_aug.cli.command import Parser, command
+from semantic_aug.experiment.config import write_config
+from semantic_aug.experiment.names import Trial
+from semantic_aug.experiment.sharding import local_rank, shard_blocks, shard_of
+from semantic_aug.settings import (
     add_classes_flag,
     add_dataset_flags,
     add_experiment_flags,
     add_model_flags,
     add_shard_flags,
-    command,
-    dataset_of,
     fraction,
     fraction_below_one,
     non_negative,
     non_negative_int,
     positive_int,
-    trials_of,
     whole_number,
 )
-from semantic_aug.experiment.config import write_config
-from semantic_aug.experiment.names import Trial
-from semantic_aug.experiment.sharding import local_rank, shard_blocks, shard_of
+from semantic_aug.stages.common import dataset_of, trials_of
 
 COMMANDS = ("fine_tune", "fine_tune_upstream", "aggregate_embeddings")
 

@@ -12,7 +12,7 @@ from diffusers import PNDMScheduler
 import fine_tune
 import generate_augmentations
 from semantic_aug import generation, textual_inversion
-from semantic_aug.cli import command
+from semantic_aug.cli.command import command
 from semantic_aug.experiment.interrupts import (
     SIGNALS,
     TRY_AGAIN,

@@ -13,18 +13,20 @@ import inspect
 import sys
 from collections.abc import Iterable
 
-from semantic_aug import UserError, cli
+from semantic_aug import UserError
+from semantic_aug.cli.command import Parser, command
+from semantic_aug.settings import add_data_flags
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(
+    parser = Parser(
         __doc__,
         prog="python -m semantic_aug.datasets",
         usage="%(prog)s [NAME | check NAME --flag value ...]",
     )
     parser.add_argument("action", nargs="?", default="list", metavar="check")
     parser.add_argument("name", nargs="?", metavar="NAME", help="as --dataset takes it")
-    cli.add_data_flags(parser)
+    add_data_flags(parser)
     parser.add_argument("--verbose", action="store_true", help="name every case, not the first ten")
     args = parser.parse_args(argv)
     if args.action not in ("list", "check") and args.name is None:
@@ -32,7 +34,7 @@ def parse_args(argv=None):
     return args
 
 
-@cli.command
+@command
 def main(argv=None) -> int:
     args = parse_args(argv)
     if args.action not in ("list", "check"):

@@ -1,0 +1,1 @@
+"""How commands read their flags, speak and end."""

@@ -1,0 +1,160 @@
+"""How a command speaks and ends: its parser, its notices, and errors in one line."""
+
+import argparse
+import contextlib
+import errno
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.experiment.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, stoppable
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags with underscores, accepted with hyphens too; one-line errors; no abbreviations."""
+
+    def __init__(self, doc: str, **kwargs):
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("usage", "%(prog)s --flag value ...")
+        super().__init__(description=doc, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else [str(arg) for arg in args]
+        found = super().parse_args([_underscored(arg) for arg in args], namespace)
+        for name, value in vars(found).items():
+            # As a variable of the shell that was never set; a prompt may be empty.
+            if value == "" and "prompt" not in name:
+                self.error(f"{self._as_given(name, args)} is empty: give a value, or leave the "
+                           "flag out")  # fmt: skip
+        return found
+
+    def _as_given(self, name: str, args: Sequence[str]) -> str:
+        """The last of the flags given that set this value, as it was spelled."""
+        flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+        actions = self._option_string_actions
+        return [f for f in flags if (a := actions.get(_underscored(f))) and a.dest == name][-1]
+
+    def knows(self, flag: str) -> bool:
+        """Whether this is one of the flags, in either spelling."""
+        return _underscored(flag).partition("=")[0] in self._option_string_actions
+
+    def error(self, message):
+        print(f"{self.prog}: error: {message} (--help lists the flags)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's lines, and names defaults."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        default = action.default
+        has_none = default is None or default is False or default in ([], argparse.SUPPRESS)
+        if not has_none and "default" not in text:
+            if isinstance(default, list):
+                default = " ".join(map(str, default))
+            text += f" (default {str(default).replace('%', '%%')})"
+        return text
+
+
+def _underscored(arg: str) -> str:
+    match = re.match(r"--[a-zA-Z][\w-]*", arg)
+    return "--" + match[0][2:].replace("-", "_") + arg[match.end() :] if match else arg
+
+
+# What a person can do about errors of the system; others are ours, and keep their traceback.
+_REMEDIES = {
+    errno.ENOSPC: "make room and run the same command again",
+    errno.EDQUOT: "make room and run the same command again",
+    errno.EACCES: "choose a place that you may write to, such as another --output_dir",
+    errno.EPERM: "choose a place that you may write to, such as another --output_dir",
+    errno.EROFS: "choose a place that can be written to, such as another --output_dir",
+    errno.ENOTDIR: "a file lies where a folder is needed",
+    errno.EEXIST: "a file lies where a folder is needed",
+    errno.EISDIR: "a folder lies where a file is needed",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link leads to itself",
+}
+
+
+def command(main):
+    """Turn UserError into one line on stderr and exit status 2; make notices appear on stderr.
+
+    A command that a scheduler asked to end (see `experiment.interrupts`) ends with status 75.
+    """
+
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        with _notices(), contextlib.suppress(BrokenPipeError):
+            try:
+                with stoppable():
+                    return main(argv)
+            except Stopped as stopped:
+                print(f"ended by {stopped}; the same command goes on from here", file=sys.stderr)
+                raise SystemExit(TRY_AGAIN) from None
+            except UserError as error:
+                line = " ".join(str(error).split())
+            except KeyboardInterrupt:
+                print(INTERRUPTED, file=sys.stderr)
+                raise SystemExit(130) from None
+            except OSError as error:
+                if error.errno not in _REMEDIES:
+                    raise
+                where = error.filename or "the output folder"
+                line = f"{where}: {error.strerror}; {_REMEDIES[error.errno]}"
+            print(f"{_name_of(sys.modules[main.__module__])}: error: {line}", file=sys.stderr)
+            raise SystemExit(2)
+
+    return wrapper
+
+
+def _name_of(module) -> str:
+    """The script's file name, or what stands behind `python -m`."""
+    name = Path(module.__file__).name
+    return module.__package__ if name == "__main__.py" else name
+
+
+@contextlib.contextmanager
+def _notices():
+    """Messages of this package go to stderr, each once; libraries speak up only for errors."""
+    _quiet_libraries()
+    logger = logging.getLogger("semantic_aug")
+    handler, said = _AboveBars(), set()
+
+    def is_new(record):
+        message = record.getMessage()
+        return not (message in said or said.add(message))
+
+    handler.addFilter(is_new)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _AboveBars(logging.Handler):
+    """Writes one line per message to stderr, and lets progress bars go on below it."""
+
+    def emit(self, record):
+        from tqdm import tqdm
+
+        tqdm.write(" ".join(record.getMessage().split()), file=sys.stderr)
+
+
+def _quiet_libraries():
+    # Read when the libraries are imported, which happens later and only where they are needed.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,1 @@
+"""What the commands do, from their settings to what they leave."""
