@@ -30,7 +30,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from semantic_aug import UserError, counted, stable_hash
-from semantic_aug.backbone import (
+from semantic_aug.cli.command import Parser, command
+from semantic_aug.diffusion import pick_device
+from semantic_aug.evaluation.backbone import (
     ALL,
     FLOAT32,
     FROZEN,
@@ -40,28 +42,10 @@ from semantic_aug.backbone import (
     default_precision,
     load_backbone,
 )
-from semantic_aug.classifier import BEST_VAL, LAST, TrainingOptions, evaluate, train_trial
-from semantic_aug.cli.command import Parser, command
-from semantic_aug.diffusion import pick_device
-from semantic_aug.experiment.config import check_config, read_config, write_config
-from semantic_aug.experiment.files import check_writable, derive, remove_leftovers
-from semantic_aug.experiment.names import (
-    CACHE,
-    RESULTS,
-    Trial,
-    aug_dir,
-    check_component,
-    experiment_dir,
-)
-from semantic_aug.experiment.processes import at_work
-from semantic_aug.experiment.sharding import shard_blocks, shard_of
-from semantic_aug.experiment.timing import TRAIN, timed
-from semantic_aug.features import LabelledFeatures, load_split, readable, split_features
-from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
-from semantic_aug.generation import MissingImages, differing_settings, read_records, read_scores
-from semantic_aug.leaks import Photos, check_splits, photos_of
-from semantic_aug.plots import plot_results
-from semantic_aug.results import (
+from semantic_aug.evaluation.features import LabelledFeatures, load_split, readable, split_features
+from semantic_aug.evaluation.leaks import Photos, check_splits, photos_of
+from semantic_aug.evaluation.plots import plot_results
+from semantic_aug.evaluation.results import (
     COMPARISON_FILE,
     ENOUGH,
     REAL,
@@ -80,7 +64,30 @@ from semantic_aug.results import (
     write_confusions,
     write_results,
 )
-from semantic_aug.sampling import MIX, UTILIZATIONS, load_examples
+from semantic_aug.evaluation.sampling import MIX, UTILIZATIONS, load_examples
+from semantic_aug.evaluation.standard_augmentation import NAMES
+from semantic_aug.evaluation.summary import (
+    EVALUATION_PHOTOS,
+    IMAGES_OF,
+    write_comparison,
+    write_summary,
+)
+from semantic_aug.evaluation.training import BEST_VAL, LAST, TrainingOptions, evaluate, train_trial
+from semantic_aug.experiment.config import check_config, read_config, write_config
+from semantic_aug.experiment.files import check_writable, derive, remove_leftovers
+from semantic_aug.experiment.names import (
+    CACHE,
+    RESULTS,
+    Trial,
+    aug_dir,
+    check_component,
+    experiment_dir,
+)
+from semantic_aug.experiment.processes import at_work
+from semantic_aug.experiment.sharding import shard_blocks, shard_of
+from semantic_aug.experiment.timing import TRAIN, timed
+from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
+from semantic_aug.generation import MissingImages, differing_settings, read_records, read_scores
 from semantic_aug.settings import (
     add_classes_flag,
     add_dataset_flags,
@@ -92,8 +99,6 @@ from semantic_aug.settings import (
     whole_number,
 )
 from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
-from semantic_aug.standard_augmentation import NAMES
-from semantic_aug.summary import EVALUATION_PHOTOS, IMAGES_OF, write_comparison, write_summary
 
 MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
 # Keys of config.json that belong to one trial each, and what all are evaluated on.

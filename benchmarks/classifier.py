@@ -126,7 +126,7 @@ def plain(args) -> dict:
     import torch
     from torch.utils.data import DataLoader, RandomSampler
 
-    from semantic_aug.backbone import load_backbone
+    from semantic_aug.evaluation.backbone import load_backbone
 
     torch.manual_seed(0)
     backbone = load_backbone(args.backbone, torch.device(args.device))

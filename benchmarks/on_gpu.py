@@ -368,7 +368,7 @@ def classifier_row(args, options: Namespace) -> dict:
     """Training of an epoch, without the first, in which libraries do what they do once."""
     import classifier
 
-    from semantic_aug import classifier as training
+    from semantic_aug.evaluation import training
 
     train_epoch, seconds = training._train_epoch, []
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.backbone import CHUNK, SHORT_NAMES, load_backbone, read_preprocessing
 from semantic_aug.diffusion import commit_of, identity_of
+from semantic_aug.evaluation.backbone import CHUNK, SHORT_NAMES, load_backbone, read_preprocessing
+from semantic_aug.evaluation.pictures import Images
 from semantic_aug.experiment.config import Identity, config_id, is_called
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.progress import progress_bar
@@ -26,7 +27,6 @@ from semantic_aug.generation import (
     read_lines,
     read_records,
 )
-from semantic_aug.images import Images
 
 CLIP, CLASSIFIER = "clip", "classifier"
 MODELS = {CLIP: "openai/clip-vit-base-patch32", CLASSIFIER: "resnet50"}
@@ -173,9 +173,9 @@ def _clip_scorer(model, tokenizer, mean, std, dataset, trial, cache) -> Scorer:
 def _classifier_scorer(backbone, dataset, trial: Trial, cache: Path | None) -> Scorer:
     """Probabilities by a head that has learned from the photos of the whole trial."""
     # Imported late: it draws in the library of standard augmentations, which takes a second.
-    from semantic_aug.classifier import TrainingOptions, train_trial
-    from semantic_aug.features import LabelledFeatures, cached_features
-    from semantic_aug.sampling import load_examples
+    from semantic_aug.evaluation.features import LabelledFeatures, cached_features
+    from semantic_aug.evaluation.sampling import load_examples
+    from semantic_aug.evaluation.training import TrainingOptions, train_trial
 
     examples = load_examples(dataset, backbone.image_size)
     labels = examples.labels[: examples.num_photos]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.cli.command import Parser, command
+from semantic_aug.evaluation.results import is_finished, trials_with_files
 from semantic_aug.experiment.names import (
     EMBEDDINGS_FILE,
     FINE_TUNED,
@@ -42,7 +43,6 @@ from semantic_aug.experiment.timing import (
     read_timing,
 )
 from semantic_aug.generation import read_records
-from semantic_aug.results import is_finished, trials_with_files
 from semantic_aug.settings import positive_int
 
 PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRAIN: "results"}

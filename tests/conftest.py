@@ -291,7 +291,7 @@ def sketched(monkeypatch) -> None:
     """Figures are empty and saved as one pixel: they take most of a small train_classifier.py."""
     from matplotlib.figure import Figure
 
-    from semantic_aug import plots
+    from semantic_aug.evaluation import plots
 
     def save(self, path, **_):
         Image.new("L", (1, 1)).save(path, "png")
@@ -362,9 +362,9 @@ def write_trial(folder, seed, k, accuracy, selected=1) -> None:
 
     The validation split has 0.1 less.
     """
-    from semantic_aug import results
+    from semantic_aug.evaluation import results
+    from semantic_aug.evaluation.metrics import evaluation
     from semantic_aug.experiment.names import Trial
-    from semantic_aug.metrics import evaluation
 
     def scores(share):
         right = round(share * 1000)

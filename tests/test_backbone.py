@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import ROOT, save_resnet
 
-from semantic_aug import UserError, backbone
-from semantic_aug.backbone import default_precision, load_backbone, read_preprocessing
+from semantic_aug import UserError
+from semantic_aug.evaluation import backbone
+from semantic_aug.evaluation.backbone import default_precision, load_backbone, read_preprocessing
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}

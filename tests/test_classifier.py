@@ -17,17 +17,17 @@ from conftest import save_resnet
 from PIL import Image
 
 import train_classifier
-from semantic_aug import classifier, features, images
-from semantic_aug.backbone import load_backbone
-from semantic_aug.classifier import TrainingOptions, evaluate, train_trial
+from semantic_aug.evaluation import features, pictures, training
+from semantic_aug.evaluation.backbone import load_backbone
+from semantic_aug.evaluation.features import load_split, split_features
+from semantic_aug.evaluation.results import TEST, TRAINING, VALIDATION, metric_names
+from semantic_aug.evaluation.sampling import load_examples
+from semantic_aug.evaluation.training import TrainingOptions, evaluate, train_trial
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.timing import GENERATE, TRAIN, timed
-from semantic_aug.features import load_split, split_features
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
-from semantic_aug.results import TEST, TRAINING, VALIDATION, metric_names
-from semantic_aug.sampling import load_examples
 
 CPU = torch.device("cpu")
 COLOURS = {"red": (230, 30, 30), "big green": (30, 200, 40), "blue": (20, 40, 220)}
@@ -290,7 +290,7 @@ def test_test_split_is_scored_once_per_trial_and_after_the_last_epoch(data, resn
         scored.append(len(split.labels))
         return evaluate(head, split)
 
-    monkeypatch.setattr(classifier, "evaluate", counting)
+    monkeypatch.setattr(training, "evaluate", counting)
     monkeypatch.setattr(train_classifier, "evaluate", counting)
     run(resnet, "--num_synthetic=0", "--num_epochs=3")
     assert scored == [3 * COUNTS["val"]] * 3 + [3 * COUNTS["test"]]
@@ -576,8 +576,8 @@ def test_the_backbone_is_frozen_and_its_batch_norm_does_not_move(data, resnet):
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not backbone.model.training
     assert not any(p.requires_grad for p in backbone.model.parameters())
-    start = classifier.make_head(
-        backbone.num_features, head.trained, CPU, classifier.trial_generator(Trial(0, 1))
+    start = training.make_head(
+        backbone.num_features, head.trained, CPU, training.trial_generator(Trial(0, 1))
     )
     moved = (head.linear.weight != start.linear.weight).any(dim=1)
     assert moved.tolist() == [True, True, True, False]  # "absent" has no photo
@@ -624,13 +624,13 @@ def test_mixed_images_are_learned_by_both_labels():
     features, labels = torch.tensor([[5.0, 0], [0, 5.0]]), torch.tensor([0, 1])
 
     def learned(share):
-        head = classifier.make_head(
-            2, torch.ones(2, dtype=torch.bool), CPU, classifier.trial_generator(Trial(0, 1))
+        head = training.make_head(
+            2, torch.ones(2, dtype=torch.bool), CPU, training.trial_generator(Trial(0, 1))
         )
         optimizer = torch.optim.Adam(head.linear.parameters(), lr=0.1)
         draws = torch.tensor([[0, 1]]).expand(60, -1)
         batch = (features, torch.tensor([1, 0]), torch.full((2,), share))
-        classifier._train_epoch(head, optimizer, draws, labels, iter([batch] * 60))
+        training._train_epoch(head, optimizer, draws, labels, iter([batch] * 60))
         return head(features).softmax(dim=1)
 
     assert learned(1.0).argmax(dim=1).tolist() == [0, 1]
@@ -786,13 +786,13 @@ def test_the_cache_knows_files_backbones_and_sizes_by_their_content(
 def test_memory_and_workers_change_nothing(data, resnet, flags, monkeypatch):
     make_synthetic(data / "output/exp/aug/seed=0_ex=2", 0, 2, 2)
     decoded = []
-    read_pixels = images.resized_pixels
+    read_pixels = pictures.resized_pixels
 
     def counting(*args):
         decoded.append(1)
         return read_pixels(*args)
 
-    monkeypatch.setattr(images, "resized_pixels", counting)
+    monkeypatch.setattr(pictures, "resized_pixels", counting)
     files, numbers = [], []
     for number, machine in enumerate(["", "--image_memory=0", "--num_workers=1"]):
         decoded.clear()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from semantic_aug.metrics import calibration_error, class_scores, evaluation, macro_f1
+from semantic_aug.evaluation.metrics import calibration_error, class_scores, evaluation, macro_f1
 
 
 def test_accuracy_is_the_mean_over_classes():

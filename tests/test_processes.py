@@ -10,6 +10,7 @@ import pytest
 from conftest import write_trial
 
 from semantic_aug import UserError, status
+from semantic_aug.evaluation.results import confusion_file
 from semantic_aug.experiment import processes
 from semantic_aug.experiment.files import derive, hostname
 from semantic_aug.experiment.names import Trial, merged_file
@@ -23,7 +24,6 @@ from semantic_aug.experiment.processes import (
     read_processes,
 )
 from semantic_aug.experiment.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, timed
-from semantic_aug.results import confusion_file
 
 ONE, TWO = Trial(0, 1), Trial(1, 4)
 GONE = 2**22 + 1  # more than Linux gives to a process

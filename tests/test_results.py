@@ -10,8 +10,7 @@ from conftest import write_trial
 from matplotlib.container import ErrorbarContainer
 from scipy import stats
 
-from semantic_aug.experiment.names import Trial
-from semantic_aug.plots import (
+from semantic_aug.evaluation.plots import (
     COLOURS,
     accuracy_figure,
     confusion_counts,
@@ -19,7 +18,7 @@ from semantic_aug.plots import (
     per_class_figure,
     plot_results,
 )
-from semantic_aug.results import (
+from semantic_aug.evaluation.results import (
     TEST,
     VALIDATION,
     confidence_interval,
@@ -31,6 +30,7 @@ from semantic_aug.results import (
     results_file,
     summarise,
 )
+from semantic_aug.experiment.names import Trial
 
 
 def test_the_selected_epoch_is_summarised(tmp_path):

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from semantic_aug.classifier import TrainingOptions
-from semantic_aug.sampling import Examples, balanced_images, draw_epoch
+from semantic_aug.evaluation.sampling import Examples, balanced_images, draw_epoch
+from semantic_aug.evaluation.training import TrainingOptions
 
 
 def examples_of(photo_labels, num_variants) -> Examples:

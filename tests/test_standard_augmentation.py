@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from semantic_aug.standard_augmentation import (
+from semantic_aug.evaluation.standard_augmentation import (
     OPERATIONS,
     augment,
     cutmix,

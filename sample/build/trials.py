@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import ResNetForImageClassification
 
 sys.path.insert(0, str(make_data.ROOT.parent))
-from semantic_aug.standard_augmentation import AUGMENTATIONS
+from semantic_aug.evaluation.standard_augmentation import AUGMENTATIONS
 
 RATE, STEPS, BATCH, EPOCHS = 1e-2, 300, 32, 6
 

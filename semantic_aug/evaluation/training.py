@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.backbone import FROZEN, Backbone
+from semantic_aug.evaluation.backbone import FROZEN, Backbone
+from semantic_aug.evaluation.features import LabelledFeatures, cached_features
+from semantic_aug.evaluation.metrics import Evaluation, Scores, class_scores, evaluation
+from semantic_aug.evaluation.sampling import MIX, Examples, draw_epoch
+from semantic_aug.evaluation.standard_augmentation import augment
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.progress import progress_bar
-from semantic_aug.features import LabelledFeatures, cached_features
-from semantic_aug.metrics import Evaluation, Scores, class_scores, evaluation
-from semantic_aug.sampling import MIX, Examples, draw_epoch
-from semantic_aug.standard_augmentation import augment
 
 LAST, BEST_VAL = "last", "best_val"
 DIVERGED = 1000  # times the loss of guessing

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.backbone import CHUNK, Backbone, default_precision
+from semantic_aug.evaluation.backbone import CHUNK, Backbone, default_precision
+from semantic_aug.evaluation.pictures import Images
 from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.images import Images
 
 # How pixels come from files; another word where they come out otherwise.
 READING = "colour profiles converted to sRGB"

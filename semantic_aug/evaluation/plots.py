@@ -12,8 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from semantic_aug.experiment.files import atomic_path
-from semantic_aug.results import (
+from semantic_aug.evaluation.results import (
     ENOUGH,
     TEST,
     VALIDATION,
@@ -23,6 +22,7 @@ from semantic_aug.results import (
     read_results,
     summarise,
 )
+from semantic_aug.experiment.files import atomic_path
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D31")
 MARKERS = "osD^vP*X"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from semantic_aug import UserError
+from semantic_aug.evaluation.pictures import Images
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.images import Images
 
 # How synthetic images are used; `draw_epoch` says what each means.
 MIX, APPEND, PRETRAIN, BALANCE = UTILIZATIONS = ("mix", "append", "pretrain", "balance")

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from semantic_aug.evaluation.metrics import Evaluation, Scores
 from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.names import Trial
-from semantic_aug.metrics import Evaluation, Scores
 
 REAL = "real"  # the method's name where no synthetic images are used; others' gain is over it
 TRAINING, VALIDATION, TEST = SPLITS = ("Training", "Validation", "Test")

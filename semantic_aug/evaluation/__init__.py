@@ -1,0 +1,1 @@
+"""A classifier of few photos: trained, evaluated, and its results over all trials."""
