@@ -58,8 +58,9 @@ from semantic_aug.experiment.processes import Reporter, at_work
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.experiment.sharding import shard_blocks, shard_of
 from semantic_aug.experiment.timing import FINE_TUNE, timed
-from semantic_aug.few_shot_dataset import FewShotDataset, image_to_tensor
-from semantic_aug.framing import FITS, frame_of, share_of_photo, to_square
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.images.framing import FITS, frame_of, share_of_photo, to_square
+from semantic_aug.images.reading import image_to_tensor
 from semantic_aug.settings import (
     add_classes_flag,
     add_dataset_flags,

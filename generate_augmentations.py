@@ -99,7 +99,7 @@ from semantic_aug.experiment.names import (
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_of
 from semantic_aug.experiment.timing import GENERATE, timed
-from semantic_aug.few_shot_dataset import FewShotDataset, read_image
+from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.filtering import (
     MODELS,
     Filter,
@@ -110,7 +110,6 @@ from semantic_aug.filtering import (
     score_images,
     unscored,
 )
-from semantic_aug.framing import FITS
 from semantic_aug.generation import (
     Job,
     check_settings,
@@ -125,6 +124,8 @@ from semantic_aug.generation import (
     share_of,
     write_metadata,
 )
+from semantic_aug.images.framing import FITS
+from semantic_aug.images.reading import read_image
 from semantic_aug.settings import (
     add_classes_flag,
     add_dataset_flags,

@@ -181,7 +181,7 @@ class FlipRotate:
         import torch
         from PIL import Image
 
-        from semantic_aug.few_shot_dataset import image_to_tensor
+        from semantic_aug.images.reading import image_to_tensor
 
         mirrored, turned = torch.rand(2).tolist()
         if mirrored < 0.5:

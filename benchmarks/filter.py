@@ -91,9 +91,9 @@ def accuracy(folder: Path) -> dict[str, str]:
 def draw(folder: Path, trial, sheet: Path) -> None:
     """Worst and best images of every class."""
     from semantic_aug.datasets import build_dataset
-    from semantic_aug.few_shot_dataset import read_image
     from semantic_aug.generation import read_records, read_scores
-    from semantic_aug.report import contact_sheet
+    from semantic_aug.images.reading import read_image
+    from semantic_aug.images.sheet import contact_sheet
 
     dataset = build_dataset(
         "mvip", "train", data_dir=ROOT / "sample/mvip", seed=trial.seed,

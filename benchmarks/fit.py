@@ -25,8 +25,8 @@ from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion import inspect_model, load_pipeline
 from semantic_aug.embeddings import placeholder_token, read_embeddings
 from semantic_aug.experiment.names import EMBEDDINGS_FILE
-from semantic_aug.framing import FITS
-from semantic_aug.report import contact_sheet
+from semantic_aug.images.framing import FITS
+from semantic_aug.images.sheet import contact_sheet
 from semantic_aug.textual_inversion import (
     TrainingSettings,
     Word,

@@ -36,7 +36,7 @@ def losses_on_validation_photos(args, pipeline, rows_of: dict, seeds: int = 4) -
     from diffusers import DDPMScheduler
 
     from semantic_aug.diffusion import text_encoders
-    from semantic_aug.few_shot_dataset import image_to_tensor
+    from semantic_aug.images.reading import image_to_tensor
     from semantic_aug.textual_inversion import (
         TrainingSettings,
         Word,

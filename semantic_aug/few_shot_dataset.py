@@ -4,35 +4,49 @@ A dataset is a subclass with one method, `list_records(split)`. Everything else 
 """
 
 import contextlib
-import errno
-import functools
 import gc
 import hashlib
-import io
 import logging
 import os
-import re
-import stat
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
 from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.experiment.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.images.contents import _digests, _mask_digest, _pixel_digest
+
+# Subclasses import from here what reads images and masks, so that more is handed on than is used.
+from semantic_aug.images.masks import CROP_MARGIN, binary_mask, object_box, read_mask  # noqa: F401
+from semantic_aug.images.reading import (  # noqa: F401
+    BITS_HELP,
+    IMAGE_SUFFIXES,
+    _entries,
+    _is_folder,
+    brightness_doubt,
+    check_image,
+    image_names_in,
+    image_to_tensor,
+    names_in,
+    open_bytes,
+    open_image,
+    pixels_to_tensor,
+    read_image,
+    read_size,
+    readable_suffixes,
+    resized_pixels,
+    to_rgb,
+)
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-CROP_MARGIN = 16  # pixels around the object, for crop_to_object
 
 log = logging.getLogger(__name__)
 
@@ -502,462 +516,3 @@ def collection_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _digests(paths: Sequence) -> list[str]:
-    """sha256 of files, and of what opens as one: a part of an archive, a row of a table."""
-    files = [path for path in paths if isinstance(path, os.PathLike)]
-    of_files, found = iter(file_digests(files)), []
-    for path in paths:
-        if isinstance(path, os.PathLike):
-            found.append(next(of_files))
-        else:
-            with open_bytes(path) as file:
-                found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found
-
-
-def _pixel_digest(image: Image.Image) -> str:
-    """sha256 of an image's size and RGB pixels."""
-    rgb = to_rgb(image)
-    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
-
-
-# --- listing folders -------------------------------------------------------------------------
-
-
-def image_names_in(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
-    """The names of the image files directly in `folder`, sorted, hidden ones left out.
-
-    Raises:
-        UserError: the folder cannot be read, or has a name that no record could hold.
-    """
-    return names_in(folder, suffixes)[0]
-
-
-def names_in(folder: Path, suffixes: Collection[str]) -> tuple[list[str], list[str]]:
-    """The names of image files and of folders directly in `folder`; see `image_names_in`."""
-    images, folders = [], []
-    for entry in _entries(folder):
-        name = entry.name
-        if _is_folder(entry):
-            folders.append(name)
-        elif name[name.rfind(".") :].lower() in suffixes:
-            images.append(name)
-    try:
-        "".join(images).encode()
-    except UnicodeEncodeError as error:  # a name of another encoding
-        name = next(name for name in sorted(images) if re.search("[\ud800-\udfff]", name))
-        raise UserError(f"{folder}: the name {name!r} is not valid UTF-8: rename it") from error
-    return sorted(images), sorted(folders)
-
-
-@functools.cache
-def readable_suffixes() -> frozenset[str]:
-    """Every suffix of photos that Pillow reads here, in lower case, with its dot."""
-    _load_plugins()
-    formats = Image.registered_extensions().items()
-    found = {suffix for suffix, name in formats if name in Image.OPEN and name not in _NO_PHOTOS}
-    return frozenset({*IMAGE_SUFFIXES, *found, ".mpo"})  # read as JPEG, for which it is
-
-
-# What Pillow only identifies, or reads with other programs; and icons, brushes, and what is mostly
-# something else under its suffix, such as point clouds (.pcd).
-_NO_PHOTOS = {
-    "BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF", "CUR", "GBR", "ICNS", "ICO", "PCD",
-}  # fmt: skip
-
-
-@functools.cache
-def _load_plugins() -> None:
-    """HEIC, where the plug-in of Pillow that reads it is installed."""
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    """What lies in a folder, hidden names left out; nothing where it is no folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(
-            f"the folder {folder} cannot be read: {error.strerror}; you need the right to list it"
-        ) from error
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads back to itself
-        return False
-
-
-# --- reading images --------------------------------------------------------------------------
-
-
-BITS_HELP = (
-    "where files hold more than 8 bits, --dataset_args bits=12 says how many of them are used"
-)
-
-
-def read_image(path: str | Path, bits: int | None = None) -> Image.Image:
-    """An image file of any mode, upright and in sRGB; transparent parts become white.
-
-    Args:
-        bits: how many bits the values of an image of more than 8 have, where its file does not
-            say it; see `FewShotDataset`.
-
-    Raises:
-        UserError: the file is missing, empty, truncated, or no image.
-    """
-    with open_image(path) as image:
-        values, white = _load(path, image, bits)
-        rgb = _upright(_in_srgb(values, white, image.info.get("icc_profile")), _orientation(image))
-    rgb.info = {}  # its EXIF would have others turn the image once more
-    return rgb
-
-
-def check_image(path: str | Path, bits: int | None = None) -> str:
-    """Raise UserError unless `read_image` would succeed; cheaper for large JPEG files.
-
-    Returns:
-        What `brightness_doubt` says.
-    """
-    with open_image(path) as image:
-        # An eighth is the most that the JPEG decoder can leave out.
-        image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
-        return brightness_doubt(path, image, bits)
-
-
-def brightness_doubt(path: str | Path, image: Image.Image, bits: int | None = None) -> str:
-    """Why the brightness of an image may not be what was photographed; "" where all is well.
-
-    Args:
-        image: `path`, opened and not loaded yet; it is loaded here.
-        bits: as `read_image` takes it.
-    """
-    is_deep = image.mode in ("I", "F") or ";16" in image.mode or _raw_mode(image) in _SWAPPED
-    values, white = _load(path, image, bits)
-    extrema = to_rgb(values, white).getextrema()
-    darkest, brightest = min(low for low, _ in extrema), max(high for _, high in extrema)
-    found = f"({darkest} to {brightest} of 255)"
-    if brightest <= (64 if is_deep else 16):  # 14 or 12 bits in 16, taken for 16
-        return f"almost black {found}"
-    if darkest >= 239:
-        return f"almost white {found}"
-    if image.mode == "F" and white is None:
-        largest = np.nanmax(values)
-        if 1 < largest <= OVERSHOOT:
-            return f"float values up to {largest:.4g}, where 1.0 is taken for white"
-    return ""
-
-
-def read_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image file, upright, without decoding it."""
-    with open_image(path) as image:
-        # Pillow gives the upright size of a TIFF, and the stored size of all others.
-        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
-
-
-def open_bytes(path: str | Path) -> BinaryIO:
-    """A file, or what opens as one, for reading.
-
-    Raises:
-        OSError: also for what is no regular file: opening a FIFO could wait for ever.
-    """
-    if not isinstance(path, str | os.PathLike):
-        return path.open("rb")
-    mode = Path(path).stat().st_mode
-    if not stat.S_ISREG(mode):
-        kind = next((what for is_kind, what in _KINDS if is_kind(mode)), "something else")
-        raise OSError(errno.EINVAL, f"it is {kind}, expected a regular file", str(path))
-    return open(path, "rb")
-
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-
-
-@contextlib.contextmanager
-def open_image(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
-    """An image file; whatever goes wrong with it inside the block becomes a UserError."""
-    _load_plugins()
-    try:
-        with open_bytes(path) as file, Image.open(file) as image:
-            yield image
-    except Exception as error:  # on broken files, decoders raise all that Python has
-        raise UserError(f"cannot read {what} {path}: {_reason(path, error)}") from error
-
-
-# EXIF orientation -> what makes the stored pixels upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    # Not ImageOps.exif_transpose, which fails where it cannot write the rest of the EXIF again.
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
-
-
-def _reason(path: str | Path, error: Exception) -> str:
-    if isinstance(path, str | os.PathLike):
-        if not Path(path).exists():
-            return "no such file"
-        if Path(path).is_file() and Path(path).stat().st_size == 0:
-            return "the file is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return "no image of a known format"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def to_rgb(image: Image.Image, white: float | None = None) -> Image.Image:
-    """RGB of an image of any mode. Grey of more than 8 bits is scaled to 8 bits, not clipped.
-
-    Args:
-        white: what white is in grey of more than 8 bits; default what is usual for its values.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(np.asarray(image).astype(np.float64))
-        white = white or _usual_white(image.mode, values.max(initial=0))
-        return Image.fromarray(_in_8_bits(values, white)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(background, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _in_8_bits(values: np.ndarray, white: float) -> np.ndarray:
-    return (values * 255 / white).round().clip(0, 255).astype(np.uint8)
-
-
-# --- images of more than 8 bits --------------------------------------------------------------
-
-OVERSHOOT = 2  # how far a float image whose white is 1.0 may go, as resizing or sharpening leave it
-
-
-def _usual_white(mode: str, brightest: float) -> float:
-    if mode.startswith("I;16"):
-        return 65535
-    if mode == "F" and brightest <= OVERSHOOT:
-        return 1
-    return 65535 if brightest > 255 else 255
-
-
-def _load(
-    path: str | Path, image: Image.Image, bits: int | None
-) -> tuple[Image.Image, float | None]:
-    """Load an image that was opened from `path`; also what white is in it, None if unknown.
-
-    Of colours of 16 bits Pillow keeps the upper bytes, which are all but black where fewer bits
-    are used. Where white is known, the lower ones are read too: it takes them for the upper ones
-    when it decodes in the other order of bytes.
-    """
-    white = _declared_white(image) or (2**bits - 1 if bits else None)
-    swapped = _SWAPPED.get(_raw_mode(image)) if white else None
-    image.load()
-    if swapped is None:
-        return image, white
-    with open_image(path) as again:
-        again.tile = [tile._replace(args=_with_raw_mode(tile.args, swapped)) for tile in again.tile]
-        again.load()
-        lower = np.asarray(again, dtype=np.uint16)
-    pixels = np.array(image)
-    values = pixels[..., :3].astype(np.uint16) << 8 | lower[..., :3]
-    pixels[..., :3] = _in_8_bits(values.astype(np.float64), white)
-    return Image.fromarray(pixels), white
-
-
-def _declared_white(image: Image.Image) -> float | None:
-    """What white is in an image of more than 8 bits, if its file says so; not loaded yet."""
-    if image.format == "PPM" and image.tile[0].codec_name != "raw":
-        return 65535  # the file has a maximum of its own, from which Pillow scales
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(BITS_PER_SAMPLE) == (12,):
-        return 4095
-    for tag in (MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE):
-        try:
-            white = float(np.max(tags.get(tag, 0)))
-        except (TypeError, ValueError):  # a broken tag says nothing
-            continue
-        # Some programs write the brightest value of each image there, which is no white.
-        is_limit = white in (2.0**bits - 1 for bits in range(1, 33))
-        if is_limit and (image.mode == "F" or 255 < white < 65535):
-            return white
-    return None
-
-
-BITS_PER_SAMPLE, MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE = 258, 281, 341  # TIFF 6.0, sections 8, 19
-
-# How Pillow decodes colours of 16 bits -> what gives the other byte of each.
-_SWAPPED = {
-    f"{mode};16{order}": f"{mode};16{other}"
-    for mode in ("RGB", "RGBA", "RGBX")
-    for order, other in (("L", "B"), ("B", "L"), ("N", "B" if sys.byteorder == "little" else "L"))
-}
-
-
-def _raw_mode(image: Image.Image) -> str | None:
-    """How the pixels of an image that is not loaded yet are stored, in Pillow's words."""
-    args = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in image.tile]
-    modes = {next(iter(each), None) for each in args}
-    return modes.pop() if len(modes) == 1 else None
-
-
-def _with_raw_mode(args: str | tuple, mode: str) -> str | tuple:
-    return mode if isinstance(args, str) else (mode, *args[1:])
-
-
-# --- colour profiles -------------------------------------------------------------------------
-
-
-class Conversion(NamedTuple):
-    """From the colours of an ICC profile to sRGB: a transform of images of `mode`."""
-
-    mode: str
-    transform: object
-
-
-def _in_srgb(image: Image.Image, white: float | None, profile: bytes | None) -> Image.Image:
-    """`to_rgb`, with the colours that an ICC profile of the file means, in sRGB."""
-    conversion = _conversion(profile) if profile else None
-    mode = None if conversion is None else conversion.mode
-    if mode == "CMYK" == image.mode:
-        return conversion.transform.apply(image)
-    rgb = to_rgb(image, white)
-    if mode == "RGB" and image.mode != "CMYK":
-        return conversion.transform.apply(rgb)
-    if mode == "L" and (image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")):
-        return conversion.transform.apply(rgb.getchannel("R"))
-    return rgb
-
-
-@functools.lru_cache(maxsize=64)
-def _conversion(profile: bytes) -> Conversion | None:
-    """How to convert to sRGB; None for sRGB itself, and for profiles that cannot be used.
-
-    What a profile does counts, not its name: one that moves no colour by more than 2 of 255 is
-    sRGB, of which there are many versions.
-    """
-    from PIL import ImageCms
-
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
-        srgb = ImageCms.createProfile("sRGB")
-        # LittleCMS would replace grey curves by coarse tables, up to 10 of 255 apart.
-        flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
-        transform = ImageCms.buildTransform(source, srgb, mode, "RGB", flags=flags)
-        if mode == "CMYK":
-            return Conversion(mode, transform)
-        steps = np.arange(0, 256, 15, dtype=np.uint8)  # of both ends too
-        grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3)
-        colours = Image.fromarray(grid)
-        probe = colours if mode == "RGB" else colours.getchannel("R")
-        moved = np.abs(np.asarray(transform.apply(probe), int) - np.asarray(probe.convert("RGB")))
-    except Exception:  # a broken profile says nothing about the pixels
-        return None
-    return Conversion(mode, transform) if moved.max() > 2 else None
-
-
-# --- masks -----------------------------------------------------------------------------------
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """A mask file as [H, W] uint8: 255 where any colour channel (or palette index) is nonzero."""
-    with open_image(path, "mask") as image:
-        image.load()
-        return binary_mask(_upright(image, _orientation(image)))
-
-
-def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:
-    """[H, W] uint8, 255 where `mask` ([H, W] or [H, W, C]) is nonzero. The one threshold.
-
-    Of a PIL image, colours and palette indices count, transparency does not.
-    """
-    if isinstance(mask, Image.Image) and mask.mode in ("LA", "RGBA", "CMYK", "YCbCr", "PA"):
-        mask = mask.convert("RGB")
-    mask = np.asarray(mask) != 0
-    if mask.ndim == 3:
-        mask = mask.any(axis=-1)
-    return mask.astype(np.uint8) * 255
-
-
-def _mask_digest(mask) -> str:
-    """sha256 of a mask in memory, or of what a function gives; see `mask_digests`."""
-    if mask is None:
-        return ""
-    try:
-        mask = binary_mask(mask() if callable(mask) else mask)
-    except (UserError, OSError, ValueError) as error:
-        return f"unreadable: {error}"  # whoever needs the mask says so
-    return hashlib.sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()
-
-
-def object_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The square around an object, as left, top, right, bottom in pixels.
-
-    The mask's bounding box is grown by 16 px on each side, made a square about its middle and
-    shifted to lie inside the photo; its side is at most the photo's shorter one. An empty mask
-    gives the largest square in the middle.
-
-    Args:
-        mask: [H, W], nonzero on the object.
-    """
-    height, width = mask.shape
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        top, bottom, left, right = 0, height, 0, width
-    else:
-        top, bottom = int(rows[0]) - CROP_MARGIN, int(rows[-1]) + 1 + CROP_MARGIN
-        left, right = int(columns[0]) - CROP_MARGIN, int(columns[-1]) + 1 + CROP_MARGIN
-    side = min(max(bottom - top, right - left), height, width)
-    x = min(max((left + right - side) // 2, 0), width - side)
-    y = min(max((top + bottom - side) // 2, 0), height - side)
-    return x, y, x + side, y + side
-
-
-def image_to_tensor(image: Image.Image, size: int | tuple[int, int]) -> torch.Tensor:
-    """A PIL RGB image, resized to `size` (side, or height and width), [3, H, W] in [-1, 1]."""
-    return pixels_to_tensor(resized_pixels(image, size))
-
-
-def resized_pixels(image: Image.Image, size: int | tuple[int, int]) -> np.ndarray:
-    """A PIL RGB image resized to `size` (side, or height and width): uint8 [H, W, 3]."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def pixels_to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(pixels).movedim(-1, -3).float() / 127.5 - 1

@@ -18,16 +18,15 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-
 from semantic_aug import UserError, counted
 from semantic_aug.cli.command import Parser, command
 from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.experiment.names import aug_dir, folder_names
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.experiment.timing import seconds_per_image
-from semantic_aug.few_shot_dataset import read_image
 from semantic_aug.generation import read_records, read_scores, read_variants
+from semantic_aug.images.reading import read_image
+from semantic_aug.images.sheet import GAP, contact_sheet
 from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
 from semantic_aug.settings import (
     add_classes_flag,
@@ -40,7 +39,6 @@ from semantic_aug.settings import (
 )
 from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
 
-GAP = 2  # pixels between pictures
 SHEET_ROWS = 100
 SHEET_SIDE = 16_384  # pixels; most viewers show no more, and a square sheet takes 800 MB
 
@@ -196,50 +194,6 @@ def write_sheets(
         write(folder / f"{names[name]}.png", rows)
     if max(len(firsts), *map(len, by_class.values())) > fitting:
         log.info("sheets have the first %s; the page has all", counted(fitting, "row"))
-
-
-def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]],
-    headings: Sequence[str],
-    cell: int = 96,
-) -> Image.Image:
-    """Pictures in rows and groups of columns, with names at the left and above.
-
-    Args:
-        rows: a name, and for each heading a list of pictures; where a list is shorter than those
-            of other rows, the rest stays white.
-        headings: one name per group.
-        cell: side of a picture in pixels; wide and tall ones are fitted in, not squeezed.
-    """
-    font = ImageFont.load_default(size=max(10, cell // 7))
-    line = font.getbbox("Ag")[3] + 6
-    names = [_shortened(name, font, 3 * cell) for name, _ in rows]
-    margin = max(int(font.getlength(name)) for name in names) + 8
-    columns = [max(1, *map(len, group)) for group in zip(*(groups for _, groups in rows))]
-    widths = [count * (cell + GAP) + 6 for count in columns]
-    sheet = Image.new("RGB", (margin + sum(widths), line + len(rows) * (cell + GAP)), "white")
-    draw = ImageDraw.Draw(sheet)
-    left = margin
-    for heading, width in zip(headings, widths):
-        draw.text((left, 2), _shortened(heading, font, width), "black", font)
-        left += width
-    for number, (name, (_, groups)) in enumerate(zip(names, rows)):
-        top = line + number * (cell + GAP)
-        draw.text((4, top + cell // 2 - line // 2), name, "black", font)
-        left = margin
-        for group, width in zip(groups, widths):
-            for column, picture in enumerate(group):
-                fitted = ImageOps.contain(picture.convert("RGB"), (cell, cell))
-                x = left + column * (cell + GAP) + (cell - fitted.width) // 2
-                sheet.paste(fitted, (x, top + (cell - fitted.height) // 2))
-            left += width
-    return sheet
-
-
-def _shortened(text: str, font, width: int) -> str:
-    while text and font.getlength(text) > width:
-        text = text[:-1]
-    return text
 
 
 if __name__ == "__main__":

@@ -16,17 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 from PIL import Image
 
 from semantic_aug.experiment.files import atomic_path, write_text
 from semantic_aug.experiment.progress import progress_bar
-from semantic_aug.few_shot_dataset import read_image
+from semantic_aug.images.likeness import change_of, reduced
+from semantic_aug.images.reading import read_image
 
 EMBED = 2000  # pictures within a page: about 10 MB
 PHOTO, VARIANT = 256, 128  # longer sides of thumbnails in pixels
-COMPARED = 32  # side in pixels at which a variant is compared with its photo
-BLOCK = 8  # side of a part of that, see `change_of`
 NEAR_DUPLICATE = 5.0  # a variant that changed less than this, of 255 (2 %), is a near-duplicate
 
 # What says something about one image; the rest of a record is shared by many.
@@ -152,25 +150,6 @@ def page_data(dataset, indices, folders, variants, *, embed: bool, page: Path) -
 def script_json(data) -> str:
     """JSON that can stand within a <script> element, whatever the strings in it say."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def reduced(image: Image.Image) -> np.ndarray:
-    """An image of any size as float32 [32, 32, 3] in [0, 255], each value the mean of its area."""
-    size = (COMPARED, COMPARED)
-    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), np.float32)
-
-
-def change_of(photo: np.ndarray, variant: np.ndarray) -> float:
-    """How much a variant differs from its photo, in [0, 255].
-
-    The mean absolute difference within that sixteenth of the picture where it is largest, so that
-    an edit of a small object counts, and the noise of encoding and decoding does not.
-
-    Args:
-        photo, variant: two results of `reduced`.
-    """
-    parts = np.abs(photo - variant).reshape(COMPARED // BLOCK, BLOCK, COMPARED // BLOCK, BLOCK, 3)
-    return float(parts.mean(axis=(1, 3, 4)).max())
 
 
 def to_webp(image: Image.Image, side: int) -> bytes:

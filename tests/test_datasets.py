@@ -19,12 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from semantic_aug import UserError, few_shot_dataset, stable_hash
+from semantic_aug import UserError, stable_hash
 from semantic_aug.datasets import build_dataset, dataset_class, parse_dataset_args
 from semantic_aug.datasets.coco import CLASS_NAMES, COCODataset, decode_segmentation
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.datasets.mvip import MVIPDataset
-from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, readable_suffixes
+from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset
+from semantic_aug.images import reading
+from semantic_aug.images.reading import readable_suffixes
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -620,7 +622,7 @@ def test_folder_takes_heic_where_its_plugin_is_installed(tmp_path, monkeypatch, 
     for number in (7, 8):
         path = tmp_path / "photos" / "a" / f"{number}.png"
         path.rename(path.with_suffix(".HEIC"))
-    clear = (few_shot_dataset._load_plugins.cache_clear, readable_suffixes.cache_clear)
+    clear = (reading._load_plugins.cache_clear, readable_suffixes.cache_clear)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
     for each in clear:
         each()

@@ -21,18 +21,9 @@ from PIL import Image, ImageCms, ImageOps
 
 from semantic_aug import UserError, few_shot_dataset
 from semantic_aug.datasets import build_dataset
-from semantic_aug.few_shot_dataset import (
-    CROP_MARGIN,
-    FewShotDataset,
-    Record,
-    binary_mask,
-    check_image,
-    image_to_tensor,
-    object_box,
-    read_image,
-    read_mask,
-    read_size,
-)
+from semantic_aug.few_shot_dataset import FewShotDataset, Record
+from semantic_aug.images.masks import CROP_MARGIN, binary_mask, object_box, read_mask
+from semantic_aug.images.reading import check_image, image_to_tensor, read_image, read_size
 
 ORIENTATION = 0x0112  # the EXIF tag
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from semantic_aug.framing import (
+from semantic_aug.images.framing import (
     FITS,
     blend,
     frame_of,

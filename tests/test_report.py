@@ -20,8 +20,9 @@ from semantic_aug.experiment.files import hostname
 from semantic_aug.experiment.timing import GENERATE, Work
 from semantic_aug.generation import generate, read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
-from semantic_aug.report import contact_sheet
-from semantic_aug.report_page import NEAR_DUPLICATE, change_of, reduced, script_json
+from semantic_aug.images.likeness import change_of, reduced
+from semantic_aug.images.sheet import contact_sheet
+from semantic_aug.report_page import NEAR_DUPLICATE, script_json
 
 EVIL_CLASS = '<img src=x onerror=hacked=1> & "it\'s"'
 EVIL_PROMPT = "</script><script>hacked=1</script> a \"photo\" & 'more' <!-- of a {name}"

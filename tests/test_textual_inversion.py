@@ -48,8 +48,8 @@ from semantic_aug.embeddings import (
 )
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import PROCESSES
-from semantic_aug.few_shot_dataset import image_to_tensor
-from semantic_aug.framing import FITS
+from semantic_aug.images.framing import FITS
+from semantic_aug.images.reading import image_to_tensor
 from semantic_aug.templates import TEMPLATES, load_templates
 from semantic_aug.textual_inversion import (
     Draw,

@@ -27,7 +27,8 @@ from semantic_aug.diffusion import (
     scale_latents,
     side_of,
 )
-from semantic_aug.framing import (
+from semantic_aug.generative_augmentation import Edit
+from semantic_aug.images.framing import (
     blend,
     frame_of,
     from_square,
@@ -35,7 +36,6 @@ from semantic_aug.framing import (
     mask_to_square,
     to_square,
 )
-from semantic_aug.generative_augmentation import Edit
 
 log = logging.getLogger(__name__)
 

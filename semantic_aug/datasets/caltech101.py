@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from semantic_aug import UserError
 from semantic_aug.datasets.layout import check_root, complete_splits, images_by_stem, read_mat
-from semantic_aug.few_shot_dataset import FewShotDataset, Record, read_size
+from semantic_aug.few_shot_dataset import FewShotDataset, Record
+from semantic_aug.images.reading import read_size
 
 # Folder names in lower case, with blanks; sorted.
 CLASS_NAMES = [

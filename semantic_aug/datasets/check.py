@@ -15,14 +15,8 @@ from statistics import median_low
 from semantic_aug import UserError, counted
 from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment.progress import progress_bar
-from semantic_aug.few_shot_dataset import (
-    BITS_HELP,
-    SPLITS,
-    FewShotDataset,
-    brightness_doubt,
-    open_bytes,
-    open_image,
-)
+from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset
+from semantic_aug.images.reading import BITS_HELP, brightness_doubt, open_bytes, open_image
 
 SHOWN = 10  # of each kind of problem
 

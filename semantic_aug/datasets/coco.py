@@ -18,7 +18,8 @@ import pycocotools.mask
 from semantic_aug import UserError, stable_hash
 from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import images_by_stem, right_root, what_is_in
-from semantic_aug.few_shot_dataset import FewShotDataset, Record, collection_paused, read_size
+from semantic_aug.few_shot_dataset import FewShotDataset, Record, collection_paused
+from semantic_aug.images.reading import read_size
 
 # In the order of COCO's category ids, which have gaps: 1 to 90.
 CLASS_NAMES = [

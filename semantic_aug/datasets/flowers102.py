@@ -14,7 +14,8 @@ from semantic_aug.datasets.layout import (
     listed_images,
     read_integers,
 )
-from semantic_aug.few_shot_dataset import FewShotDataset, Record, read_image
+from semantic_aug.few_shot_dataset import FewShotDataset, Record
+from semantic_aug.images.reading import read_image
 
 # In the order of the labels in imagelabels.mat, from 1.
 CLASS_NAMES = [

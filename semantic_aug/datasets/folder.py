@@ -12,14 +12,8 @@ from pathlib import Path, PurePosixPath
 from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import complete_splits, what_is_in
-from semantic_aug.few_shot_dataset import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    FewShotDataset,
-    Record,
-    names_in,
-    readable_suffixes,
-)
+from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
+from semantic_aug.images.reading import IMAGE_SUFFIXES, names_in, readable_suffixes
 
 # Names of folders, in any case.
 SPLIT_FOLDERS = {

@@ -15,7 +15,8 @@ from pathlib import Path
 from semantic_aug import stable_hash
 from semantic_aug.experiment.digests import SETTLED, cache_dir
 from semantic_aug.experiment.files import atomic_path, remove_leftovers
-from semantic_aug.few_shot_dataset import collection_paused, image_names_in
+from semantic_aug.few_shot_dataset import collection_paused
+from semantic_aug.images.reading import image_names_in
 
 KEEP_FROM = 1.0  # seconds; what took less to build is built again
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record, open_image, read_size
+from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
+from semantic_aug.images.reading import open_image, read_size
 
 log = logging.getLogger(__name__)
 

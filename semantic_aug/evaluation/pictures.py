@@ -15,7 +15,8 @@ from PIL import Image
 
 from semantic_aug import UserError
 from semantic_aug.experiment.digests import file_digests
-from semantic_aug.few_shot_dataset import FewShotDataset, read_image, resized_pixels, to_rgb
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.images.reading import read_image, resized_pixels, to_rgb
 
 AHEAD = 64  # pictures that are decoded before they are asked for
 MEGABYTE = 2**20

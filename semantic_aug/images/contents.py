@@ -1,0 +1,42 @@
+"""What photos and masks hold, as sha256: equal where they are."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+from PIL import Image
+
+from semantic_aug import UserError
+from semantic_aug.experiment.digests import file_digests
+from semantic_aug.images.masks import binary_mask
+from semantic_aug.images.reading import open_bytes, to_rgb
+
+
+def _digests(paths: Sequence) -> list[str]:
+    """sha256 of files, and of what opens as one: a part of an archive, a row of a table."""
+    files = [path for path in paths if isinstance(path, os.PathLike)]
+    of_files, found = iter(file_digests(files)), []
+    for path in paths:
+        if isinstance(path, os.PathLike):
+            found.append(next(of_files))
+        else:
+            with open_bytes(path) as file:
+                found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found
+
+
+def _pixel_digest(image: Image.Image) -> str:
+    """sha256 of an image's size and RGB pixels."""
+    rgb = to_rgb(image)
+    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+
+
+def _mask_digest(mask) -> str:
+    """sha256 of a mask in memory, or of what a function gives; see `mask_digests`."""
+    if mask is None:
+        return ""
+    try:
+        mask = binary_mask(mask() if callable(mask) else mask)
+    except (UserError, OSError, ValueError) as error:
+        return f"unreadable: {error}"  # whoever needs the mask says so
+    return hashlib.sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()

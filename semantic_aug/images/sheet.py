@@ -1,0 +1,51 @@
+"""Contact sheets: pictures in rows and columns, with names."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+GAP = 2  # pixels between pictures
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]],
+    headings: Sequence[str],
+    cell: int = 96,
+) -> Image.Image:
+    """Pictures in rows and groups of columns, with names at the left and above.
+
+    Args:
+        rows: a name, and for each heading a list of pictures; where a list is shorter than those
+            of other rows, the rest stays white.
+        headings: one name per group.
+        cell: side of a picture in pixels; wide and tall ones are fitted in, not squeezed.
+    """
+    font = ImageFont.load_default(size=max(10, cell // 7))
+    line = font.getbbox("Ag")[3] + 6
+    names = [_shortened(name, font, 3 * cell) for name, _ in rows]
+    margin = max(int(font.getlength(name)) for name in names) + 8
+    columns = [max(1, *map(len, group)) for group in zip(*(groups for _, groups in rows))]
+    widths = [count * (cell + GAP) + 6 for count in columns]
+    sheet = Image.new("RGB", (margin + sum(widths), line + len(rows) * (cell + GAP)), "white")
+    draw = ImageDraw.Draw(sheet)
+    left = margin
+    for heading, width in zip(headings, widths):
+        draw.text((left, 2), _shortened(heading, font, width), "black", font)
+        left += width
+    for number, (name, (_, groups)) in enumerate(zip(names, rows)):
+        top = line + number * (cell + GAP)
+        draw.text((4, top + cell // 2 - line // 2), name, "black", font)
+        left = margin
+        for group, width in zip(groups, widths):
+            for column, picture in enumerate(group):
+                fitted = ImageOps.contain(picture.convert("RGB"), (cell, cell))
+                x = left + column * (cell + GAP) + (cell - fitted.width) // 2
+                sheet.paste(fitted, (x, top + (cell - fitted.height) // 2))
+            left += width
+    return sheet
+
+
+def _shortened(text: str, font, width: int) -> str:
+    while text and font.getlength(text) > width:
+        text = text[:-1]
+    return text
