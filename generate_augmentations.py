@@ -110,20 +110,6 @@ from semantic_aug.filtering import (
     score_images,
     unscored,
 )
-from semantic_aug.generation import (
-    Job,
-    check_settings,
-    compute,
-    differing_keys,
-    find_images,
-    generate,
-    make_jobs,
-    masks_by_class,
-    older_precision,
-    read_records,
-    share_of,
-    write_metadata,
-)
 from semantic_aug.images.framing import FITS
 from semantic_aug.images.reading import read_image
 from semantic_aug.settings import (
@@ -138,6 +124,17 @@ from semantic_aug.settings import (
     whole_number,
 )
 from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
+from semantic_aug.synthesis.jobs import Job, make_jobs, share_of
+from semantic_aug.synthesis.making import compute, generate
+from semantic_aug.synthesis.records import (
+    check_settings,
+    differing_keys,
+    find_images,
+    masks_by_class,
+    older_precision,
+    read_records,
+    write_metadata,
+)
 
 log = logging.getLogger("semantic_aug.generate_augmentations")
 

@@ -87,7 +87,6 @@ from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_blocks, shard_of
 from semantic_aug.experiment.timing import TRAIN, timed
 from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
-from semantic_aug.generation import MissingImages, differing_settings, read_records, read_scores
 from semantic_aug.settings import (
     add_classes_flag,
     add_dataset_flags,
@@ -99,6 +98,9 @@ from semantic_aug.settings import (
     whole_number,
 )
 from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
+from semantic_aug.stages.made_alike import differing_settings
+from semantic_aug.synthesis.records import read_records, read_scores
+from semantic_aug.synthesis.variants import MissingImages
 
 MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
 # Keys of config.json that belong to one trial each, and what all are evaluated on.

@@ -65,7 +65,7 @@ def run(args, work: Path) -> dict:
 
 def marked_shares(folders) -> dict[float, float]:
     """Which share of the images of each strength is not kept."""
-    from semantic_aug.generation import read_records, read_scores
+    from semantic_aug.synthesis.records import read_records, read_scores
 
     marked = defaultdict(list)
     for folder in folders:
@@ -91,9 +91,9 @@ def accuracy(folder: Path) -> dict[str, str]:
 def draw(folder: Path, trial, sheet: Path) -> None:
     """Worst and best images of every class."""
     from semantic_aug.datasets import build_dataset
-    from semantic_aug.generation import read_records, read_scores
     from semantic_aug.images.reading import read_image
     from semantic_aug.images.sheet import contact_sheet
+    from semantic_aug.synthesis.records import read_records, read_scores
 
     dataset = build_dataset(
         "mvip", "train", data_dir=ROOT / "sample/mvip", seed=trial.seed,

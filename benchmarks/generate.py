@@ -105,7 +105,7 @@ def plain(args) -> dict:
     from diffusers import AutoPipelineForImage2Image
     from PIL import Image
 
-    from semantic_aug.generation import job_generator
+    from semantic_aug.synthesis.jobs import job_generator
 
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
     pipeline = AutoPipelineForImage2Image.from_pretrained(
@@ -153,10 +153,10 @@ def ours(args) -> dict:
     """
     began = time.perf_counter()
     import generate_augmentations
-    from semantic_aug import generation
+    from semantic_aug.synthesis import making
 
     blocks = []
-    compute = generation.compute
+    compute = making.compute
 
     def timed_block(*arguments):
         started = time.perf_counter()
@@ -164,7 +164,7 @@ def ours(args) -> dict:
         blocks.append((started, time.perf_counter()))
         return found
 
-    generation.compute = timed_block
+    making.compute = timed_block
     dataset, _ = photos_of(args)
     generate_augmentations.main([
         "--dataset=mvip", f"--data_dir={args.data_dir}", f"--output_dir={args.work}",
@@ -177,7 +177,7 @@ def ours(args) -> dict:
         "--classes", *dataset.class_names[: args.classes],
     ])  # fmt: skip
     seconds = time.perf_counter() - blocks[0][0]
-    generation.compute = compute
+    making.compute = compute
     startup, first = blocks[0][0] - began, blocks[0][1] - blocks[0][0]
     return {"seconds": seconds, "startup": round(startup, 2), "first_block": round(first, 2)}
 

@@ -485,7 +485,7 @@ class FewShotDataset(Dataset):
         Raises:
             UserError: the folder has none, some are missing, or they belong to other photos.
         """
-        from semantic_aug.generation import read_variants
+        from semantic_aug.synthesis.variants import read_variants
 
         self.synthetic_examples = read_variants(
             Path(folder), self, num_synthetic, classes, ignore_filter
@@ -497,7 +497,7 @@ class FewShotDataset(Dataset):
         They are kept in memory or, where `synthetic_dir` is set, written there with their
         records, as `generate_augmentations.py` does; what is there already is not made again.
         """
-        from semantic_aug.generation import augment_dataset
+        from semantic_aug.synthesis.making import augment_dataset
 
         if self.generative_aug is None:
             raise UserError("generate_augmentations needs a generative_aug")

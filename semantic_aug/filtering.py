@@ -19,9 +19,9 @@ from semantic_aug.evaluation.pictures import Images
 from semantic_aug.experiment.config import Identity, config_id, is_called
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.progress import progress_bar
-from semantic_aug.generation import (
+from semantic_aug.synthesis.jobs import Job
+from semantic_aug.synthesis.records import (
     CLASS_KEYS,
-    Job,
     RecordWriter,
     is_about,
     read_lines,

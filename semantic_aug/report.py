@@ -24,7 +24,6 @@ from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.experiment.names import aug_dir, folder_names
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.experiment.timing import seconds_per_image
-from semantic_aug.generation import read_records, read_scores, read_variants
 from semantic_aug.images.reading import read_image
 from semantic_aug.images.sheet import GAP, contact_sheet
 from semantic_aug.report_page import EMBED, NEAR_DUPLICATE, write_page
@@ -38,6 +37,8 @@ from semantic_aug.settings import (
     whole_number,
 )
 from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
+from semantic_aug.synthesis.records import read_records, read_scores
+from semantic_aug.synthesis.variants import read_variants
 
 SHEET_ROWS = 100
 SHEET_SIDE = 16_384  # pixels; most viewers show no more, and a square sheet takes 800 MB

@@ -42,8 +42,8 @@ from semantic_aug.experiment.timing import (
     TRAIN,
     read_timing,
 )
-from semantic_aug.generation import read_records
 from semantic_aug.settings import positive_int
+from semantic_aug.synthesis.records import read_records
 
 PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRAIN: "results"}
 

@@ -29,8 +29,10 @@ from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion import inspect_model, load_pipeline
 from semantic_aug.experiment.config import read_config
-from semantic_aug.generation import job_generator, read_records, read_variants
 from semantic_aug.images.framing import frame_of, from_square, to_square
+from semantic_aug.synthesis.jobs import job_generator
+from semantic_aug.synthesis.records import read_records
+from semantic_aug.synthesis.variants import read_variants
 
 CPU = torch.device("cpu")
 NAMES = ("cat", "stop sign", "toy train")

@@ -19,8 +19,8 @@ from semantic_aug import filtering, report
 from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment.config import read_config
 from semantic_aug.filtering import worst
-from semantic_aug.generation import read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+from semantic_aug.synthesis.records import read_records, read_scores
 
 FOLDER = Path("output/e/aug/seed=0_ex=1")
 

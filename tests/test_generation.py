@@ -19,23 +19,28 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 import generate_augmentations
-from semantic_aug import UserError, generation
+from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset
 from semantic_aug.embeddings import rows_digest, write_embeddings
 from semantic_aug.experiment.config import config_id, read_config, write_config
 from semantic_aug.experiment.names import Trial, merged_file
-from semantic_aug.generation import (
-    differing_settings,
-    generate,
-    job_generator,
-    make_jobs,
+from semantic_aug.experiment.sharding import shard_blocks
+from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+from semantic_aug.stages.made_alike import differing_settings
+from semantic_aug.synthesis import making
+from semantic_aug.synthesis import records as synthesis_records
+from semantic_aug.synthesis.jobs import job_generator, make_jobs
+from semantic_aug.synthesis.making import generate
+from semantic_aug.synthesis.records import (
+    RecordWriter,
+    _lines,
+    older_precision,
     read_records,
-    read_variants,
-    shard_blocks,
+    read_scores,
     whole_images,
     write_metadata,
 )
-from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+from semantic_aug.synthesis.variants import read_variants
 
 RECORD_KEYS = {
     "file_name", "label", "class_name", "source", "index", "repeat", "seed", "examples_per_class",
@@ -293,7 +298,7 @@ def test_damaged_lines_of_filters_are_left_out(tmp_path, caplog):
     ]  # fmt: skip
     (tmp_path / "records").mkdir()
     (tmp_path / "records/id.1.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    assert generation.read_scores(tmp_path) == {"a.png": {"score": 1}}
+    assert read_scores(tmp_path) == {"a.png": {"score": 1}}
     assert caplog.text.count("is left out") == 5
 
 
@@ -668,7 +673,7 @@ def test_precision_of_older_images_is_that_of_their_device(tmp_path, arguments, 
         others = [work | {"seed": 4, "device": "mps"}, work | {"method": "b", "device": "mps"}]
         text = "".join(json.dumps(each) + "\n" for each in [work, *others])
         (tmp_path / "timing" / "host-1.jsonl").write_text(text)
-    assert generation.older_precision(folder) == expected
+    assert older_precision(folder) == expected
 
 
 def test_strange_masks_are_named(make, photos):
@@ -686,7 +691,7 @@ def test_strange_masks_are_named(make, photos):
 
 
 def test_full_disk_says_how_many_were_made_and_loses_none(make, monkeypatch):
-    save, saved = generation._save, []
+    save, saved = making._save, []
 
     def full(image, path):
         if len(saved) == 4:
@@ -695,8 +700,8 @@ def test_full_disk_says_how_many_were_made_and_loses_none(make, monkeypatch):
         saved.append(path.name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generation, "WRITERS", 1)
-        patch.setattr(generation, "_save", full)
+        patch.setattr(making, "WRITERS", 1)
+        patch.setattr(making, "_save", full)
         status, err = make("--batch_size=2")
     assert status == 2
     assert "output/e/aug/seed=0_ex=1: 4 images made now" in err
@@ -716,8 +721,8 @@ def test_augmentation_that_takes_no_options_is_named(photos, small_model, workdi
 
 @pytest.mark.parametrize("near", [0, 60])
 def test_whole_images_are_found_on_a_near_and_on_a_far_disk(tmp_path, monkeypatch, near):
-    monkeypatch.setattr(generation, "PROBED", 3)
-    monkeypatch.setattr(generation, "NEAR", near)
+    monkeypatch.setattr(synthesis_records, "PROBED", 3)
+    monkeypatch.setattr(synthesis_records, "NEAR", near)
     names = [f"{number}.png" for number in range(40)]
     for number, name in enumerate(names):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
@@ -815,17 +820,17 @@ def test_later_records_are_read_later_whatever_the_clocks_of_nodes_say(tmp_path,
     job = {"file_name": "000000-000.png", "label": 0, "class_name": "cat", "source": "s",
            "index": 0, "repeat": 0}  # fmt: skip
     (tmp_path / "000000-000.png").write_bytes(b"png")
-    monkeypatch.setattr(generation.time, "time_ns", lambda: 2000)  # a node whose clock is ahead
-    with generation.RecordWriter(tmp_path, "id", (0, 1)) as writer:
+    monkeypatch.setattr(time, "time_ns", lambda: 2000)  # a node whose clock is ahead
+    with RecordWriter(tmp_path, "id", (0, 1)) as writer:
         writer.write(job | {"prompt": "earlier"})
-    monkeypatch.setattr(generation.time, "time_ns", lambda: 1000)
-    with generation.RecordWriter(tmp_path, "id", (0, 1)) as writer:
+    monkeypatch.setattr(time, "time_ns", lambda: 1000)
+    with RecordWriter(tmp_path, "id", (0, 1)) as writer:
         writer.write(job | {"prompt": "later"})
-    assert [record["prompt"] for record in generation.read_records(tmp_path, "id")] == ["later"]
+    assert [record["prompt"] for record in read_records(tmp_path, "id")] == ["later"]
 
 
 def test_files_that_others_rename_or_remove_meanwhile_are_no_trouble(tmp_path, monkeypatch):
-    real = generation.os.scandir
+    real = os.scandir
 
     class Gone:
         """An entry of a folder whose file was renamed before it was looked at."""
@@ -838,9 +843,9 @@ def test_files_that_others_rename_or_remove_meanwhile_are_no_trouble(tmp_path, m
     class Listing(list):
         __enter__, __exit__ = lambda self: self, lambda self, *_: None
 
-    monkeypatch.setattr(generation.os, "scandir", lambda path: Listing([Gone(), *real(path)]))
-    assert generation.read_records(tmp_path, "id") == []
-    assert list(generation._lines(tmp_path / "records" / "removed.jsonl")) == []
+    monkeypatch.setattr(os, "scandir", lambda path: Listing([Gone(), *real(path)]))
+    assert read_records(tmp_path, "id") == []
+    assert list(_lines(tmp_path / "records" / "removed.jsonl")) == []
 
 
 def test_hugging_face_reads_the_folder(small_model, workdir):

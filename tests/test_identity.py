@@ -17,7 +17,7 @@ from semantic_aug.checkpoints import differing_keys
 from semantic_aug.diffusion import identity_of, inspect_model, load_pipeline
 from semantic_aug.embeddings import read_header
 from semantic_aug.experiment.config import Identity, read_config
-from semantic_aug.generation import read_records
+from semantic_aug.synthesis.records import read_records
 
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"

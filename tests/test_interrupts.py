@@ -11,7 +11,7 @@ from diffusers import PNDMScheduler
 
 import fine_tune
 import generate_augmentations
-from semantic_aug import generation, textual_inversion
+from semantic_aug import textual_inversion
 from semantic_aug.cli.command import command
 from semantic_aug.experiment.interrupts import (
     SIGNALS,
@@ -22,6 +22,7 @@ from semantic_aug.experiment.interrupts import (
     stoppable,
 )
 from semantic_aug.experiment.processes import Reporter, read_processes
+from semantic_aug.synthesis.records import read_records
 
 
 def send(number=signal.SIGUSR1):
@@ -218,7 +219,7 @@ def test_generation_keeps_what_is_computed(photos, small_model, workdir, monkeyp
         after(2, patch, signal.SIGTERM)  # two of six blocks are on disk, and one is computed
         ends(generate_augmentations.main, *flags, "--experiment_name=e")
     folder = experiment(workdir, "e") / "aug/seed=0_ex=1"
-    there = generation.read_records(folder)
+    there = read_records(folder)
     assert {record["file_name"] for record in there} == set(images("e"))
     assert len(there) == 6
     assert (folder / "metadata.jsonl").read_text().count("\n") == 6

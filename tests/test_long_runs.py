@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from semantic_aug.generation import read_records, read_scores
+from semantic_aug.synthesis.records import read_records, read_scores
 
 pytestmark = pytest.mark.slow
 

@@ -18,11 +18,12 @@ from semantic_aug import UserError, report
 from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment.files import hostname
 from semantic_aug.experiment.timing import GENERATE, Work
-from semantic_aug.generation import generate, read_records, read_scores
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.images.likeness import change_of, reduced
 from semantic_aug.images.sheet import contact_sheet
 from semantic_aug.report_page import NEAR_DUPLICATE, script_json
+from semantic_aug.synthesis.making import generate
+from semantic_aug.synthesis.records import read_records, read_scores
 
 EVIL_CLASS = '<img src=x onerror=hacked=1> & "it\'s"'
 EVIL_PROMPT = "</script><script>hacked=1</script> a \"photo\" & 'more' <!-- of a {name}"

@@ -1,0 +1,69 @@
+"""Whether the images of several trials were made alike."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.embeddings import embedding_files, read_header, read_words, rows_digest
+from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.names import MERGED, Trial, merged_file
+from semantic_aug.synthesis.records import older_precision, read_records
+
+
+def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, object]]:
+    """Settings in which the synthetic images of several trials differ, and should not.
+
+    Photos differ by right, and so do learned words; how the words were learned does not.
+
+    Returns:
+        `{setting: {name of the trial: value}}`. A setting of the learned words is called
+        `words: ...`; it is known where a merged file of the experiment still holds the words. A
+        trial of which a setting is not known is not among its values.
+    """
+    of_images, of_words, said = {}, {}, {}
+    for trial, folder in folders.items():
+        config, records = read_config(folder) or {}, read_records(folder, only_present=False)
+        of_images[trial.name] = config.get("settings", {})
+        of_words[trial.name] = _settings_of_words(folder, trial, config, records)
+        older = older_precision(folder)
+        for record in records:
+            if "unet" in record:
+                # Records that do not say the precision are older, and name weights in another way.
+                name = "unet" if "precision" in record else "unet, by its older name,"
+                key = f"{name} of {record['class_name']}"
+                said.setdefault(key, {})[trial.name] = record["unet"]
+            precision = record.get("precision", older)
+            if precision is not None:
+                said.setdefault("precision", {})[trial.name] = precision
+    for prefix, settings in (("", of_images), ("words: ", of_words)):
+        known = {name: each for name, each in settings.items() if each}
+        for key in sorted(set().union(*known.values()) - {"photos"}):
+            said[prefix + key] = {name: each.get(key) for name, each in known.items()}
+    return {
+        key: values
+        for key, values in said.items()
+        if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1
+    }
+
+
+def _settings_of_words(
+    folder: Path, trial: Trial, config: Mapping, records: Sequence[Mapping]
+) -> dict:
+    """How the words in a folder's images were learned; empty where none are used, or unknown.
+
+    Records tell a word by its rows alone: the file that holds such rows says the rest.
+    """
+    used = {record.get("embeddings") for record in records} - {None}
+    experiment = folder.parent.parent
+    given = config.get("arguments", {}).get("embed_path")
+    files = [merged_file(experiment, trial), *([Path(trial.fill(given))] if given else [])]
+    files += sorted((experiment / MERGED).glob("*.safetensors"))  # words of another trial
+    for path in dict.fromkeys(files) if used else ():
+        # A foreign or a damaged file says nothing of how its words were learned.
+        with contextlib.suppress(UserError, LookupError, TypeError, ValueError):
+            words = read_words(path, sum(file.is_file() for file in embedding_files(path)))
+            if used & {rows_digest(*(each[token] for each in words)) for token in words[0]}:
+                return dict(json.loads(read_header(path)["config"])["settings"])
+    return {}

@@ -1,0 +1,1 @@
+"""Synthetic images of a trial: jobs, making, records, and the variants of each photo."""

@@ -1,0 +1,50 @@
+"""What is to be made of a trial: jobs, each with a random stream of its own.
+
+A job is (source photo, repeat). Jobs are grouped into blocks, of which each process has a share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from semantic_aug import stable_hash
+from semantic_aug.experiment.sharding import shard_blocks
+
+
+@dataclass(frozen=True)
+class Job:
+    """One synthetic image to be made: photo `index` of the trial, variant `repeat`."""
+
+    index: int
+    repeat: int
+
+    @property
+    def file_name(self) -> str:
+        return _file_name(self.index, self.repeat)
+
+
+def _file_name(index: int, repeat: int) -> str:
+    return f"{index:06d}-{repeat:03d}.png"
+
+
+def job_generator(seed: int, source: str, repeat: int) -> torch.Generator:
+    """The random stream of a job, which depends on nothing else."""
+    return torch.Generator().manual_seed(stable_hash("job", seed, source, repeat))
+
+
+def make_jobs(indices: Sequence[int], num_synthetic: int) -> list[Job]:
+    """All jobs of a trial, photo by photo."""
+    return [Job(index, repeat) for index in indices for repeat in range(num_synthetic)]
+
+
+def share_of(
+    jobs: Sequence[Job], batch_size: int, shard: tuple[int, int], already: int = 0
+) -> list[list[Job]]:
+    """The blocks of one process's (index, count), in the order in which it makes them.
+
+    Args:
+        already: how many blocks were dealt out before these.
+    """
+    blocks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    return [blocks[number] for number in shard_blocks(len(blocks), *shard, already)]

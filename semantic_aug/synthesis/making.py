@@ -1,0 +1,232 @@
+"""Making what is missing of a trial's images; resumable, shared among processes.
+
+A block with any image missing is computed whole, so that an image's bytes do not depend on
+interruptions.
+"""
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from semantic_aug import counted
+from semantic_aug.experiment.config import config_id, write_config
+from semantic_aug.experiment.files import atomic_path, remove_leftovers
+from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
+from semantic_aug.synthesis.jobs import Job, job_generator, make_jobs, share_of
+from semantic_aug.synthesis.records import (
+    RecordWriter,
+    check_settings,
+    discard_other_records,
+    find_images,
+    whole_images,
+    write_metadata,
+)
+from semantic_aug.synthesis.variants import read_variants
+
+WRITERS = 2  # threads that compress and write images while the next batch is computed
+
+log = logging.getLogger(__name__)
+
+
+def generate(
+    dataset,
+    make_augmentation: Callable[[], GenerativeAugmentation],
+    folder: Path,
+    settings: Mapping,
+    *,
+    num_synthetic: int,
+    batch_size: int,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    already: int = 0,
+    constants: Mapping | None = None,
+    arguments: Mapping | None = None,
+    notes: Mapping | None = None,
+    of_class: Mapping[str, Mapping[str, str | None]] | None = None,
+    count: Callable[[int], None] = lambda images: None,
+) -> int:
+    """Make what is missing of a trial's synthetic images.
+
+    Args:
+        dataset: a FewShotDataset, the trial's training photos.
+        make_augmentation: called once, and only if an image is missing: it may load a model.
+        folder: where images, `records/`, `metadata.jsonl` and `config.json` go.
+        settings: whatever changes an image, for config.json. Records of other settings do not
+            count, and are removed with their images before the first image is made.
+        num_synthetic: variants per photo.
+        batch_size: images per block.
+        seed: of the trial.
+        indices: which photos; default all.
+        shard: this process's (index, count).
+        already: how many blocks were dealt out before those of this trial.
+        constants: what all records share.
+        arguments: for config.json.
+        notes: likewise, beside the settings.
+        of_class: what may change while `settings` stay, such as the sha256 of a class's learned
+            word, by class and by the key it has in records (`CLASS_KEYS`); images whose record
+            says otherwise are removed and made again.
+        count: told from time to time how many images have been made since.
+
+    Returns:
+        How many images were made.
+    """
+    indices = range(len(dataset)) if indices is None else indices
+    sources = dataset.sources()
+    remove_leftovers(folder)
+    identity = config_id(settings)
+    finished, stale = find_images(folder, identity, of_class)
+    finished = whole_images(folder, finished)
+    mine = share_of(make_jobs(indices, num_synthetic), batch_size, shard, already)
+    todo = [block for block in mine if any(job.file_name not in finished for job in block)]
+    kept = sum(job.file_name in finished for block in mine for job in block)
+    if not todo and not finished:
+        return 0  # a shard without a share
+    augmentation, made = make_augmentation() if todo else None, 0
+    # From here on the folder changes: not before the model has been loaded. What is out of date
+    # goes before anything is made, so that no record ever stands for another image.
+    write_config(folder, settings, arguments or {}, notes)
+    discard_other_records(folder, identity)
+    for name in stale.keys() & {job.file_name for block in mine for job in block}:
+        (folder / name).unlink(missing_ok=True)
+    if not todo:
+        write_metadata(folder, identity)  # a process may have been killed just before it did
+        return 0
+    progress = progress_bar(
+        total=sum(map(len, mine)), initial=kept, desc=f"generate {folder.name}", unit="image"
+    )
+    writing: deque[tuple] = deque()  # images on their way to the disk, with their records
+
+    def finish_oldest():
+        nonlocal made
+        saved, record = writing.popleft()
+        saved.result()
+        writer.write(record)  # not before its image is whole on disk
+        made += 1
+        progress.update()
+
+    try:
+        with (
+            progress,
+            RecordWriter(folder, identity, shard) as writer,
+            ThreadPoolExecutor(WRITERS) as pool,
+        ):
+            try:
+                for block in todo:
+                    before = made
+                    for job, image, edits in compute(dataset, augmentation, block, sources, seed):
+                        if job.file_name in finished:
+                            continue
+                        record = _record(dataset, job, sources, edits, constants or {})
+                        record |= (of_class or {}).get(record["class_name"], {})
+                        saving = pool.submit(_save, image, folder / job.file_name)
+                        writing.append((saving, record))
+                    while len(writing) > len(block):  # those of the block before
+                        finish_oldest()
+                    if made > before:
+                        count(made - before)
+                while writing:
+                    finish_oldest()
+            except BaseException:
+                with contextlib.suppress(OSError):  # what is computed is not lost
+                    while writing:
+                        finish_oldest()
+                raise
+    except OSError:
+        log.error("%s: %s made now", folder, counted(made, "image"))
+        raise
+    finally:
+        write_metadata(folder, identity)
+    return made
+
+
+def _save(image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Iterator[tuple]:
+    """(job, image, edits) of a block."""
+    images, labels, metadata = [], [], []
+    photos = {job.index: dataset.get_image_by_idx(job.index) for job in block}  # decoded once
+    masks = {}
+    if augmentation.needs_mask:
+        masks = {index: dataset.get_mask_by_idx(index) for index in photos}
+    for job in block:
+        meta = dict(dataset.get_metadata_by_idx(job.index))
+        if augmentation.needs_mask:
+            meta["mask"] = masks[job.index]
+        images.append(photos[job.index])
+        labels.append(dataset.get_label_by_idx(job.index))
+        metadata.append(meta)
+    generators = [job_generator(seed, sources[job.index], job.repeat) for job in block]
+    results, edits = augmented(augmentation, images, labels, metadata, generators)
+    return zip(block, results, edits)
+
+
+def _record(dataset, job: Job, sources, edits, constants: Mapping) -> dict:
+    label = dataset.get_label_by_idx(job.index)
+    return {
+        "file_name": job.file_name,
+        "label": label,
+        "class_name": dataset.class_names[label],
+        "source": sources[job.index],
+        "index": job.index,
+        "repeat": job.repeat,
+        **{key: constants[key] for key in ("seed", "examples_per_class") if key in constants},
+        # One text, also where edits of a sequence have different prompts: a column of one type.
+        "prompt": " | ".join(dict.fromkeys(edit.prompt for edit in edits)),
+        "aug": [edit.aug for edit in edits],
+        "strength": [edit.strength for edit in edits],
+        "guidance_scale": [edit.guidance_scale for edit in edits],
+        "mask": [edit.mask for edit in edits],
+        "inverted": [edit.inverted for edit in edits],
+        "embeddings": None,
+        **constants,
+        **(_safety(edits) if "safety_checker" in constants else {}),
+    }
+
+
+def _safety(edits: Sequence) -> dict:
+    """What a safety checker said: edits may have been made again, and in vain."""
+    return {
+        "attempts": [edit.attempts for edit in edits],
+        "flagged": any(edit.flagged for edit in edits),
+    }
+
+
+def augment_dataset(
+    dataset, augmentation: GenerativeAugmentation, num_repeats: int, folder: Path | None
+) -> dict[int, list[tuple]]:
+    """Variants of every photo, kept in memory or, with a folder, written there with records."""
+    if folder is not None:
+        settings = {
+            "dataset": type(dataset).__qualname__,
+            "aug": type(augmentation).__qualname__,
+            "photos": dataset.photo_digest(),
+        }
+        check_settings(folder, settings, overwrite=False)
+        constants = {"seed": dataset.seed}
+        generate(
+            dataset,
+            lambda: augmentation,
+            folder,
+            settings,
+            num_synthetic=num_repeats,
+            batch_size=1,
+            seed=dataset.seed,
+            constants=constants,
+            arguments={"num_synthetic": num_repeats},
+        )
+        return read_variants(folder, dataset, num_repeats)
+    sources, variants = dataset.sources(), {}
+    jobs = make_jobs(range(len(dataset)), num_repeats)
+    for job in progress_bar(iterable=jobs, desc="generate", unit="image"):
+        for _, image, _ in compute(dataset, augmentation, [job], sources, dataset.seed):
+            label = dataset.get_label_by_idx(job.index)
+            variants.setdefault(job.index, []).append((image, label))
+    return variants
