@@ -33,9 +33,8 @@ from semantic_aug.checkpoints import (
     write_checkpoint,
 )
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.diffusion import (
-    check_resolution,
-    inspect_model,
+from semantic_aug.diffusion.inspecting import check_resolution, inspect_model
+from semantic_aug.diffusion.loading import (
     load_pipeline,
     load_tokenizer,
     make_scheduler,

@@ -34,18 +34,6 @@ import torch
 from PIL import ImageChops
 
 from semantic_aug import UserError, counted
-from semantic_aug.adapters import (
-    add_lora,
-    check_controlnet,
-    check_lora,
-    check_safety_checker,
-    check_unet,
-    find_unet,
-    find_unets,
-    load_controlnet,
-    load_safety_checker,
-    put_unet,
-)
 from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.compose import (
     ComposeParallel,
@@ -63,12 +51,22 @@ from semantic_aug.augmentations.sdedit import (
     words_of,
 )
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.diffusion import (
+from semantic_aug.diffusion.adapters import (
+    add_lora,
+    check_controlnet,
+    check_lora,
+    check_safety_checker,
+    check_unet,
+    find_unet,
+    find_unets,
+    load_controlnet,
+    load_safety_checker,
+    put_unet,
+)
+from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution, inspect_model
+from semantic_aug.diffusion.loading import (
     SCHEDULERS,
-    ModelInfo,
-    check_resolution,
     check_steps,
-    inspect_model,
     load_pipeline,
     offload,
     pick_device,

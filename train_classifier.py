@@ -31,7 +31,7 @@ from pathlib import Path
 
 from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.diffusion import pick_device
+from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.evaluation.backbone import (
     ALL,
     FLOAT32,

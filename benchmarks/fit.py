@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fine_tune
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.datasets import build_dataset
-from semantic_aug.diffusion import inspect_model, load_pipeline
+from semantic_aug.diffusion.inspecting import inspect_model
+from semantic_aug.diffusion.loading import load_pipeline
 from semantic_aug.embeddings import placeholder_token, read_embeddings
 from semantic_aug.experiment.names import EMBEDDINGS_FILE
 from semantic_aug.images.framing import FITS

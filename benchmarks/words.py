@@ -19,7 +19,8 @@ def dataset(args, split: str):
 def load_model(args):
     import torch
 
-    from semantic_aug.diffusion import inspect_model, load_pipeline
+    from semantic_aug.diffusion.inspecting import inspect_model
+    from semantic_aug.diffusion.loading import load_pipeline
 
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
     return load_pipeline(inspect_model(args.model), torch.device(args.device), dtype)
@@ -35,7 +36,7 @@ def losses_on_validation_photos(args, pipeline, rows_of: dict, seeds: int = 4) -
     import torch
     from diffusers import DDPMScheduler
 
-    from semantic_aug.diffusion import text_encoders
+    from semantic_aug.diffusion.loading import text_encoders
     from semantic_aug.images.reading import image_to_tensor
     from semantic_aug.textual_inversion import (
         TrainingSettings,

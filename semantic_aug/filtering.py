@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.diffusion import commit_of, identity_of
+from semantic_aug.diffusion.identity import commit_of, identity_of
 from semantic_aug.evaluation.backbone import CHUNK, SHORT_NAMES, load_backbone, read_preprocessing
 from semantic_aug.evaluation.pictures import Images
 from semantic_aug.experiment.config import Identity, config_id, is_called

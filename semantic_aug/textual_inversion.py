@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from semantic_aug import UserError
-from semantic_aug.diffusion import encode_image, scale_latents, text_encoders
+from semantic_aug.diffusion.loading import encode_image, scale_latents, text_encoders
 from semantic_aug.embeddings import expand_token, vector_tokens
 
 # The fixed noises of a validation loss, in batches that need little memory.

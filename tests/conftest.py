@@ -15,7 +15,7 @@ import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
-from semantic_aug import diffusion
+from semantic_aug.diffusion import loading
 
 settings.register_profile("patient", deadline=None)  # a slow machine is no failure
 settings.load_profile("patient")
@@ -71,7 +71,7 @@ def loaded_once(load):
     return copied
 
 
-diffusion.load_pipeline = loaded_once(diffusion.load_pipeline)  # before anybody imports it
+loading.load_pipeline = loaded_once(loading.load_pipeline)  # before anybody imports it
 
 
 def build_tokenizer():

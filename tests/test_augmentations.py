@@ -29,7 +29,8 @@ from semantic_aug.augmentations.sdedit import (
     masks_of,
 )
 from semantic_aug.augmentations.textual_inversion import TextualInversion
-from semantic_aug.diffusion import inspect_model, load_pipeline, set_scheduler
+from semantic_aug.diffusion.inspecting import inspect_model
+from semantic_aug.diffusion.loading import load_pipeline, set_scheduler
 from semantic_aug.embeddings import LearnedWords, merge_embeddings, write_embeddings
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 

@@ -10,10 +10,9 @@ from conftest import build_pipeline
 from diffusers import StableDiffusionPipeline
 
 from semantic_aug import UserError
-from semantic_aug.diffusion import (
-    check_resolution,
+from semantic_aug.diffusion.inspecting import check_resolution, inspect_model
+from semantic_aug.diffusion.loading import (
     check_steps,
-    inspect_model,
     load_pipeline,
     load_tokenizer,
     make_scheduler,

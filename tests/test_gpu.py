@@ -16,7 +16,8 @@ from conftest import images_of
 import fine_tune
 import train_classifier
 from semantic_aug import stable_hash
-from semantic_aug.diffusion import inspect_model, load_pipeline, pick_dtype
+from semantic_aug.diffusion.inspecting import inspect_model
+from semantic_aug.diffusion.loading import load_pipeline, pick_dtype
 from semantic_aug.embeddings import read_embeddings
 from semantic_aug.evaluation.backbone import load_backbone
 from semantic_aug.textual_inversion import initial_rows, initializer_id

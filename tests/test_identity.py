@@ -12,9 +12,12 @@ from safetensors.torch import save_file
 
 import fine_tune
 import generate_augmentations
-from semantic_aug import UserError, diffusion
+from semantic_aug import UserError
 from semantic_aug.checkpoints import differing_keys
-from semantic_aug.diffusion import identity_of, inspect_model, load_pipeline
+from semantic_aug.diffusion import identity
+from semantic_aug.diffusion.identity import identity_of
+from semantic_aug.diffusion.inspecting import inspect_model
+from semantic_aug.diffusion.loading import load_pipeline
 from semantic_aug.embeddings import read_header
 from semantic_aug.experiment.config import Identity, read_config
 from semantic_aug.synthesis.records import read_records
@@ -91,7 +94,7 @@ def test_weights_that_are_not_loaded_do_not_count(model):
 
 def test_weights_that_cannot_be_read_are_named(model):
     with pytest.raises(UserError, match=r"cannot read \S+/unet: it is a folder"):
-        diffusion.content_of({"unet": model / "unet"})
+        identity.content_of({"unet": model / "unet"})
 
 
 # --- the hub's cache, offline ----------------------------------------------------------------
@@ -146,11 +149,11 @@ def test_hub_model_is_called_by_its_commit_and_loaded_from_there(hub, small_mode
 def test_files_in_the_hubs_cache_carry_their_digest(hub, small_model, monkeypatch):
     expected, hashed = identity_of(small_model), []
 
-    def digests(paths, actual=diffusion.file_digests):
+    def digests(paths, actual=identity.file_digests):
         hashed.extend(paths := list(paths))
         return actual(paths)
 
-    monkeypatch.setattr(diffusion, "file_digests", digests)
+    monkeypatch.setattr(identity, "file_digests", digests)
     assert identity_of(str(put(hub, "someone/model", "a" * 40, small_model))) == expected
     assert hashed and not any(len(path.name) == 64 for path in hashed)
 

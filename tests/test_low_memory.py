@@ -15,7 +15,8 @@ from test_adapters import largest_difference, save_controlnet
 import generate_augmentations
 from semantic_aug import UserError
 from semantic_aug.augmentations.textual_inversion import TextualInversion
-from semantic_aug.diffusion import inspect_model, load_pipeline, offload
+from semantic_aug.diffusion.inspecting import inspect_model
+from semantic_aug.diffusion.loading import load_pipeline, offload
 from semantic_aug.embeddings import write_embeddings
 
 GPU = torch.device("cuda", 0)

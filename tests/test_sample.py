@@ -396,7 +396,7 @@ def test_stock_inpainting_keeps_what_the_mask_keeps():
 def test_edges_survive_full_strength_and_prompts_are_obeyed(pipeline):
     from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline
 
-    from semantic_aug.adapters import canny_edges
+    from semantic_aug.diffusion.adapters import canny_edges
 
     controlnet = ControlNetModel.from_pretrained(CONTROLNET, torch_dtype=torch.float32)
     components = {**pipeline.components, "controlnet": controlnet}

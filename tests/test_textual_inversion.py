@@ -36,7 +36,8 @@ import fine_tune_upstream
 import generate_augmentations
 from semantic_aug import UserError, stable_hash, textual_inversion
 from semantic_aug.augmentations.textual_inversion import TextualInversion
-from semantic_aug.diffusion import inspect_model, load_pipeline, load_tokenizer, text_encoders
+from semantic_aug.diffusion.inspecting import inspect_model
+from semantic_aug.diffusion.loading import load_pipeline, load_tokenizer, text_encoders
 from semantic_aug.embeddings import (
     class_tokens,
     embedding_files,

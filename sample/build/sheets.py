@@ -29,7 +29,7 @@ from diffusers import (
 from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(make_data.ROOT.parent))
-from semantic_aug.adapters import canny_edges
+from semantic_aug.diffusion.adapters import canny_edges
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 

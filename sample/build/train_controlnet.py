@@ -25,7 +25,7 @@ from train_autoencoder import cached_latents
 from train_diffusion import caption_tokens, draw_batch, mix_noise
 
 sys.path.insert(0, str(make_data.ROOT.parent))
-from semantic_aug.adapters import canny_edges
+from semantic_aug.diffusion.adapters import canny_edges
 
 
 def build_controlnet(unet):

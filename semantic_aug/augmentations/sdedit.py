@@ -17,15 +17,14 @@ import torch
 from PIL import Image
 
 from semantic_aug import UserError, counted
-from semantic_aug.adapters import canny_edges
-from semantic_aug.diffusion import (
+from semantic_aug.diffusion.adapters import canny_edges
+from semantic_aug.diffusion.inspecting import inspect_model, side_of
+from semantic_aug.diffusion.loading import (
     encode_image,
-    inspect_model,
     load_pipeline,
     pick_device,
     pick_dtype,
     scale_latents,
-    side_of,
 )
 from semantic_aug.generative_augmentation import Edit
 from semantic_aug.images.framing import (

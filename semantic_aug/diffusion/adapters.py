@@ -14,18 +14,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from semantic_aug import UserError, counted
-from semantic_aug.diffusion import (
-    LOADING_ERRORS,
-    ModelInfo,
-    check_whole,
-    commit_of,
-    content_of,
-    has_part,
-    identity_of,
-    older_content,
-    quiet_loading,
-    read_json,
-)
+from semantic_aug.diffusion.identity import commit_of, content_of, identity_of, older_content
+from semantic_aug.diffusion.inspecting import ModelInfo, has_part, read_json
+from semantic_aug.diffusion.loading import LOADING_ERRORS, check_whole, quiet_loading
 from semantic_aug.experiment.config import Identity
 from semantic_aug.experiment.names import folder_names
 

@@ -1,0 +1,1 @@
+"""Models of diffusers: what they are, loading them, and weights that are added to them."""
