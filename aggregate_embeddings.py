@@ -19,14 +19,6 @@ from pathlib import Path
 
 from semantic_aug import UserError, counted
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.embeddings import (
-    LearnedWords,
-    merge_embeddings,
-    placeholder_token,
-    placeholder_tokens,
-    read_header,
-    token_for,
-)
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.files import remove_leftovers
 from semantic_aug.experiment.names import (
@@ -41,6 +33,14 @@ from semantic_aug.experiment.sharding import shard_blocks, shard_of
 from semantic_aug.experiment.timing import AGGREGATE, timed
 from semantic_aug.settings import add_experiment_flags, add_shard_flags
 from semantic_aug.stages.common import experiment_of, trials_of
+from semantic_aug.words.embeddings import (
+    LearnedWords,
+    merge_embeddings,
+    placeholder_token,
+    placeholder_tokens,
+    read_header,
+    token_for,
+)
 
 log = logging.getLogger("semantic_aug.aggregate_embeddings")
 

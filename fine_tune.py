@@ -24,14 +24,6 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError, counted, stable_hash
-from semantic_aug.checkpoints import (
-    checkpoint_path,
-    differing_keys,
-    list_checkpoints,
-    read_checkpoint,
-    remove_checkpoints,
-    write_checkpoint,
-)
 from semantic_aug.cli.command import Parser, command
 from semantic_aug.diffusion.inspecting import check_resolution, inspect_model
 from semantic_aug.diffusion.loading import (
@@ -41,13 +33,6 @@ from semantic_aug.diffusion.loading import (
     pick_device,
     pick_dtype,
     text_encoders,
-)
-from semantic_aug.embeddings import (
-    embedding_files,
-    placeholder_token,
-    placeholder_tokens,
-    read_header,
-    write_embeddings,
 )
 from semantic_aug.experiment.config import check_config, config_id, read_config, write_config
 from semantic_aug.experiment.files import atomic_path, remove_leftovers, write_text
@@ -74,21 +59,27 @@ from semantic_aug.settings import (
     whole_number,
 )
 from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
-from semantic_aug.templates import TEMPLATES, load_templates
-from semantic_aug.textual_inversion import (
-    Prompts,
-    TrainingSettings,
-    Word,
-    check_num_vectors,
-    initial_rows,
-    initializer_id,
-    latent_posterior,
-    tokenise,
-    train_words,
-    validation_losses,
-    words_in_place,
+from semantic_aug.words.checkpoints import (
+    checkpoint_path,
+    differing_keys,
+    list_checkpoints,
+    read_checkpoint,
+    remove_checkpoints,
+    write_checkpoint,
 )
-from semantic_aug.tracking import Track, check_tracker, tracker
+from semantic_aug.words.embeddings import (
+    embedding_files,
+    placeholder_token,
+    placeholder_tokens,
+    read_header,
+    write_embeddings,
+)
+from semantic_aug.words.losses import latent_posterior
+from semantic_aug.words.prompts import Prompts, check_num_vectors, tokenise
+from semantic_aug.words.rows import initial_rows, initializer_id, words_in_place
+from semantic_aug.words.templates import TEMPLATES, load_templates
+from semantic_aug.words.tracking import Track, check_tracker, tracker
+from semantic_aug.words.training import TrainingSettings, Word, train_words, validation_losses
 
 log = logging.getLogger("semantic_aug.fine_tune")
 

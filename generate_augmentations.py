@@ -75,14 +75,6 @@ from semantic_aug.diffusion.loading import (
     tune_for_memory,
     tune_for_speed,
 )
-from semantic_aug.embeddings import (
-    check_widths,
-    class_tokens,
-    read_header,
-    read_words,
-    rows_digest,
-    token_for,
-)
 from semantic_aug.experiment.config import config_id, is_called, read_config
 from semantic_aug.experiment.names import (
     BORROWED_WORDS,
@@ -132,6 +124,14 @@ from semantic_aug.synthesis.records import (
     older_precision,
     read_records,
     write_metadata,
+)
+from semantic_aug.words.embeddings import (
+    check_widths,
+    class_tokens,
+    read_header,
+    read_words,
+    rows_digest,
+    token_for,
 )
 
 log = logging.getLogger("semantic_aug.generate_augmentations")

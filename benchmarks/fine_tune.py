@@ -97,9 +97,9 @@ def plain(args) -> dict:
     from torch.nn import functional as F
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from semantic_aug.embeddings import placeholder_token, vector_tokens, write_embeddings
-    from semantic_aug.templates import OBJECT
-    from semantic_aug.textual_inversion import initial_rows, initializer_id
+    from semantic_aug.words.embeddings import placeholder_token, vector_tokens, write_embeddings
+    from semantic_aug.words.rows import initial_rows, initializer_id
+    from semantic_aug.words.templates import OBJECT
 
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
     photos, startup, seconds = dataset(args, "train"), 0.0, 0.0
@@ -228,7 +228,7 @@ def profiled(wanted: bool):
 
 def held_out(args) -> dict:
     """Losses of both sides' rows on validation photos, and the floor of our time."""
-    from semantic_aug.embeddings import read_embeddings
+    from semantic_aug.words.embeddings import read_embeddings
 
     latest = max(Path(args.work).glob("ours-*")) / "fine-tuned" / f"seed={SEED}_ex={K}"
     rows = {"start": None, "plain": {}, "ours": {}}

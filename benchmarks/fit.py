@@ -24,18 +24,13 @@ from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline
-from semantic_aug.embeddings import placeholder_token, read_embeddings
 from semantic_aug.experiment.names import EMBEDDINGS_FILE
 from semantic_aug.images.framing import FITS
 from semantic_aug.images.sheet import contact_sheet
-from semantic_aug.textual_inversion import (
-    TrainingSettings,
-    Word,
-    initial_rows,
-    initializer_id,
-    tokenise,
-    validation_losses,
-)
+from semantic_aug.words.embeddings import placeholder_token, read_embeddings
+from semantic_aug.words.prompts import tokenise
+from semantic_aug.words.rows import initial_rows, initializer_id
+from semantic_aug.words.training import TrainingSettings, Word, validation_losses
 
 
 def main():

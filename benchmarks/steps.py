@@ -28,7 +28,7 @@ def main(argv=None):
     steps, every, rates = (20, 10, ("5e-3",)) if args.quick else (400, 50, ("1e-3", "5e-3"))
     threads()
     import fine_tune
-    from semantic_aug.embeddings import read_embeddings
+    from semantic_aug.words.embeddings import read_embeddings
 
     found = {}
     for rate in rates:

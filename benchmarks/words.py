@@ -38,15 +38,10 @@ def losses_on_validation_photos(args, pipeline, rows_of: dict, seeds: int = 4) -
 
     from semantic_aug.diffusion.loading import text_encoders
     from semantic_aug.images.reading import image_to_tensor
-    from semantic_aug.textual_inversion import (
-        TrainingSettings,
-        Word,
-        initial_rows,
-        initializer_id,
-        latent_posterior,
-        tokenise,
-        validation_losses,
-    )
+    from semantic_aug.words.losses import latent_posterior
+    from semantic_aug.words.prompts import tokenise
+    from semantic_aug.words.rows import initial_rows, initializer_id
+    from semantic_aug.words.training import TrainingSettings, Word, validation_losses
 
     noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     prompts = tokenise(pipeline, ["a photo of a {}"], "<word>", NUM_VECTORS)

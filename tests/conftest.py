@@ -280,10 +280,10 @@ def forked(main, *argv) -> multiprocessing.Process:
 def short_validation(monkeypatch) -> None:
     """Validation while words are learned takes a few noises and few denoising steps."""
     import fine_tune
-    from semantic_aug import textual_inversion
+    from semantic_aug.words import training
 
     monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 3)
-    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 2)
+    monkeypatch.setattr(training, "VALIDATION_BATCHES", 2)
 
 
 @pytest.fixture

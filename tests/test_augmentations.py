@@ -31,8 +31,8 @@ from semantic_aug.augmentations.sdedit import (
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, set_scheduler
-from semantic_aug.embeddings import LearnedWords, merge_embeddings, write_embeddings
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+from semantic_aug.words.embeddings import LearnedWords, merge_embeddings, write_embeddings
 
 FAST = {"num_inference_steps": 4, "strength": 0.5}
 

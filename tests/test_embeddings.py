@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from semantic_aug import UserError
-from semantic_aug.embeddings import (
+from semantic_aug.words.embeddings import (
     LearnedWords,
     class_tokens,
     expand_token,
@@ -32,7 +32,8 @@ from semantic_aug.embeddings import (
     vector_tokens,
     write_embeddings,
 )
-from semantic_aug.textual_inversion import add_tokens, rows_in_place, template_ids
+from semantic_aug.words.prompts import template_ids
+from semantic_aug.words.rows import add_tokens, rows_in_place
 
 patient = settings(deadline=None, max_examples=60)  # slow is no failure
 FORMS = ("NFC", "NFD")

@@ -21,7 +21,6 @@ from PIL import Image, ImageChops
 import generate_augmentations
 from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset
-from semantic_aug.embeddings import rows_digest, write_embeddings
 from semantic_aug.experiment.config import config_id, read_config, write_config
 from semantic_aug.experiment.names import Trial, merged_file
 from semantic_aug.experiment.sharding import shard_blocks
@@ -41,6 +40,7 @@ from semantic_aug.synthesis.records import (
     write_metadata,
 )
 from semantic_aug.synthesis.variants import read_variants
+from semantic_aug.words.embeddings import rows_digest, write_embeddings
 
 RECORD_KEYS = {
     "file_name", "label", "class_name", "source", "index", "repeat", "seed", "examples_per_class",

@@ -18,9 +18,9 @@ import train_classifier
 from semantic_aug import stable_hash
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, pick_dtype
-from semantic_aug.embeddings import read_embeddings
 from semantic_aug.evaluation.backbone import load_backbone
-from semantic_aug.textual_inversion import initial_rows, initializer_id
+from semantic_aug.words.embeddings import read_embeddings
+from semantic_aug.words.rows import initial_rows, initializer_id
 
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 HERE = DEVICE != "cuda" or torch.cuda.is_available()

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 import fine_tune
 import generate_augmentations
 from semantic_aug import UserError
-from semantic_aug.checkpoints import differing_keys
 from semantic_aug.diffusion import identity
 from semantic_aug.diffusion.identity import identity_of
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline
-from semantic_aug.embeddings import read_header
 from semantic_aug.experiment.config import Identity, read_config
 from semantic_aug.synthesis.records import read_records
+from semantic_aug.words.checkpoints import differing_keys
+from semantic_aug.words.embeddings import read_header
 
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -11,7 +11,6 @@ from diffusers import PNDMScheduler
 
 import fine_tune
 import generate_augmentations
-from semantic_aug import textual_inversion
 from semantic_aug.cli.command import command
 from semantic_aug.experiment.interrupts import (
     SIGNALS,
@@ -23,6 +22,7 @@ from semantic_aug.experiment.interrupts import (
 )
 from semantic_aug.experiment.processes import Reporter, read_processes
 from semantic_aug.synthesis.records import read_records
+from semantic_aug.words import training
 
 
 def send(number=signal.SIGUSR1):
@@ -164,7 +164,7 @@ def test_images_of_validation_stop_between_denoising_steps(
         "--num_validation_images=2",
     ]  # fmt: skip
     monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 3)
-    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 1)
+    monkeypatch.setattr(training, "VALIDATION_BATCHES", 1)
     done, original = [], PNDMScheduler.step
     each = 4  # steps of PNDM in an image
 

@@ -17,7 +17,7 @@ from semantic_aug import UserError
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, offload
-from semantic_aug.embeddings import write_embeddings
+from semantic_aug.words.embeddings import write_embeddings
 
 GPU = torch.device("cuda", 0)
 WORDS = {"<cat>": 1.0, "<stop_sign>": -1.0, "<toy_train>": 0.5}

@@ -34,11 +34,16 @@ import aggregate_embeddings
 import fine_tune
 import fine_tune_upstream
 import generate_augmentations
-from semantic_aug import UserError, stable_hash, textual_inversion
+from semantic_aug import UserError, stable_hash
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, load_tokenizer, text_encoders
-from semantic_aug.embeddings import (
+from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.names import PROCESSES
+from semantic_aug.images.framing import FITS
+from semantic_aug.images.reading import image_to_tensor
+from semantic_aug.words import training
+from semantic_aug.words.embeddings import (
     class_tokens,
     embedding_files,
     read_embeddings,
@@ -47,31 +52,23 @@ from semantic_aug.embeddings import (
     token_for,
     write_embeddings,
 )
-from semantic_aug.experiment.config import read_config
-from semantic_aug.experiment.names import PROCESSES
-from semantic_aug.images.framing import FITS
-from semantic_aug.images.reading import image_to_tensor
-from semantic_aug.templates import TEMPLATES, load_templates
-from semantic_aug.textual_inversion import (
-    Draw,
+from semantic_aug.words.losses import Draw, denoising_losses, latent_posterior, noise_target
+from semantic_aug.words.prompts import (
     Prompts,
-    TrainingSettings,
-    Word,
-    add_tokens,
     check_num_vectors,
-    denoising_losses,
     encode_prompts,
-    initial_rows,
-    initializer_id,
-    latent_posterior,
-    noise_target,
-    rows_in_place,
     template_ids,
     tokenise,
-    train_words,
-    validation_losses,
+)
+from semantic_aug.words.rows import (
+    add_tokens,
+    initial_rows,
+    initializer_id,
+    rows_in_place,
     words_in_place,
 )
+from semantic_aug.words.templates import TEMPLATES, load_templates
+from semantic_aug.words.training import TrainingSettings, Word, train_words, validation_losses
 
 CLASSES = ("cat", "stop sign", "toy train")
 FOLDERS = ("cat", "stop_sign", "toy_train")
@@ -874,10 +871,9 @@ def whole_run(tune) -> dict[str, bytes]:
 
 def stop_after(monkeypatch, step: int):
     """Interrupt the training once that many steps are done."""
-    from semantic_aug import textual_inversion
 
     def stopping(*args):
-        for took_part in textual_inversion.train_words(*args):
+        for took_part in training.train_words(*args):
             yield took_part
             if took_part[0].step == step:
                 raise KeyboardInterrupt
@@ -1150,10 +1146,9 @@ def test_broken_weights_are_one_line(tune, small_model, tmp_path):
 
 
 def test_diverging_class_keeps_its_last_checkpoint(tune, monkeypatch):
-    from semantic_aug import textual_inversion
 
     def breaking(*args):
-        for took_part in textual_inversion.train_words(*args):
+        for took_part in training.train_words(*args):
             yield took_part
             if len(took_part) == 3 and took_part[1].step == 2:
                 with torch.no_grad():
@@ -1509,7 +1504,7 @@ def test_losses_go_to_tensorboard(tune):
 
 def test_validation_while_learning(tune, monkeypatch):
     """Losses and images at the start, in between and at the end, in files and in TensorBoard."""
-    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 2)
+    monkeypatch.setattr(training, "VALIDATION_BATCHES", 2)
     monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 5)
     status, err = tune(
         "--classes", "cat", "toy train", "--max_train_steps=5", "--validation_steps=2",
@@ -1540,7 +1535,7 @@ def test_validation_while_learning(tune, monkeypatch):
 
 
 def test_validation_losses_of_an_interrupted_run_are_those_of_a_whole_one(tune, monkeypatch):
-    monkeypatch.setattr(textual_inversion, "VALIDATION_BATCHES", 1)
+    monkeypatch.setattr(training, "VALIDATION_BATCHES", 1)
     flags = ["--max_train_steps=5", "--validation_steps=1", "--checkpointing_steps=2"]
     with monkeypatch.context() as patch:
         stop_after(patch, 3)

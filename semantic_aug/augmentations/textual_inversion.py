@@ -5,8 +5,14 @@ import copy
 from semantic_aug import UserError
 from semantic_aug.augmentations.sdedit import SDEditor, masks_of, pipeline_or_load, words_of
 from semantic_aug.diffusion.loading import text_encoders
-from semantic_aug.embeddings import check_widths, class_tokens, read_header, read_words, token_for
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.words.embeddings import (
+    check_widths,
+    class_tokens,
+    read_header,
+    read_words,
+    token_for,
+)
 
 
 class TextualInversion(GenerativeAugmentation):

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.embeddings import embedding_files, read_header, read_words, rows_digest
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import MERGED, Trial, merged_file
 from semantic_aug.synthesis.records import older_precision, read_records
+from semantic_aug.words.embeddings import embedding_files, read_header, read_words, rows_digest
 
 
 def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, object]]:
