@@ -90,7 +90,7 @@ from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_of
 from semantic_aug.experiment.timing import GENERATE, timed
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.filtering import (
+from semantic_aug.gate import (
     MODELS,
     Filter,
     check_trial,

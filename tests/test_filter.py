@@ -15,11 +15,12 @@ from PIL import Image
 
 import generate_augmentations
 import train_classifier
-from semantic_aug import filtering, report
+from semantic_aug import gate as gate_module
 from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment.config import read_config
-from semantic_aug.filtering import worst
+from semantic_aug.gate import worst
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+from semantic_aug.report.__main__ import main as report
 from semantic_aug.synthesis.records import read_records, read_scores
 
 FOLDER = Path("output/e/aug/seed=0_ex=1")
@@ -162,7 +163,7 @@ def test_another_filter_counts_and_going_back_costs_no_score(gate, clip, tmp_pat
     backbone = build_backbone(tmp_path / "backbone")
     gate("--filter=classifier", f"--filter_model={backbone}")
     assert {score for score, _ in marks().values()}.isdisjoint(s for s, _ in by_clip.values())
-    monkeypatch.setattr(filtering, "_load_clip", None)
+    monkeypatch.setattr(gate_module, "_load_clip", None)
     assert gate(*flags)[0] == 0
     assert marks() == by_clip
 
@@ -197,8 +198,8 @@ def test_classes_judged_apart_are_judged_as_together(gate, clip, tmp_path):
 
 def test_interrupted_scoring_goes_on_where_it_was(gate, clip, monkeypatch):
     flags = ["--filter=clip", f"--filter_model={clip}"]
-    monkeypatch.setattr(filtering, "CHUNK", 4)
-    write, written = filtering.RecordWriter.write, []
+    monkeypatch.setattr(gate_module, "CHUNK", 4)
+    write, written = gate_module.RecordWriter.write, []
 
     def dies(self, record):
         if "score" in record and len(written) == 10:
@@ -208,7 +209,7 @@ def test_interrupted_scoring_goes_on_where_it_was(gate, clip, monkeypatch):
 
     gate()
     with monkeypatch.context() as patch:
-        patch.setattr(filtering.RecordWriter, "write", dies)
+        patch.setattr(gate_module.RecordWriter, "write", dies)
         assert gate(*flags)[0] == 130
     assert len(lines()) == 10
     assert gate(*flags)[0] == 0
@@ -234,7 +235,7 @@ def test_metadata_says_the_score_of_every_image_once_one_has_one(gate, clip, mon
     gate()
     keys = list(metadata()[0])
     assert all(list(line) == keys for line in metadata()) and "score" not in keys
-    write, written = filtering.RecordWriter.write, []
+    write, written = gate_module.RecordWriter.write, []
 
     def dies(self, record):
         if len(written) == 5:
@@ -243,7 +244,7 @@ def test_metadata_says_the_score_of_every_image_once_one_has_one(gate, clip, mon
         write(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filtering.RecordWriter, "write", dies)
+        patch.setattr(gate_module.RecordWriter, "write", dies)
         assert gate(*flags)[0] == 130
     assert all(list(line) == [*keys, "score", "kept"] for line in metadata())
     assert Counter(line["score"] is None for line in metadata()) == {True: 13, False: 5}
@@ -268,7 +269,7 @@ def test_classifier_and_report_honour_the_marks(gate, clip, tmp_path, capsys):
     assert "3 photos and 9 synthetic images" in capsys.readouterr().out
     train_classifier.main([*common, *quick, "--ignore_filter", "--method=all"])
     assert "3 photos and 18 synthetic images" in capsys.readouterr().out
-    report.main(common)
+    report(common)
     page = Path("output/e/report/seed=0_ex=1.html").read_text()
     data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
     shown = {v["file"]: (v["score"], v["kept"]) for v in data["variants"]}

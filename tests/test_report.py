@@ -14,14 +14,16 @@ from browser import CHROMIUM, Browser
 from conftest import draw_photo
 from PIL import Image
 
-from semantic_aug import UserError, report
+from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment.files import hostname
 from semantic_aug.experiment.timing import GENERATE, Work
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.images.likeness import change_of, reduced
 from semantic_aug.images.sheet import contact_sheet
-from semantic_aug.report_page import NEAR_DUPLICATE, script_json
+from semantic_aug.report import sheets
+from semantic_aug.report.__main__ import main as report
+from semantic_aug.report.page import NEAR_DUPLICATE, script_json
 from semantic_aug.synthesis.making import generate
 from semantic_aug.synthesis.records import read_records, read_scores
 
@@ -98,7 +100,7 @@ def test_page_overview_and_a_sheet_per_class(trial, capsys):
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half, by a process that was killed")
-    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
+    report([*FLAGS, "--aug_name", "plain", "sco red#1"])
     assert not any(path.exists() for path in left)
     left[2].parent.rmdir()
     assert capsys.readouterr().out.split() == [
@@ -113,7 +115,7 @@ def test_page_overview_and_a_sheet_per_class(trial, capsys):
 
 
 def test_data_of_the_page(trial, capsys):
-    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
+    report([*FLAGS, "--aug_name", "plain", "sco red#1"])
     data = page_data()
     assert data["classes"] == [EVIL_CLASS, "cat", "stop sign", "toy train"]
     assert [s["name"] for s in data["sets"]] == ["plain", "sco red#1"]
@@ -137,7 +139,7 @@ def test_data_of_the_page(trial, capsys):
 def test_selected_classes_and_several_trials(trial):
     make_images("plain", examples_per_class=1)
     flags = [*FLAGS[:-1], "--examples_per_class", "1", "2", "--aug_name=plain"]
-    report.main([*flags, "--classes", "cat", "stop sign"])
+    report([*flags, "--classes", "cat", "stop sign"])
     for examples in (1, 2):
         data = page_data(f"output/e/report/seed=0_ex={examples}.html")
         assert [photo["class"] for photo in data["photos"]] == [1] * examples + [2] * examples
@@ -148,7 +150,7 @@ def test_an_unfinished_generation_is_shown(trial):
     folder = Path("output/e/plain/seed=0_ex=2")
     for name in ("000000-000.png", "000003-000.png", "000003-001.png", "000003-002.png"):
         (folder / name).unlink()
-    report.main([*FLAGS, "--aug_name=plain"])
+    report([*FLAGS, "--aug_name=plain"])
     data = page_data()
     assert len(data["photos"]) == 8
     found = [v["photo"] for v in data["variants"]]
@@ -156,10 +158,10 @@ def test_an_unfinished_generation_is_shown(trial):
 
 
 def test_near_duplicates_as_the_user_defines_them(trial, capsys):
-    report.main([*FLAGS, "--aug_name=plain", "--near_duplicate=300"])
+    report([*FLAGS, "--aug_name=plain", "--near_duplicate=300"])
     assert page_data()["near_duplicate"] == 300
     assert "24 of 24 variants are near-duplicates" in capsys.readouterr().err
-    report.main([*FLAGS, "--aug_name=plain", "--near_duplicate=0"])
+    report([*FLAGS, "--aug_name=plain", "--near_duplicate=0"])
     assert "near-duplicates" not in capsys.readouterr().err
 
 
@@ -169,23 +171,23 @@ def test_sheets_that_would_fill_the_memory_are_refused(trial, capsys):
         (["--cell=7"], "--cell: expected a whole number from 8"),
     ):
         with pytest.raises(SystemExit) as ended:
-            report.main([*FLAGS, "--aug_name=plain", *flags])
+            report([*FLAGS, "--aug_name=plain", *flags])
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
     many = {"a": {0: [{}] * 12, 1: [{}] * 3}, "b": {0: [{}] * 4, 1: []}}
-    report.check_width(many, 11, 1022)  # 1 + 11 + 4 pictures and the gaps between them
+    sheets.check_width(many, 11, 1022)  # 1 + 11 + 4 pictures and the gaps between them
     with pytest.raises(UserError, match=r"--variants: got 12, so that rows have 17 pictures of --"):
-        report.check_width(many, 12, 1022)
+        sheets.check_width(many, 12, 1022)
     assert not Path("output/e/report").exists()
 
 
 def test_a_sheet_of_large_pictures_has_fewer_rows(trial, capsys, monkeypatch):
-    monkeypatch.setattr(report, "SHEET_SIDE", 400)
-    report.main([*FLAGS, "--aug_name=plain", "--variants=1", "--cell=97", "--classes", "cat",
+    monkeypatch.setattr(sheets, "SHEET_SIDE", 400)
+    report([*FLAGS, "--aug_name=plain", "--variants=1", "--cell=97", "--classes", "cat",
                  "stop sign", "toy train"])  # fmt: skip
     assert Image.open("output/e/report/seed=0_ex=2.png").height < 400
     assert "sheets have the first 3 rows" not in capsys.readouterr().err  # 3 rows are all
-    report.main([*FLAGS, "--aug_name=plain", "--variants=1", "--cell=197", "--classes", "cat"])
+    report([*FLAGS, "--aug_name=plain", "--variants=1", "--cell=197", "--classes", "cat"])
     assert "sheets have the first 1 row; the page has all" in capsys.readouterr().err
 
 
@@ -193,7 +195,7 @@ def test_classes_without_a_photo_are_one_line(trial, capsys):
     Path("photos/val/later").mkdir()
     draw_photo(Path("photos/val/later/0.png").resolve(), (1, 2, 3), 0)
     with pytest.raises(SystemExit):
-        report.main([*FLAGS, "--aug_name=plain", "--classes", "later"])
+        report([*FLAGS, "--aug_name=plain", "--classes", "later"])
     assert "error: none of the classes chosen has a photo" in capsys.readouterr().err
 
 
@@ -201,7 +203,7 @@ def test_seconds_where_records_have_them(trial):
     folder = Path("output/e/plain/seed=0_ex=2")
     records = read_records(folder)
     append(folder, 0, records[0] | {"seconds": 1.23456}, records[1] | {"seconds": float("nan")})
-    report.main([*FLAGS, "--aug_name=plain"])
+    report([*FLAGS, "--aug_name=plain"])
     assert [v.get("seconds") for v in page_data()["variants"][:3]] == [1.235, None, None]
     assert page_data()["sets"][0]["seconds"] is None
 
@@ -209,7 +211,7 @@ def test_seconds_where_records_have_them(trial):
 def test_seconds_that_the_commands_have_noted(trial, browser):
     for trial_seed, images, seconds in ((0, 4, 3.0), (0, 8, 3.0), (1, 1, 99.0)):
         write_work("plain", trial_seed, images, seconds)
-    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
+    report([*FLAGS, "--aug_name", "plain", "sco red#1"])
     assert [each["seconds"] for each in page_data()["sets"]] == [0.5, None]
     browser.open(Path("output/e/report/seed=0_ex=2.html").resolve().as_uri())
     assert [row[-1] for row in cells(browser, "methods")] == ["seconds per image", "0.50", "–"]
@@ -225,19 +227,19 @@ def write_work(method: str, seed: int, images: int, seconds: float) -> None:
 
 
 def test_many_pictures_stay_outside_the_page(trial):
-    report.main([*FLAGS, "--aug_name", "sco red#1", "--embed=23"])
+    report([*FLAGS, "--aug_name", "sco red#1", "--embed=23"])
     data, folder = page_data(), Path("output/e/report")
     assert not any("image" in variant for variant in data["variants"])
     assert [p["image"] for p in data["photos"][:2]] == [
         "seed=0_ex=2/photos/000000.webp", "seed=0_ex=2/photos/000001.webp"]  # fmt: skip
     assert all((folder / photo["image"]).is_file() for photo in data["photos"])
-    report.main([*FLAGS, "--aug_name", "sco red#1", "--embed=24"])
+    report([*FLAGS, "--aug_name", "sco red#1", "--embed=24"])
     assert all(photo["image"].startswith("data:") for photo in page_data()["photos"])
 
 
 def test_nothing_made_is_one_line(trial, capsys):
     with pytest.raises(SystemExit) as end:
-        report.main([*FLAGS, "--aug_name", "plain", "none"])
+        report([*FLAGS, "--aug_name", "plain", "none"])
     assert end.value.code == 2
     err = capsys.readouterr().err
     assert err == "report.py: error: no synthetic images in output/e/none/seed=0_ex=2\n"
@@ -247,7 +249,7 @@ def test_nothing_made_is_one_line(trial, capsys):
 def test_a_broken_image_is_named(trial, capsys):
     (Path("output/e/plain/seed=0_ex=2") / "000001-001.png").write_bytes(b"no image")
     with pytest.raises(SystemExit):
-        report.main([*FLAGS, "--aug_name=plain"])
+        report([*FLAGS, "--aug_name=plain"])
     err = capsys.readouterr().err.splitlines()[-1]
     assert "cannot read image output/e/plain/seed=0_ex=2/000001-001.png" in err
     assert not Path("output/e/report/seed=0_ex=2.html").exists()
@@ -312,7 +314,7 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def page(trial, browser):
     """Address of a page that shows both sets; what the browser complains of fails the test."""
-    report.main([*FLAGS, "--aug_name", "plain", "sco red#1"])
+    report([*FLAGS, "--aug_name", "plain", "sco red#1"])
     browser.window(1280, 900)
     yield Path("output/e/report/seed=0_ex=2.html").resolve().as_uri()
     assert browser.complaints == []
@@ -443,7 +445,7 @@ def test_keyboard_alone_is_enough(browser, page):
 
 
 def test_pictures_outside_the_page_are_found_lazily(browser, trial):
-    report.main([*FLAGS, "--aug_name", "sco red#1", "--embed=0"])
+    report([*FLAGS, "--aug_name", "sco red#1", "--embed=0"])
     path = Path("output/e/report/seed=0_ex=2.html").resolve()
     browser.window(800, 300)
     browser.open(path.as_uri())
@@ -534,7 +536,7 @@ def many_records(variants_per_photo: int, examples_per_class: int) -> None:
 def test_fifty_thousand_images(browser, workdir, variants_per_photo):
     examples = 5_000 // variants_per_photo
     many_records(variants_per_photo, examples)
-    report.main([*FLAGS[:-1], f"--examples_per_class={examples}"])
+    report([*FLAGS[:-1], f"--examples_per_class={examples}"])
     path = Path(f"output/e/report/seed=0_ex={examples}.html").resolve()
     assert path.stat().st_size < 10e6
     browser.window(1280, 900)

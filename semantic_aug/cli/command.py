@@ -114,9 +114,9 @@ def command(main):
 
 
 def _name_of(module) -> str:
-    """The script's file name, or what stands behind `python -m`."""
+    """What the module calls itself, the script's file name, or what stands behind `python -m`."""
     name = Path(module.__file__).name
-    return module.__package__ if name == "__main__.py" else name
+    return getattr(module, "PROG", module.__package__ if name == "__main__.py" else name)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The page of a trial: every source photo with its synthetic variants, in one HTML file.
 
-`report_page.html` is the page without its data: style and script are in it, and it asks no
+`page.html` is the page without its data: style and script are in it, and it asks no
 network for anything. Here the data is collected, kept small, and put in.
 """
 
@@ -33,7 +33,7 @@ _OWN = {
     "score", "kept", "seconds",
 }  # fmt: skip
 
-log = logging.getLogger("semantic_aug.report")
+log = logging.getLogger(__name__)
 
 
 def write_page(
