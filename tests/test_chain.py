@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import OF_CLUSTERS, ROOT
 
-from semantic_aug import UserError, chain
-from semantic_aug.chain import AGGREGATE, FINE_TUNE, GENERATE, STAGES, TRAIN, commands_of
+from semantic_aug import UserError
+from semantic_aug.cluster import chain
+from semantic_aug.cluster.chain import AGGREGATE, FINE_TUNE, GENERATE, STAGES, TRAIN, commands_of
 
 PUBLISHED = sorted((ROOT / "scripts" / "reproduce").glob("*.args"))
 COMMON = ["--dataset", "mvip", "--experiment_name", "thesis", "--num_trials", "8",

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import write_trial
 
-from semantic_aug import UserError, status
+from semantic_aug import UserError
+from semantic_aug.cluster import status
 from semantic_aug.evaluation.results import confusion_file
 from semantic_aug.experiment import processes
 from semantic_aug.experiment.files import derive, hostname

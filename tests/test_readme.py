@@ -193,7 +193,8 @@ def test_readme_names_every_script_and_no_flag_that_does_not_exist():
     known = set()
     for path in ROOT.glob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text()))
-    for name in ("settings", "report/__main__", "chain", "status", "datasets/__main__"):
+    names = "settings report/__main__ cluster/chain cluster/status datasets/__main__"
+    for name in names.split():
         known |= set(re.findall(r'"(--\w+)"', (ROOT / f"semantic_aug/{name}.py").read_text()))
     used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--logdir", "--fast"}
     of_others = {"--gpus", "--partition", "--time"} | {"--multi_gpu", "--num_processes"}

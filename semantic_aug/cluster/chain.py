@@ -1,0 +1,333 @@
+"""The four commands of an experiment from one list of flags: run here, or submitted to SLURM.
+
+    python -m semantic_aug.chain run --dataset folder --data_dir photos --experiment_name demo \\
+        --examples_per_class 4 fine_tune: --num_vectors 4 generate: --strength 0.5
+    python -m semantic_aug.chain run @scripts/reproduce/pascal.args
+    scripts/slurm/submit.sh @scripts/reproduce/pascal.args --array 16 -- --partition=gpu
+
+A flag goes to every command that knows it. Those behind `fine_tune:`, `aggregate:`, `generate:` or
+`train_classifier:` go to that command alone. The file that stands first, with an @, holds such a
+list; in it a command may stand several times, with other flags, and is run that often. Flags
+behind the file go over those in it, for all of them.
+
+For submit, the flags of sbatch follow behind `--`.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.cli.command import Parser, command
+from semantic_aug.experiment.names import SLURM_LOGS
+from semantic_aug.stages.common import experiment_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (
+    "fine_tune", "aggregate", "generate", "train_classifier",
+)  # fmt: skip
+SCRIPTS = {
+    FINE_TUNE: "fine_tune.py",
+    AGGREGATE: "aggregate_embeddings.py",
+    GENERATE: "generate_augmentations.py",
+    TRAIN: "train_classifier.py",
+}
+# Several commands have these, and mean different things by them.
+AMBIGUOUS = ("--batch_size", "--learning_rate")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of the four commands with its flags, and what they mean."""
+
+    stage: str
+    argv: tuple[str, ...]
+    args: argparse.Namespace
+
+
+# --- from flags to commands ------------------------------------------------------------------
+
+
+def read_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands in the file that the first word names with an @, and the words behind it.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if not words or not words[0].startswith("@"):
+        return [], list(words)
+    path = Path(words[0][1:])
+    try:
+        return shlex.split(path.read_text(encoding="utf-8"), comments=True), list(words[1:])
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot read the flags in {path}: {reason}; there are: "
+            f"{', '.join(sorted(p.name for p in (ROOT / 'scripts/reproduce').glob('*.args')))}"
+        ) from None
+
+
+def sections(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Words by the `STAGE:` before them, in order; those before the first have an empty stage."""
+    found: list[tuple[str, list[str]]] = [("", [])]
+    for word in words:
+        if word.endswith(":") and word[:-1] in STAGES:
+            found.append((word[:-1], []))
+        else:
+            found[-1][1].append(word)
+    return found
+
+
+def flags_of(words: Sequence[str]) -> list[list[str]]:
+    """Each flag with its values.
+
+    Raises:
+        UserError: words before the first flag.
+    """
+    found: list[list[str]] = []
+    for word in words:
+        if re.match(r"--[a-zA-Z]", word):
+            found.append([word])
+        elif found:
+            found[-1].append(word)
+        else:
+            raise UserError(f"got {word!r}, expected a flag such as --dataset, or one of "
+                            f"{', '.join(f'{stage}:' for stage in STAGES)}")  # fmt: skip
+    return found
+
+
+def commands_of(words: Sequence[str], stages: Sequence[str] = STAGES) -> list[Command]:
+    """The commands of these stages, in order, their flags checked.
+
+    Raises:
+        UserError: a flag that no command knows, or that commands mean differently; a dataset that
+            there is not.
+        SystemExit: with status 2, a command refuses its flags.
+    """
+    in_file, behind = read_words(words)
+    base, more = sections(in_file), sections(behind)
+    parsers = {stage: parser_of(stage) for stage in STAGES}
+    # Imported late: it needs the packages, whose absence parser_of puts into words.
+    from semantic_aug.datasets import dataset_class, parse_dataset_args
+
+    commands = []
+    for stage in STAGES:
+        variants = [own for name, own in base if name == stage] or [[]]
+        over = [word for name, own in more if name == stage for word in own]
+        for own in variants:
+            argv = [
+                *shared(base[0][1], stage, parsers),
+                *own,
+                *shared(more[0][1], stage, parsers),
+                *over,
+            ]
+            args = parsers[stage].parse_args(argv)
+            if "dataset" in args:  # better refused here than by a job, hours later
+                parse_dataset_args(dataset_class(args.dataset), args.dataset_args)
+            commands.append(Command(stage, tuple(argv), args))
+    return [each for each in commands if each.stage in stages]
+
+
+def shared(words: Sequence[str], stage: str, parsers: Mapping[str, Parser]) -> list[str]:
+    """Those of the flags for all commands that this one knows."""
+    mine = []
+    for flag, *values in flags_of(words):
+        knowing = [each for each in STAGES if parsers[each].knows(flag)]
+        name = flag.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+        if not knowing:
+            raise UserError(f"no command knows {flag} (each lists its flags with --help)")
+        if name in AMBIGUOUS:
+            choice = " or ".join(f"{each}: {name}" for each in knowing)
+            raise UserError(f"{name} means different things to different commands: write {choice}")
+        if stage in knowing:
+            mine += [flag, *values]
+    return mine
+
+
+def parser_of(stage: str) -> Parser:
+    """The parser of a command."""
+    path = ROOT / SCRIPTS[stage]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # where dataclasses look for their own module
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{sys.executable} has no package {error.name}: make ready the Python that has those "
+            "of requirements.txt (ACTIVATE says how, for submit.sh)"
+        ) from error
+    parser = module.build_parser()
+    parser.prog = path.name
+    return parser
+
+
+# --- here ------------------------------------------------------------------------------------
+
+
+def run(commands: Sequence[Command]) -> None:
+    """Run one after the other; the first that fails ends it, with its status."""
+    for each in commands:
+        line = [sys.executable, str(ROOT / SCRIPTS[each.stage]), *each.argv]
+        print(f"\n== {shlex.join(['python', SCRIPTS[each.stage], *each.argv])}", flush=True)
+        process = subprocess.Popen(line)
+        try:
+            status = process.wait()
+        except BaseException:  # whoever asks this process to end means that one
+            process.terminate()
+            process.wait()
+            raise
+        if status:
+            raise SystemExit(status)
+
+
+# --- SLURM -----------------------------------------------------------------------------------
+
+
+def array_flag(text: str) -> str:
+    """What sbatch takes for `--array`, from a number of tasks, perhaps with %LIMIT, or a range.
+
+    Raises:
+        UserError: something else, such as a list with gaps, in which some work would be nobody's.
+    """
+    match = re.fullmatch(r"([1-9]\d*)(%[1-9]\d*)?", text)
+    if match:
+        return f"0-{int(match[1]) - 1}{match[2] or ''}"
+    if re.fullmatch(r"\d+-\d+(:[1-9]\d*)?(%[1-9]\d*)?", text):
+        return text
+    raise UserError(f"--array: got {text!r}, expected how many tasks, such as 16 or 16%4")
+
+
+def sbatch_line(
+    each: Command, folder: Path, array: str | None, extra: Sequence[str], after: Sequence[str]
+) -> list[str]:
+    """The sbatch command of one of the four commands.
+
+    Args:
+        array: as `array_flag` gives it. Merging words takes seconds, and is no array.
+        extra: further flags of sbatch.
+        after: ids of jobs that must have succeeded before.
+    """
+    in_array = array is not None and each.stage != AGGREGATE
+    log = (folder / SLURM_LOGS).as_posix().replace("%", "%%")
+    line = [
+        "sbatch", "--parsable", f"--job-name={folder.name}-{each.stage}",
+        f"--export=ALL,DA_FUSION_ROOT={ROOT}",
+        f"--output={log}/{each.stage}-{'%A_%a' if in_array else '%j'}.log",
+    ]  # fmt: skip
+    line += [f"--array={array}"] if in_array else []
+    if after:
+        line += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    return [*line, *extra, str(ROOT / "scripts" / "slurm" / f"{each.stage}.sh"), *each.argv]
+
+
+def submit(
+    commands: Sequence[Command], array: str | None, extra: Sequence[str], dry_run: bool
+) -> None:
+    """Submit all, each stage after the success of the one before; all of them, or none.
+
+    Raises:
+        UserError: sbatch is not here, or refuses a job.
+    """
+    folder = experiment_of(commands[0].args)
+    if not dry_run:
+        (folder / SLURM_LOGS).mkdir(parents=True, exist_ok=True)
+    jobs: dict[str, list[str]] = {}
+    for each in commands:
+        earlier = [stage for stage in jobs if stage != each.stage]
+        after = jobs[earlier[-1]] if earlier else []
+        line = sbatch_line(each, folder, array, extra, after)
+        number = len(jobs.get(each.stage, []))
+        if dry_run:
+            print(shlex.join(line))
+            job = f"{each.stage.upper()}_ID{number or ''}"
+        else:
+            try:
+                job = _sbatch(line)
+            except UserError:
+                submitted = [job for ids in jobs.values() for job in ids]
+                if submitted:
+                    subprocess.run(["scancel", *submitted], check=False)
+                with contextlib.suppress(OSError):  # unless something is there already
+                    (folder / SLURM_LOGS).rmdir()
+                    folder.rmdir()
+                raise
+            print(f"{each.stage}: job {job}")
+        jobs.setdefault(each.stage, []).append(job)
+    if not dry_run:
+        print(f"to follow them: python -m semantic_aug.status {shlex.quote(str(folder))}")
+
+
+def _sbatch(line: Sequence[str]) -> str:
+    """Submit a job. Returns its id."""
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(
+            "there is no sbatch here: submit where SLURM is, or see with --dry_run what would be "
+            "submitted"
+        ) from None
+    if done.returncode:
+        raise UserError(f"nothing is submitted: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip().split(";")[0]  # with several clusters, their name follows
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def parse_args(argv=None):
+    """(arguments, words for the four commands, flags of sbatch)."""
+    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    extra: list[str] = []
+    if "--" in words:
+        words, extra = words[: words.index("--")], words[words.index("--") + 1 :]
+    parser = Parser(
+        __doc__,
+        prog="python -m semantic_aug.chain",
+        usage="%(prog)s run|submit [@FILE] --flag value ... [-- --sbatch_flag=value ...]",
+    )
+    parser.add_argument("action", choices=("run", "submit"))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES),
+                        help="only these of the four")  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", help="print what would be done")
+    parser.add_argument("--array", metavar="N", help="submit: share each stage among N tasks")
+    own, rest = _own_flags(words, parser)
+    return parser.parse_args(own), rest, extra
+
+
+def _own_flags(words: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
+    """What is for the chain itself: the action, and the flags its parser knows."""
+    own, rest = list(words[:1]), []
+    takes = rest
+    for word in words[1:]:
+        if word == "-h" or re.match(r"--[a-zA-Z]", word):
+            takes = own if parser.knows(word) else rest
+        elif word.startswith("@") or (word.endswith(":") and word[:-1] in STAGES):
+            takes = rest
+        takes.append(word)
+    return own, rest
+
+
+@command
+def main(argv=None):
+    args, words, extra = parse_args(argv)
+    if args.action == "run" and (args.array or extra):
+        raise UserError("--array and what follows -- are for submit: run does all here")
+    array = array_flag(args.array) if args.array else None
+    commands = commands_of(words, args.stages)
+    if args.action == "submit":
+        extra = [*shlex.split(os.environ.get("EXTRA_SBATCH", "")), *extra]
+        submit(commands, array, extra, args.dry_run)
+    elif args.dry_run:
+        for each in commands:
+            print(shlex.join(["python", SCRIPTS[each.stage], *each.argv]))
+    else:
+        run(commands)
