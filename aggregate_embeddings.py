@@ -12,35 +12,26 @@ if __name__ == "__main__":
 
     end_at_once_by_ctrl_c()
 
-import json
 import logging
-from dataclasses import replace
-from pathlib import Path
 
 from semantic_aug import UserError, counted
 from semantic_aug.cli.command import Parser, command
 from semantic_aug.experiment.config import read_config
-from semantic_aug.experiment.files import remove_leftovers
-from semantic_aug.experiment.names import (
-    EMBEDDINGS_FILE,
-    Trial,
-    fine_tuned_dir,
-    folder_names,
-    merged_file,
-)
+from semantic_aug.experiment.names import EMBEDDINGS_FILE, fine_tuned_dir
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_blocks, shard_of
-from semantic_aug.experiment.timing import AGGREGATE, timed
+from semantic_aug.experiment.timing import AGGREGATE
 from semantic_aug.settings import add_experiment_flags, add_shard_flags
-from semantic_aug.stages.common import experiment_of, trials_of
-from semantic_aug.words.embeddings import (
-    LearnedWords,
-    merge_embeddings,
-    placeholder_token,
-    placeholder_tokens,
-    read_header,
-    token_for,
+from semantic_aug.stages.aggregate import (
+    check_classes,
+    check_same_settings,
+    classes_of,
+    files_of,
+    given_words,
+    merge,
+    trained_trials,
 )
+from semantic_aug.stages.common import experiment_of, trials_of
 
 log = logging.getLogger("semantic_aug.aggregate_embeddings")
 
@@ -101,132 +92,6 @@ def main(argv=None):
         for trial, files in found.items():
             reporter.works_on([trial])
             merge(experiment, trial, files, given)
-
-
-def given_words(texts: list[str]) -> dict[str, LearnedWords]:
-    """By class, what `--word` names."""
-    given = {}
-    for text in texts:
-        name, _, file = text.partition("=")
-        if not name or not file:
-            raise UserError(f"--word: got {text!r}, expected CLASS=FILE, as cat=my-cat.safetensors")
-        if name in given:
-            raise UserError(f"--word: {name!r} has two files, {given[name].path} and {file}")
-        words = LearnedWords.read(Path(file).expanduser())  # a shell leaves the ~ of cat=~/cat.pt
-        given[name] = words.as_word_of(name, placeholder_token(name))
-    return given
-
-
-def merge(
-    experiment: Path, trial: Trial, files: list[Path], given: dict[str, LearnedWords]
-) -> None:
-    """Write the merged file of a trial, and say which words it has."""
-    path = merged_file(experiment, trial)
-    remove_leftovers(path.parent)
-    config = read_config(fine_tuned_dir(experiment, trial)) or {}
-    header = {
-        "seed": trial.seed,
-        "examples_per_class": trial.examples_per_class,
-        # Without the arguments, which name folders and shards and so on.
-        "config": json.dumps(
-            {key: value for key, value in config.items() if key != "arguments"},
-            ensure_ascii=False,
-        ),
-    }
-    headers = [read_header(file) for file in files]
-    for key in ("model", "dataset"):
-        header[key] = next((each[key] for each in headers if key in each), "")
-    classes = classes_of(experiment, trial)
-    tokens = placeholder_tokens(classes)
-    with timed(experiment, AGGREGATE, trials=trial):
-        words = [named_by_folder(LearnedWords.read(file), classes) for file in files]
-        words += [each.as_word_of(name, tokens[name]) if name in tokens else each
-                  for name, each in given.items()]  # fmt: skip
-        merged = merge_embeddings(words, path, header)
-    print(f"{path}: {counted(len(merged), 'word')}: {' '.join(merged)}")
-    known = {name: token for each in words for token, name in each.classes.items()}
-    missing = [name for name in classes if token_for(name, known, merged) is None]
-    if missing:
-        log.warning("%s: no word yet for: %s", trial.name, ", ".join(missing))
-
-
-def named_by_folder(words: LearnedWords, classes: list[str]) -> LearnedWords:
-    """A file's only word as that of the class in whose folder it lies, if the file names none.
-
-    Where the classes of the trial are not known, the folder's name is enough for a token.
-    """
-    if words.classes or len(words.rows[0]) > 1:
-        return words
-    (own,), folder = words.rows[0], words.path.parent.name
-    name = class_of(words.path, classes)
-    token = placeholder_tokens(classes).get(name, placeholder_token(folder))
-    named = words.as_word_of(name, token)
-    if own != token:
-        log.info("%s: its word %s is %s in the merged file", words.path, own, token)
-    return named if name in classes else replace(named, classes={})
-
-
-def class_of(file: Path, classes: list[str]) -> str:
-    """Whose word a file in a trial's folder is: its header says so, else its folder."""
-    named = {folder: name for name, folder in folder_names(classes).items()}
-    folder = file.parent.name
-    return read_header(file).get("class") or named.get(folder, folder)
-
-
-def classes_of(experiment: Path, trial: Trial) -> list[str]:
-    """The classes of a trial, as far as fine_tune.py has noted them."""
-    config = read_config(fine_tuned_dir(experiment, trial)) or {}
-    names = config.get("arguments", {}).get("class_names")
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def check_classes(given: dict[str, LearnedWords], trial: Trial, classes: list[str]) -> None:
-    """Raise UserError where `--word` names a class that the trial has not."""
-    unknown = [name for name in given if classes and name not in classes]
-    if unknown:
-        raise UserError(
-            f"--word: {trial.name} has no class {unknown[0]!r}; there are: {', '.join(classes)}"
-        )
-
-
-def files_of(experiment: Path, trial: Trial, given: dict[str, LearnedWords]) -> list[Path]:
-    """The embedding files of a trial's classes without a given word, in the order of folders."""
-    folder = fine_tuned_dir(experiment, trial)
-    files = list(folder.glob(f"*/{EMBEDDINGS_FILE}"))
-    with_file = {file.parent for file in files}
-    # The predecessors' files, where a class has no newer one.
-    files += [f for f in folder.glob("*/learned_embeds.bin") if f.parent not in with_file]
-    classes = classes_of(experiment, trial)
-    return [file for file in sorted(files) if class_of(file, classes) not in given]
-
-
-def trained_trials(experiment: Path) -> list[str]:
-    """Names of the trials that fine_tune.py has begun."""
-    return sorted(path.name for path in experiment.glob("fine-tuned/seed=*_ex=*"))
-
-
-def check_same_settings(files: list[Path], config: dict | None) -> None:
-    """Raise UserError where some classes were trained with other settings than others.
-
-    Args:
-        config: config.json of the trial, which the merged file is to carry.
-    """
-    by_settings: dict[str, list[str]] = {}
-    for file in files:
-        header = read_header(file)
-        if "config_id" in header:
-            by_settings.setdefault(header["config_id"], []).append(file.parent.name)
-    if len(by_settings) > 1:
-        groups = "; ".join(", ".join(names) for names in by_settings.values())
-        raise UserError(
-            f"classes in {files[0].parent.parent} were trained with different settings ({groups}); "
-            "train the older ones again with fine_tune.py --overwrite"
-        )
-    if by_settings and (config or {}).get("id") not in by_settings:
-        raise UserError(
-            f"{files[0].parent.parent} holds words, but no config.json that can be read and says "
-            "how they were learned; run fine_tune.py again, with the same flags, which writes it"
-        )
 
 
 if __name__ == "__main__":
