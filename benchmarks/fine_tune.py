@@ -185,15 +185,16 @@ def ours(args) -> dict:
     """The command itself; start-up is what passes before the first word is built."""
     began = time.perf_counter()
     import fine_tune
+    from semantic_aug.words import session
 
     ended = {}
-    build_word = fine_tune.build_word
+    build_word = session.build_word
 
     def first_word(*arguments):
         ended.setdefault("startup", time.perf_counter())
         return build_word(*arguments)
 
-    fine_tune.build_word = first_word
+    session.build_word = first_word
     flags = [
         "--dataset=mvip", f"--data_dir={args.data_dir}", f"--output_dir={args.work}",
         f"--experiment_name=ours-{time.time_ns()}", f"--model_path={args.model}",

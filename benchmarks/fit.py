@@ -30,6 +30,7 @@ from semantic_aug.images.sheet import contact_sheet
 from semantic_aug.words.embeddings import placeholder_token, read_embeddings
 from semantic_aug.words.prompts import tokenise
 from semantic_aug.words.rows import initial_rows, initializer_id
+from semantic_aug.words.session import PhotoKey, encode_photo
 from semantic_aug.words.training import TrainingSettings, Word, validation_losses
 
 
@@ -94,7 +95,7 @@ def judge(args, info, pipeline) -> dict:
         means, deviations, weights = (
             torch.stack(parts)
             for parts in zip(*(
-                fine_tune.encode_photo(options, pipeline, fine_tune.PhotoKey(photos, idx))
+                encode_photo(options, pipeline, PhotoKey(photos, idx))
                 for idx in photos.indices([name])
             ))
         )  # fmt: skip

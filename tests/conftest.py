@@ -279,10 +279,9 @@ def forked(main, *argv) -> multiprocessing.Process:
 @pytest.fixture
 def short_validation(monkeypatch) -> None:
     """Validation while words are learned takes a few noises and few denoising steps."""
-    import fine_tune
-    from semantic_aug.words import training
+    from semantic_aug.words import session, training
 
-    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 3)
+    monkeypatch.setattr(session, "VALIDATION_IMAGE_STEPS", 3)
     monkeypatch.setattr(training, "VALIDATION_BATCHES", 2)
 
 

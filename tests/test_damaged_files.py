@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 import aggregate_embeddings
-import fine_tune
 import generate_augmentations
 import train_classifier
 from semantic_aug import UserError
 from semantic_aug.experiment.names import Trial, fine_tuned_dir
+from semantic_aug.words.session import note_loss
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_class_names_are_a_list_of_texts_or_unknown(tmp_path, names, expected):
 def test_validation_losses_go_on_after_damaged_lines(tmp_path):
     path = tmp_path / "loss.csv"
     path.write_bytes(b"step,loss\n1,0.5\nx,0.4\n\xff\xfe\n3\n,\n2,nan\n9,0.1\n4,0.")
-    fine_tune.note_loss(path, 5, 0.25)
+    note_loss(path, 5, 0.25)
     assert path.read_text() == "step,loss\n1,0.5\n2,nan\n4,0.\n5,0.250000\n"
 
 

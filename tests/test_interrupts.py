@@ -22,7 +22,7 @@ from semantic_aug.experiment.interrupts import (
 )
 from semantic_aug.experiment.processes import Reporter, read_processes
 from semantic_aug.synthesis.records import read_records
-from semantic_aug.words import training
+from semantic_aug.words import session, training
 
 
 def send(number=signal.SIGUSR1):
@@ -163,7 +163,7 @@ def test_images_of_validation_stop_between_denoising_steps(
         "--report_to=none", "--validation_prompt=a photo of a *", "--validation_steps=1",
         "--num_validation_images=2",
     ]  # fmt: skip
-    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 3)
+    monkeypatch.setattr(session, "VALIDATION_IMAGE_STEPS", 3)
     monkeypatch.setattr(training, "VALIDATION_BATCHES", 1)
     done, original = [], PNDMScheduler.step
     each = 4  # steps of PNDM in an image

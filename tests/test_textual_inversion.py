@@ -42,7 +42,8 @@ from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import PROCESSES
 from semantic_aug.images.framing import FITS
 from semantic_aug.images.reading import image_to_tensor
-from semantic_aug.words import training
+from semantic_aug.stages.fine_tune import steps_of
+from semantic_aug.words import session, training
 from semantic_aug.words.embeddings import (
     class_tokens,
     embedding_files,
@@ -728,7 +729,7 @@ def test_config_holds_settings_and_arguments(tune, small_model):
 
 
 def test_equal_runs_give_equal_bytes_whatever_is_watched(tune, monkeypatch):
-    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 2)
+    monkeypatch.setattr(session, "VALIDATION_IMAGE_STEPS", 2)
     assert tune()[0] == 0
     expected = bytes_of()
     assert len(expected) == 3
@@ -878,7 +879,7 @@ def stop_after(monkeypatch, step: int):
             if took_part[0].step == step:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(fine_tune, "train_words", stopping)
+    monkeypatch.setattr(session, "train_words", stopping)
 
 
 def test_checkpoints_are_kept_as_told_and_gone_on_from(tune, monkeypatch):
@@ -1156,7 +1157,7 @@ def test_diverging_class_keeps_its_last_checkpoint(tune, monkeypatch):
 
     flags = ["--max_train_steps=5", "--checkpointing_steps=1"]
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tune, "train_words", breaking)
+        patch.setattr(session, "train_words", breaking)
         status, err = tune(*flags)
     assert status == 1
     assert "loss is nan at step 3 (learning rate 0.0005) in float32; this class is left out, the "
@@ -1182,7 +1183,7 @@ def test_model_of_velocity(tune, velocity_model):
 
 def test_xl_learns_rows_of_both_text_encoders(tune, xl_model, photos, capsys, monkeypatch):
     """They are loaded by stock diffusers, and the project's own augmentation sees the same."""
-    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 2)
+    monkeypatch.setattr(session, "VALIDATION_IMAGE_STEPS", 2)
     status, err = tune(
         "--num_vectors=2", "--learning_rate=0.1", "--validation_prompt=a photo of a *",
         "--num_validation_images=1", model=xl_model,
@@ -1347,7 +1348,7 @@ def test_epochs_count_photos_times_repeats(tune):
     assert status == 0
     assert read_header(word(examples=3))["steps"] == "2"  # --max_train_steps goes first
     args = fine_tune.parse_args(["--dataset=folder", "--experiment_name=e", *epochs])
-    assert fine_tune.steps_of(args, 3) == 2 * 4  # 15 photos in steps of 4
+    assert steps_of(args, 3) == 2 * 4  # 15 photos in steps of 4
 
 
 def test_epochs_alone(workdir, photos, small_model, capsys):
@@ -1397,7 +1398,7 @@ def test_flags_have_an_effect(tune, photos):
 def test_photos_get_into_the_square_as_told(pipeline, monkeypatch, size):
     seen = []
     monkeypatch.setattr(
-        fine_tune,
+        session,
         "latent_posterior",
         lambda vae, pixels: seen.append(pixels) or (torch.ones(2, 4, 16, 16),) * 2,
     )
@@ -1409,7 +1410,7 @@ def test_photos_get_into_the_square_as_told(pipeline, monkeypatch, size):
     weights = {}
     for fit in FITS:
         args = SimpleNamespace(fit=fit, resolution=32)
-        *_, weights[fit] = fine_tune.encode_photo(args, pipeline, photo)
+        *_, weights[fit] = session.encode_photo(args, pipeline, photo)
         assert weights[fit].shape == (2, 1, 16, 16)
         assert float(weights[fit].mean()) == pytest.approx(1)
         assert torch.equal(weights[fit][0], weights[fit][1].flip(-1))
@@ -1469,7 +1470,7 @@ def test_earlier_words_are_kept(tune):
 
 
 def test_validation_images_show_the_word(tune, monkeypatch):
-    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 5)
+    monkeypatch.setattr(session, "VALIDATION_IMAGE_STEPS", 5)
     flags = ["--num_validation_images=2", "--learning_rate=1", "--num_vectors=4"]
     flags += ["--classes", "cat", "toy train"]
     _, err = tune("--validation_prompt=a photo of a *", *flags, name="shown")
@@ -1505,7 +1506,7 @@ def test_losses_go_to_tensorboard(tune):
 def test_validation_while_learning(tune, monkeypatch):
     """Losses and images at the start, in between and at the end, in files and in TensorBoard."""
     monkeypatch.setattr(training, "VALIDATION_BATCHES", 2)
-    monkeypatch.setattr(fine_tune, "VALIDATION_IMAGE_STEPS", 5)
+    monkeypatch.setattr(session, "VALIDATION_IMAGE_STEPS", 5)
     status, err = tune(
         "--classes", "cat", "toy train", "--max_train_steps=5", "--validation_steps=2",
         "--validation_prompt=a photo of a *", "--num_validation_images=1",
@@ -1623,7 +1624,7 @@ def test_each_photo_is_encoded_once(tune, monkeypatch):
         encoded.append(photo.numpy().tobytes())
         return latent_posterior(vae, photo)
 
-    monkeypatch.setattr(fine_tune, "latent_posterior", counting)
+    monkeypatch.setattr(session, "latent_posterior", counting)
     flags = ["--examples_per_class", "1", "3", "--num_trials=2"]
     assert tune(*flags)[0] == 0
     assert len(encoded) == len(set(encoded)) == 9

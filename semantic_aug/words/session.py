@@ -1,0 +1,334 @@
+"""Training all words of a command, one group after the other, with all that is written of them."""
+
+import functools
+import logging
+import re
+from pathlib import Path
+
+import torch
+
+from semantic_aug import counted, stable_hash
+from semantic_aug.diffusion.loading import text_encoders
+from semantic_aug.experiment.files import atomic_path, write_text
+from semantic_aug.experiment.interrupts import stop_deferred
+from semantic_aug.experiment.processes import Reporter
+from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.experiment.timing import FINE_TUNE, timed
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.images.framing import frame_of, share_of_photo, to_square
+from semantic_aug.images.reading import image_to_tensor
+from semantic_aug.words.checkpoints import (
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    remove_checkpoints,
+    write_checkpoint,
+)
+from semantic_aug.words.embeddings import embedding_files, write_embeddings
+from semantic_aug.words.losses import latent_posterior
+from semantic_aug.words.prompts import Prompts, tokenise
+from semantic_aug.words.resuming import Job
+from semantic_aug.words.rows import initial_rows, words_in_place
+from semantic_aug.words.tracking import Track, tracker
+from semantic_aug.words.training import TrainingSettings, Word, train_words, validation_losses
+
+log = logging.getLogger(__name__)
+
+# Stands for every word in training, and takes the class's own token's place when it is written.
+TRAINING_TOKEN = "<word-in-training>"
+# Photos whose posteriors are kept: half a gigabyte at 512 pixels.
+CACHED_PHOTOS = 2048
+# Denoising steps of an image of --validation_prompt.
+VALIDATION_IMAGE_STEPS = 25
+
+
+def photos_per_step(args) -> int:
+    """Photos of each class that an optimiser step shows."""
+    return args.train_batch_size * args.gradient_accumulation_steps
+
+
+def train_all(
+    args, pipeline, templates, settings: dict, runs, experiment: Path, shard, reporter: Reporter
+) -> list[str]:
+    """Train one run of words after the other; returns those that failed."""
+    from diffusers import DDPMScheduler
+
+    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    prompts = tokenise(pipeline, templates, TRAINING_TOKEN, args.num_vectors)
+    encode = functools.lru_cache(CACHED_PHOTOS)(functools.partial(encode_photo, args, pipeline))
+    if args.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+        for _, encoder in text_encoders(pipeline):
+            encoder.activation_checkpointing_enable()
+    if args.attention_slicing:
+        pipeline.enable_attention_slicing()
+    if args.compile:
+        pipeline.unet.compile()
+    images = photos_per_step(args)
+    total = images * sum(job.steps for run in runs for job in run)
+    failed = []
+    with (
+        tracker(
+            args.report_to, experiment / "logs", f"fine_tune-shard{shard[0]}of{shard[1]}"
+        ) as track,
+        progress_bar(total=total, desc="fine-tune", unit=" photos") as progress,
+    ):
+        for run in runs:
+            trials = [job.trial for job in run]
+            reporter.works_on(trials)
+            with timed(experiment, FINE_TUNE, trials=trials, device=pipeline.device) as work:
+                words = {job: build_word(args, pipeline, encode, job) for job in run}
+                for job, path in run.items():
+                    if path is not None:
+                        words[job].load_state_dict(read_checkpoint(path)["state"])
+                progress.initial += images * sum(word.step for word in words.values())
+                progress.update(images * sum(word.step for word in words.values()))
+                before = sum(word.step for word in words.values())
+                try:
+                    train_run(
+                        args, pipeline, noise_scheduler, prompts, settings, words, track,
+                        progress, reporter,
+                    )  # fmt: skip
+                finally:
+                    work.images = images * (sum(word.step for word in words.values()) - before)
+            failed += [job.where for job, word in words.items() if word.diverged]
+    return failed
+
+
+def train_run(
+    args, pipeline, noise_scheduler, prompts: Prompts, settings, words: dict[Job, Word],
+    track: Track, progress, reporter: Reporter,
+) -> None:  # fmt: skip
+    """Train the words of a run together, and write what becomes of each.
+
+    Asked to end, it leaves a checkpoint of each word first.
+    """
+    job_of = {word: job for job, word in words.items()}
+    images = photos_per_step(args)
+    validate = functools.partial(validation, args, pipeline, noise_scheduler, prompts, track)
+    set_training(pipeline, args.gradient_checkpointing)
+    # Before the first step; and once more where a run goes on, whose images may be missing.
+    step = next(iter(words.values())).step
+    if args.validation_steps and step % args.validation_steps == 0:
+        running = {job: word for job, word in words.items() if word.is_running}
+        validate(running, with_images=step > 0)
+    # Those that were interrupted after their last step, and before they were written.
+    finish({job: word for job, word in words.items() if word.is_done}, validate, settings)
+    with stop_deferred() as asked_to_end:
+        validate = functools.partial(validate, asked_to_end=asked_to_end)
+        for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
+            losses = [word.loss for word in took_part]
+            progress.update(images * len(took_part))
+            reporter.count(images * len(took_part))
+            progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
+            for word in took_part:
+                where = job_of[word].where
+                track.log({f"loss/{where}": word.loss, f"lr/{where}": word.rate}, word.step)
+                if word.diverged:
+                    last = max(list_checkpoints(job_of[word].folder), default=None)
+                    kept = f"the checkpoint of step {last} is kept" if last else "no checkpoint yet"
+                    precision = str(pipeline.unet.dtype).removeprefix("torch.")
+                    log.error(
+                        "%s: %s in %s; this class is left out, %s; try a lower --learning_rate "
+                        "with --overwrite",
+                        where, word.diverged, precision, kept,
+                    )  # fmt: skip
+            going_on = {job_of[word]: word for word in took_part if word.is_running}
+            ended = {job_of[word]: word for word in took_part if word.is_done and not word.diverged}
+            step = max(word.step for word in took_part)
+            if args.save_steps and step % args.save_steps == 0:
+                for job, word in (going_on | ended).items():
+                    earlier = job.path.with_name(f"learned_embeds-steps-{step}.safetensors")
+                    write_word(earlier, job, word, step)
+            if args.validation_steps and step % args.validation_steps == 0:
+                validate(going_on, with_images=True)
+            # Last, so that what comes before is made again.
+            if step % args.checkpointing_steps == 0 or asked_to_end():
+                save(going_on, settings, keep=args.checkpoints_total_limit)
+            finish(ended, validate, settings)
+            if asked_to_end():
+                break
+
+
+def finish(words: dict[Job, Word], validate, settings: dict) -> None:
+    """Validate and write words that have done all their steps.
+
+    Their last checkpoints come first: a process killed among the files that follow, which mark
+    their classes as finished, writes the rest of them again from there. So does the next run of a
+    process that is asked to end among the images.
+    """
+    save(words, settings)
+    if not validate(words, with_images=True):
+        return
+    for job, word in words.items():
+        write_word(job.path, job, word, job.steps)
+    for job in words:
+        remove_checkpoints(job.folder)
+
+
+def save(words: dict[Job, Word], settings: dict, keep: int | None = None) -> None:
+    """Write a checkpoint of each word; then remove all but the latest `keep`."""
+    for job, word in words.items():
+        path = checkpoint_path(job.folder, word.step)
+        write_checkpoint(path, word.state_dict(), job.header, settings)
+    for job in words:  # not before all are written: the words go on from one step together
+        if keep is not None:
+            remove_checkpoints(job.folder, keep)
+
+
+def write_word(path: Path, job: Job, word: Word, steps: int) -> None:
+    """Write a word's embedding file, and the one of its second text encoder before it."""
+    files = list(zip(embedding_files(path, len(word.rows)), word.trained_rows()))
+    for file, rows in reversed(files):
+        write_embeddings(file, {job.token: rows}, {**job.header, "steps": steps})
+
+
+def build_word(args, pipeline, encode, job: Job) -> Word:
+    """A word at its start."""
+    generator = torch.Generator().manual_seed(
+        stable_hash(
+            "textual-inversion", job.dataset.seed, job.header["examples_per_class"], job.class_name
+        )
+    )
+    rows = []
+    for tokenizer, encoder in text_encoders(pipeline):
+        start = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(job.start)]
+        rows.append(initial_rows(start, args.num_vectors, generator))
+    photos = [encode(PhotoKey(job.dataset, i)) for i in job.dataset.indices([job.class_name])]
+    means, deviations, weights = (torch.stack(parts) for parts in zip(*photos))
+    scale = args.train_batch_size * args.gradient_accumulation_steps if args.scale_lr else 1
+    settings = TrainingSettings(
+        max_train_steps=job.steps,
+        train_batch_size=args.train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        learning_rate=args.learning_rate * scale,
+        lr_scheduler=args.lr_scheduler,
+        lr_warmup_steps=args.lr_warmup_steps,
+        adam_beta1=args.adam_beta1,
+        adam_beta2=args.adam_beta2,
+        adam_weight_decay=args.adam_weight_decay,
+        adam_epsilon=args.adam_epsilon,
+    )
+    in_half = pipeline.unet.dtype == torch.float16
+    return Word(rows, (means, deviations), settings, generator, pipeline.device, in_half, weights)
+
+
+class PhotoKey:
+    """A photo of a trial; equal for one file in several trials, so that it is encoded once."""
+
+    def __init__(self, dataset: FewShotDataset, index: int):
+        self.dataset, self.index = dataset, index
+        records = getattr(dataset, "records", None)  # absent where a subclass makes its images
+        self.key = records[index].path if records else (id(dataset), index)
+
+    def __eq__(self, other):
+        return self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+
+def encode_photo(args, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, ...]:
+    """The VAE's posterior of a photo in the square, and how much each place of it counts.
+
+    Returns:
+        Mean and deviation of `latent_posterior`, [2, C, h, w], and the weights of the loss,
+        [2, 1, h, w] of mean 1: 0 where the photo is mirrored beyond its edges.
+    """
+    image = photo.dataset.get_image_by_idx(photo.index)
+    frame = frame_of(image.size, args.resolution, args.fit)
+    pixels = image_to_tensor(to_square(image, frame), args.resolution)
+    mean, deviation = latent_posterior(pipeline.vae, pixels)
+    share = torch.from_numpy(share_of_photo(frame, mean.shape[-1])).unsqueeze(0)
+    return mean, deviation, torch.stack([share, share.flip(-1)]) / share.mean()
+
+
+def set_training(pipeline, training: bool) -> None:
+    """Checkpointed activations want training mode; neither part has anything else that it moves."""
+    pipeline.unet.train(training)
+    for _, encoder in text_encoders(pipeline):
+        encoder.train(training)
+
+
+def validation(
+    args, pipeline, noise_scheduler, prompts, track, words: dict[Job, Word], with_images,
+    asked_to_end=lambda: False,
+) -> bool:  # fmt: skip
+    """A comparable loss of each word, and images of `--validation_prompt`.
+
+    They go to `validation/` beside the word, and to the tracker.
+
+    Args:
+        asked_to_end: whether no more images shall be made, which is asked after each step of one.
+
+    Returns:
+        Whether all of it is there.
+    """
+    whole = True
+    if not words:
+        return whole
+    set_training(pipeline, False)
+    if args.validation_steps:
+        seeds = [stable_hash("validation", job.dataset.seed, job.class_name) for job in words]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        losses = validation_losses(
+            pipeline, noise_scheduler, list(words.values()), generators, prompts
+        )
+        for (job, word), loss in zip(words.items(), losses):
+            track.log({f"validation_loss/{job.where}": loss}, word.step)
+            note_loss(job.folder / "validation" / "loss.csv", word.step, loss)
+        mean, step = sum(losses) / len(losses), max(word.step for word in words.values())
+        of = counted(len(words), "class")
+        log.info("step %d: validation loss %.4f, mean of %s", step, mean, of)
+    if with_images and args.validation_prompt:
+        for job, word in words.items():
+            images = show(args, pipeline, prompts, word, job, asked_to_end)
+            whole = len(images) == args.num_validation_images
+            if not whole:
+                break
+            track.log_images({f"validation/{job.where}": images}, word.step)
+    set_training(pipeline, args.gradient_checkpointing)
+    return whole
+
+
+def note_loss(path: Path, step: int, loss: float) -> None:
+    """Add a line to a word's validation losses, in place of one of the same or a later step."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    rows = [re.fullmatch(r"(\d{1,15}),[^,]+", line) for line in lines]  # None for damaged ones
+    earlier = [row[0] for row in rows if row and int(row[1]) < step]
+    write_text(path, "\n".join(["step,loss", *earlier, f"{step},{loss:.6f}"]) + "\n")
+
+
+@torch.no_grad()
+def show(args, pipeline, prompts: Prompts, word: Word, job: Job, asked_to_end) -> list:
+    """Write images of `--validation_prompt`, in which * is the word.
+
+    Returns:
+        The images; asked to end, those that are whole by then.
+    """
+
+    def skip_the_rest(pipeline, step, timestep, values):
+        pipeline._interrupt = asked_to_end()  # what diffusers offers for it
+        return values
+
+    images = []
+    with words_in_place(pipeline, [word.rows], prompts.first_ids):
+        for number in range(args.num_validation_images):
+            if asked_to_end():
+                break
+            seed = stable_hash("validation", job.dataset.seed, job.class_name, number)
+            image = pipeline(
+                args.validation_prompt.replace("*", TRAINING_TOKEN),
+                height=args.resolution,
+                width=args.resolution,
+                num_inference_steps=VALIDATION_IMAGE_STEPS,
+                generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=skip_the_rest,
+            ).images[0]
+            if asked_to_end():
+                break  # this image may not be whole
+            path = job.folder / "validation" / f"{word.step:06d}-{number:03d}.png"
+            with atomic_path(path) as temporary:
+                image.save(temporary, format="PNG")
+            images.append(image)
+    return images
