@@ -31,6 +31,7 @@ from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline
 from semantic_aug.experiment.config import read_config
 from semantic_aug.images.framing import frame_of, from_square, to_square
+from semantic_aug.stages import editing
 from semantic_aug.synthesis.jobs import job_generator
 from semantic_aug.synthesis.records import read_records
 from semantic_aug.synthesis.variants import read_variants
@@ -79,7 +80,7 @@ def no_pipeline(monkeypatch):
     def loaded(*_):
         raise AssertionError("the diffusion model was loaded")
 
-    monkeypatch.setattr(generate_augmentations, "load_pipeline", loaded)
+    monkeypatch.setattr(editing, "load_pipeline", loaded)
 
 
 # --- UNets -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import fine_tune
 import generate_augmentations
 import train_classifier
 from semantic_aug.experiment.config import read_config
+from semantic_aug.stages import editing
 
 COMMON = ["--experiment_name=exp", "--examples_per_class=1"]
 
@@ -326,7 +327,7 @@ def test_bad_input_of_generation(
     def loaded(*_):
         raise AssertionError("a model was loaded before the input was checked")
 
-    monkeypatch.setattr(generate_augmentations, "load_pipeline", loaded)
+    monkeypatch.setattr(editing, "load_pipeline", loaded)
     assert expected in error_of(capsys, generate, photos, small_model, *extra)
     assert not (workdir / "output").exists()
     assert sorted(p.name for p in workdir.iterdir()) == ["masks", "photos"]

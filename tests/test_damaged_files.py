@@ -10,6 +10,8 @@ import generate_augmentations
 import train_classifier
 from semantic_aug import UserError
 from semantic_aug.experiment.names import Trial, fine_tuned_dir
+from semantic_aug.stages.editing import list_edits
+from semantic_aug.stages.reproduce import check_arguments, flags_of_edits
 from semantic_aug.words.session import note_loss
 
 
@@ -46,20 +48,19 @@ ARGUMENTS = vars(generate_augmentations.parse_args(["--dataset=-", "--experiment
 )  # fmt: skip
 def test_arguments_that_no_flags_give_are_named(tmp_path, key, value):
     stored = json.loads(json.dumps(ARGUMENTS | {"probs": [0.5, 0.5], "newer_flag": {}}))
-    generate_augmentations.check_arguments(tmp_path, stored)
+    parser = generate_augmentations.build_parser()
+    check_arguments(tmp_path, stored, parser)
     with pytest.raises(UserError, match=rf"config\.json is damaged: {key} is "):
-        generate_augmentations.check_arguments(tmp_path, stored | {key: value})
+        check_arguments(tmp_path, stored | {key: value}, parser)
 
 
 @pytest.mark.parametrize("edits", [None, [], {}, 3, "x", [3], [{}], [{"aug": "real-guidance"}]])
 def test_edits_that_no_flags_give_are_named(tmp_path, edits):
-    whole = generate_augmentations.list_edits(
-        SimpleNamespace(**ARGUMENTS | {"aug": ["real-guidance"]})
-    )
-    flags = generate_augmentations.flags_of_edits(tmp_path, whole)
-    assert generate_augmentations.list_edits(SimpleNamespace(**ARGUMENTS | flags)) == whole
+    whole = list_edits(SimpleNamespace(**ARGUMENTS | {"aug": ["real-guidance"]}))
+    flags = flags_of_edits(tmp_path, whole)
+    assert list_edits(SimpleNamespace(**ARGUMENTS | flags)) == whole
     with pytest.raises(UserError, match=r"config\.json is damaged: edits is "):
-        generate_augmentations.flags_of_edits(tmp_path, edits)
+        flags_of_edits(tmp_path, edits)
 
 
 @pytest.mark.parametrize("made", [{"command": 3}, {"command": None, "num_synthetic": "x"}, {}])

@@ -21,6 +21,7 @@ from semantic_aug.experiment.config import read_config
 from semantic_aug.gate import worst
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.report.__main__ import main as report
+from semantic_aug.stages import editing
 from semantic_aug.synthesis.records import read_records, read_scores
 
 FOLDER = Path("output/e/aug/seed=0_ex=1")
@@ -143,7 +144,7 @@ def test_scores_are_computed_once_and_marks_follow_the_quantile(gate, clip, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(generate_augmentations, "load_scorer", loaded)
-        patch.setattr(generate_augmentations, "load_pipeline", loaded)
+        patch.setattr(editing, "load_pipeline", loaded)
         gate(*flags, "--filter_quantile=0.5")
         assert lines() == written
         gate(*flags, "--filter_quantile=0")
@@ -286,7 +287,7 @@ def test_bad_filters_are_one_line_before_anything_is_made(gate, clip, tmp_path, 
     def loaded(*_):
         raise AssertionError("the diffusion model was loaded")
 
-    monkeypatch.setattr(generate_augmentations, "load_pipeline", loaded)
+    monkeypatch.setattr(editing, "load_pipeline", loaded)
     backbone, empty = build_backbone(tmp_path / "backbone"), tmp_path / "empty"
     empty.mkdir()
     broken = tmp_path / "broken"

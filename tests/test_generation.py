@@ -25,6 +25,8 @@ from semantic_aug.experiment.config import config_id, read_config, write_config
 from semantic_aug.experiment.names import Trial, merged_file
 from semantic_aug.experiment.sharding import shard_blocks
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+from semantic_aug.stages import editing
+from semantic_aug.stages import generate as generate_stage
 from semantic_aug.stages.made_alike import differing_settings
 from semantic_aug.synthesis import making
 from semantic_aug.synthesis import records as synthesis_records
@@ -470,7 +472,7 @@ def test_other_settings_are_refused_and_overwritten_on_demand(
         raise UserError("no such weights")
 
     with monkeypatch.context() as patch:  # --overwrite costs nothing before the model is there
-        patch.setattr(generate_augmentations, "load_pipeline", broken)
+        patch.setattr(editing, "load_pipeline", broken)
         with pytest.raises(SystemExit):
             main(other)
     assert contents(folder) == before
@@ -636,9 +638,9 @@ def test_images_of_another_precision_are_refused(make, monkeypatch, capsys):
     status, err = make()
     said = "made in another precision (there fp16, now no) for: cat, toy train; choose another"
     assert status == 2 and said in err
-    dtypes, pick = [], generate_augmentations.pick_dtype
+    dtypes, pick = [], editing.pick_dtype
     monkeypatch.setattr(
-        generate_augmentations, "pick_dtype", lambda device, p: dtypes.append(p) or pick(device, p)
+        editing, "pick_dtype", lambda device, p: dtypes.append(p) or pick(device, p)
     )
     generate_augmentations.main([f"--reproduce={folder / '000000-000.png'}", "--device=cpu"])
     assert dtypes == ["fp16"]
@@ -648,7 +650,7 @@ def test_images_of_another_precision_are_refused(make, monkeypatch, capsys):
     # Older records do not say it: the arguments do.
     rewrite_records(folder, lambda record: {k: v for k, v in record.items() if k != "precision"})
     assert make()[0] == 0
-    monkeypatch.setattr(generate_augmentations, "precision_of", lambda args, device: "bf16")
+    monkeypatch.setattr(generate_stage, "precision_of", lambda args, device: "bf16")
     status, err = make()
     assert status == 2 and "made in another precision (there no, now bf16) for: cat, stop" in err
 
@@ -802,7 +804,7 @@ def test_finished_work_loads_no_model_and_still_derives_metadata(
     def loaded(*_):
         raise AssertionError("a model was loaded for nothing")
 
-    monkeypatch.setattr(generate_augmentations, "load_pipeline", loaded)
+    monkeypatch.setattr(editing, "load_pipeline", loaded)
     main(arguments(photos, small_model, "--num_synthetic=2"))
     assert contents(folder) == before
     (folder / "000000-000.png").unlink()

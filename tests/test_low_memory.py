@@ -17,6 +17,7 @@ from semantic_aug import UserError
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, offload
+from semantic_aug.stages import editing
 from semantic_aug.words.embeddings import write_embeddings
 
 GPU = torch.device("cuda", 0)
@@ -77,8 +78,9 @@ def test_parts_are_on_the_gpu_when_they_compute_and_not_before(
         return load_pipeline(info, device, *options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate_augmentations, "pick_device", lambda name: GPU)
-        patch.setattr(generate_augmentations, "load_pipeline", load)
+        for module in (generate_augmentations, editing):
+            patch.setattr(module, "pick_device", lambda name: GPU)
+        patch.setattr(editing, "load_pipeline", load)
         patch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
         status, err = make(*flags, "--low_memory", name="low")
     assert status == 0, err

@@ -1,0 +1,139 @@
+"""Which learned words guide the edits of a trial, and what their records say of them."""
+
+import logging
+import re
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.diffusion.adapters import check_unet
+from semantic_aug.diffusion.inspecting import ModelInfo
+from semantic_aug.experiment.names import BORROWED_WORDS, FINE_TUNED, MERGED, Trial, merged_file
+from semantic_aug.stages.editing import check_prompts, read_prompts
+from semantic_aug.synthesis.records import masks_by_class
+from semantic_aug.words.embeddings import (
+    class_tokens,
+    read_header,
+    read_words,
+    rows_digest,
+    token_for,
+)
+
+log = logging.getLogger(__name__)
+
+
+def choose_words(args, experiment: Path, trials: list[Trial]) -> dict[Trial, Path | None]:
+    """Complete the flags about prompts and augmentations; the learned words of each trial, if used.
+
+    Raises:
+        UserError: prompts that cannot be filled in, or no words where they are asked for.
+    """
+    args.prompt = read_prompts(args.prompt)
+    check_prompts(args.prompt)
+    embed_paths = {trial: find_embeddings(args, experiment, trial) for trial in trials}
+    if args.aug is None:
+        found = all(embed_paths.values())
+        args.aug = ["textual-inversion" if found else "real-guidance"]
+    uses_words = "textual-inversion" in args.aug
+    report_words(args, experiment, embed_paths, uses_words)
+    return embed_paths if uses_words else dict.fromkeys(trials)
+
+
+def details_of_classes(dataset, embed_path: Path | None, info: ModelInfo, unets, masked) -> dict:
+    """What changes the images of one class alone, by the key it has in their records.
+
+    Args:
+        masked: photos whose masks do.
+    """
+    details: dict[str, dict] = {name: {} for name in dataset.class_names}
+    for name, digest in word_digests(embed_path, dataset, len(info.embedding_dims)).items():
+        details[name]["embeddings"] = digest
+    for name, path in unets.items():
+        details[name]["unet"] = check_unet(info, path)
+    for name, digest in masks_by_class(dataset, masked).items():
+        details[name]["masks"] = digest
+    return details
+
+
+def find_embeddings(args, experiment: Path, trial: Trial) -> Path | None:
+    """The file of learned words for a trial; None where there is none.
+
+    Raises:
+        UserError: `--embed_path` names no file.
+    """
+    if args.embed_path:
+        path = Path(trial.fill(args.embed_path))
+        if not path.is_file():
+            raise UserError(
+                f"--embed_path: {path} does not exist; aggregate_embeddings.py makes it"
+            )
+        return path
+    own = merged_file(experiment, trial)
+    if own.is_file():
+        return own
+    others = [path for path in (experiment / MERGED).glob("*.safetensors") if distance(path, trial)]
+    return min(others, key=lambda path: distance(path, trial), default=None)
+
+
+def distance(path: Path, trial: Trial) -> tuple | None:
+    """Sorts other trials' words: first those from no more photos, then those of the same seed."""
+    name = re.fullmatch(r"seed=(\d+)_ex=(\d+)", path.stem)
+    if name is None:
+        return None
+    seed, examples = int(name[1]), int(name[2])
+    more = examples > trial.examples_per_class
+    return more, abs(examples - trial.examples_per_class), seed != trial.seed, seed
+
+
+def report_words(args, experiment: Path, embed_paths: dict, uses_words: bool) -> None:
+    """Say what guides the edits, and whatever about it could surprise."""
+    log.info("augmentation: %s", ", ".join(dict.fromkeys(args.aug)))
+    missing = [trial.name for trial, path in embed_paths.items() if path is None]
+    if uses_words and missing:
+        raise UserError(
+            f"no learned words for {', '.join(missing)} in {experiment / MERGED}; run fine_tune.py "
+            "and aggregate_embeddings.py, or use --aug real-guidance"
+        )
+    if not uses_words and len(missing) < len(embed_paths):
+        log.warning("the experiment has learned words, and they are not used")
+    elif not uses_words and any((experiment / FINE_TUNED).glob("seed=*/*/learned_embeds.*")):
+        log.warning(
+            "the experiment has learned words, and they are not used: "
+            "aggregate_embeddings.py has not merged them"
+        )
+    for trial, path in embed_paths.items() if uses_words else ():
+        if words_note(path, trial).get(BORROWED_WORDS):
+            log.warning(
+                "%s does not use learned words of its own, but those in %s; words learned from "
+                "other or more photos than the trial has make its result optimistic",
+                trial.name,
+                path,
+            )
+
+
+def words_note(path: Path | None, trial: Trial) -> dict[str, str | None]:
+    """For config.json: of which other trial the words in a file are, None for its own or no words.
+
+    Empty where it is not known.
+    """
+    if path is None:
+        return {BORROWED_WORDS: None}
+    header, name = read_header(path), path.stem
+    if {"seed", "examples_per_class"} <= header.keys():
+        name = f"seed={header['seed']}_ex={header['examples_per_class']}"
+    elif not re.fullmatch(r"seed=\d+_ex=\d+", name):
+        return {}
+    return {BORROWED_WORDS: None if name == trial.name else name}
+
+
+def word_digests(embed_path: Path | None, dataset, num_encoders: int) -> dict[str, str]:
+    """sha256 of the learned word of every class that has one; empty where none are used."""
+    if embed_path is None:
+        return {}
+    words = read_words(embed_path, num_encoders)
+    known = class_tokens(read_header(embed_path), words[0])
+    tokens = {name: token_for(name, known, words[0]) for name in dataset.class_names}
+    return {
+        name: rows_digest(*(of_encoder[token] for of_encoder in words))
+        for name, token in tokens.items()
+        if token
+    }

@@ -1,0 +1,316 @@
+"""What is to be made of a trial's photos, making this process's share of it, and judging it."""
+
+import dataclasses
+import functools
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from semantic_aug import UserError, counted
+from semantic_aug.augmentations.compose import check_probs
+from semantic_aug.augmentations.sdedit import fill_prompt, words_of
+from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
+from semantic_aug.experiment.config import config_id
+from semantic_aug.experiment.names import Trial, aug_dir
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.gate import Filter, mark_worst, score_images, unscored
+from semantic_aug.stages.choosing_words import details_of_classes, words_note
+from semantic_aug.stages.common import dataset_of
+from semantic_aug.stages.editing import build_augmentation, class_unets, precision_of, uses_masks
+from semantic_aug.synthesis.jobs import Job, make_jobs, share_of
+from semantic_aug.synthesis.making import generate
+from semantic_aug.synthesis.records import (
+    check_settings,
+    differing_keys,
+    find_images,
+    write_metadata,
+)
+from semantic_aug.words.embeddings import (
+    check_widths,
+    class_tokens,
+    read_header,
+    read_words,
+    token_for,
+)
+
+log = logging.getLogger(__name__)
+MOST_IMAGES = 10_000_000  # of a trial: the list of them must fit into memory
+
+
+# --- what is to be done ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be made of one trial.
+
+    Attributes:
+        indices: the photos to be edited.
+        there: names of the images that were there when this began.
+        jobs: all images that are wanted of them, whoever makes them.
+        batch_size: images per block.
+        already: how many blocks were dealt out before those of this trial.
+        settings: whatever changes an image, for config.json.
+        of_class: what may change while the settings stay, by class and by its key in records.
+        constants: what all records share.
+        notes: for config.json, beside the settings.
+        make_augmentation: gives the augmentation, from a function that gives the pipeline, and
+            what `load_extras` gives.
+    """
+
+    trial: Trial
+    folder: Path
+    dataset: FewShotDataset
+    indices: list[int]
+    there: set[str]
+    jobs: list[Job]
+    batch_size: int
+    already: int
+    settings: dict
+    of_class: dict[str, dict]
+    constants: dict
+    notes: dict
+    make_augmentation: Callable
+
+    @property
+    def num_blocks(self) -> int:
+        return math.ceil(len(self.jobs) / self.batch_size)
+
+    def share_of(self, shard: tuple[int, int]) -> list[list[Job]]:
+        """The blocks of one process."""
+        return share_of(self.jobs, self.batch_size, shard, self.already)
+
+
+def plan_trial(
+    args, experiment: Path, trial, embed_path, info, weights, edits, device, already: int
+) -> Plan:
+    """What is to be made of a trial, where nothing stands in its way.
+
+    Raises:
+        UserError: a photo lacks what its edits need, weights do not fit the model, or the folder
+            holds images that were made with other settings.
+    """
+    folder = aug_dir(experiment, args.aug_name, trial)
+    dataset = dataset_of(args, "train", trial)
+    indices = dataset.indices(args.classes)
+    if len(indices) * args.num_synthetic > MOST_IMAGES:
+        raise UserError(
+            f"--num_synthetic: got {args.num_synthetic} for {counted(len(indices), 'photo')}, "
+            f"expected {MOST_IMAGES:,} images of a trial at most"
+        )
+    check_photos(dataset, indices, embed_path, info, any(edit["mask"] for edit in edits))
+    check_fields(args.prompt, edits, dataset, indices)
+    names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
+    unets = class_unets(args, names)
+    settings = settings_of(args, dataset, info, weights, edits)
+    settings = check_settings(folder, settings, args.overwrite)
+    masked = indices if uses_masks(args, edits) else []
+    details = details_of_classes(dataset, embed_path, info, unets, masked)
+    precision = precision_of(args, device)
+    of_class = {name: details[name] | {"precision": precision} for name in dict.fromkeys(names)}
+    there, stale = find_images(folder, config_id(settings), of_class)
+    if stale and not args.overwrite:
+        raise UserError(
+            f"{folder} holds images made {what_differs(stale, of_class, embed_path)}; choose "
+            "another --aug_name or pass --overwrite to make them again"
+        )
+    # Augmentations of which one is drawn per image get their images from more jobs, so that each
+    # has a full batch all the same.
+    alternatives = len(edits) if args.compose == "parallel" else 1
+    constants = {
+        "seed": trial.seed,
+        "examples_per_class": trial.examples_per_class,
+        "num_inference_steps": args.num_inference_steps,
+        "resolution": check_resolution(info, args.resolution),
+        "model": args.model,
+    }
+    for key in ("lora", "unet_path", "controlnet", "safety_checker"):
+        if getattr(args, key):
+            constants[key] = getattr(args, key)
+            if hasattr(args, f"{key}_scale"):
+                constants[f"{key}_scale"] = getattr(args, f"{key}_scale")
+    return Plan(
+        trial,
+        folder,
+        dataset,
+        indices,
+        there,
+        make_jobs(indices, args.num_synthetic),
+        args.batch_size * alternatives,
+        already,
+        settings,
+        of_class,
+        constants,
+        words_note(embed_path, trial),
+        functools.partial(build_augmentation, args, edits, info, embed_path, unets),
+    )
+
+
+def settings_of(args, dataset, info: ModelInfo, weights: dict, edits: list[dict]) -> dict:
+    """Whatever changes an image, for config.json."""
+    masked = any(edit["mask"] for edit in edits)
+    return {
+        "dataset": args.dataset,
+        "dataset_args": sorted(args.dataset_args),
+        "crop_to_object": args.crop_to_object,
+        "photos": dataset.photo_digest(),
+        **weights,
+        "resolution": check_resolution(info, args.resolution),
+        "num_inference_steps": args.num_inference_steps,
+        "scheduler": args.scheduler,
+        "fit": args.fit,
+        "mask_grow_radius": args.mask_grow_radius if masked else 0,
+        "mask_feather": args.mask_feather if masked else 0,
+        "prompt": args.prompt,
+        "edits": edits,
+        "compose": args.compose if len(edits) > 1 else None,
+        "probs": check_probs(args.probs, len(edits), args.compose),
+    }
+
+
+def what_differs(stale: dict[str, dict], of_class: dict[str, dict], embed_path) -> str:
+    """With what images that are out of date were made, and of which classes they are."""
+    what = {
+        "embeddings": f"with other words than those in {embed_path}",
+        "unet": "with other weights",
+        "masks": "with other masks",
+    }
+    names: dict[str, set[str]] = {}
+    for record in stale.values():
+        name = record["class_name"]
+        for key in differing_keys(record, of_class[name]):
+            now = f"in another precision (there {record[key]}, now {of_class[name][key]})"
+            names.setdefault(what.get(key, now), set()).add(name)
+    return ", and ".join(
+        f"{text} for: {', '.join(name for name in of_class if name in each)}"
+        for text, each in names.items()
+    )
+
+
+# --- doing it --------------------------------------------------------------------------------
+
+
+def make_images(args, argv, plan: Plan, pipeline, extras, shard, count) -> int:
+    """This process's share of the images that are missing; how many were made."""
+    return generate(
+        plan.dataset,
+        lambda: plan.make_augmentation(pipeline, extras()),
+        plan.folder,
+        plan.settings,
+        num_synthetic=args.num_synthetic,
+        batch_size=plan.batch_size,
+        seed=plan.trial.seed,
+        indices=plan.indices,
+        shard=shard,
+        already=plan.already,
+        constants=plan.constants,
+        arguments={**vars(args), "command": command_line(argv)},
+        notes=plan.notes,
+        of_class=plan.of_class,
+        count=count,
+    )
+
+
+def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) -> int:
+    """Score this process's share, and mark the worst of every class that is complete.
+
+    Returns:
+        How many images were scored.
+    """
+    folder, identity = plan.folder, config_id(plan.settings)
+    names, of_class = plan.dataset.class_names, {}
+    for job in plan.jobs:
+        of_class.setdefault(names[plan.dataset.get_label_by_idx(job.index)], []).append(job)
+    try:
+        scored = score_images(
+            folder,
+            identity,
+            quality,
+            lambda: load_judge()(plan.dataset, plan.trial, cache),
+            plan.dataset,
+            names_to_score(plan, quality, shard),
+            shard,
+        )
+        judged = mark_worst(folder, identity, quality, of_class, shard)
+    finally:
+        write_metadata(folder, identity)  # which has the scores too
+    kept, total = (sum(column) for column in zip((0, 0), *judged.values()))
+    line = (
+        f"{folder}: {counted(scored, 'image')} scored now; "
+        f"{kept} of {total} kept by --filter {quality.kind}"
+    )
+    if len(judged) < len(of_class):
+        line += "; images of other processes are still lacking in "
+        line += counted(len(of_class) - len(judged), "class")
+    print(line)
+    return scored
+
+
+def names_to_score(plan: Plan, quality: Filter, shard: tuple[int, int]) -> set[str]:
+    """This process's share of the images, and, of the first one, those beyond what is wanted."""
+    names = {job.file_name for block in plan.share_of(shard) for job in block}
+    if shard[0] == 0:
+        labels = {plan.dataset.get_label_by_idx(idx) for idx in plan.indices}
+        there = unscored(plan.folder, config_id(plan.settings), quality)
+        wanted = {job.file_name for job in plan.jobs}
+        names |= {r["file_name"] for r in there if r["label"] in labels} - wanted
+    return names
+
+
+def lacks_scores(plan: Plan, quality: Filter, shard: tuple[int, int]) -> bool:
+    """Whether an image of this process's share is yet to be made, or to be scored."""
+    identity = config_id(plan.settings)
+    there, _ = find_images(plan.folder, identity, plan.of_class)
+    todo = {record["file_name"] for record in unscored(plan.folder, identity, quality)}
+    names = names_to_score(plan, quality, shard)
+    return bool(names & todo or names - there)
+
+
+def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bool) -> None:
+    """Raise UserError where a photo lacks what its edits need: a learned word, a mask."""
+    present = {dataset.get_label_by_idx(idx) for idx in indices}
+    names = [dataset.class_names[label] for label in sorted(present)]
+    if not names:
+        raise UserError("none of the classes chosen has a photo")
+    if dataset.empty_classes():
+        empty = ", ".join(dataset.empty_classes())
+        log.warning("classes without a training photo, left out: %s", empty)
+    if embed_path is not None:
+        embeddings, *rest = read_words(embed_path, len(info.embedding_dims))
+        check_widths(embed_path, [embeddings, *rest], info.embedding_dims)
+        known = class_tokens(read_header(embed_path), embeddings)
+        without = [name for name in names if token_for(name, known, embeddings) is None]
+        if without:
+            raise UserError(
+                f"{embed_path} has no word for: {', '.join(without)}; run fine_tune.py and "
+                "aggregate_embeddings.py for them (its --word CLASS=FILE takes a word from "
+                "elsewhere), or leave them out with --classes"
+            )
+    if needs_mask:
+        sources = dataset.sources()
+        for idx in indices:
+            on_object = (dataset.get_mask_by_idx(idx) > 0).mean()
+            if on_object in (0, 1):
+                what = "empty" if on_object == 0 else "the whole photo"
+                log.warning("%s: its mask is %s", sources[idx], what)
+
+
+def check_fields(prompts: list[str], edits: list[dict], dataset, indices) -> None:
+    """Raise UserError for a prompt that asks what no edit knows: a learned word, a description."""
+    prompts = [each for each in prompts if "{token}" in each or "{description}" in each]
+    known = {"real-guidance": {}, "textual-inversion": {"token": [""]}}  # others' own is theirs
+    for aug in known.keys() & {edit["aug"] for edit in edits} if prompts else ():
+        for idx in indices:
+            (fields,) = words_of([dataset.get_metadata_by_idx(idx)], **known[aug])
+            for prompt in prompts:
+                fill_prompt(prompt, fields)
+
+
+def command_line(argv) -> str:
+    """This command, to be pasted."""
+    return shlex.join(
+        ["python", "generate_augmentations.py", *(sys.argv[1:] if argv is None else argv)]
+    )
