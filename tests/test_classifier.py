@@ -28,6 +28,7 @@ from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.timing import GENERATE, TRAIN, timed
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.stages import train_classifier as stage
 
 CPU = torch.device("cpu")
 COLOURS = {"red": (230, 30, 30), "big green": (30, 200, 40), "blue": (20, 40, 220)}
@@ -291,7 +292,7 @@ def test_test_split_is_scored_once_per_trial_and_after_the_last_epoch(data, resn
         return evaluate(head, split)
 
     monkeypatch.setattr(training, "evaluate", counting)
-    monkeypatch.setattr(train_classifier, "evaluate", counting)
+    monkeypatch.setattr(stage, "evaluate", counting)
     run(resnet, "--num_synthetic=0", "--num_epochs=3")
     assert scored == [3 * COUNTS["val"]] * 3 + [3 * COUNTS["test"]]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,44 @@ from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import MERGED, Trial, merged_file
 from semantic_aug.synthesis.records import older_precision, read_records
 from semantic_aug.words.embeddings import embedding_files, read_header, read_words, rows_digest
+
+log = logging.getLogger(__name__)
+
+
+def _check_alike(folders: dict[Trial, Path], mixed: bool) -> None:
+    """Name the settings in which the images of several trials differ.
+
+    Raises:
+        UserError: there are such settings, and they are not to be `mixed`.
+    """
+    differing = []
+    for key, values in differing_settings(folders).items():
+        edits = [value for value in values.values() if key == "edits"]
+        if edits and all(isinstance(each, list) for each in edits):
+            values = {trial: _edits_alone(value, edits) for trial, value in values.items()}
+        shown = ", ".join(f"{trial}: {json.dumps(value)}" for trial, value in values.items())
+        differing.append(f"{key} ({shown})")
+    said = "the synthetic images of these trials were made with different settings: "
+    said += "; ".join(differing)
+    if differing and mixed:
+        log.warning("%s; their results are taken together", said)
+    elif differing:
+        raise UserError(
+            f"{said}; make them alike with generate_augmentations.py, give each set its "
+            "own --aug_name, or pass --mixed_settings to take their results together"
+        )
+
+
+def _edits_alone(edits: list[dict], others: list[list[dict]]) -> dict[str, list]:
+    """What differs in edits, by key: of each edit its value."""
+    columns = {
+        key: [edit.get(key) for edit in edits] for key in sorted({k for e in edits for k in e})
+    }
+    return {
+        key: column
+        for key, column in columns.items()
+        if any([edit.get(key) for edit in each] != column for each in others)
+    }
 
 
 def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, object]]:

@@ -1,0 +1,133 @@
+"""What a result depends on, and that results of other settings are not mixed with it."""
+
+import contextlib
+import dataclasses
+import math
+from pathlib import Path
+
+from semantic_aug import counted, stable_hash
+from semantic_aug.evaluation.backbone import Backbone
+from semantic_aug.evaluation.leaks import Photos
+from semantic_aug.evaluation.results import COMPARISON_FILE, SUMMARY_FILE, VALIDATION, is_finished
+from semantic_aug.evaluation.sampling import MIX
+from semantic_aug.evaluation.summary import EVALUATION_PHOTOS, IMAGES_OF
+from semantic_aug.evaluation.training import TrainingOptions
+from semantic_aug.experiment.config import check_config, read_config, write_config
+from semantic_aug.experiment.files import remove_leftovers
+from semantic_aug.experiment.names import Trial
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.synthesis.records import read_records, read_scores
+
+# Keys of config.json that belong to one trial each, and what all are evaluated on.
+PHOTOS_OF = "photos of "
+OF_TRIAL = (IMAGES_OF, PHOTOS_OF)
+
+
+def _settings(
+    args, options: TrainingOptions, backbone: Backbone, train: FewShotDataset, splits, aug_dirs
+) -> dict:
+    """Everything that changes a result; for every trial, also which synthetic images it uses.
+
+    Args:
+        aug_dirs: folder of the synthetic images by trial; empty where none are used.
+    """
+    settings = {
+        "dataset": args.dataset,
+        "dataset_args": sorted(args.dataset_args),
+        "crop_to_object": args.crop_to_object,
+        "classes": None if args.classes is None else sorted(set(args.classes)),
+        "photos": _photos(train, splits),
+        "backbone": backbone.identity,
+        "image_size": list(backbone.image_size),
+        "image_mean": backbone.mean.flatten().tolist(),
+        "image_std": backbone.std.flatten().tolist(),
+        **dataclasses.asdict(options),
+        "augmentation": list(options.augmentation),
+        "aug_name": args.aug_name if aug_dirs else None,
+        "num_synthetic": args.num_synthetic if aug_dirs else 0,
+    }
+    if not aug_dirs or options.utilization != MIX:
+        settings["synthetic_probability"] = 0.0 if not aug_dirs else None
+    for trial, folder in aug_dirs.items():
+        records = read_records(folder)
+        if records:
+            used = (r for r in records if r["repeat"] < (args.num_synthetic or math.inf))
+            words = sorted(set(map(_made_with, used)))
+            identity = (read_config(folder) or {}).get("id", "unknown")
+            identity += f", words {stable_hash(*words):x}"
+            if args.num_synthetic is None:  # then how many there are changes the result
+                identity += f", {1 + max(record['repeat'] for record in records)} per photo"
+            scores = {} if args.ignore_filter else read_scores(folder)
+            rejected = sorted(name for name, each in scores.items() if each.get("kept") is False)
+            if rejected:
+                identity += f", {len(rejected)} rejected {stable_hash(*rejected):x}"
+            settings[IMAGES_OF + trial.name] = identity
+    return settings
+
+
+def _made_with(record: dict) -> str:
+    """What may be another for images of one class while the settings of its folder stay."""
+    # Older results know images by their words alone; older records say no precision.
+    keys = ("unet", "masks") if "precision" in record else ()
+    others = [f"{key} {record[key]}" for key in keys if key in record]
+    return " ".join([record["class_name"], str(record.get("embeddings")), *others])
+
+
+def _photos(train: FewShotDataset, splits: dict[str, FewShotDataset]) -> str:
+    """Sixteen hex digits of the classes, the ids of all photos, and the content of one per class.
+
+    They are the same for every trial.
+    """
+    parts = []
+    for split in (train, *splits.values()):
+        parts += [*split.class_names, *split.sources()]
+    if (validation := splits.get(VALIDATION)) is not None:
+        first = {validation.get_label_by_idx(idx): idx for idx in reversed(range(len(validation)))}
+        with contextlib.suppress(OSError):  # a photo that is not there is named when it is needed
+            parts.append(validation.photo_digest(sorted(first.values())))
+    return f"{stable_hash(*parts):016x}"
+
+
+def _digest(*splits: Photos) -> str:
+    """Sixteen hex digits of the content of all these photos."""
+    return f"{stable_hash(*(each for photos in splits for each in photos.contents)):016x}"
+
+
+def _identity(trained: Photos, left_out: dict[str, set[int]]) -> str:
+    """What a trial is trained on, and how many photos it is therefore not evaluated on."""
+    found = _digest(trained)
+    for split, photos in left_out.items():
+        found += f", {len(photos)} of {split} left out" if photos else ""
+    return found
+
+
+def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
+    """Write config.json, unless `folder` holds results of other settings.
+
+    Those are refused or, with --overwrite, removed. Other runs may have finished other trials of
+    the same method: what they noted about their images and photos stays. Those of a trial that is
+    not finished may have changed.
+
+    Results of before photos were noted go on, if they are evaluated on new photos alone.
+    """
+    results = sorted(folder.glob("results_*.csv"))
+    before = (read_config(folder) or {}).get("settings", {}) if results else {}
+    noted = {key: value for key, value in before.items() if key.startswith(OF_TRIAL)}
+    common = {key: value for key, value in settings.items() if not key.startswith(OF_TRIAL)}
+    if EVALUATION_PHOTOS not in before:
+        common.pop(EVALUATION_PHOTOS)
+    finished = [trial.name for trial in trials if is_finished(folder, trial)]
+    now = {
+        key: settings[key]
+        for key in (prefix + name for prefix in OF_TRIAL for name in finished)
+        if key in settings and (key in noted or "left out" in settings[key])
+    }
+    if results and before != common | noted | now:
+        check_config(folder, common | noted | now, True, args.overwrite)
+        derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
+        for path in [*results, *folder.glob("confusion_*.csv"), *derived]:
+            path.unlink(missing_ok=True)
+        print(f"{counted(len(results), 'result')} of other settings removed")
+        noted = {}
+    remove_leftovers(folder)
+    write_config(folder, noted | settings, vars(args))
