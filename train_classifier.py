@@ -67,17 +67,23 @@ from semantic_aug.settings import (
     whole_number,
 )
 from semantic_aug.stages.common import dataset_of, experiment_of, trials_of
-from semantic_aug.stages.made_alike import _check_alike
-from semantic_aug.stages.result_settings import PHOTOS_OF, _claim, _digest, _identity, _settings
+from semantic_aug.stages.made_alike import check_alike
+from semantic_aug.stages.result_settings import (
+    PHOTOS_OF,
+    claim,
+    content_digest,
+    result_settings,
+    training_identity,
+)
 from semantic_aug.stages.train_classifier import (
-    _check_class_names,
-    _check_command,
-    _compared,
-    _evaluation_splits,
-    _run_trials,
-    _train_set,
-    _training_options,
-    _uses_synthetic,
+    check_class_names,
+    check_command,
+    compared_folders,
+    evaluation_splits,
+    run_trials,
+    training_options,
+    training_photos,
+    wants_synthetic,
 )
 
 
@@ -248,7 +254,7 @@ def _part_of_backbone(text: str) -> str:
 def main(argv=None) -> None:
     args = parse_args(argv)
     experiment = experiment_of(args)
-    options, uses_synthetic = _training_options(args), _uses_synthetic(args)
+    options, uses_synthetic = training_options(args), wants_synthetic(args)
     aug_dirs = {t: aug_dir(experiment, args.aug_name, t) for t in trials_of(args)}
     method = check_component("--method", args.method or (args.aug_name if uses_synthetic else REAL))
     folder = check_writable(Path(args.logdir or experiment / RESULTS) / method)
@@ -260,29 +266,29 @@ def main(argv=None) -> None:
             f"none of {counted(len(everyones), 'trial')}"
         )
         return
-    compared = _compared(args, folder, trials_of(args))
+    compared = compared_folders(args, folder, trials_of(args))
     device = pick_device(args.device)
 
     # Whatever a person may have to mend is found before the backbone is loaded.
     train = dataset_of(args, "train")
-    splits = _evaluation_splits(args, options)
+    splits = evaluation_splits(args, options)
     subset = functools.cache(functools.partial(dataset_of, args, "train"))
     train_set = functools.cache(
-        lambda t: _train_set(args, t, subset(t), aug_dirs[t] if uses_synthetic else None)
+        lambda t: training_photos(args, t, subset(t), aug_dirs[t] if uses_synthetic else None)
     )
     finished = {trial for trial in trials if is_finished(folder, trial)}
     for trial in trials:
         if args.overwrite or trial not in finished:
-            _check_class_names([train_set(trial), *splits.values()])
+            check_class_names([train_set(trial), *splits.values()])
     if uses_synthetic:
         of_results = {t: aug_dir(experiment, args.aug_name, t) for t in trials_with_files(folder)}
         mixed = args.overwrite or args.mixed_settings
-        _check_alike(dict(sorted((aug_dirs | of_results).items())), mixed)
+        check_alike(dict(sorted((aug_dirs | of_results).items())), mixed)
     evaluated = {name: photos_of(dataset, args.classes) for name, dataset in splits.items()}
     # Of all trials, whoever has which: every process writes the same config.json.
     trained = {trial: photos_of(subset(trial), args.classes) for trial in everyones}
     left_out = {
-        trial: check_splits(trial.name, photos, evaluated, _check_command(args))
+        trial: check_splits(trial.name, photos, evaluated, check_command(args))
         for trial, photos in trained.items()
     }
 
@@ -295,13 +301,15 @@ def main(argv=None) -> None:
         args.from_scratch,
         args.backbone_precision,
     )
-    settings = _settings(args, options, backbone, train, splits, aug_dirs if uses_synthetic else {})
-    settings[EVALUATION_PHOTOS] = _digest(*evaluated.values())
+    settings = result_settings(
+        args, options, backbone, train, splits, aug_dirs if uses_synthetic else {}
+    )
+    settings[EVALUATION_PHOTOS] = content_digest(*evaluated.values())
     for trial, photos in trained.items():
-        settings[PHOTOS_OF + trial.name] = _identity(photos, left_out[trial])
+        settings[PHOTOS_OF + trial.name] = training_identity(photos, left_out[trial])
     if backbone.precision != default_precision(device, args.finetune):  # what older results mean
         settings["backbone_precision"] = backbone.precision
-    _claim(folder, settings, trials, args)
+    claim(folder, settings, trials, args)
     finished = {trial for trial in finished if results_file(folder, trial).exists()}
     pending = [trial for trial in trials if trial not in finished]
     if len(pending) < len(trials):
@@ -312,7 +320,7 @@ def main(argv=None) -> None:
     wanted = dict.fromkeys(everyones, (1, images))
     with at_work(experiment, TRAIN, wanted, method, shard) as reporter:
         try:
-            _run_trials(
+            run_trials(
                 pending, train_set, splits, left_out, backbone, options, args, folder, reporter
             )
         finally:  # also when one of several trials fails

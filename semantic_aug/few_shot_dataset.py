@@ -22,19 +22,19 @@ from torch.utils.data import Dataset
 from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.experiment.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
-from semantic_aug.images.contents import _digests, _mask_digest, _pixel_digest
+from semantic_aug.images.contents import mask_digest, photo_digests, pixel_digest
 
 # Subclasses import from here what reads images and masks, so that more is handed on than is used.
 from semantic_aug.images.masks import CROP_MARGIN, binary_mask, object_box, read_mask  # noqa: F401
 from semantic_aug.images.reading import (  # noqa: F401
     BITS_HELP,
     IMAGE_SUFFIXES,
-    _entries,
-    _is_folder,
     brightness_doubt,
     check_image,
+    entries_in,
     image_names_in,
     image_to_tensor,
+    is_folder,
     names_in,
     open_bytes,
     open_image,
@@ -210,7 +210,7 @@ class FewShotDataset(Dataset):
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
         """The folders directly in `folder`, sorted by name, hidden ones left out."""
-        return sorted(folder / entry.name for entry in _entries(folder) if _is_folder(entry))
+        return sorted(folder / entry.name for entry in entries_in(folder) if is_folder(entry))
 
     @property
     def _has_records(self) -> bool:
@@ -380,7 +380,7 @@ class FewShotDataset(Dataset):
             masks = [self.get_metadata_by_idx(idx).get("mask") for idx in indices]
         files = {n: each for n, each in enumerate(masks) if isinstance(each, str | os.PathLike)}
         found = dict(zip(files, file_digests(files.values())))
-        return [found.get(n) or _mask_digest(each) for n, each in enumerate(masks)]
+        return [found.get(n) or mask_digest(each) for n, each in enumerate(masks)]
 
     def indices(self, classes: Iterable[str] | None = None) -> list[int]:
         """Indices of the photos of these classes (default all), which keep their labels.
@@ -419,7 +419,7 @@ class FewShotDataset(Dataset):
         indices = list(range(len(self)) if indices is None else indices)
         contents = [""] * len(indices)
         if self._has_records:
-            contents = _digests([self.records[idx].path for idx in indices])
+            contents = photo_digests([self.records[idx].path for idx in indices])
         for idx, content in zip(indices, contents):
             digest.update(f"{sources[idx]}\n".encode())
             is_hex = not content.startswith("unreadable")
@@ -434,8 +434,8 @@ class FewShotDataset(Dataset):
         """
         indices = list(indices)
         if not self._has_records:
-            return [_pixel_digest(self.get_image_by_idx(idx)) for idx in indices]
-        contents = _digests([self.records[idx].path for idx in indices])
+            return [pixel_digest(self.get_image_by_idx(idx)) for idx in indices]
+        contents = photo_digests([self.records[idx].path for idx in indices])
         if self.crop_to_object:
             pairs = zip(contents, self.mask_digests(indices))
             contents = [hashlib.sha256(" ".join(pair).encode()).hexdigest() for pair in pairs]

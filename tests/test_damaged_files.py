@@ -11,7 +11,7 @@ from semantic_aug import UserError
 from semantic_aug.experiment.names import Trial, fine_tuned_dir
 from semantic_aug.stages.editing import list_edits
 from semantic_aug.stages.reproduce import check_arguments, flags_of_edits
-from semantic_aug.stages.train_classifier import _generation_command
+from semantic_aug.stages.train_classifier import generation_command
 from semantic_aug.words.session import note_loss
 
 
@@ -74,7 +74,7 @@ def test_a_command_that_is_no_text_is_written_anew(tmp_path, made):
 
     def command():
         (folder / "config.json").write_text(json.dumps({"arguments": made}))
-        return _generation_command(args, Trial(0, 1), folder)
+        return generation_command(args, Trial(0, 1), folder)
 
     assert command().startswith("python generate_augmentations.py --dataset=folder")
     made = {"command": "python mine.py", "num_synthetic": "many"}

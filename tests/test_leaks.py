@@ -14,7 +14,7 @@ import train_classifier
 from semantic_aug.datasets import build_dataset
 from semantic_aug.few_shot_dataset import FewShotDataset, Record
 from semantic_aug.generative_augmentation import GenerativeAugmentation
-from semantic_aug.stages.result_settings import _made_with
+from semantic_aug.stages.result_settings import made_with
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220)}
 
@@ -340,6 +340,6 @@ def test_a_different_number_of_edits_is_named_too(photos, train):
 
 def test_images_are_known_by_words_unet_and_masks_but_older_ones_by_words():
     older = {"class_name": "cat", "embeddings": "abc", "unet": "sha256:1"}
-    assert _made_with(older) == "cat abc"  # as older results have it
+    assert made_with(older) == "cat abc"  # as older results have it
     newer = older | {"masks": "9", "precision": "no"}
-    assert _made_with(newer) == "cat abc unet sha256:1 masks 9"
+    assert made_with(newer) == "cat abc unet sha256:1 masks 9"

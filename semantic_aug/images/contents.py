@@ -12,7 +12,7 @@ from semantic_aug.images.masks import binary_mask
 from semantic_aug.images.reading import open_bytes, to_rgb
 
 
-def _digests(paths: Sequence) -> list[str]:
+def photo_digests(paths: Sequence) -> list[str]:
     """sha256 of files, and of what opens as one: a part of an archive, a row of a table."""
     files = [path for path in paths if isinstance(path, os.PathLike)]
     of_files, found = iter(file_digests(files)), []
@@ -25,13 +25,13 @@ def _digests(paths: Sequence) -> list[str]:
     return found
 
 
-def _pixel_digest(image: Image.Image) -> str:
+def pixel_digest(image: Image.Image) -> str:
     """sha256 of an image's size and RGB pixels."""
     rgb = to_rgb(image)
     return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
 
 
-def _mask_digest(mask) -> str:
+def mask_digest(mask) -> str:
     """sha256 of a mask in memory, or of what a function gives; see `mask_digests`."""
     if mask is None:
         return ""

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semantic_aug.images.reading import _orientation, _upright, open_image
+from semantic_aug.images.reading import open_image, orientation_of, upright
 
 CROP_MARGIN = 16  # pixels around the object, for crop_to_object
 
@@ -14,7 +14,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     """A mask file as [H, W] uint8: 255 where any colour channel (or palette index) is nonzero."""
     with open_image(path, "mask") as image:
         image.load()
-        return binary_mask(_upright(image, _orientation(image)))
+        return binary_mask(upright(image, orientation_of(image)))
 
 
 def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:

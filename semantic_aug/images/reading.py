@@ -36,9 +36,9 @@ def image_names_in(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> 
 def names_in(folder: Path, suffixes: Collection[str]) -> tuple[list[str], list[str]]:
     """The names of image files and of folders directly in `folder`; see `image_names_in`."""
     images, folders = [], []
-    for entry in _entries(folder):
+    for entry in entries_in(folder):
         name = entry.name
-        if _is_folder(entry):
+        if is_folder(entry):
             folders.append(name)
         elif name[name.rfind(".") :].lower() in suffixes:
             images.append(name)
@@ -75,7 +75,7 @@ def _load_plugins() -> None:
         pillow_heif.register_heif_opener()
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def entries_in(folder: Path) -> list[os.DirEntry]:
     """What lies in a folder, hidden names left out; nothing where it is no folder."""
     try:
         with os.scandir(folder) as entries:
@@ -88,7 +88,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         ) from error
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link that leads back to itself
@@ -115,7 +115,7 @@ def read_image(path: str | Path, bits: int | None = None) -> Image.Image:
     """
     with open_image(path) as image:
         values, white = _load(path, image, bits)
-        rgb = _upright(_in_srgb(values, white, image.info.get("icc_profile")), _orientation(image))
+        rgb = upright(_in_srgb(values, white, image.info.get("icc_profile")), orientation_of(image))
     rgb.info = {}  # its EXIF would have others turn the image once more
     return rgb
 
@@ -159,7 +159,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file, upright, without decoding it."""
     with open_image(path) as image:
         # Pillow gives the upright size of a TIFF, and the stored size of all others.
-        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        turned = image.format != "TIFF" and orientation_of(image) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 
@@ -210,14 +210,14 @@ _TURNS = {
 }
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # a broken EXIF block says nothing about the pixels
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def upright(image: Image.Image, orientation: int) -> Image.Image:
     # Not ImageOps.exif_transpose, which fails where it cannot write the rest of the EXIF again.
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)

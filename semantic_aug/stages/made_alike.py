@@ -15,7 +15,7 @@ from semantic_aug.words.embeddings import embedding_files, read_header, read_wor
 log = logging.getLogger(__name__)
 
 
-def _check_alike(folders: dict[Trial, Path], mixed: bool) -> None:
+def check_alike(folders: dict[Trial, Path], mixed: bool) -> None:
     """Name the settings in which the images of several trials differ.
 
     Raises:

@@ -23,7 +23,7 @@ PHOTOS_OF = "photos of "
 OF_TRIAL = (IMAGES_OF, PHOTOS_OF)
 
 
-def _settings(
+def result_settings(
     args, options: TrainingOptions, backbone: Backbone, train: FewShotDataset, splits, aug_dirs
 ) -> dict:
     """Everything that changes a result; for every trial, also which synthetic images it uses.
@@ -52,7 +52,7 @@ def _settings(
         records = read_records(folder)
         if records:
             used = (r for r in records if r["repeat"] < (args.num_synthetic or math.inf))
-            words = sorted(set(map(_made_with, used)))
+            words = sorted(set(map(made_with, used)))
             identity = (read_config(folder) or {}).get("id", "unknown")
             identity += f", words {stable_hash(*words):x}"
             if args.num_synthetic is None:  # then how many there are changes the result
@@ -65,7 +65,7 @@ def _settings(
     return settings
 
 
-def _made_with(record: dict) -> str:
+def made_with(record: dict) -> str:
     """What may be another for images of one class while the settings of its folder stay."""
     # Older results know images by their words alone; older records say no precision.
     keys = ("unet", "masks") if "precision" in record else ()
@@ -88,20 +88,20 @@ def _photos(train: FewShotDataset, splits: dict[str, FewShotDataset]) -> str:
     return f"{stable_hash(*parts):016x}"
 
 
-def _digest(*splits: Photos) -> str:
+def content_digest(*splits: Photos) -> str:
     """Sixteen hex digits of the content of all these photos."""
     return f"{stable_hash(*(each for photos in splits for each in photos.contents)):016x}"
 
 
-def _identity(trained: Photos, left_out: dict[str, set[int]]) -> str:
+def training_identity(trained: Photos, left_out: dict[str, set[int]]) -> str:
     """What a trial is trained on, and how many photos it is therefore not evaluated on."""
-    found = _digest(trained)
+    found = content_digest(trained)
     for split, photos in left_out.items():
         found += f", {len(photos)} of {split} left out" if photos else ""
     return found
 
 
-def _claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
+def claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
     """Write config.json, unless `folder` holds results of other settings.
 
     Those are refused or, with --overwrite, removed. Other runs may have finished other trials of

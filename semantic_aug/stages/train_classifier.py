@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 # --- flags -----------------------------------------------------------------------------------
 
 
-def _training_options(args) -> TrainingOptions:
+def training_options(args) -> TrainingOptions:
     """What the flags say of training.
 
     Raises:
@@ -78,7 +78,7 @@ def _training_options(args) -> TrainingOptions:
     return TrainingOptions(**{key: value for key, value in given.items() if value is not None})
 
 
-def _uses_synthetic(args) -> bool:
+def wants_synthetic(args) -> bool:
     if args.utilization != MIX and args.num_synthetic == 0:
         raise UserError(
             f"--utilization {args.utilization} needs synthetic images, and --num_synthetic 0 says "
@@ -87,7 +87,7 @@ def _uses_synthetic(args) -> bool:
     return args.num_synthetic != 0 and args.synthetic_probability != 0
 
 
-def _compared(args, folder: Path, trials: list[Trial]) -> dict[str, Path]:
+def compared_folders(args, folder: Path, trials: list[Trial]) -> dict[str, Path]:
     """Where the results of --compare lie, by what they are called there.
 
     Raises:
@@ -121,7 +121,7 @@ def _compared(args, folder: Path, trials: list[Trial]) -> dict[str, Path]:
 # --- datasets --------------------------------------------------------------------------------
 
 
-def _evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDataset]:
+def evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDataset]:
     """The whole splits `val` and `test` by their names in the results, where they have photos.
 
     Raises:
@@ -150,7 +150,7 @@ def _evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDatas
     return found
 
 
-def _check_command(args) -> str:
+def check_command(args) -> str:
     """What lists the photos that lie in several splits, to be pasted."""
     words = ["python", "-m", "semantic_aug.datasets", "check", args.dataset]
     words += ["--data_dir", args.data_dir] if args.data_dir else []
@@ -158,7 +158,9 @@ def _check_command(args) -> str:
     return shlex.join(words)
 
 
-def _train_set(args, trial: Trial, dataset: FewShotDataset, folder: Path | None) -> FewShotDataset:
+def training_photos(
+    args, trial: Trial, dataset: FewShotDataset, folder: Path | None
+) -> FewShotDataset:
     """The photos of a trial, with their synthetic variants from `folder` if there is one."""
     dataset.synthetic_examples = {}
     if not dataset.indices(args.classes):
@@ -170,13 +172,13 @@ def _train_set(args, trial: Trial, dataset: FewShotDataset, folder: Path | None)
             again = "" if isinstance(error, MissingImages) else " --overwrite"
             instead = " (or pass --num_synthetic=0 for real photos only)"
             raise UserError(
-                f"{error}; make them with: {_generation_command(args, trial, folder)}{again}"
+                f"{error}; make them with: {generation_command(args, trial, folder)}{again}"
                 + (instead if args.utilization == MIX else "")
             ) from error
     return dataset
 
 
-def _generation_command(args, trial: Trial, folder: Path) -> str:
+def generation_command(args, trial: Trial, folder: Path) -> str:
     """What makes the synthetic images of a trial, to be pasted: what made some of them, if any.
 
     What made those of another trial does as well, with this trial's flags behind.
@@ -212,7 +214,7 @@ def _generation_command(args, trial: Trial, folder: Path) -> str:
     return shlex.join(words)
 
 
-def _check_class_names(datasets: Iterable[FewShotDataset]) -> None:
+def check_class_names(datasets: Iterable[FewShotDataset]) -> None:
     first, *others = datasets
     for other in others:
         if list(other.class_names) != list(first.class_names):
@@ -225,7 +227,7 @@ def _check_class_names(datasets: Iterable[FewShotDataset]) -> None:
 # --- trials ----------------------------------------------------------------------------------
 
 
-def _run_trials(
+def run_trials(
     trials, train_set, splits, left_out, backbone, options, args, folder, reporter
 ) -> None:
     """Train, evaluate and write the result files of one trial after the other.
@@ -240,7 +242,7 @@ def _run_trials(
     experiment, method = experiment_of(args), folder.name
     cache = experiment / CACHE
     class_names = train_set(trials[0]).class_names
-    _check_class_names([train_set(trials[0]), *splits.values()])
+    check_class_names([train_set(trials[0]), *splits.values()])
     with timed(experiment, TRAIN, method, device=backbone.device) as work:  # once for all trials
         whole = _evaluated_splits(splits, backbone, args, cache)
         work.images = sum(map(len, splits.values()))

@@ -21,10 +21,10 @@ class Job:
 
     @property
     def file_name(self) -> str:
-        return _file_name(self.index, self.repeat)
+        return file_name_of(self.index, self.repeat)
 
 
-def _file_name(index: int, repeat: int) -> str:
+def file_name_of(index: int, repeat: int) -> str:
     return f"{index:06d}-{repeat:03d}.png"
 
 

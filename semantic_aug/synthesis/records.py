@@ -15,7 +15,7 @@ from semantic_aug.experiment.config import check_config, is_called, read_config
 from semantic_aug.experiment.files import atomic_path, derive
 from semantic_aug.experiment.names import CONFIG_FILE, METADATA_FILE
 from semantic_aug.experiment.timing import GENERATE, read_timing
-from semantic_aug.synthesis.jobs import _file_name
+from semantic_aug.synthesis.jobs import file_name_of
 
 RECORDS_DIR = "records"
 OPENERS = 8  # threads that look at the ends of files, which takes its time over a network
@@ -143,7 +143,7 @@ def _damage(line: object) -> str | None:
         return f"its {wrong} is {line[wrong]!r:.40}" if wrong in line else f"it has no {wrong}"
     if "score" in line and not abs(line["score"]) < 1e300:  # neither nan nor beyond a float
         return f"its score is {line['score']}"
-    if "label" in line and line["file_name"] != _file_name(line["index"], line["repeat"]):
+    if "label" in line and line["file_name"] != file_name_of(line["index"], line["repeat"]):
         return f"{line['file_name']} has not its index and repeat"
     return None
 
