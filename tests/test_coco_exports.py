@@ -9,7 +9,8 @@ from PIL import Image
 
 from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset
-from semantic_aug.datasets.coco import decode_segmentation, find_files
+from semantic_aug.datasets.coco import find_files
+from semantic_aug.datasets.coco_outlines import decode_segmentation
 
 WIDTH, HEIGHT = 16, 12
 

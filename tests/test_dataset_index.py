@@ -13,7 +13,8 @@ from PIL import Image
 
 from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset, coco, index
-from semantic_aug.datasets.coco import Photo, _without_outlines, read_photos
+from semantic_aug.datasets.coco import Photo, read_photos
+from semantic_aug.datasets.coco_outlines import without_outlines
 from semantic_aug.datasets.index import cached, image_names
 from semantic_aug.experiment.digests import cache_dir
 
@@ -216,14 +217,14 @@ def test_outlines_are_left_out_of_any_json_and_found_again(
     path = tmp_path_factory.mktemp("json") / "file.json"
     text = json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode()
     path.write_bytes(text)
-    content = json.loads(_without_outlines(path, chunk_size))
+    content = json.loads(without_outlines(path, chunk_size))
     assert without_empty(restored(content, text)) == without_empty(document)
 
 
 def test_outlines_are_not_in_what_is_parsed(tmp_path):
     path = write_instances(tmp_path, [[[1.5, 1, 9, 1, 9, 8.25]], {"counts": "a]}\\", "size": [1]}])
     for chunk_size in (7, 64, 1 << 20):
-        text = _without_outlines(path, chunk_size)
+        text = without_outlines(path, chunk_size)
         assert "8.25" not in text and "counts" not in text
         spans = [each["segmentation"] for each in json.loads(text)["annotations"]]
         assert [len(span) for span in spans] == [2, 2]

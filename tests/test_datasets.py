@@ -21,7 +21,8 @@ from PIL import Image
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.datasets import build_dataset, dataset_class, parse_dataset_args
-from semantic_aug.datasets.coco import CLASS_NAMES, COCODataset, decode_segmentation
+from semantic_aug.datasets.coco import CLASS_NAMES, COCODataset
+from semantic_aug.datasets.coco_outlines import decode_segmentation
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.datasets.mvip import MVIPDataset
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pycocotools.mask
 
 from semantic_aug import UserError, stable_hash
+from semantic_aug.datasets.coco_outlines import decode_segmentation, outline_in, without_outlines
 from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import images_by_stem, right_root, what_is_in
 from semantic_aug.few_shot_dataset import FewShotDataset, Record, collection_paused
@@ -196,7 +196,7 @@ class Photo(NamedTuple):
         """
         with open(self.annotations, "rb") as file:
             try:
-                value = _outline(file, self.segmentation)
+                value = outline_in(file, self.segmentation)
             except ValueError as error:
                 raise UserError(
                     f"malformed segmentation of {self.file_name} in {self.annotations}: {error}"
@@ -267,7 +267,7 @@ def _largest_objects(path: Path) -> dict:
             largest[image] = *rank, category, found.get("segmentation"), number
         return None
 
-    text = _without_outlines(path)
+    text = without_outlines(path)
     with open(path, "rb") as file:
         content = json.loads(text, object_hook=take_annotation)
     for kind in ("images", "annotations", "categories"):
@@ -409,7 +409,7 @@ def _size(annotation: dict, file: BinaryIO, path: Path) -> float:
     if not area:
         # What is malformed is named when its mask is asked for.
         with contextlib.suppress(Exception):
-            area = _area(_outline_size(_outline(file, annotation.get("segmentation"))))
+            area = _area(_outline_size(outline_in(file, annotation.get("segmentation"))))
     return area or _field("annotations", annotation, "bbox", path)
 
 
@@ -429,108 +429,3 @@ def _polygon_size(polygon: list[float]) -> float:
     xs, ys = polygon[::2], polygon[1::2]
     crossed = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1])
     return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in crossed)) / 2
-
-
-# --- outlines --------------------------------------------------------------------------------
-
-
-def _outline(file: BinaryIO, segmentation: list | dict | str | None) -> list | dict | str | None:
-    """What a `Photo.segmentation` stands for; None where the file has changed.
-
-    Raises:
-        ValueError: it is no JSON.
-    """
-    if not (isinstance(segmentation, list) and [type(each) for each in segmentation] == [int, int]):
-        return segmentation
-    offset, length = segmentation
-    file.seek(offset)
-    key, _, text = file.read(length).partition(b":")
-    return json.loads(text) if key.strip() == _KEY else None
-
-
-_KEY = b'"segmentation"'
-# A segmentation whose end can be seen without parsing it: numbers in brackets, or a flat object,
-# as a run-length encoding is, or a list of these; and then the object's end or its next key.
-_FLAT = rb'\{ [^{}"]*+ (?: "(?:[^"\\]|\\.)*+" [^{}"]*+ )*+ \}'
-_SEGMENTATION = re.compile(
-    rb"""
-    "segmentation" (?<! \\"segmentation") \s*:\s*
-    (?: \[ [^"{}]* \] | %(flat)s | \[ \s* %(flat)s (?: \s*,\s* %(flat)s )*+ \s* \] )
-    (?= \s* (?: \} | ,\s* "(?:[^"\\]|\\.)*+" \s*: ))
-    """
-    % {b"flat": _FLAT},
-    re.VERBOSE,
-)
-
-
-def _without_outlines(path: Path, chunk_size: int = 1 << 23) -> str:
-    """The text of an annotation file with `[offset, length]` in place of every segmentation.
-
-    What remains is a quarter of it, and is JSON if the file is. Values of other kinds stay as
-    they are: that they are malformed is found when their mask is asked for.
-    """
-    kept, text, start = bytearray(), b"", 0  # `text` is not done yet, and lies at `start`
-    with open(path, "rb") as file:
-        while chunk := file.read(chunk_size):
-            text, done = text + chunk, 0
-            for match in _SEGMENTATION.finditer(text):
-                begin, end = match.span()
-                kept += text[done:begin]
-                # Few are so short that they may be empty, [] or {}, which means no mask.
-                if end - begin < 24 and not re.search(rb"\d", match[0]):
-                    kept += _KEY + b":null"
-                else:
-                    kept += b'"segmentation":[%d,%d]' % (start + begin, end - begin)
-                done = end
-            # The last key may have its value, and the last bytes may be half a key, in what comes.
-            last = text.rfind(_KEY, done)
-            rest = max(done, (len(text) - len(_KEY) if last < 0 else last) - 1)
-            kept += text[done:rest]
-            text, start = text[rest:], start + rest
-    return (kept + text).decode("utf-8-sig")
-
-
-def decode_segmentation(
-    segmentation: list | dict, height: int, width: int, name: str = "a photo"
-) -> np.ndarray:
-    """The [height, width] uint8 mask, 0 or 1, of polygons or of run-length encodings.
-
-    Args:
-        segmentation: polygons, each as x, y, x, y ...; or `{"size", "counts"}` with the counts as
-            numbers or compressed to a string; or a list of such encodings.
-        name: of the photo, for the message.
-
-    Raises:
-        UserError: it is malformed.
-    """
-    try:
-        if isinstance(segmentation, dict):
-            return pycocotools.mask.decode(_encoding(segmentation, height, width))
-        if segmentation and all(isinstance(part, dict) for part in segmentation):
-            encoded = [_encoding(part, height, width) for part in segmentation]
-            if any(list(each["size"]) != [height, width] for each in encoded):
-                raise ValueError("an encoding is of another size than the photo")
-            return pycocotools.mask.decode(pycocotools.mask.merge(encoded))
-        if not all(isinstance(part, list) for part in segmentation):
-            raise ValueError("expected polygons, or run-length encodings")
-        # Two points enclose nothing, and pycocotools would take them for a box.
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        if not polygons:
-            return np.zeros((height, width), np.uint8)
-        if not np.all(np.abs(np.concatenate(polygons).astype(float)) < 1e5):
-            raise ValueError("a point lies far outside the photo")
-        encoded = pycocotools.mask.frPyObjects(polygons, height, width)
-        return pycocotools.mask.decode(pycocotools.mask.merge(encoded))
-    except Exception as error:  # pycocotools raises bare Exception too
-        raise UserError(f"malformed segmentation of {name} in COCO's file: {error}") from error
-
-
-def _encoding(segmentation: dict, height: int, width: int) -> dict:
-    """A run-length encoding in the compressed form of pycocotools."""
-    counts = segmentation["counts"]
-    if not isinstance(counts, list):
-        return segmentation
-    # Fewer pixels than the photo has would leave the rest of the mask undefined.
-    if sum(counts) != height * width:
-        raise ValueError("its counts do not add up to the photo")
-    return pycocotools.mask.frPyObjects(segmentation, height, width)
