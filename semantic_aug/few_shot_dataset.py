@@ -45,6 +45,8 @@ from semantic_aug.images.reading import (  # noqa: F401
     resized_pixels,
     to_rgb,
 )
+from semantic_aug.synthesis.making import augment_dataset
+from semantic_aug.synthesis.variants import read_variants
 
 SPLITS = ("train", "val", "test")
 
@@ -485,8 +487,6 @@ class FewShotDataset(Dataset):
         Raises:
             UserError: the folder has none, some are missing, or they belong to other photos.
         """
-        from semantic_aug.synthesis.variants import read_variants
-
         self.synthetic_examples = read_variants(
             Path(folder), self, num_synthetic, classes, ignore_filter
         )
@@ -497,8 +497,6 @@ class FewShotDataset(Dataset):
         They are kept in memory or, where `synthetic_dir` is set, written there with their
         records, as `generate_augmentations.py` does; what is there already is not made again.
         """
-        from semantic_aug.synthesis.making import augment_dataset
-
         if self.generative_aug is None:
             raise UserError("generate_augmentations needs a generative_aug")
         self.synthetic_examples = augment_dataset(

@@ -37,6 +37,7 @@ def trials_of(args: argparse.Namespace) -> list[Trial]:
 
 def dataset_of(args: argparse.Namespace, split: str, trial: Trial | None = None):
     """One split of the dataset that the flags name; with a trial, that trial's subset of it."""
+    # Imported late: who only asks where an experiment lies needs no torch.
     from semantic_aug.datasets import build_dataset
 
     subset = {}
