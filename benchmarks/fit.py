@@ -16,14 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from diffusers import DDPMScheduler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fine_tune
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion.inspecting import inspect_model
-from semantic_aug.diffusion.loading import load_pipeline
+from semantic_aug.diffusion.loading import load_pipeline, noise_scheduler_of
 from semantic_aug.experiment.names import EMBEDDINGS_FILE
 from semantic_aug.images.framing import FITS
 from semantic_aug.images.sheet import contact_sheet
@@ -84,7 +83,7 @@ def word_file(args, fit: str, seed: int, name: str) -> Path:
 
 def judge(args, info, pipeline) -> dict:
     """By (fit of the words, fit of the photos): the loss of each (seed, class)."""
-    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    scheduler = noise_scheduler_of(pipeline)
     prompts = tokenise(pipeline, ["a photo of a {}"], "<word>", args.num_vectors)
     photos = build_dataset(args.dataset, "val", data_dir=args.data_dir)
     settings = TrainingSettings(1, 1, 1, 1.0, "constant", 0)

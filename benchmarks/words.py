@@ -34,16 +34,15 @@ def losses_on_validation_photos(args, pipeline, rows_of: dict, seeds: int = 4) -
         seeds: of 32 noises each.
     """
     import torch
-    from diffusers import DDPMScheduler
 
-    from semantic_aug.diffusion.loading import text_encoders
+    from semantic_aug.diffusion.loading import noise_scheduler_of, text_encoders
     from semantic_aug.images.reading import image_to_tensor
     from semantic_aug.words.losses import latent_posterior
     from semantic_aug.words.prompts import tokenise
     from semantic_aug.words.rows import initial_rows, initializer_id
     from semantic_aug.words.training import TrainingSettings, Word, validation_losses
 
-    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    noise_scheduler = noise_scheduler_of(pipeline)
     prompts = tokenise(pipeline, ["a photo of a {}"], "<word>", NUM_VECTORS)
     settings = TrainingSettings(1, 1, 1, 0.0, "constant", 0)
     (tokenizer, encoder), *_ = text_encoders(pipeline)

@@ -197,6 +197,13 @@ def make_scheduler(info: ModelInfo, kind: str | None = None, **options):
         raise UserError(f"{info.name}: {SCHEDULER_CONFIG} makes no {kind}: {reason}") from error
 
 
+def noise_scheduler_of(pipeline):
+    """What noises latents in training, with the levels of a model's own sampler."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(pipeline.scheduler.config)
+
+
 def check_steps(info: ModelInfo, scheduler: str | None, num_inference_steps: int) -> None:
     """Raise UserError where the sampler cannot do so many steps."""
     kind, options = SCHEDULERS.get(scheduler, (None, {}))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from semantic_aug import counted, stable_hash
-from semantic_aug.diffusion.loading import text_encoders
+from semantic_aug.diffusion.loading import noise_scheduler_of, text_encoders
 from semantic_aug.experiment.files import atomic_path, write_text
 from semantic_aug.experiment.interrupts import stop_deferred
 from semantic_aug.experiment.processes import Reporter
@@ -51,9 +51,7 @@ def train_all(
     args, pipeline, templates, settings: dict, runs, experiment: Path, shard, reporter: Reporter
 ) -> list[str]:
     """Train one run of words after the other; returns those that failed."""
-    from diffusers import DDPMScheduler
-
-    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    noise_scheduler = noise_scheduler_of(pipeline)
     prompts = tokenise(pipeline, templates, TRAINING_TOKEN, args.num_vectors)
     encode = functools.lru_cache(CACHED_PHOTOS)(functools.partial(encode_photo, args, pipeline))
     if args.gradient_checkpointing:
