@@ -49,7 +49,7 @@ from semantic_aug.settings import (
 from semantic_aug.stages.common import experiment_of, trials_of
 from semantic_aug.stages.fine_tune import fit_of, plan, settings_of, wanted_of
 from semantic_aug.words.prompts import check_num_vectors
-from semantic_aug.words.resuming import Job, check_checkpoint, groups_of, runs_of
+from semantic_aug.words.resuming import Lesson, check_checkpoint, groups_of, runs_of
 from semantic_aug.words.session import train_all
 from semantic_aug.words.templates import load_templates
 from semantic_aug.words.tracking import check_tracker
@@ -253,38 +253,39 @@ def main(argv=None):
     if args.validation_prompt and "*" not in args.validation_prompt:
         log.warning("--validation_prompt has no *: its images will not show the learned words")
     settings = settings_of(args, info, templates)
-    jobs = [
-        job
+    lessons = [
+        lesson
         for trial in trials_of(args)
-        for job in plan(args, info, settings, tokenizer, experiment, trial)
+        for lesson in plan(args, info, settings, tokenizer, experiment, trial)
     ]
     if args.resume_from_checkpoint != "latest":
-        check_checkpoint(Path(args.resume_from_checkpoint), jobs)
+        check_checkpoint(Path(args.resume_from_checkpoint), lessons)
     if args.num_train_epochs is not None and args.max_train_steps is not None:
         log.warning("--num_train_epochs is not used: --max_train_steps goes first")
     runs = [
         run
-        for group in groups_of(jobs, args.classes_per_step, shard)
+        for group in groups_of(lessons, args.classes_per_step, shard)
         for run in runs_of(group, settings, args)
     ]
 
-    def say_how(job: Job) -> None:
-        arguments = {**vars(args), "class_names": job.trial_classes}
-        write_config(job.folder.parent, job.settings, arguments)
+    def say_how(lesson: Lesson) -> None:
+        arguments = {**vars(args), "class_names": lesson.trial_classes}
+        write_config(lesson.folder.parent, lesson.settings, arguments)
 
-    for job in jobs:
-        finished = job.path.exists() and not args.overwrite  # so it has these settings: see `plan`
-        if finished and read_config(job.folder.parent) is None:
-            say_how(job)
+    for lesson in lessons:
+        # What is finished has these settings: see `plan`.
+        finished = lesson.path.exists() and not args.overwrite
+        if finished and read_config(lesson.folder.parent) is None:
+            say_how(lesson)
     if not runs:
         log.info("nothing left to do for shard %d of %d", *shard)
         return
 
     pipeline = load_pipeline(info, device, pick_dtype(device, args.mixed_precision))
-    with at_work(experiment, FINE_TUNE, wanted_of(jobs, args), shard=shard) as reporter:
-        for job in (job for run in runs for job in run):
-            say_how(job)
-            for folder in (job.folder.parent, job.folder, job.folder / "validation"):
+    with at_work(experiment, FINE_TUNE, wanted_of(lessons, args), shard=shard) as reporter:
+        for lesson in (lesson for run in runs for lesson in run):
+            say_how(lesson)
+            for folder in (lesson.folder.parent, lesson.folder, lesson.folder / "validation"):
                 remove_leftovers(folder)
         failed = train_all(args, pipeline, templates, settings, runs, experiment, shard, reporter)
         if failed:

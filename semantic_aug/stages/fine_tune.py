@@ -10,7 +10,7 @@ from semantic_aug.experiment.names import EMBEDDINGS_FILE, Trial, fine_tuned_dir
 from semantic_aug.stages.common import dataset_of
 from semantic_aug.words.checkpoints import list_checkpoints
 from semantic_aug.words.embeddings import placeholder_token, placeholder_tokens, read_header
-from semantic_aug.words.resuming import Job
+from semantic_aug.words.resuming import Lesson
 from semantic_aug.words.rows import initializer_id
 from semantic_aug.words.session import photos_per_step
 from semantic_aug.words.templates import TEMPLATES
@@ -18,16 +18,16 @@ from semantic_aug.words.templates import TEMPLATES
 log = logging.getLogger(__name__)
 
 
-def wanted_of(jobs: list[Job], args) -> dict[Trial, tuple[int, int]]:
+def wanted_of(lessons: list[Lesson], args) -> dict[Trial, tuple[int, int]]:
     """By trial, how many words there are to be in the end, and how many photos that shows."""
     wanted: dict[Trial, tuple[int, int]] = {}
-    for job in jobs:
-        words, photos = wanted.get(job.trial, (0, 0))
-        wanted[job.trial] = words + 1, photos + job.steps * photos_per_step(args)
+    for lesson in lessons:
+        words, photos = wanted.get(lesson.trial, (0, 0))
+        wanted[lesson.trial] = words + 1, photos + lesson.steps * photos_per_step(args)
     return wanted
 
 
-def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> list[Job]:
+def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> list[Lesson]:
     """The words of one trial, one per class with photos."""
     dataset = dataset_of(args, "train", trial)
     dataset.indices(args.classes)  # names unknown classes
@@ -48,7 +48,7 @@ def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> lis
     files = [folder / name / EMBEDDINGS_FILE for name in folders.values()]
     begun = any(file.exists() or list_checkpoints(file.parent) for file in files)
     settings = check_config(folder, settings, begun, args.overwrite, ids=lambda: ids_of(files))
-    jobs = []
+    lessons = []
     for name in chosen:
         if tokens[name] in tokenizer.get_vocab():
             raise UserError(
@@ -75,8 +75,8 @@ def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> lis
             "config_id": config_id(settings),
         }
         path = folder / folders[name] / EMBEDDINGS_FILE
-        jobs.append(Job(dataset, name, path, start, tokens[name], header, classes, settings))
-    return jobs
+        lessons.append(Lesson(dataset, name, path, start, tokens[name], header, classes, settings))
+    return lessons
 
 
 def ids_of(files: list[Path]) -> set[str]:

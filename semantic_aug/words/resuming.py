@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class Lesson:
     """One word to be learned: one class of one trial."""
 
     dataset: FewShotDataset
@@ -49,89 +49,89 @@ class Job:
         return self.header["steps"]
 
 
-def is_finished(job: Job, overwrite: bool) -> bool:
+def is_finished(lesson: Lesson, overwrite: bool) -> bool:
     """Whether a class's file was made with these settings, of these photos, from the same word."""
-    if not job.path.exists():
+    if not lesson.path.exists():
         return False
-    found = read_header(job.path)
+    found = read_header(lesson.path)
     if "config_id" not in found and not overwrite:
         raise UserError(
-            f"{job.path} is a word that fine_tune.py has not made: leave its class out, with "
+            f"{lesson.path} is a word that fine_tune.py has not made: leave its class out, with "
             "--classes, or pass --overwrite to train it"
         )
     differing = [
-        f"{key} (there {found.get(key)}, now {job.header[key]})"
+        f"{key} (there {found.get(key)}, now {lesson.header[key]})"
         for key in ("config_id", "initializer", "token", "steps", "photos")
-        if found.get(key) != str(job.header[key])
+        if found.get(key) != str(lesson.header[key])
     ]
     if differing and not overwrite:
         raise UserError(
-            f"{job.path} was made with other settings: {', '.join(differing)}; pass --overwrite "
+            f"{lesson.path} was made with other settings: {', '.join(differing)}; pass --overwrite "
             "to train it again"
         )
     return not differing
 
 
-def groups_of(jobs: list[Job], classes_per_step: int, shard) -> list[list[Job]]:
+def groups_of(lessons: list[Lesson], classes_per_step: int, shard) -> list[list[Lesson]]:
     """This shard's groups of words that are trained together.
 
     They follow from the order of trials and classes alone, so that a word's bits do not depend on
     who trains it. Which are this shard's is drawn once for all; it trains them in their order.
     """
-    starts = range(0, len(jobs), classes_per_step)
-    groups = [jobs[start : start + classes_per_step] for start in starts]
-    if len(groups) < shard[1] and len(groups) < len(jobs):
+    starts = range(0, len(lessons), classes_per_step)
+    groups = [lessons[start : start + classes_per_step] for start in starts]
+    if len(groups) < shard[1] and len(groups) < len(lessons):
         log.warning(
             "%s in steps of %d are work for %d of %d processes; --classes_per_step %d would employ "
-            "more", counted(len(jobs), "class"), classes_per_step, len(groups), shard[1],
-            max(1, len(jobs) // shard[1]),
+            "more", counted(len(lessons), "class"), classes_per_step, len(groups), shard[1],
+            max(1, len(lessons) // shard[1]),
         )  # fmt: skip
     return [groups[number] for number in sorted(shard_blocks(len(groups), *shard))]
 
 
-def runs_of(group: list[Job], settings: dict, args) -> list[dict[Job, Path | None]]:
+def runs_of(group: list[Lesson], settings: dict, args) -> list[dict[Lesson, Path | None]]:
     """What is left of a group: words that go on together, each with its checkpoint.
 
     All go on from the latest step of which all have a checkpoint, or start again where some have
     only just got their first: so they keep each other company as without an interruption, to the
     last bit. Else those that stand at the same step go on together.
     """
-    found: dict[Job, dict[int, Path]] = {}
-    for job in group:
-        if is_finished(job, args.overwrite):
-            log.info("%s: finished already, skipped", job.where)
-            remove_checkpoints(job.folder)
+    found: dict[Lesson, dict[int, Path]] = {}
+    for lesson in group:
+        if is_finished(lesson, args.overwrite):
+            log.info("%s: finished already, skipped", lesson.where)
+            remove_checkpoints(lesson.folder)
         else:
-            found[job] = usable_checkpoints(job, settings, args)
+            found[lesson] = usable_checkpoints(lesson, settings, args)
     if not found:
         return []
     common = set.intersection(*(set(steps) for steps in found.values()))
     if max(max(steps, default=0) for steps in found.values()) <= args.checkpointing_steps:
         common |= {0}
-    by_step: dict[int, dict[Job, Path | None]] = {}
-    for job, steps in found.items():
+    by_step: dict[int, dict[Lesson, Path | None]] = {}
+    for lesson, steps in found.items():
         step = max(common or steps, default=0)
-        by_step.setdefault(step, {})[job] = steps.get(step)
+        by_step.setdefault(step, {})[lesson] = steps.get(step)
         if step:
-            log.info("%s: goes on from step %d of %d", job.where, step, job.steps)
+            log.info("%s: goes on from step %d of %d", lesson.where, step, lesson.steps)
     return list(by_step.values())
 
 
-def usable_checkpoints(job: Job, settings: dict, args) -> dict[int, Path]:
+def usable_checkpoints(lesson: Lesson, settings: dict, args) -> dict[int, Path]:
     """The checkpoints that a word can go on from, by step.
 
     Raises:
         UserError: the latest, or the one asked for, was made with other settings.
     """
-    checkpoints = list_checkpoints(job.folder)
+    checkpoints = list_checkpoints(lesson.folder)
     if args.resume_from_checkpoint != "latest":
         path = Path(args.resume_from_checkpoint)
-        if is_of(asked := read_checkpoint(path), job):
+        if is_of(asked := read_checkpoint(path), lesson):
             checkpoints = {asked["step"]: path}
     while checkpoints:
         latest = checkpoints[max(checkpoints)]
         try:
-            differing = differing_keys(read_checkpoint(latest), job.header, settings)
+            differing = differing_keys(read_checkpoint(latest), lesson.header, settings)
             break
         except UserError as error:
             log.warning("%s; it is left out", error)
@@ -141,7 +141,7 @@ def usable_checkpoints(job: Job, settings: dict, args) -> dict[int, Path]:
     if not differing:
         return checkpoints
     if args.overwrite:
-        remove_checkpoints(job.folder)
+        remove_checkpoints(lesson.folder)
         return {}
     raise UserError(
         f"{latest} was made with other settings: {', '.join(differing)}; pass --overwrite to "
@@ -149,10 +149,10 @@ def usable_checkpoints(job: Job, settings: dict, args) -> dict[int, Path]:
     )
 
 
-def check_checkpoint(path: Path, jobs: list[Job]) -> None:
+def check_checkpoint(path: Path, lessons: list[Lesson]) -> None:
     """Raise UserError unless the checkpoint is one of a class that is to be trained."""
     checkpoint = read_checkpoint(path)
-    if not any(is_of(checkpoint, job) for job in jobs):
+    if not any(is_of(checkpoint, lesson) for lesson in lessons):
         header = checkpoint["header"]
         raise UserError(
             f"--resume_from_checkpoint: {path} is of class {header['class']!r} with seed "
@@ -161,7 +161,7 @@ def check_checkpoint(path: Path, jobs: list[Job]) -> None:
         )
 
 
-def is_of(checkpoint: dict, job: Job) -> bool:
+def is_of(checkpoint: dict, lesson: Lesson) -> bool:
     """Whether a checkpoint is one of this class and trial."""
     keys = ("class", "seed", "examples_per_class")
-    return all(checkpoint["header"].get(key) == str(job.header[key]) for key in keys)
+    return all(checkpoint["header"].get(key) == str(lesson.header[key]) for key in keys)

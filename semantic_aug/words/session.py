@@ -27,7 +27,7 @@ from semantic_aug.words.checkpoints import (
 from semantic_aug.words.embeddings import embedding_files, write_embeddings
 from semantic_aug.words.losses import latent_posterior
 from semantic_aug.words.prompts import Prompts, tokenise
-from semantic_aug.words.resuming import Job
+from semantic_aug.words.resuming import Lesson
 from semantic_aug.words.rows import initial_rows, words_in_place
 from semantic_aug.words.tracking import Track, tracker
 from semantic_aug.words.training import TrainingSettings, Word, train_words, validation_losses
@@ -63,7 +63,7 @@ def train_all(
     if args.compile:
         pipeline.unet.compile()
     images = photos_per_step(args)
-    total = images * sum(job.steps for run in runs for job in run)
+    total = images * sum(lesson.steps for run in runs for lesson in run)
     failed = []
     with (
         tracker(
@@ -72,13 +72,13 @@ def train_all(
         progress_bar(total=total, desc="fine-tune", unit=" photos") as progress,
     ):
         for run in runs:
-            trials = [job.trial for job in run]
+            trials = [lesson.trial for lesson in run]
             reporter.works_on(trials)
             with timed(experiment, FINE_TUNE, trials=trials, device=pipeline.device) as work:
-                words = {job: build_word(args, pipeline, encode, job) for job in run}
-                for job, path in run.items():
+                words = {lesson: build_word(args, pipeline, encode, lesson) for lesson in run}
+                for lesson, path in run.items():
                     if path is not None:
-                        words[job].load_state_dict(read_checkpoint(path)["state"])
+                        words[lesson].load_state_dict(read_checkpoint(path)["state"])
                 progress.initial += images * sum(word.step for word in words.values())
                 progress.update(images * sum(word.step for word in words.values()))
                 before = sum(word.step for word in words.values())
@@ -89,29 +89,29 @@ def train_all(
                     )  # fmt: skip
                 finally:
                     work.images = images * (sum(word.step for word in words.values()) - before)
-            failed += [job.where for job, word in words.items() if word.diverged]
+            failed += [lesson.where for lesson, word in words.items() if word.diverged]
     return failed
 
 
 def train_run(
-    args, pipeline, noise_scheduler, prompts: Prompts, settings, words: dict[Job, Word],
+    args, pipeline, noise_scheduler, prompts: Prompts, settings, words: dict[Lesson, Word],
     track: Track, progress, reporter: Reporter,
 ) -> None:  # fmt: skip
     """Train the words of a run together, and write what becomes of each.
 
     Asked to end, it leaves a checkpoint of each word first.
     """
-    job_of = {word: job for job, word in words.items()}
+    lesson_of = {word: lesson for lesson, word in words.items()}
     images = photos_per_step(args)
     validate = functools.partial(validation, args, pipeline, noise_scheduler, prompts, track)
     set_training(pipeline, args.gradient_checkpointing)
     # Before the first step; and once more where a run goes on, whose images may be missing.
     step = next(iter(words.values())).step
     if args.validation_steps and step % args.validation_steps == 0:
-        running = {job: word for job, word in words.items() if word.is_running}
+        running = {lesson: word for lesson, word in words.items() if word.is_running}
         validate(running, with_images=step > 0)
     # Those that were interrupted after their last step, and before they were written.
-    finish({job: word for job, word in words.items() if word.is_done}, validate, settings)
+    finish({lesson: word for lesson, word in words.items() if word.is_done}, validate, settings)
     with stop_deferred() as asked_to_end:
         validate = functools.partial(validate, asked_to_end=asked_to_end)
         for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
@@ -120,10 +120,10 @@ def train_run(
             reporter.count(images * len(took_part))
             progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
             for word in took_part:
-                where = job_of[word].where
+                where = lesson_of[word].where
                 track.log({f"loss/{where}": word.loss, f"lr/{where}": word.rate}, word.step)
                 if word.diverged:
-                    last = max(list_checkpoints(job_of[word].folder), default=None)
+                    last = max(list_checkpoints(lesson_of[word].folder), default=None)
                     kept = f"the checkpoint of step {last} is kept" if last else "no checkpoint yet"
                     precision = str(pipeline.unet.dtype).removeprefix("torch.")
                     log.error(
@@ -131,13 +131,15 @@ def train_run(
                         "with --overwrite",
                         where, word.diverged, precision, kept,
                     )  # fmt: skip
-            going_on = {job_of[word]: word for word in took_part if word.is_running}
-            ended = {job_of[word]: word for word in took_part if word.is_done and not word.diverged}
+            going_on = {lesson_of[word]: word for word in took_part if word.is_running}
+            ended = {
+                lesson_of[word]: word for word in took_part if word.is_done and not word.diverged
+            }
             step = max(word.step for word in took_part)
             if args.save_steps and step % args.save_steps == 0:
-                for job, word in (going_on | ended).items():
-                    earlier = job.path.with_name(f"learned_embeds-steps-{step}.safetensors")
-                    write_word(earlier, job, word, step)
+                for lesson, word in (going_on | ended).items():
+                    earlier = lesson.path.with_name(f"learned_embeds-steps-{step}.safetensors")
+                    write_word(earlier, lesson, word, step)
             if args.validation_steps and step % args.validation_steps == 0:
                 validate(going_on, with_images=True)
             # Last, so that what comes before is made again.
@@ -148,7 +150,7 @@ def train_run(
                 break
 
 
-def finish(words: dict[Job, Word], validate, settings: dict) -> None:
+def finish(words: dict[Lesson, Word], validate, settings: dict) -> None:
     """Validate and write words that have done all their steps.
 
     Their last checkpoints come first: a process killed among the files that follow, which mark
@@ -158,45 +160,50 @@ def finish(words: dict[Job, Word], validate, settings: dict) -> None:
     save(words, settings)
     if not validate(words, with_images=True):
         return
-    for job, word in words.items():
-        write_word(job.path, job, word, job.steps)
-    for job in words:
-        remove_checkpoints(job.folder)
+    for lesson, word in words.items():
+        write_word(lesson.path, lesson, word, lesson.steps)
+    for lesson in words:
+        remove_checkpoints(lesson.folder)
 
 
-def save(words: dict[Job, Word], settings: dict, keep: int | None = None) -> None:
+def save(words: dict[Lesson, Word], settings: dict, keep: int | None = None) -> None:
     """Write a checkpoint of each word; then remove all but the latest `keep`."""
-    for job, word in words.items():
-        path = checkpoint_path(job.folder, word.step)
-        write_checkpoint(path, word.state_dict(), job.header, settings)
-    for job in words:  # not before all are written: the words go on from one step together
+    for lesson, word in words.items():
+        path = checkpoint_path(lesson.folder, word.step)
+        write_checkpoint(path, word.state_dict(), lesson.header, settings)
+    for lesson in words:  # not before all are written: the words go on from one step together
         if keep is not None:
-            remove_checkpoints(job.folder, keep)
+            remove_checkpoints(lesson.folder, keep)
 
 
-def write_word(path: Path, job: Job, word: Word, steps: int) -> None:
+def write_word(path: Path, lesson: Lesson, word: Word, steps: int) -> None:
     """Write a word's embedding file, and the one of its second text encoder before it."""
     files = list(zip(embedding_files(path, len(word.rows)), word.trained_rows()))
     for file, rows in reversed(files):
-        write_embeddings(file, {job.token: rows}, {**job.header, "steps": steps})
+        write_embeddings(file, {lesson.token: rows}, {**lesson.header, "steps": steps})
 
 
-def build_word(args, pipeline, encode, job: Job) -> Word:
+def build_word(args, pipeline, encode, lesson: Lesson) -> Word:
     """A word at its start."""
     generator = torch.Generator().manual_seed(
         stable_hash(
-            "textual-inversion", job.dataset.seed, job.header["examples_per_class"], job.class_name
+            "textual-inversion",
+            lesson.dataset.seed,
+            lesson.header["examples_per_class"],
+            lesson.class_name,
         )
     )
     rows = []
     for tokenizer, encoder in text_encoders(pipeline):
-        start = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(job.start)]
+        start = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(lesson.start)]
         rows.append(initial_rows(start, args.num_vectors, generator))
-    photos = [encode(PhotoKey(job.dataset, i)) for i in job.dataset.indices([job.class_name])]
+    photos = [
+        encode(PhotoKey(lesson.dataset, i)) for i in lesson.dataset.indices([lesson.class_name])
+    ]
     means, deviations, weights = (torch.stack(parts) for parts in zip(*photos))
     scale = args.train_batch_size * args.gradient_accumulation_steps if args.scale_lr else 1
     settings = TrainingSettings(
-        max_train_steps=job.steps,
+        max_train_steps=lesson.steps,
         train_batch_size=args.train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         learning_rate=args.learning_rate * scale,
@@ -249,7 +256,7 @@ def set_training(pipeline, training: bool) -> None:
 
 
 def validation(
-    args, pipeline, noise_scheduler, prompts, track, words: dict[Job, Word], with_images,
+    args, pipeline, noise_scheduler, prompts, track, words: dict[Lesson, Word], with_images,
     asked_to_end=lambda: False,
 ) -> bool:  # fmt: skip
     """A comparable loss of each word, and images of `--validation_prompt`.
@@ -267,24 +274,26 @@ def validation(
         return whole
     set_training(pipeline, False)
     if args.validation_steps:
-        seeds = [stable_hash("validation", job.dataset.seed, job.class_name) for job in words]
+        seeds = [
+            stable_hash("validation", lesson.dataset.seed, lesson.class_name) for lesson in words
+        ]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         losses = validation_losses(
             pipeline, noise_scheduler, list(words.values()), generators, prompts
         )
-        for (job, word), loss in zip(words.items(), losses):
-            track.log({f"validation_loss/{job.where}": loss}, word.step)
-            note_loss(job.folder / "validation" / "loss.csv", word.step, loss)
+        for (lesson, word), loss in zip(words.items(), losses):
+            track.log({f"validation_loss/{lesson.where}": loss}, word.step)
+            note_loss(lesson.folder / "validation" / "loss.csv", word.step, loss)
         mean, step = sum(losses) / len(losses), max(word.step for word in words.values())
         of = counted(len(words), "class")
         log.info("step %d: validation loss %.4f, mean of %s", step, mean, of)
     if with_images and args.validation_prompt:
-        for job, word in words.items():
-            images = show(args, pipeline, prompts, word, job, asked_to_end)
+        for lesson, word in words.items():
+            images = show(args, pipeline, prompts, word, lesson, asked_to_end)
             whole = len(images) == args.num_validation_images
             if not whole:
                 break
-            track.log_images({f"validation/{job.where}": images}, word.step)
+            track.log_images({f"validation/{lesson.where}": images}, word.step)
     set_training(pipeline, args.gradient_checkpointing)
     return whole
 
@@ -298,7 +307,7 @@ def note_loss(path: Path, step: int, loss: float) -> None:
 
 
 @torch.no_grad()
-def show(args, pipeline, prompts: Prompts, word: Word, job: Job, asked_to_end) -> list:
+def show(args, pipeline, prompts: Prompts, word: Word, lesson: Lesson, asked_to_end) -> list:
     """Write images of `--validation_prompt`, in which * is the word.
 
     Returns:
@@ -314,7 +323,7 @@ def show(args, pipeline, prompts: Prompts, word: Word, job: Job, asked_to_end) -
         for number in range(args.num_validation_images):
             if asked_to_end():
                 break
-            seed = stable_hash("validation", job.dataset.seed, job.class_name, number)
+            seed = stable_hash("validation", lesson.dataset.seed, lesson.class_name, number)
             image = pipeline(
                 args.validation_prompt.replace("*", TRAINING_TOKEN),
                 height=args.resolution,
@@ -325,7 +334,7 @@ def show(args, pipeline, prompts: Prompts, word: Word, job: Job, asked_to_end) -
             ).images[0]
             if asked_to_end():
                 break  # this image may not be whole
-            path = job.folder / "validation" / f"{word.step:06d}-{number:03d}.png"
+            path = lesson.folder / "validation" / f"{word.step:06d}-{number:03d}.png"
             with atomic_path(path) as temporary:
                 image.save(temporary, format="PNG")
             images.append(image)
