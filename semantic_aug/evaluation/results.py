@@ -26,7 +26,7 @@ from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.names import Trial
 
 REAL = "real"  # the method's name where no synthetic images are used; others' gain is over it
-TRAINING, VALIDATION, TEST = SPLITS = ("Training", "Validation", "Test")
+TRAINING, VALIDATION, TEST = RESULT_SPLITS = ("Training", "Validation", "Test")
 RESULT_COLUMNS = ("seed", "examples_per_class", "epoch", "value", "metric", "split")
 CONFUSION_COLUMNS = ("split", "true", "predicted", "count")
 SUMMARY_FILE, COMPARISON_FILE = "summary.csv", "comparison.csv"
@@ -196,12 +196,12 @@ def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: rows are missing, there twice, or of another trial.
     """
-    found: dict[str, dict[int, dict[str, float]]] = {split: {} for split in SPLITS}
+    found: dict[str, dict[int, dict[str, float]]] = {split: {} for split in RESULT_SPLITS}
     own, selected = (str(trial.seed), str(trial.examples_per_class)), []
     for seed, k, epoch, value, metric, split in _read_rows(path, RESULT_COLUMNS):
         if (seed, k) != own:
             raise ValueError(f"it has rows of seed={seed}_ex={k}")
-        if split not in SPLITS:
+        if split not in RESULT_SPLITS:
             raise ValueError(f"{split!r} is no split")
         if metric == SELECTED:
             selected.append(int(epoch))
@@ -228,9 +228,9 @@ def _read_confusions(path: Path) -> dict[str, dict[tuple[str, str], int]]:
     Raises:
         ValueError: what is written there cannot be, or stands there twice.
     """
-    found: dict[str, dict[tuple[str, str], int]] = {split: {} for split in SPLITS}
+    found: dict[str, dict[tuple[str, str], int]] = {split: {} for split in RESULT_SPLITS}
     for split, true, predicted, count in _read_rows(path, CONFUSION_COLUMNS):
-        if split not in SPLITS or (true, predicted) in found[split] or int(count) < 1:
+        if split not in RESULT_SPLITS or (true, predicted) in found[split] or int(count) < 1:
             raise ValueError(f"{path.name} has a wrong row: {split},{true},{predicted},{count}")
         found[split][true, predicted] = int(count)
     return found
@@ -304,7 +304,7 @@ def summarise(results: Mapping[Trial, Result], method: str) -> list[dict]:
     twelve times as wide as their distance: where there are fewer than `ENOUGH`, show the values.
     """
     rows = []
-    for split in SPLITS:
+    for split in RESULT_SPLITS:
         for k, values in accuracies(results, split).items():
             numbers = [*values.values()]
             low, high = confidence_interval(numbers)
