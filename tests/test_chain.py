@@ -15,8 +15,9 @@ from conftest import OF_CLUSTERS, ROOT
 
 from semantic_aug import UserError
 from semantic_aug.cluster import chain
-from semantic_aug.cluster.chain import AGGREGATE, FINE_TUNE, GENERATE, STAGES, TRAIN, commands_of
+from semantic_aug.cluster.chain import SECTIONS, commands_of
 
+FINE_TUNE, AGGREGATE, GENERATE, TRAIN = SECTIONS
 PUBLISHED = sorted((ROOT / "scripts" / "reproduce").glob("*.args"))
 COMMON = ["--dataset", "mvip", "--experiment_name", "thesis", "--num_trials", "8",
           "--examples_per_class", "1", "2", "4", "8", "16"]  # fmt: skip
@@ -26,7 +27,7 @@ COMMON = ["--dataset", "mvip", "--experiment_name", "thesis", "--num_trials", "8
 def parsers():
     """Each command's parser is built once."""
     patch = pytest.MonkeyPatch()
-    built = {stage: chain.parser_of(stage) for stage in STAGES}
+    built = {stage: chain.parser_of(stage) for stage in SECTIONS}
     patch.setattr(chain, "parser_of", built.__getitem__)
     yield
     patch.undo()
@@ -123,7 +124,7 @@ def test_a_file_that_is_not_there():
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda path: path.stem)
 def test_published_experiments_are_whole(file):
     found = by_stage(f"@{file}")
-    assert list(found) == list(STAGES)
+    assert list(found) == list(SECTIONS)
     names = [re.search(r"--aug_name (\S+)", line) for line in found[GENERATE]]
     made = {name[1] if name else "aug" for name in names}
     assert len(made) == len(found[GENERATE])  # no two in one folder
@@ -221,7 +222,7 @@ def test_the_sbatch_lines(workdir, capsys, monkeypatch):
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     extra = ["--account=my-group", "--mem=16G", "--gpus-per-task=1", "--time=4:00:00"]
     before = None
-    for stage, line in zip(STAGES, lines, strict=True):
+    for stage, line in zip(SECTIONS, lines, strict=True):
         script = line.index(str(ROOT / "scripts" / "slurm" / f"{stage}.sh"))
         flags, argv = line[:script], line[script + 1 :]
         assert flags[:3] == ["sbatch", "--parsable", f"--job-name=thesis-{stage}"]
@@ -423,7 +424,7 @@ def test_what_starts_the_commands_can_be_chosen(job):
     assert text.splitlines()[1] == f"launched {job}/root/fine_tune.py --experiment_name a b"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", SECTIONS)
 def test_batch_scripts_are_no_sites_own(stage):
     text = (ROOT / "scripts" / "slurm" / f"{stage}.sh").read_text()
     assert f"run_stage {chain.SCRIPTS[stage]} " in text

@@ -31,15 +31,14 @@ from semantic_aug.experiment.names import SLURM_LOGS
 from semantic_aug.stages.common import experiment_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (
-    "fine_tune", "aggregate", "generate", "train_classifier",
-)  # fmt: skip
+# By what stands before the flags of a command: `fine_tune:` and so on.
 SCRIPTS = {
-    FINE_TUNE: "fine_tune.py",
-    AGGREGATE: "aggregate_embeddings.py",
-    GENERATE: "generate_augmentations.py",
-    TRAIN: "train_classifier.py",
+    "fine_tune": "fine_tune.py",
+    "aggregate": "aggregate_embeddings.py",
+    "generate": "generate_augmentations.py",
+    "train_classifier": "train_classifier.py",
 }
+SECTIONS = tuple(SCRIPTS)
 # Several commands have these, and mean different things by them.
 AMBIGUOUS = ("--batch_size", "--learning_rate")
 
@@ -56,7 +55,7 @@ class Command:
 # --- from flags to commands ------------------------------------------------------------------
 
 
-def read_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def read_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """What stands in the file that the first word names with an @, and the words behind it.
 
     Raises:
@@ -79,7 +78,7 @@ def sections(words: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Words by the `STAGE:` before them, in order; those before the first have an empty stage."""
     found: list[tuple[str, list[str]]] = [("", [])]
     for word in words:
-        if word.endswith(":") and word[:-1] in STAGES:
+        if word.endswith(":") and word[:-1] in SECTIONS:
             found.append((word[:-1], []))
         else:
             found[-1][1].append(word)
@@ -100,11 +99,11 @@ def flags_of(words: Sequence[str]) -> list[list[str]]:
             found[-1].append(word)
         else:
             raise UserError(f"got {word!r}, expected a flag such as --dataset, or one of "
-                            f"{', '.join(f'{stage}:' for stage in STAGES)}")  # fmt: skip
+                            f"{', '.join(f'{stage}:' for stage in SECTIONS)}")  # fmt: skip
     return found
 
 
-def commands_of(words: Sequence[str], stages: Sequence[str] = STAGES) -> list[Command]:
+def commands_of(words: Sequence[str], stages: Sequence[str] = SECTIONS) -> list[Command]:
     """The commands of these stages, in order, their flags checked.
 
     Raises:
@@ -112,14 +111,14 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = STAGES) -> list[Co
             there is not.
         SystemExit: with status 2, a command refuses its flags.
     """
-    in_file, behind = read_words(words)
+    in_file, behind = read_flags(words)
     base, more = sections(in_file), sections(behind)
-    parsers = {stage: parser_of(stage) for stage in STAGES}
+    parsers = {stage: parser_of(stage) for stage in SECTIONS}
     # Imported late: it needs the packages, whose absence parser_of puts into words.
     from semantic_aug.datasets import dataset_class, parse_dataset_args
 
     commands = []
-    for stage in STAGES:
+    for stage in SECTIONS:
         variants = [own for name, own in base if name == stage] or [[]]
         over = [word for name, own in more if name == stage for word in own]
         for own in variants:
@@ -140,7 +139,7 @@ def shared(words: Sequence[str], stage: str, parsers: Mapping[str, Parser]) -> l
     """Those of the flags for all commands that this one knows."""
     mine = []
     for flag, *values in flags_of(words):
-        knowing = [each for each in STAGES if parsers[each].knows(flag)]
+        knowing = [each for each in SECTIONS if parsers[each].knows(flag)]
         name = flag.partition("=")[0].replace("-", "_").replace("__", "--", 1)
         if not knowing:
             raise UserError(f"no command knows {flag} (each lists its flags with --help)")
@@ -216,7 +215,7 @@ def sbatch_line(
         extra: further flags of sbatch.
         after: ids of jobs that must have succeeded before.
     """
-    in_array = array is not None and each.stage != AGGREGATE
+    in_array = array is not None and each.stage != "aggregate"
     log = (folder / SLURM_LOGS).as_posix().replace("%", "%%")
     line = [
         "sbatch", "--parsable", f"--job-name={folder.name}-{each.stage}",
@@ -295,7 +294,7 @@ def parse_args(argv=None):
         usage="%(prog)s run|submit [@FILE] --flag value ... [-- --sbatch_flag=value ...]",
     )
     parser.add_argument("action", choices=("run", "submit"))
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES),
+    parser.add_argument("--stages", nargs="+", choices=SECTIONS, default=list(SECTIONS),
                         help="only these of the four")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="print what would be done")
     parser.add_argument("--array", metavar="N", help="submit: share each stage among N tasks")
@@ -310,7 +309,7 @@ def _own_flags(words: Sequence[str], parser: Parser) -> tuple[list[str], list[st
     for word in words[1:]:
         if word == "-h" or re.match(r"--[a-zA-Z]", word):
             takes = own if parser.knows(word) else rest
-        elif word.startswith("@") or (word.endswith(":") and word[:-1] in STAGES):
+        elif word.startswith("@") or (word.endswith(":") and word[:-1] in SECTIONS):
             takes = rest
         takes.append(word)
     return own, rest
