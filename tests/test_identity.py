@@ -19,7 +19,7 @@ from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline
 from semantic_aug.experiment.config import Identity, read_config
 from semantic_aug.synthesis.records import read_records
-from semantic_aug.words.checkpoints import differing_keys
+from semantic_aug.words.checkpoints import differences
 from semantic_aug.words.embeddings import read_header
 
 CPU = torch.device("cpu")
@@ -299,4 +299,4 @@ def test_checkpoints_of_older_code_are_gone_on_from():
     now = {"model": Identity("sha256:now", older="sha256:older"), "resolution": 32}
     for name, differs in (("older", False), ("now", False), ("other", True)):
         there = {"header": header, "settings": {"model": f"sha256:{name}", "resolution": 32}}
-        assert bool(differing_keys(there, header, now)) == differs
+        assert bool(differences(there, header, now)) == differs

@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> dict:
     return found | {"step": step}
 
 
-def differing_keys(checkpoint: Mapping, header: Mapping, settings: Mapping) -> list[str]:
+def differences(checkpoint: Mapping, header: Mapping, settings: Mapping) -> list[str]:
     """What a checkpoint was made with that differs from now, as texts of key and both values."""
     before = checkpoint["settings"]
     now = json.loads(json.dumps(as_stored(settings, before)))

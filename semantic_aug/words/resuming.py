@@ -9,7 +9,7 @@ from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.sharding import shard_blocks
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.words.checkpoints import (
-    differing_keys,
+    differences,
     list_checkpoints,
     read_checkpoint,
     remove_checkpoints,
@@ -49,7 +49,7 @@ class Lesson:
         return self.header["steps"]
 
 
-def is_finished(lesson: Lesson, overwrite: bool) -> bool:
+def is_learned(lesson: Lesson, overwrite: bool) -> bool:
     """Whether a class's file was made with these settings, of these photos, from the same word."""
     if not lesson.path.exists():
         return False
@@ -98,7 +98,7 @@ def runs_of(group: list[Lesson], settings: dict, args) -> list[dict[Lesson, Path
     """
     found: dict[Lesson, dict[int, Path]] = {}
     for lesson in group:
-        if is_finished(lesson, args.overwrite):
+        if is_learned(lesson, args.overwrite):
             log.info("%s: finished already, skipped", lesson.where)
             remove_checkpoints(lesson.folder)
         else:
@@ -131,7 +131,7 @@ def usable_checkpoints(lesson: Lesson, settings: dict, args) -> dict[int, Path]:
     while checkpoints:
         latest = checkpoints[max(checkpoints)]
         try:
-            differing = differing_keys(read_checkpoint(latest), lesson.header, settings)
+            differing = differences(read_checkpoint(latest), lesson.header, settings)
             break
         except UserError as error:
             log.warning("%s; it is left out", error)
