@@ -215,7 +215,7 @@ def run_tests(args) -> None:
     """The tests that are marked `gpu`: a row for each, and one for all."""
     import pytest
 
-    files = [p for p in (ROOT / "tests").glob("test_*.py") if "pytest.mark.gpu" in p.read_text()]
+    files = [p for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in p.read_text()]
     os.environ["TEST_DEVICE"] = args.device
     os.chdir(ROOT)
     counts = {"passed": 0, "failed": 0, "skipped": 0}

@@ -3,7 +3,7 @@
     git worktree add /tmp/older 99240b1 && python make.py /tmp/older
 
 Photos, masks, a Stable Diffusion and a backbone of a few thousand parameters, and an experiment on
-them. tests/test_older_experiment.py has today's commands finish it.
+them. tests/stages/test_older_experiment.py has today's commands finish it.
 """
 
 import contextlib

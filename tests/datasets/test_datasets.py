@@ -10,11 +10,11 @@ import subprocess
 import sys
 import types
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,8 +28,6 @@ from semantic_aug.datasets.mvip import MVIPDataset
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset
 from semantic_aug.images import reading
 from semantic_aug.images.reading import readable_suffixes
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 def sources(dataset):
@@ -1214,9 +1212,9 @@ program = (os.path.join(own, "semantic_aug"), sys.prefix, sys.base_prefix)
 print([path for path in seen if path != own and not path.startswith(program)])
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(PROJECT)],
+        [sys.executable, "-c", script, str(ROOT)],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=120,

@@ -10,6 +10,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -304,8 +305,7 @@ def test_a_killed_process_leaves_what_the_next_removes(tmp_path):
         "import os, sys; from semantic_aug.experiment.files import atomic_path\n"
         "with atomic_path(sys.argv[1]) as path: path.write_text('half'); os.kill(os.getpid(), 9)"
     )
-    root = Path(__file__).resolve().parent.parent
-    subprocess.run([sys.executable, "-c", code, tmp_path / "image.png"], cwd=root)
+    subprocess.run([sys.executable, "-c", code, tmp_path / "image.png"], cwd=ROOT)
     (left,) = listing(tmp_path)
     assert left.startswith(".image.png.") and left.endswith(".tmp")
     remove_leftovers(tmp_path)

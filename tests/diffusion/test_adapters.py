@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_pipeline, build_xl_pipeline, images_of
+from conftest import ROOT, build_pipeline, build_xl_pipeline, images_of
 from diffusers import (
     ControlNetModel,
     EulerAncestralDiscreteScheduler,
@@ -332,7 +332,7 @@ def test_controlnets_that_do_not_fit_are_refused(make, no_pipeline, tmp_path, xl
         tmp_path / "empty": "no config.json is in it",
         tmp_path / "unet": "holds UNet2DConditionModel, expected ControlNetModel",
         tmp_path / "unet/config.json": "no config.json is in it",
-        Path(__file__).parent.parent / "sample/backbone": "holds ResNet",
+        ROOT / "sample/backbone": "holds ResNet",
         save_controlnet(tmp_path / "xl", build_xl_pipeline()): "another architecture",
         shallow: "wants images 8 times as large as the latents",
     }

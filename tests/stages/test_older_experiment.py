@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ import fine_tune
 import generate_augmentations
 import train_classifier
 
-OLDER = Path(__file__).resolve().parent / "older_experiment"
+OLDER = ROOT / "tests" / "older_experiment"
 sys.path.insert(0, str(OLDER))
 import make as older  # noqa: E402  (the commands that were given then)
 
