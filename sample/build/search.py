@@ -33,7 +33,8 @@ COLUMNS = (
 WHOLE = ["--prompt", PROMPTS, "--guidance_scale", "5"]
 AROUND = ["--mask", "1", "--inverted", "1", "--mask_feather", "0", "--mask_grow_radius", "0"]
 EDGES = ["--controlnet", str(make_data.ROOT / "controlnet")]
-# name -> (flags of generate_augmentations.py, variants of each photo)
+# name -> (flags of generate_augmentations.py, variants of each photo unless --variants says another
+# number); without flags images are made from prompts alone.
 RECIPES = {
     "strength-0.25": ([*WHOLE, "--strength", "0.25"], 2),
     "strength-0.5": ([*WHOLE, "--strength", "0.5"], 2),
@@ -41,11 +42,14 @@ RECIPES = {
     "strength-1.0": ([*WHOLE, "--strength", "1.0"], 4),
     "strengths-mixed": ([*WHOLE, "--strength", "0.25", "0.5", "0.75", "1.0"], 4),
     "strengths-high": ([*WHOLE, "--strength", "0.7", "0.8", "0.9", "1.0"], 4),
-    "plain-prompt": (["--guidance_scale", "5", "--strength", "1.0"], 4),
-    "guidance-2.5": (["--prompt", PROMPTS, "--guidance_scale", "2.5", "--strength", "1.0"], 4),
-    "guidance-8": (["--prompt", PROMPTS, "--guidance_scale", "8", "--strength", "1.0"], 4),
-    "edges-0.9": ([*WHOLE, *EDGES, "--strength", "0.9"], 4),
-    "surroundings": ([*WHOLE, *AROUND, *EDGES, "--strength", "1.0"], 4),
+    "plain-prompt": (["--guidance_scale", "5", "--strength", "1.0"], 1),
+    "guidance-2.5": (["--prompt", PROMPTS, "--guidance_scale", "2.5", "--strength", "1.0"], 1),
+    "guidance-8": (["--prompt", PROMPTS, "--guidance_scale", "8", "--strength", "1.0"], 1),
+    "steps-6": ([*WHOLE, "--num_inference_steps", "6", "--strength", "1.0"], 1),
+    "edges-0.9": ([*WHOLE, *EDGES, "--strength", "0.9"], 2),
+    "around": ([*WHOLE, *AROUND, "--strength", "1.0"], 2),
+    "around-edges": ([*WHOLE, *AROUND, *EDGES, "--strength", "1.0"], 2),
+    "no-photo": (None, 1),
 }
 VARIANTS = (1, 2, 4, 6, 8, 16)
 
@@ -55,6 +59,9 @@ def generate(args, recipe, names):
     import generate_augmentations
 
     flags, variants = RECIPES[recipe]
+    variants = args.variants or variants
+    if flags is None:
+        return text_to_image(args, names, variants)
     folder = Path(args.cache) / "search" / args.set / recipe / "seed=0_ex=32"
     option = "CarComponent" if args.set == "common" else "NovelComponent"
     generate_augmentations.main([
@@ -78,7 +85,7 @@ def generate(args, recipe, names):
     return np.stack(rows)
 
 
-def text_to_image(args, names, variants=8, seed=0):
+def text_to_image(args, names, variants, seed=0):
     """The same without a photo: uint8 [classes, photos, variants, 64, 64, 3]."""
     from diffusers import StableDiffusionPipeline
 
@@ -120,7 +127,8 @@ def main(argv=None):
     parser.add_argument("--model", default=str(make_data.ROOT / "model"))
     parser.add_argument("--backbone", default=str(make_data.ROOT / "backbone"))
     parser.add_argument("--out", default=None, help="CSV; default: CACHE_DIR/search-SET.csv")
-    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES, "no-photo"], default=[*RECIPES])
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=[*RECIPES])
+    parser.add_argument("--variants", type=int, help="of each photo; more can be added later")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps of DPM-Solver++")
     parser.add_argument("--trials", type=int, default=8)
     args = parser.parse_args(argv)
@@ -160,10 +168,7 @@ def main(argv=None):
         for augmentation in real:
             row("real", 0, augmentation, 0, None)
         for recipe in args.recipes:
-            if recipe == "no-photo":
-                images = text_to_image(args, names)
-            else:
-                images = generate(args, recipe, names)
+            images = generate(args, recipe, names)
             made = {name: features(images, 3, name, seed=1) for name in real}
             most = images.shape[2]
             for variants in [count for count in VARIANTS if count <= most]:
