@@ -15,10 +15,10 @@ from conftest import build_backbone, build_clip, build_pipeline, build_xl_pipeli
 from PIL import Image
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample"
-# Classes of the sample, and what they are called here: names that folders and tokens have to change.
+# Classes of the sample, and what they are called here, which folders and tokens have to change.
 CLASSES = {"hex_nut": "Hex Nut", "spur_gear": "spur gear", "wing_nut": "aux: été"}
 COUNTS = {"train": ("train_data", 4), "val": ("valid_data", 3), "test": ("test_data", 3)}
-OWN = '''"""A dataset and an augmentation as users write them, the former in the predecessors' way."""
+OWN = '''"""Datasets and an augmentation as users write them, and as their predecessors did."""
 
 import csv
 from pathlib import Path
@@ -118,7 +118,9 @@ def copy_photos(folder: Path) -> None:
         photo.crop((0, 0, 64, 48)).save(train / "2.jpg", quality=95, exif=exif)
     (train / "2.png").unlink()
     with Image.open(folder / "masks/train/Hex Nut/2.png") as mask:
-        mask.crop((0, 0, 64, 48)).rotate(-90, expand=True).save(folder / "masks/train/Hex Nut/2.png")
+        mask.crop((0, 0, 64, 48)).rotate(-90, expand=True).save(
+            folder / "masks/train/Hex Nut/2.png"
+        )
     # What the check of a dataset finds: a photo cut short, a black one, one in two splits.
     wrong = folder / "wrong"
     shutil.copytree(folder / "photos", wrong / "photos")

@@ -152,7 +152,7 @@ def without(text: str, aside: Iterable[str]) -> str:
 
     for key in aside:
         value = r'"(?:[^"\\]|\\.)*"|-?[\d.][\w.+-]*|null|true|false|NaN|-?Infinity'
-        text = re.sub(rf'({re.escape(json.dumps(key))}\s*:\s*)({value})', masked, text)
+        text = re.sub(rf"({re.escape(json.dumps(key))}\s*:\s*)({value})", masked, text)
     return text
 
 
@@ -204,7 +204,10 @@ def of_csv(text: str, aside: Sequence[str]) -> Content:
             parts[f"{head}, line {number}"] = masked
     if not set(aside) & set(heads):
         return Content(text, parts)
-    field, places = r'"(?:[^"]|"")*"|[^,\r\n"]*', [heads.index(name) for name in {*aside} & {*heads}]
+    field, places = (
+        r'"(?:[^"]|"")*"|[^,\r\n"]*',
+        [heads.index(name) for name in {*aside} & {*heads}],
+    )
     for number, line in enumerate(lines[1:], 1):
         fields = re.findall(rf"((?:{field})(?:,|\r?\n|$))", line)
         for place in places:
@@ -297,7 +300,11 @@ def of_png(data: bytes, side: Side) -> Content:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
-        parts = {"size": image.size, "mode": image.mode, **{f"text {k}": v for k, v in image.info.items()}}
+        parts = {
+            "size": image.size,
+            "mode": image.mode,
+            **{f"text {k}": v for k, v in image.info.items()},
+        }
         parts["pixels"] = digest(image.tobytes())
     return Content(data, parts)
 
@@ -372,7 +379,10 @@ def named(old: Content, new: Content) -> list[str]:
         found.append(f"{key}{where}: OLD {before}, NEW {after}{also}")
     if not found:
         found = ["the form alone differs, such as blanks, quotes or the compression"]
-    return [*found[:SHOWN], *([f"and {len(found) - SHOWN} more keys"] if len(found) > SHOWN else [])]
+    return [
+        *found[:SHOWN],
+        *([f"and {len(found) - SHOWN} more keys"] if len(found) > SHOWN else []),
+    ]
 
 
 def shown(value: object) -> str:
