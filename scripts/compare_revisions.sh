@@ -48,29 +48,28 @@ part_sample() { # the whole method on the sample: words, ControlNet, classifier,
 }
 
 part_words() { # textual inversion with SD 2: settings, shares, checkpoints killed and gone on with
-  local all=("${photos[@]}" "${sd[@]}" --train_batch_size 2)
-  local settings=("${all[@]}" --experiment_name words --num_trials 2 --examples_per_class 1 2
-    --num_vectors 3 --max_train_steps 6 --gradient_accumulation_steps 2 --lr_scheduler cosine
-    --lr_warmup_steps 2 --scale_lr --fit pad --validation_prompt "a photo of a *"
-    --validation_steps 3 --num_validation_images 1 --save_steps 3)
+  local all=("${photos[@]}" "${sd[@]}" "${few[@]}")
+  local two=(--num_trials 2 --examples_per_class 2) shard copy
+  local settings=("${all[@]}" --experiment_name words "${two[@]}" --classes "aux: été" "spur gear"
+    --num_vectors 3 --gradient_accumulation_steps 2 --lr_scheduler cosine --lr_warmup_steps 2
+    --scale_lr --fit pad --validation_prompt "a photo of a *" --validation_steps 4
+    --num_validation_images 1 --save_steps 2 --report_to tensorboard)
   call 0 fine_tune.py "${settings[@]}"
   call 0 fine_tune.py "${settings[@]}"
   call 2 fine_tune.py "${settings[@]}" --learning_rate 1e-3
-  call 0 aggregate_embeddings.py --experiment_name words --num_trials 2 --examples_per_class 1 2
-  call 0 aggregate_embeddings.py --experiment_name words --word \
-    "spur gear=output/words/fine-tuned/seed=1_ex=2/Hex_Nut/learned_embeds.safetensors" --overwrite
+  call 0 aggregate_embeddings.py --experiment_name words "${two[@]}"
+  call 0 aggregate_embeddings.py --experiment_name others --word \
+    "spur gear=output/words/fine-tuned/seed=1_ex=2/aux__été/learned_embeds.safetensors"
   for shard in 1 0; do
-    call 0 fine_tune.py "${all[@]}" --experiment_name shares "${few[@]}" --crop_to_object \
-      --classes_per_step 1 --center_crop --shard_index $shard --num_shards 2
+    call 0 fine_tune.py "${all[@]}" --experiment_name shares --crop_to_object --center_crop \
+      --classes_per_step 1 --shard_index $shard --num_shards 2
   done
-  call 0 fine_tune.py "${all[@]}" --experiment_name token --num_train_epochs 1 --repeats 4 \
+  call 0 fine_tune.py "${photos[@]}" "${sd[@]}" --experiment_name token --num_train_epochs 1 --repeats 4 \
     --classes "Hex Nut" --placeholder_token "My Nut" --initializer_token photo \
     --learnable_property style --report_to none
-  local long=("${all[@]}" "${few[@]}" --max_train_steps 6 --checkpointing_steps 2 --num_trials 2)
-  for experiment in left killed handed-on; do
-    KILL_AT="*/aux_*/checkpoint-4.pt" call 137 fine_tune.py "${long[@]}" \
-      --experiment_name $experiment
-  done
+  local long=("${all[@]}" --checkpointing_steps 1 --num_trials 2)
+  KILL_AT="*/aux_*/checkpoint-3.pt" call 137 fine_tune.py "${long[@]}" --experiment_name killed
+  for copy in left handed-on; do cp -a output/killed output/$copy; done
   call 0 fine_tune.py "${long[@]}" --experiment_name killed
   code=newer call 0 fine_tune.py "${long[@]}" --experiment_name handed-on
   call 0 -m semantic_aug.status output/left
@@ -84,7 +83,7 @@ part_sdxl() { # SDXL with its two text encoders
 }
 
 part_edits() { # masks, edits in parallel and in sequence, LoRA, safety checker, shares, kills
-  local all=("${photos[@]}" "${sd[@]}" --experiment_name edits) one two
+  local all=("${photos[@]}" "${sd[@]}" --experiment_name edits) name shard two
   two=(--aug textual-inversion real-guidance)
   call 0 fine_tune.py "${all[@]}" "${few[@]}" --examples_per_class 2
   call 0 aggregate_embeddings.py --experiment_name edits --examples_per_class 2
@@ -103,18 +102,17 @@ part_edits() { # masks, edits in parallel and in sequence, LoRA, safety checker,
   call 0 generate_augmentations.py "${all[@]}" --aug_name checked --safety_checker inputs/checker \
     --safety_retries 2
   call 0 generate_augmentations.py "${all[@]}" --aug_name own --aug own:Mirror --classes "Hex Nut"
-  for shard in 1 0 2; do
+  for shard in 1 0; do
     call 0 generate_augmentations.py "${all[@]}" --aug_name shares --shard_index $shard \
-      --num_shards 3
+      --num_shards 2
   done
   call 0 generate_augmentations.py "${all[@]}" --aug_name shares --num_synthetic 3
   call 2 generate_augmentations.py "${all[@]}" --aug_name shares --strength 0.7
   call 0 generate_augmentations.py "${all[@]}" --aug_name shares --strength 0.7 --overwrite
   call 0 generate_augmentations.py "${all[@]}" --aug_name borrowed --seed 1 \
     --embed_path output/edits/fine-tuned-merged/seed=0_ex=2.safetensors
-  for name in left killed handed-on; do
-    KILL_AT="*/000004-000.png" call 137 generate_augmentations.py "${all[@]}" --aug_name $name
-  done
+  KILL_AT="*/000004-000.png" call 137 generate_augmentations.py "${all[@]}" --aug_name killed
+  for name in left handed-on; do cp -a output/edits/killed output/edits/$name; done
   call 0 generate_augmentations.py "${all[@]}" --aug_name killed
   code=newer call 0 generate_augmentations.py "${all[@]}" --aug_name handed-on
   call 0 -m semantic_aug.report "${photos[@]}" --experiment_name edits --examples_per_class 2 \
@@ -137,7 +135,7 @@ part_filter() { # the quality gate, by CLIP and by a classifier, and who honours
 
 part_classifier() { # frozen and trained, all ways to use images, shares, kills
   local all=("${photos[@]}" --experiment_name classifier --num_trials 2 --examples_per_class 1 2)
-  local train=(train_classifier.py "${all[@]}" "${head[@]}")
+  local shard name train=(train_classifier.py "${all[@]}" "${head[@]}")
   call 0 generate_augmentations.py "${all[@]}" "${sd[@]}" --aug own:Mirror --num_synthetic 2
   call 0 "${train[@]}" --num_synthetic 0
   call 0 "${train[@]}" --compare real
@@ -153,8 +151,9 @@ part_classifier() { # frozen and trained, all ways to use images, shares, kills
   for shard in 1 0; do
     call 0 "${train[@]}" --method shares --shard_index $shard --num_shards 2
   done
-  for method in left killed handed-on; do
-    KILL_AT="*/results_1_1.csv" call 137 "${train[@]}" --method $method
+  KILL_AT="*/results_1_1.csv" call 137 "${train[@]}" --method killed
+  for name in left handed-on; do
+    cp -a output/classifier/results/killed output/classifier/results/$name
   done
   call 0 "${train[@]}" --method killed --compare real
   code=newer call 0 "${train[@]}" --method handed-on --compare real
