@@ -1,6 +1,6 @@
 """Make what compare_revisions.sh gives to both revisions: small models with random weights, photos.
 
-    PYTHONPATH=.:tests python scripts/compare_inputs.py FOLDER
+    PYTHONPATH=.:tests python scripts/compare_inputs.py FOLDER sample/mvip
 
 Writes FOLDER/{sd2,sdxl,clip,resnet,checker,lora}/, FOLDER/photos/ with masks/ beside it, and
 FOLDER/own.py with a dataset and an augmentation as users write them.
@@ -14,7 +14,6 @@ import torch
 from conftest import build_backbone, build_clip, build_pipeline, build_xl_pipeline
 from PIL import Image
 
-SAMPLE = Path(__file__).resolve().parent.parent / "sample"
 # Classes of the sample, and what they are called here, which folders and tokens have to change.
 CLASSES = {"hex_nut": "Hex Nut", "spur_gear": "spur gear", "wing_nut": "aux: été"}
 COUNTS = {"train": ("train_data", 4), "val": ("valid_data", 3), "test": ("test_data", 3)}
@@ -85,7 +84,7 @@ class Mirror(GenerativeAugmentation):
 '''
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, sample: Path) -> None:
     velocity = build_pipeline(seed=3, hidden_size=48, prediction_type="v_prediction")
     velocity.save_pretrained(folder / "sd2")
     build_xl_pipeline().save_pretrained(folder / "sdxl")
@@ -93,15 +92,15 @@ def main(folder: Path) -> None:
     build_backbone(folder / "resnet")
     save_lora(folder / "lora", velocity)
     save_checker(folder / "checker")
-    copy_photos(folder)
+    copy_photos(folder, sample)
     (folder / "own.py").write_text(OWN, encoding="utf-8")
 
 
-def copy_photos(folder: Path) -> None:
+def copy_photos(folder: Path, sample: Path) -> None:
     """A few photos of the sample, among them some in other formats and modes."""
     for split, (of_sample, count) in COUNTS.items():
         for source, name in CLASSES.items():
-            photos = sorted((SAMPLE / "mvip" / source / of_sample).rglob("*_rgb.png"))[:count]
+            photos = sorted((sample / source / of_sample).rglob("*_rgb.png"))[:count]
             for number, path in enumerate(photos):
                 target = folder / "photos" / split / name / f"{number}.png"
                 mask = folder / "masks" / split / name / f"{number}.png"
@@ -162,4 +161,4 @@ def save_checker(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

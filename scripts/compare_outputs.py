@@ -232,17 +232,21 @@ def of_html(text: str, aside: Sequence[str]) -> Content:
 
 def of_text(text: str, aside: Sequence[str]) -> Content:
     lines: list[str] = []
-    for line in re.split(r"[\r\n]", text):
-        bar = BAR.match(line)
-        if bar:
-            line = f"{bar['what']} {bar['count']}"
-            if bar["percent"] != "100" or line in lines[-1:]:
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        pieces = [piece.rstrip() for piece in re.split(r"[\r\n]", line)]
+        if len(pieces) <= 2:
+            pieces = [line.removesuffix("\n")]
+        else:  # blanks among bars are where one was
+            pieces = [piece for piece in pieces if piece]
+        for piece in pieces:
+            bar = BAR.match(piece)
+            said = f"{bar['what']} {bar['count']}" if bar else piece
+            if bar and (bar["percent"] != "100" or said in lines[-1:]):
                 continue
-        for pattern, name in SAID:
-            line = re.sub(pattern, name, line)
-        if line.strip():
-            lines.append(line.rstrip())
-    return Content("\n".join(lines), {"lines": lines})
+            for pattern, name in SAID:
+                said = re.sub(pattern, name, said)
+            lines.append(said)
+    return Content(lines, {"lines": lines})
 
 
 def of_safetensors(data: bytes, side: Side) -> Content:
@@ -363,7 +367,8 @@ def named(old: Content, new: Content) -> list[str]:
     if "lines" in old.parts and "lines" in new.parts:
         changed = difflib.unified_diff(old.parts["lines"], new.parts["lines"], n=0, lineterm="")
         lines = [line for line in changed if not line.startswith(("---", "+++", "@@"))]
-        return [*lines[: 2 * SHOWN], *(["..."] if len(lines) > 2 * SHOWN else [])]
+        lines = [("OLD " if line[0] == "-" else "NEW ") + line[1:] for line in lines]
+        return [*lines[: 2 * SHOWN], *(["and more"] if len(lines) > 2 * SHOWN else [])]
     absent = object()
     by_key: dict[str, list] = defaultdict(list)  # lines of a table that differ in one column: once
     for part in dict.fromkeys([*old.parts, *new.parts]):

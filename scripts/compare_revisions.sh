@@ -278,7 +278,9 @@ sides=()
 finish() {
   status=$?
   trap - EXIT INT TERM
-  for side in "${sides[@]}"; do kill -KILL -- "-$side" 2> /dev/null || true; done
+  for side in "${sides[@]}"; do
+    { kill -KILL -- "-$side" && wait "$side"; } 2> /dev/null || true
+  done
   for side in old new; do
     git worktree remove --force "$folder/$side/code" 2> /dev/null || true
   done
@@ -315,7 +317,8 @@ def end(event, args):
 sys.addaudithook(end)
 PYTHON
 PYTHONPATH=$PWD:$PWD/tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLCONFIGDIR=$folder/matplotlib \
-  nice -n 5 "$python" scripts/compare_inputs.py "$folder/inputs" > "$folder/inputs.log" 2>&1 || {
+  nice -n 5 "$python" scripts/compare_inputs.py "$folder/inputs" \
+  "$folder/new/code/sample/mvip" > "$folder/inputs.log" 2>&1 || {
   cat "$folder/inputs.log" >&2
   exit 2
 }

@@ -21,6 +21,7 @@ CONFIG, REVISION = "output/e/aug/seed=0_ex=1/config.json", "output/e/results/aug
 WORDS, BYTES = "output/e/fine-tuned-merged/seed=0_ex=1.safetensors", "output/e/aug/some.bytes"
 SUMMARY, PAGE = "output/e/results/aug/summary.csv", "output/e/report/seed=0_ex=1.html"
 PICTURE, SAID = "output/e/aug/seed=0_ex=1/000000-000.png", "commands/edits/01.stderr"
+OTHER = "commands/edits/01.stdout"
 SCORES = "output/e/results/aug/results_0_1.csv"
 RECORD = {"file_name": "000000-000.png", "label": 0, "prompt": "a photo", "seed": 0}
 LINES = [json.dumps(RECORD | {"index": number}) + "\n" for number in range(4)]
@@ -59,6 +60,7 @@ def leave(folder, time, host, pid, seconds, torn, **changed) -> str:
         PICTURE: picture(1),
         BYTES: b"\xff\x00",
         SAID: f"process {pid} on {host} has the same share\n{bar}\n{folder}/output: done\n",
+        OTHER: "usage: x\n\nend\n",
         **{name: changed[name] for name in changed},
     }
     for name, content in files.items():
@@ -85,7 +87,7 @@ def compare(tmp_path, capsys):
 
 
 def test_what_is_left_aside_is_left_aside(compare):
-    assert compare() == (0, ["11 files are equal"])
+    assert compare() == (0, ["12 files are equal"])
 
 
 ENDS = re.compile(r'"[0-9a-f]{12}"')  # digests
@@ -148,12 +150,17 @@ CHANGES = {
         page(1, "other"),
         ['data sets.0.name: OLD "aug", NEW "other"'],
     ),
+    "a blank line": (
+        OTHER,
+        "usage: x\n\n\nend\n",
+        ["NEW "],
+    ),
     "one value of one pixel": (PICTURE, picture(2), ['pixels: OLD "...", NEW "..."']),
     "one byte": (BYTES, b"\xff\x01", ['sha256: OLD "...", NEW "..."']),
     "a message, and how much a bar has counted": (
         SAID,
         "process 1 on x has the same share\ngenerate: 100%|#| 99/99 [0]\n<folder>/output: done\n",
-        ["-generate: 100/100", "+generate: 99/99"],
+        ["OLD generate: 100/100", "NEW generate: 99/99"],
     ),
 }
 
@@ -162,7 +169,7 @@ CHANGES = {
 def test_what_differs_is_named_and_nothing_else(compare, what):
     name, content, expected = CHANGES[what]
     status, lines = compare(**{name: content})
-    assert (status, lines[-1]) == (1, "11 files compared, 1 differ")
+    assert (status, lines[-1]) == (1, "12 files compared, 1 differ")
     assert [ENDS.sub('"..."', line.partition(": ")[2]) for line in lines[:-1]] == expected
 
 
