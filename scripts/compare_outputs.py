@@ -366,16 +366,15 @@ def named(old: Content, new: Content) -> list[str]:
         return []
     if "lines" in old.parts and "lines" in new.parts:
         changed = difflib.unified_diff(old.parts["lines"], new.parts["lines"], n=0, lineterm="")
-        lines = [line for line in changed if not line.startswith(("---", "+++", "@@"))]
+        lines = [line for line in list(changed)[2:] if not line.startswith("@@")]
         lines = [("OLD " if line[0] == "-" else "NEW ") + line[1:] for line in lines]
         return [*lines[: 2 * SHOWN], *(["and more"] if len(lines) > 2 * SHOWN else [])]
-    absent = object()
     by_key: dict[str, list] = defaultdict(list)  # lines of a table that differ in one column: once
     for part in dict.fromkeys([*old.parts, *new.parts]):
-        values = old.parts.get(part, absent), new.parts.get(part, absent)
-        if values[0] != values[1] or type(values[0]) is not type(values[1]):
+        before, after = (in_words(side.parts, part) for side in (old, new))
+        if before != after:
             key, _, line = part.partition(", line ")
-            by_key[key].append((line, *("absent" if v is absent else shown(v) for v in values)))
+            by_key[key].append((line, shortened(before), shortened(after)))
     found = []
     for key, cases in by_key.items():
         (line, before, after), more = cases[0], len(cases) - 1
@@ -390,8 +389,15 @@ def named(old: Content, new: Content) -> list[str]:
     ]
 
 
-def shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+def in_words(parts: Mapping[str, object], part: str) -> str:
+    if part not in parts:
+        return "absent"
+    return json.dumps(
+        parts[part], ensure_ascii=False, default=str
+    )  # in which 1, 1.0 and true differ
+
+
+def shortened(text: str) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 

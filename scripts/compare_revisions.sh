@@ -27,7 +27,7 @@ head=(--classifier_backbone inputs/resnet --num_epochs 2 --iterations_per_epoch 
 
 part_sample() { # the whole method on the sample: words, ControlNet, classifier, report
   local each=(--experiment_name sample --examples_per_class 2 --num_trials 2)
-  local data=(--dataset mvip --data_dir sample/mvip --classes hex_nut spur_gear wing_nut "${each[@]}")
+  local data=(--dataset mvip --data_dir sample/mvip --classes hex_nut spur_gear washer "${each[@]}")
   local edit=("${data[@]}" --model_path sample/model --device cpu --prompt sample/prompts.txt
     --strength 1.0 --guidance_scale 5 --scheduler dpm++ --num_inference_steps 4 --num_synthetic 2)
   local classify=("${data[@]}" --classifier_backbone sample/backbone --num_epochs 2
@@ -91,7 +91,7 @@ part_edits() { # masks, edits in parallel and in sequence, LoRA, safety checker,
   call 0 generate_augmentations.py "${all[@]}" --aug_name masked --mask 1 --mask_grow_radius 2 \
     --mask_feather 3 --fit crop
   call 0 generate_augmentations.py "${all[@]}" --aug_name ground --mask 1 --inverted 1 \
-    --strength 1.0 --prompt "a photo of a {name}" "{token} on a table" "{description}"
+    --strength 1.0 --prompt "a photo of a {name}" "{token} on a table"
   call 0 generate_augmentations.py "${all[@]}" --aug_name parallel "${two[@]}" --probs 0.3 0.7 \
     --strength 0.4 0.9 --mask 0 1
   call 0 generate_augmentations.py "${all[@]}" --aug_name sequence "${two[@]}" --strength 0.4 0.6 \
