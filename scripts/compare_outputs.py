@@ -51,7 +51,7 @@ SAID = (
     (r"\bprocess \d+ on [\w.-]+", "process PID on HOST"),
     (r"[\d.]+ [kMGT]?B used, [\d.]+ [kMGT]?B free", "SIZE used, SIZE free"),
 )
-# A progress bar, of which the full one alone counts: how often it moves depends on the time.
+# Progress bars, of which full ones alone count: how often they move depends on the time.
 BAR = re.compile(r"^(?P<what>.*?)\s*(?P<percent>\d+)%\|[^|]*\|\s*(?P<count>\S+) \[.*\]\s*$")
 
 SHOWN = 10  # keys of a file, or lines of a text, that are named
@@ -337,7 +337,11 @@ def differences(old: Side, new: Side) -> tuple[list[str], int]:
     lines += [f"{name}: only in NEW" for name in sorted(after.keys() - before.keys())]
     both = sorted(before.keys() & after.keys())
     for name in both:
-        lines += differences_of(name, before[name], after[name], old, new)
+        found = differences_of(name, before[name], after[name], old, new)
+        command = (new.folder / name).with_suffix(".command")
+        if found and command.is_file():
+            found.insert(0, f"{name}: of {shortened(command.read_text(encoding='utf-8').strip())}")
+        lines += found
     return lines, len(both)
 
 

@@ -248,7 +248,7 @@ wanted=() keep= revisions=()
 while [ $# -gt 0 ]; do
   case $1 in
     --list)
-      for part in "${parts[@]}"; do sed -n "s/^part_$part() { # /$part: /p" "$0"; done
+      for part in "${parts[@]}"; do sed -n "s/^part_$part() { # /$part: /p" scripts/compare_revisions.sh; done
       exit 0 ;;
     --only) [[ " ${parts[*]} " == *" ${2-} "* ]] || {
         echo "compare_revisions.sh: --only takes one of: ${parts[*]}" >&2
@@ -304,18 +304,23 @@ for side in old new; do
   ln -s "$folder/inputs" "$folder/$side/run/inputs"
   ln -s "$folder/inputs/own.py" "$folder/$side/run/own.py"
 done
-# Python imports it by itself when it starts. A file is whole once it is renamed; what is under way
-# in other threads has come to rest some seconds later, so that it is always the same.
+# Python imports it by itself when it starts. Files get their name when they are whole; the one that
+# is waited for does not. Other threads go on until they have nothing more to do, so that a process
+# leaves the same whenever it is killed.
 cat > "$folder/kill/sitecustomize.py" << 'PYTHON'
 import fnmatch, os, signal, sys, time
 
 def end(event, args):
     if event == "os.rename" and fnmatch.fnmatch(os.path.abspath(args[1]), os.environ["KILL_AT"]):
-        time.sleep(4)
+        spent = -1
+        while time.process_time() - spent > 0.01:
+            spent = time.process_time()
+            time.sleep(3)
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(end)
 PYTHON
+# Made once, by the code beside this script, for both sides.
 PYTHONPATH=$PWD:$PWD/tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLCONFIGDIR=$folder/matplotlib \
   nice -n 5 "$python" scripts/compare_inputs.py "$folder/inputs" \
   "$folder/new/code/sample/mvip" > "$folder/inputs.log" 2>&1 || {
