@@ -144,7 +144,7 @@ def save_lora(folder: Path, pipeline) -> None:
 
 
 def save_checker(folder: Path) -> None:
-    """A safety checker that flags about every second image, whatever it shows."""
+    """A safety checker that flags some images, whatever they show, and passes others."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -154,7 +154,7 @@ def save_checker(folder: Path) -> None:
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
     checker.concept_embeds.data.normal_()
     checker.special_care_embeds_weights.data.fill_(2)
-    checker.concept_embeds_weights.data.fill_(0.5)
+    checker.concept_embeds_weights.data.fill_(0.68)
     checker.save_pretrained(folder)
     size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
     CLIPImageProcessor(**size).save_pretrained(folder)
