@@ -185,7 +185,7 @@ part_commands() { # help, errors, and all four commands in a chain
   for script in report status chain datasets; do
     call 0 -m semantic_aug.$script --help
   done
-  call 0 generate_augmentations.py --reproduce --help
+  call 0 generate_augmentations.py --reproduce x --help
   call 2 fine_tune.py --dataset folder
   call 2 fine_tune.py "${photos[@]}" "${sd[@]}" --experiment_name e --classes nothing
   call 2 fine_tune.py --dataset no:Such --experiment_name e
