@@ -49,6 +49,7 @@ IN_ORDER_OF = {"*/records/*.jsonl": None, "*/timing/*.jsonl": "finished"}
 # Parts of what commands say.
 SAID = (
     (r"\bprocess \d+ on [\w.-]+", "process PID on HOST"),
+    (r"\(\d+(\.\d+)? s\)", "(SECONDS s)"),
     (r"[\d.]+ [kMGT]?B used, [\d.]+ [kMGT]?B free", "SIZE used, SIZE free"),
 )
 # Progress bars, of which full ones alone count: how often they move depends on the time.
