@@ -59,7 +59,7 @@ def leave(folder, time, host, pid, seconds, torn, **changed) -> str:
         PAGE: page(seconds, "aug"),
         PICTURE: picture(1),
         BYTES: b"\xff\x00",
-        SAID: f"process {pid} on {host} has the same share ({seconds} s)\n{bar}\n{folder}/output: done\n",
+        SAID: f"process {pid} on {host} is at it ({seconds} s)\n{bar}\n{folder}/output: done\n",
         OTHER: "usage: x\n\nend\n",
         **{name: changed[name] for name in changed},
     }
@@ -159,7 +159,7 @@ CHANGES = {
     "one byte": (BYTES, b"\xff\x01", ['sha256: OLD "...", NEW "..."']),
     "a message, and how much a bar has counted": (
         SAID,
-        "process 1 on x has the same share (7 s)\ngenerate: 100%|#| 99/99 [0]\n<folder>/output: done\n",
+        "process 1 on x is at it (7 s)\ngenerate: 100%|#| 99/99 [0]\n<folder>/output: done\n",
         ["OLD generate: 100/100", "NEW generate: 99/99"],
     ),
 }
