@@ -2,8 +2,8 @@
 # The whole method on the embedded sample, offline after the installation: learns a word per class,
 # edits two photos of each class into many, and compares five ways to train a classifier, trial by
 # trial. Made for 10 minutes on two quiet cores; --fast shows the same, made for 3 minutes, with one
-# trial and fewer steps and images. When run again it goes on where it was. K="1 2 4" before the command takes
-# other numbers of photos per class, TRIALS=8 another number of trials.
+# trial and fewer steps and images. When run again it goes on where it was. K="1 2 4" before the
+# command takes other numbers of photos per class, TRIALS=8 another number of trials.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -59,34 +59,46 @@ classify=(train_classifier.py "${data[@]}" --classifier_backbone sample/backbone
 edit=("${data[@]}" --model_path sample/model --strength 1.0 --prompt sample/prompts.txt
   --guidance_scale 5 --scheduler dpm++ --num_inference_steps 10 --batch_size 32)
 
+stages() {
+  stage fine_tune fine_tune.py "${data[@]}" --model_path sample/model --num_vectors 4 \
+    --max_train_steps $steps --train_batch_size 2 --learning_rate 1e-3 --report_to none
+  stage aggregate aggregate_embeddings.py "${common[@]}"
+  stage names generate_augmentations.py "${edit[@]}" --aug real-guidance --aug_name names \
+    --num_synthetic $many
+  stage words generate_augmentations.py "${edit[@]}" --aug textual-inversion --aug_name words \
+    --num_synthetic $few
+  # Without random augmentation every image passes the backbone once, which takes seconds.
+  plain=("${classify[@]}" --augmentation none)
+  stage classify-real "${plain[@]}" --num_synthetic 0
+  stage classify-randaugment "${classify[@]}" --num_synthetic 0 --augmentation randaugment \
+    --method randaugment --compare real
+  stage classify-words "${plain[@]}" --aug_name words --compare real randaugment
+  stage classify-names "${plain[@]}" --aug_name names --num_synthetic $few --compare real randaugment \
+    words
+  stage classify-recipe "${classify[@]}" --aug_name names --synthetic_probability 0.75 \
+    --method recipe --compare real randaugment names
+  stage report -m semantic_aug.report "${data[@]}" --aug_name names words
+}
+
 cat <<TEXT
 
 Twelve kinds of machine parts, ${k// /, } photo(s) of each, taken in four places; the test photos come
 from everywhere. A small Stable Diffusion knows such parts, and not these. It edits the photos into
 new ones; then a classifier learns without and with them, in $trials trial(s).
 TEXT
-stage fine_tune fine_tune.py "${data[@]}" --model_path sample/model --num_vectors 4 \
-  --max_train_steps $steps --train_batch_size 2 --learning_rate 1e-3 --report_to none
-stage aggregate aggregate_embeddings.py "${common[@]}"
-stage names generate_augmentations.py "${edit[@]}" --aug real-guidance --aug_name names \
-  --num_synthetic $many
-stage words generate_augmentations.py "${edit[@]}" --aug textual-inversion --aug_name words \
-  --num_synthetic $few
-# Without random augmentation every image passes the backbone once, which takes seconds.
-plain=("${classify[@]}" --augmentation none)
-stage classify-real "${plain[@]}" --num_synthetic 0
-stage classify-randaugment "${classify[@]}" --num_synthetic 0 --augmentation randaugment \
-  --method randaugment --compare real
-stage classify-words "${plain[@]}" --aug_name words --compare real randaugment
-stage classify-names "${plain[@]}" --aug_name names --num_synthetic $few --compare real randaugment \
-  words
-stage classify-recipe "${classify[@]}" --aug_name names --synthetic_probability 0.75 \
-  --method recipe --compare real randaugment names
-stage report -m semantic_aug.report "${data[@]}" --aug_name names words
+
+settings="$k, $trials, $steps, $few, $many, $epochs" page=$out/report/seed=0_ex=${k##* }
+if [ "$(cat "$out/.finished" 2>/dev/null)" = "$settings" ] && [ -s "$page.png" ] &&
+  [ -s "$out/results/recipe/comparison.csv" ]; then
+  echo "All of it was done earlier; without the folder $out it begins anew."
+else
+  stages
+  echo "$settings" > "$out/.finished"
+fi
 
 "$venv/bin/python" scripts/demo_table.py "$out" "$many" "$few"
 printf '\n%-28s %8s\n' stage seconds
 for file in "$out"/.seconds-*; do
   printf '%-28s %8d\n' "${file##*seconds-}" "$(cat "$file")"
 done
-printf '\npictures: %s\npage: %s\n' "$out/report/seed=0_ex=${k##* }."{png,html}
+printf '\npictures: %s\npage: %s\n' "$page.png" "$page.html"

@@ -38,7 +38,7 @@ for set in ${SETS:-common novel}; do
   run "$numbers" train_classifier.py "${head[@]}" --num_synthetic 0 --augmentation randaugment \
     --method randaugment --compare real
   run "$numbers" generate_augmentations.py "${edits[@]}" --aug real-guidance --aug_name names \
-    --strength 1.0 --num_synthetic 6
+    --strength 1.0 --num_synthetic 8
   run "$numbers" train_classifier.py "${head[@]}" --aug_name names --num_synthetic 2 \
     --method names-2 --compare real randaugment
   run "$numbers" train_classifier.py "${head[@]}" --aug_name names --compare real randaugment names-2

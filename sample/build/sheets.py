@@ -34,22 +34,28 @@ from semantic_aug.diffusion.adapters import canny_edges
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
-def save_sheet(rows, path, labels=None, scale=1):
-    """Rows of equally many images -> one picture, with a column of row labels on the left."""
+def save_sheet(rows, path, labels=None, scale=1, heads=None):
+    """Rows of equally many images -> one picture, with labels of rows, and heads of columns."""
     sheet = np.vstack([np.hstack([np.asarray(x) for x in row]) for row in rows])
     image = Image.fromarray(sheet)
     if scale != 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     if labels:
-        margin = 12 + max(6 * len(t) for t in labels)
-        wide = Image.new("RGB", (image.width + margin, image.height), "white")
-        wide.paste(image, (margin, 0))
-        draw, height = ImageDraw.Draw(wide), image.height // len(rows)
-        for i, text in enumerate(labels):
-            draw.text((5, i * height + height // 2 - 6), text, fill="black")
-        image = wide
+        image = with_texts(image, labels, heads, len(rows), [scale * x.width for x in rows[0]])
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=88, method=6)
+
+
+def with_texts(image, labels, heads, rows, widths):
+    left, top = 12 + max(6 * len(text) for text in labels), 18 if heads else 0
+    wide = Image.new("RGB", (image.width + left, image.height + top), "white")
+    wide.paste(image, (left, top))
+    draw, height = ImageDraw.Draw(wide), image.height // rows
+    for i, text in enumerate(labels):
+        draw.text((5, top + i * height + height // 2 - 6), text, fill="black")
+    for i, text in enumerate(heads or []):
+        draw.text((left + sum(widths[:i]) + 4, 3), text, fill="black")
+    return wide
 
 
 def edit(pipe, images, prompts, strength, guidance, steps, seed):
@@ -202,6 +208,8 @@ def main(argv=None):
         kinds = [kind for kind in kinds if kind in common]
         look = "a rusty {} on a green mat|a red {} on white paper|a brass {} on a dark cloth|"
         look += "a blue {} on a wooden table|a chrome {} in a blue tray|a green {} on a tiled floor"
+        heads = ["photo", "another photo", ""]
+        heads += [each[2:].replace(" {}", ",").replace(" a ", " ") for each in look.split("|")]
         edges = [Image.fromarray(np.full((64, 10, 3), 255, np.uint8))]
         pipe = StableDiffusionImg2ImgPipeline.from_pretrained(sample / "model", dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
@@ -215,7 +223,8 @@ def main(argv=None):
                 pipe.to(device), pair * 3, prompts, 1.0, 5.0, args.steps, args.seed + 10 * k
             )
             rows.append(pair + edges + made)
-        save_sheet(rows, out / f"demo.{args.type}", [k.replace("_", " ") for k in kinds], scale=2)
+        labels = [kind.replace("_", " ") for kind in kinds]
+        save_sheet(rows, out / f"demo.{args.type}", labels, scale=2, heads=heads)
 
 
 if __name__ == "__main__":

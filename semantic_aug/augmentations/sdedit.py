@@ -361,8 +361,13 @@ def _draw(prompts: Sequence[str], generator: torch.Generator) -> str:
 
 
 def words_of(metadata: Sequence[Mapping], **fields: Sequence[str]) -> list[dict[str, str]]:
-    """What fills each image's prompt: `name`, `description` where there is one, and `fields`."""
+    """What fills each image's prompt: `name`, `description` where there is one, and `fields`.
+
+    A name is written as captions write it, "ball bearing" for the class `ball_bearing`.
+    """
     words = [{k: m[k] for k in ("name", "description") if m.get(k)} for m in metadata]
+    for each in words:
+        each["name"] = each["name"].replace("_", " ")
     for key, values in fields.items():
         for each, value in zip(words, values):
             each[key] = value

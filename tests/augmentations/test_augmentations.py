@@ -172,7 +172,7 @@ def test_edit_says_what_was_done(pipeline):
         pipeline, prompt="the {name} at night", strength=1, guidance_scale=2, mask=1, inverted=1,
         num_inference_steps=2,
     )  # fmt: skip
-    metadata = [{"name": "stop {sign}", "mask": disc()}]
+    metadata = [{"name": "stop_{sign}", "mask": disc()}]  # captions have blanks in such names
     _, edits = aug.augment([photo()], [0], metadata, [stream(0)])
     expected = Edit("real-guidance", "the stop {sign} at night", 1.0, 2.0, True, True)
     assert edits == [[expected]]
