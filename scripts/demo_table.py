@@ -33,6 +33,8 @@ def main() -> None:
         if trials > 2:
             low, high = 100 * found.ci95_low, 100 * found.ci95_high
             said += f", 95 % interval {low:+.1f} to {high:+.1f}"
+            if low < 0 < high:
+                said += " (zero is in it: more trials are needed)"
         print(f"The last row: {said}, {trials} trial(s)")
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The numbers of docs/experiments.md, on the embedded sample, for common and for novel kinds: does
 # augmentation help, with how many photos, at which strength, with how many variants, and at what cost.
-# Some hours on two cores, offline after the installation. When run again it goes on where it was.
+# Many hours on two cores, offline after the installation. When run again it goes on where it was.
 # SETS=common, TRIALS=2 or NUMBERS="1 4" before the command does a part of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 trap '[ $? -eq 0 ] || echo "experiments.sh: interrupted or failed; the same command goes on from here" >&2' EXIT
 
-trials=${TRIALS:-8} numbers=${NUMBERS:-1 2 4 8} some=${SOME:-2 8}
+trials=${TRIALS:-8} numbers=${NUMBERS:-1 2 4 8} some=${SOME:-${NUMBERS:-2 8}}
 
 # run NUMBERS COMMAND...: one of the four commands, for these numbers of photos per class.
 run() {

@@ -4,8 +4,8 @@
 
 A linear head on the features of the backbone learns the generator's kinds from 64 captioned renders
 of each (make_data.py pretrain). For every folder of edits, their share whose class it names is
-printed, of all and by class; beside it the same of further renders, which is what a perfect
-generator would reach. An export of the generator is kept only where this share and the accuracies
+printed, of all and by class; beside it the same of further renders, with which it is compared
+class by class. An export of the generator is kept only where this share and the accuracies
 of search.py have risen.
 """
 
@@ -49,6 +49,8 @@ def edits_in(folder, kinds):
             with Image.open(folder / record["file_name"]) as image:
                 images.append(np.asarray(image.convert("RGB")))
             labels.append(kinds.index(record["class_name"]))
+    if not images:
+        raise SystemExit(f"{folder} has no edit of a kind that the generator knows")
     return np.stack(images), np.array(labels)
 
 

@@ -97,6 +97,8 @@ def generate(args, recipe, names):
     images = {}
     for line in (folder / "metadata.jsonl").read_text().splitlines():
         record = json.loads(line)
+        if record["repeat"] >= variants:  # of an earlier search with more
+            continue
         with Image.open(folder / record["file_name"]) as image:
             images.setdefault(record["source"], []).append(np.asarray(image.convert("RGB")))
     rows = []
@@ -165,6 +167,8 @@ def main(argv=None):
     real = {name: features(photos, 8, name) for name in ("flip-rotate", "randaugment")}
     out = Path(args.out or Path(args.cache) / f"search-{args.set}.csv")
     write_header = not out.exists()
+    if not write_header and out.read_text().partition("\n")[0] != ",".join(COLUMNS):
+        raise SystemExit(f"{out} has other columns; name another file with --out")
     baseline = {}
     with open(out, "a", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
@@ -183,7 +187,7 @@ def main(argv=None):
                 for name, other in (("real", "flip-rotate"), ("randaugment", "randaugment")):
                     if (other, shots) in baseline:  # paired by trial
                         scores[f"minus_{name}"] = scores["test"] - baseline[other, shots]
-                if ("randaugment", shots) in baseline:  # the last of both; the better in each trial
+                if ("randaugment", shots) in baseline:  # both are known; the better of each trial
                     better = np.maximum(*(baseline[name, shots] for name in real))
                     scores["minus_better"] = scores["test"] - better
                 for key, values in scores.items():
