@@ -41,7 +41,8 @@ def save_sheet(rows, path, labels=None, scale=1, heads=None):
     if scale != 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     if labels:
-        image = with_texts(image, labels, heads, len(rows), [scale * x.width for x in rows[0]])
+        widths = [scale * np.shape(x)[1] for x in rows[0]]
+        image = with_texts(image, labels, heads, len(rows), widths)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=88, method=6)
 
