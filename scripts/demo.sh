@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole method on the embedded sample, offline after the installation: learns a word per class,
 # edits two photos of each class into many, and compares five ways to train a classifier, trial by
-# trial. Nine minutes on two quiet cores; --fast shows the same in three, with one trial and fewer
+# trial. Eight minutes on two quiet cores; --fast shows the same in three, with one trial and fewer
 # steps and images. When run again it goes on where it was. K="1 2 4" before the command takes other
 # numbers of photos per class, TRIALS=8 another number of trials.
 set -euo pipefail
@@ -86,7 +86,7 @@ cat <<TEXT
 
 Twelve kinds of machine parts, ${k// /, } photo(s) of each, taken in four places; the test photos come
 from everywhere. A small Stable Diffusion knows such parts, but has never seen these. It edits the photos into
-new ones; then a classifier learns without and with them, in $trials trial(s). Three trials take nine
+new ones; then a classifier learns without and with them, in $trials trial(s). Three trials take eight
 minutes on two quiet cores, --fast takes three.
 TEXT
 
