@@ -1,8 +1,30 @@
 """Few-shot image classifiers improved by synthetic images (DA-Fusion, arXiv 2302.07944)."""
 
 import hashlib
+import importlib
 
 __version__ = "0.1.0"
+
+
+# The stages, each a function in the words of its command's flags; loaded when asked for.
+_FACE = {
+    "Run": "semantic_aug.settings.common",
+    "fine_tune": "semantic_aug.stages.fine_tune",
+    "aggregate": "semantic_aug.stages.aggregate",
+    "generate": "semantic_aug.stages.generate",
+    "reproduce": "semantic_aug.stages.reproduce",
+    "train_classifier": "semantic_aug.stages.train_classifier",
+}
+
+
+def __getattr__(name: str):
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_FACE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FACE])
 
 
 class UserError(ValueError):

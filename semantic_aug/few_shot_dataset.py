@@ -122,6 +122,13 @@ class FewShotDataset(Dataset):
     env: str | None = None
     default_dir: str | None = None
 
+    made_with: dict  # the keyword arguments of its constructor
+
+    def __new__(cls, *args, **kwargs):
+        made = super().__new__(cls)
+        made.made_with = kwargs
+        return made
+
     def __init__(
         self,
         *,

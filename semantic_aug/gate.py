@@ -14,11 +14,13 @@ import torch
 
 from semantic_aug import UserError
 from semantic_aug.diffusion.identity import commit_of, identity_of
-from semantic_aug.evaluation.backbone import CHUNK, SHORT_NAMES, load_backbone, read_preprocessing
+from semantic_aug.evaluation.backbone import CHUNK, load_backbone, read_preprocessing
 from semantic_aug.evaluation.pictures import Images
 from semantic_aug.experiment.config import Identity, config_id, is_called
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.settings.classification import SHORT_NAMES
+from semantic_aug.settings.generation import CLASSIFIER, CLIP, FILTER_MODELS
 from semantic_aug.synthesis.jobs import Job
 from semantic_aug.synthesis.records import (
     CLASS_KEYS,
@@ -28,8 +30,6 @@ from semantic_aug.synthesis.records import (
     read_records,
 )
 
-CLIP, CLASSIFIER = "clip", "classifier"
-MODELS = {CLIP: "openai/clip-vit-base-patch32", CLASSIFIER: "resnet50"}
 SENTENCE = "a photo of a {}"  # what CLIP compares an image with (arXiv 2103.00020, section 3.1.4)
 
 
@@ -70,7 +70,7 @@ def make_filter(kind: str, model: str | None, quantile: float) -> Filter:
     Raises:
         UserError: there is no such model, or it is no CLIP where one is needed.
     """
-    model = SHORT_NAMES.get(model or MODELS[kind], model or MODELS[kind])
+    model = SHORT_NAMES.get(model or FILTER_MODELS[kind], model or FILTER_MODELS[kind])
     config = _read_config(model)
     if kind == CLIP and config.model_type != "clip":
         raise UserError(f"--filter_model: {model} is a {config.model_type}, expected a CLIP model")

@@ -29,6 +29,7 @@ FLOORS = {
     "report.__main__": 8,
     "chain": 9,
     "status": 9,
+    "__main__": 9,
 }
 FACE = "semantic_aug"  # lies below floor 0: UserError, counted, stable_hash
 MAY_IMPORT_DIFFUSERS = ("diffusion", "words", "augmentations")

@@ -7,4 +7,4 @@
 # submit.sh submits this; by hand, from this project's folder:
 #   sbatch scripts/slurm/aggregate.sh --experiment_name thesis
 source "${DA_FUSION_ROOT:-$SLURM_SUBMIT_DIR}/scripts/slurm/job.sh"
-run_stage aggregate_embeddings.py "$@"
+run_stage aggregate "$@"

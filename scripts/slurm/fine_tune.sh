@@ -7,4 +7,4 @@
 # submit.sh submits this; by hand, from this project's folder:
 #   sbatch --array=0-15 --gpus-per-task=1 scripts/slurm/fine_tune.sh --dataset mvip --experiment_name thesis
 source "${DA_FUSION_ROOT:-$SLURM_SUBMIT_DIR}/scripts/slurm/job.sh"
-run_stage fine_tune.py "$@"
+run_stage fine-tune "$@"

@@ -1,4 +1,4 @@
-# Sourced by the batch scripts: run_stage COMMAND.py FLAG... runs one of the four commands.
+# Sourced by the batch scripts: run_stage COMMAND FLAG... runs one of the four commands.
 #
 # Before its time limit the job gets USR1 (--signal in the batch scripts). The command then leaves
 # checkpoints and ends, and the job goes back into the queue, to go on later; at most MAX_REQUEUES
@@ -6,9 +6,10 @@
 set -uo pipefail
 root=${DA_FUSION_ROOT:-$SLURM_SUBMIT_DIR}
 source "$root/scripts/slurm/activate.sh"
+[ ! -d "$root/semantic_aug" ] || export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" # not installed
 
 run_stage() {
-  local script=$root/$1 restarts=${SLURM_RESTART_COUNT:-0} asked="" repeating pid status again
+  local name=$1 restarts=${SLURM_RESTART_COUNT:-0} asked="" repeating pid status again
   local job=$SLURM_JOB_ID
   # The last task of an array has the array's own id, which stands for all tasks.
   [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
@@ -17,7 +18,7 @@ run_stage() {
   # A launcher such as accelerate launch would die of USR1; our commands handle it themselves.
   (
     trap "" USR1
-    exec ${LAUNCH:-python} "$script" "$@"
+    exec ${LAUNCH:-python} -m semantic_aug "$name" "$@"
   ) &
   pid=$!
   trap 'asked=yes; trap "" USR1; pass_on "$pid" & repeating=$!' USR1

@@ -35,11 +35,10 @@ from semantic_aug.images.framing import (
     mask_to_square,
     to_square,
 )
+from semantic_aug.settings.generation import DEFAULT_PROMPT, SAFETY_RETRIES
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PROMPT = "a photo of a {name}"
-SAFETY_RETRIES = 3
 PROMPT_FIELDS = ("name", "description", "token")
 
 

@@ -2,16 +2,16 @@
 
 import argparse
 import contextlib
+import difflib
 import errno
 import functools
-import logging
-import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from semantic_aug import UserError
+from semantic_aug.cli.notices import notices
 from semantic_aug.experiment.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, stoppable
 
 
@@ -54,12 +54,29 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
         text = action.help or ""
         default = action.default
-        has_none = default is None or default is False or default in ([], argparse.SUPPRESS)
+        has_none = default is None or default is False or default in ((), [], argparse.SUPPRESS)
         if not has_none and "default" not in text:
-            if isinstance(default, list):
+            if isinstance(default, list | tuple):
                 default = " ".join(map(str, default))
             text += f" (default {str(default).replace('%', '%%')})"
         return text
+
+
+def one_of(names: Iterable[str], words: Sequence[str], prog: str, doc: str) -> str:
+    """The command that the first word names; with --help, all of them, and the end of the program.
+
+    Raises:
+        SystemExit: there is none, or another one.
+    """
+    parser = Parser(doc, prog=prog, usage="%(prog)s COMMAND --flag value ...")
+    if not words or words[0] in ("-h", "--help"):
+        parser.print_help()
+        raise SystemExit(0 if words else 2)
+    name = words[0].replace("_", "-")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1) or [", ".join(names)]
+        parser.error(f"there is no command {words[0]!r}; is {near[0]} meant?")
+    return name
 
 
 def _underscored(arg: str) -> str:
@@ -90,7 +107,7 @@ def command(main):
 
     @functools.wraps(main)
     def wrapper(argv=None):
-        with _notices(), contextlib.suppress(BrokenPipeError):
+        with notices(), contextlib.suppress(BrokenPipeError):
             try:
                 with stoppable():
                     return main(argv)
@@ -117,44 +134,3 @@ def _name_of(module) -> str:
     """What the module calls itself, the script's file name, or what stands behind `python -m`."""
     name = Path(module.__file__).name
     return getattr(module, "PROG", module.__package__ if name == "__main__.py" else name)
-
-
-@contextlib.contextmanager
-def _notices():
-    """Messages of this package go to stderr, each once; libraries speak up only for errors."""
-    _quiet_libraries()
-    logger = logging.getLogger("semantic_aug")
-    handler, said = _AboveBars(), set()
-
-    def is_new(record):
-        message = record.getMessage()
-        return not (message in said or said.add(message))
-
-    handler.addFilter(is_new)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-class _AboveBars(logging.Handler):
-    """Writes one line per message to stderr, and lets progress bars go on below it."""
-
-    def emit(self, record):
-        from tqdm import tqdm
-
-        tqdm.write(" ".join(record.getMessage().split()), file=sys.stderr)
-
-
-def _quiet_libraries():
-    # Read when the libraries are imported, which happens later and only where they are needed.
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

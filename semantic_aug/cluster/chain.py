@@ -13,9 +13,7 @@ behind the file go over those in it, for all of them.
 For submit, the flags of sbatch follow behind `--`.
 """
 
-import argparse
 import contextlib
-import importlib.util
 import os
 import re
 import shlex
@@ -25,31 +23,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import semantic_aug
 from semantic_aug import UserError
 from semantic_aug.cli.command import Parser, command
+from semantic_aug.cli.scripts import ROOT, SCRIPTS, load_script, words_of
 from semantic_aug.experiment.names import SLURM_LOGS
+from semantic_aug.settings import build_all
+from semantic_aug.settings.classification import Classification
+from semantic_aug.settings.common import Experiment, Run
+from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.generation import Generation
+from semantic_aug.settings.merging import Merging
 from semantic_aug.stages.common import experiment_of
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-# By what stands before the flags of a command: `fine_tune:` and so on.
-SCRIPTS = {
-    "fine_tune": "fine_tune.py",
-    "aggregate": "aggregate_embeddings.py",
-    "generate": "generate_augmentations.py",
-    "train_classifier": "train_classifier.py",
-}
 SECTIONS = tuple(SCRIPTS)
+SETTINGS = {
+    "fine_tune": (Run, FineTuning),
+    "aggregate": (Experiment, Merging),
+    "generate": (Run, Generation),
+    "train_classifier": (Run, Classification),
+}
+# For other processes: where this package is found, whichever folder they stand in.
+PYTHONPATH = os.pathsep.join(
+    filter(None, [str(Path(semantic_aug.__file__).parent.parent), os.environ.get("PYTHONPATH")])
+)
 # Several commands have these, and mean different things by them.
 AMBIGUOUS = ("--batch_size", "--learning_rate")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One of the four commands with its flags, and what they mean."""
+    """One of the four commands with its flags, and the run that they mean."""
 
     stage: str
     argv: tuple[str, ...]
-    args: argparse.Namespace
+    run: Experiment
 
 
 # --- from flags to commands ------------------------------------------------------------------
@@ -129,9 +137,10 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = SECTIONS) -> list[
                 *over,
             ]
             args = parsers[stage].parse_args(argv)
-            if "dataset" in args:  # better refused here than by a job, hours later
-                parse_dataset_args(dataset_class(args.dataset), args.dataset_args)
-            commands.append(Command(stage, tuple(argv), args))
+            run, _ = build_all(vars(args), *SETTINGS[stage])
+            if isinstance(run, Run):  # better refused here than by a job, hours later
+                parse_dataset_args(dataset_class(run.dataset), run.dataset_args)
+            commands.append(Command(stage, tuple(argv), run))
     return [each for each in commands if each.stage in stages]
 
 
@@ -153,19 +162,8 @@ def shared(words: Sequence[str], stage: str, parsers: Mapping[str, Parser]) -> l
 
 def parser_of(stage: str) -> Parser:
     """The parser of a command."""
-    path = ROOT / SCRIPTS[stage]
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # where dataclasses look for their own module
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{sys.executable} has no package {error.name}: make ready the Python that has those "
-            "of requirements.txt (ACTIVATE says how, for submit.sh)"
-        ) from error
-    parser = module.build_parser()
-    parser.prog = path.name
+    parser = load_script(stage).build_parser()
+    parser.prog = SCRIPTS[stage]
     return parser
 
 
@@ -175,9 +173,9 @@ def parser_of(stage: str) -> Parser:
 def run(commands: Sequence[Command]) -> None:
     """Run one after the other; the first that fails ends it, with its status."""
     for each in commands:
-        line = [sys.executable, str(ROOT / SCRIPTS[each.stage]), *each.argv]
-        print(f"\n== {shlex.join(['python', SCRIPTS[each.stage], *each.argv])}", flush=True)
-        process = subprocess.Popen(line)
+        line = [sys.executable, "-m", "semantic_aug", each.stage.replace("_", "-"), *each.argv]
+        print(f"\n== {shlex.join([*words_of(each.stage), *each.argv])}", flush=True)
+        process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": PYTHONPATH})
         try:
             status = process.wait()
         except BaseException:  # whoever asks this process to end means that one
@@ -236,7 +234,7 @@ def submit(
     Raises:
         UserError: sbatch is not here, or refuses a job.
     """
-    folder = experiment_of(commands[0].args)
+    folder = experiment_of(commands[0].run)
     if not dry_run:
         (folder / SLURM_LOGS).mkdir(parents=True, exist_ok=True)
     jobs: dict[str, list[str]] = {}
@@ -327,6 +325,6 @@ def main(argv=None):
         submit(commands, array, extra, args.dry_run)
     elif args.dry_run:
         for each in commands:
-            print(shlex.join(["python", SCRIPTS[each.stage], *each.argv]))
+            print(shlex.join([*words_of(each.stage), *each.argv]))
     else:
         run(commands)

@@ -38,6 +38,29 @@ def dataset_class(name: str) -> type[FewShotDataset]:
     return find_class("--dataset", name, DATASETS, FewShotDataset)
 
 
+def named_dataset(dataset: str | type[FewShotDataset] | FewShotDataset) -> dict:
+    """How settings say a dataset: by its name, and what an object was made with.
+
+    Raises:
+        UserError: it has no name by which another process would find it.
+    """
+    if isinstance(dataset, str):
+        return {"dataset": dataset}
+    cls = dataset if isinstance(dataset, type) else type(dataset)
+    if not issubclass(cls, FewShotDataset):
+        raise UserError(f"--dataset: got {dataset!r}, expected a name or a FewShotDataset")
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    if "<locals>" in path:
+        raise UserError(f"--dataset: {path} is within a function: move it into a module")
+    found: dict = {"dataset": next((k for k, v in DATASETS.items() if v == path), path)}
+    if isinstance(dataset, FewShotDataset):
+        given = dataset.made_with
+        found |= {key: given[key] for key in ("data_dir", "crop_to_object") if key in given}
+        own = {key: value for key, value in given.items() if key not in _COMMON}
+        found["dataset_args"] = own | ({"bits": given["bits"]} if given.get("bits") else {})
+    return found
+
+
 def build_dataset(
     name: str, split: str, *, dataset_args: Sequence[str] = (), **common
 ) -> FewShotDataset:

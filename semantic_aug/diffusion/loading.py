@@ -12,19 +12,13 @@ from safetensors import SafetensorError
 from semantic_aug import UserError, counted
 from semantic_aug.diffusion.inspecting import SCHEDULER_CONFIG, ModelInfo, read_json
 from semantic_aug.experiment.sharding import local_rank
+from semantic_aug.settings.generation import SCHEDULERS
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # --scheduler: the class in diffusers and what differs from the model's own configuration.
-SCHEDULERS = {
-    "ddim": ("DDIMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
 MOST_TIMESTEPS = 100_000  # models have 1000
 
 # What the libraries raise on missing, broken or unknown files of a model.

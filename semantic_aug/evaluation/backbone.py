@@ -18,17 +18,11 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError, counted, stable_hash
+from semantic_aug.settings.classification import ALL, FLOAT32, FROZEN, SHORT_NAMES
 
-SHORT_NAMES = {
-    "resnet50": "microsoft/resnet-50",
-    "deit": "facebook/deit-base-distilled-patch16-224",
-}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIZE = 224  # pixels, where a backbone names no size of its own
 CHUNK = 64  # images that pass a frozen backbone together
-FROZEN, ALL = "none", "all"
-FLOAT32 = "float32"
-PRECISIONS = ("float16", "bfloat16", FLOAT32)
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +38,7 @@ class Backbone:
         image_size: height and width in pixels of the images it is given here.
         identity: the model's class and a digest of its weights; the same wherever they lie.
         num_features: length of a feature vector.
-        precision: what a frozen backbone computes in, one of `PRECISIONS`.
+        precision: what a frozen backbone computes in, one of `BACKBONE_PRECISIONS`.
         trained: the modules whose parameters are trained together with the head; none if frozen.
         keeps_statistics: also while it is trained, BatchNorm uses the statistics it came with.
             The photos of a few-shot trial are too few to estimate others.
@@ -174,7 +168,7 @@ def load_backbone(
             configuration, then from its configuration, then 224.
         finetune: `none`, `all`, or `last:N`, its last N blocks and what follows them.
         from_scratch: only its configuration is read; the weights are random, always the same.
-        precision: of a frozen backbone, one of `PRECISIONS`; default `default_precision`.
+        precision: of a frozen backbone, one of `BACKBONE_PRECISIONS`; default `default_precision`.
 
     Raises:
         UserError: no such model, no network and no copy of it, no weights, or no image model; its

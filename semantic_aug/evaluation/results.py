@@ -25,7 +25,6 @@ from semantic_aug.evaluation.metrics import Evaluation, Scores
 from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.names import Trial
 
-REAL = "real"  # the method's name where no synthetic images are used; others' gain is over it
 TRAINING, VALIDATION, TEST = RESULT_SPLITS = ("Training", "Validation", "Test")
 RESULT_COLUMNS = ("seed", "examples_per_class", "epoch", "value", "metric", "split")
 CONFUSION_COLUMNS = ("split", "true", "predicted", "count")

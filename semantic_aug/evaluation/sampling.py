@@ -8,9 +8,7 @@ import torch
 from semantic_aug import UserError
 from semantic_aug.evaluation.pictures import Images
 from semantic_aug.few_shot_dataset import FewShotDataset
-
-# How synthetic images are used; `draw_epoch` says what each means.
-MIX, APPEND, PRETRAIN, BALANCE = UTILIZATIONS = ("mix", "append", "pretrain", "balance")
+from semantic_aug.settings.classification import APPEND, BALANCE, PRETRAIN
 
 
 @dataclass(frozen=True, eq=False)

@@ -212,7 +212,6 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "trivialaugment": trivial_augment,
 }
 MIXES: dict[str, Mix] = {"cutmix": cutmix, "mixup": mixup}
-NAMES = ("none", *AUGMENTATIONS, *MIXES)
 
 
 def augment(names: Sequence[str], images: torch.Tensor, generator: torch.Generator) -> Mixture:

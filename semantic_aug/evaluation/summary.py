@@ -11,7 +11,6 @@ import pandas as pd
 
 from semantic_aug.evaluation.results import (
     COMPARISON_FILE,
-    REAL,
     SUMMARY_FILE,
     paired_differences,
     read_results,
@@ -21,6 +20,7 @@ from semantic_aug.evaluation.results import (
 from semantic_aug.experiment.config import read_config, write_config
 from semantic_aug.experiment.names import BORROWED_WORDS, Trial
 from semantic_aug.experiment.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_per_trial
+from semantic_aug.settings.classification import REAL
 
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 EVALUATION_PHOTOS = "evaluation photos"  # which older results do not record

@@ -6,54 +6,23 @@ head's first weights to the last rotation, comes from one CPU generator that the
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from semantic_aug import UserError, stable_hash
-from semantic_aug.evaluation.backbone import FROZEN, Backbone
+from semantic_aug.evaluation.backbone import Backbone
 from semantic_aug.evaluation.features import LabelledFeatures, cached_features
 from semantic_aug.evaluation.metrics import Evaluation, Scores, class_scores, evaluation
-from semantic_aug.evaluation.sampling import MIX, Examples, draw_epoch
+from semantic_aug.evaluation.sampling import Examples, draw_epoch
 from semantic_aug.evaluation.standard_augmentation import augment
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.settings.classification import BEST_VAL, FROZEN, LAST, TrainingOptions
 
-LAST, BEST_VAL = "last", "best_val"
 DIVERGED = 1000  # times the loss of guessing
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a classifier is trained; everything here changes the result.
-
-    Attributes:
-        iterations_per_epoch: batches per epoch.
-        batch_size: images per batch, drawn with replacement.
-        learning_rate: of Adam, for the head.
-        synthetic_probability: how often a drawn photo is replaced by one of its own synthetic
-            variants, in [0, 1] (DA-Fusion, section 4); for utilization `mix`.
-        augmentation: names of standard augmentations, as `augment` takes them.
-        utilization: how synthetic images are used, one of `UTILIZATIONS`.
-        class_balanced: draw every class equally often, however many images it has.
-        select: report the `last` epoch, or the one with the best validation accuracy, `best_val`.
-        finetune: which part of the backbone is trained too: `none`, `all` or `last:N`.
-        backbone_learning_rate: of Adam, for that part.
-    """
-
-    num_epochs: int = 50
-    iterations_per_epoch: int = 200
-    batch_size: int = 32
-    learning_rate: float = 1e-4
-    synthetic_probability: float = 0.5
-    augmentation: Sequence[str] = ("flip-rotate",)
-    utilization: str = MIX
-    class_balanced: bool = False
-    select: str = LAST
-    finetune: str = FROZEN
-    backbone_learning_rate: float = 1e-5
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,33 +1,33 @@
-"""Which share of the work is this process's: flags, SLURM arrays and launchers."""
+"""Which share of the work is this process's: settings, SLURM arrays and launchers."""
 
-import argparse
 import logging
 import os
 import re
+from collections.abc import Mapping
 
 from semantic_aug import UserError, stable_hash
 
 log = logging.getLogger(__name__)
 
 
-def shard_of(args: argparse.Namespace, environ=os.environ) -> tuple[int, int]:
-    """This process's (index, count): from the flags, else from SLURM and a launcher together.
+def shard_of(
+    index: int | None, count: int | None, environ: Mapping[str, str] = os.environ
+) -> tuple[int, int]:
+    """This process's (index, count): those given, else from SLURM and a launcher together.
 
     A SLURM array may have any offset and step; processes of one launch (accelerate launch,
     torchrun, mpirun, or srun) divide the share of their array task among themselves.
 
     Raises:
-        UserError: flags that do not fit each other, or an array with gaps, in which nobody would
+        UserError: settings that do not fit each other, or an array with gaps, in which nobody would
             do some of the work.
     """
-    if (args.shard_index is None) != (args.num_shards is None):
+    if (index is None) != (count is None):
         raise UserError("--shard_index and --num_shards go together")
-    if args.num_shards is not None:
-        if not 0 <= args.shard_index < args.num_shards:
-            raise UserError(
-                f"--shard_index: got {args.shard_index}, expected 0 to {args.num_shards - 1}"
-            )
-        return args.shard_index, args.num_shards
+    if index is not None and count is not None:
+        if not 0 <= index < count:
+            raise UserError(f"--shard_index: got {index}, expected 0 to {count - 1}")
+        return index, count
     task, tasks = _array_task(environ)
     process, processes = _launched_process(environ)
     return task * processes + process, tasks * processes

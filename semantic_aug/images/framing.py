@@ -9,8 +9,6 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-FITS = ("pad", "crop", "squash")
-
 
 @dataclass(frozen=True)
 class Frame:

@@ -22,10 +22,9 @@ from semantic_aug.experiment.files import atomic_path, write_text
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.images.likeness import change_of, reduced
 from semantic_aug.images.reading import read_image
+from semantic_aug.settings.reporting import EMBED, NEAR_DUPLICATE
 
-EMBED = 2000  # pictures within a page: about 10 MB
 PHOTO, VARIANT = 256, 128  # longer sides of thumbnails in pixels
-NEAR_DUPLICATE = 5.0  # a variant that changed less than this, of 255 (2 %), is a near-duplicate
 
 # What says something about one image; the rest of a record is shared by many.
 _OWN = {

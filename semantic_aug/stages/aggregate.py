@@ -2,10 +2,12 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from semantic_aug import UserError, counted
+from semantic_aug.cli.notices import RESULT
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.files import remove_leftovers
 from semantic_aug.experiment.names import (
@@ -15,7 +17,12 @@ from semantic_aug.experiment.names import (
     folder_names,
     merged_file,
 )
+from semantic_aug.experiment.processes import at_work
+from semantic_aug.experiment.sharding import shard_blocks, shard_of
 from semantic_aug.experiment.timing import AGGREGATE, timed
+from semantic_aug.settings.common import Experiment
+from semantic_aug.settings.merging import Merging
+from semantic_aug.stages.common import experiment_of, nothing_to_do, stage, trials_of
 from semantic_aug.words.embeddings import (
     LearnedWords,
     merge_embeddings,
@@ -28,7 +35,53 @@ from semantic_aug.words.embeddings import (
 log = logging.getLogger(__name__)
 
 
-def given_words(texts: list[str]) -> dict[str, LearnedWords]:
+@stage(Merging)
+def aggregate(run: Experiment, settings: Merging) -> dict[Trial, Path]:
+    """Merge the learned words of each trial of this process's share into one file.
+
+    Returns:
+        By trial, the merged file.
+
+    Raises:
+        UserError: a trial has no words, or words that were learned with different settings.
+    """
+    experiment, shard, trials = (
+        experiment_of(run),
+        shard_of(settings.shard_index, settings.num_shards),
+        trials_of(run),
+    )
+    given = given_words(settings.word)
+    if not given and not experiment.is_dir():
+        raise UserError(f"there is no experiment {experiment}; run fine_tune.py first")
+    mine = [trials[number] for number in sorted(shard_blocks(len(trials), *shard))]
+    if not mine:
+        log.log(RESULT, "%s", nothing_to_do(shard, counted(len(trials), "trial")))
+        return {}
+    found = {trial: files_of(experiment, trial, given) for trial in mine}
+    for trial, files in found.items():
+        if not files and not given:
+            raise UserError(
+                f"no {EMBEDDINGS_FILE} in {fine_tuned_dir(experiment, trial)}/*/; trained trials: "
+                f"{', '.join(trained_trials(experiment)) or 'none'}; run fine_tune.py with the "
+                "same --seed and --examples_per_class"
+            )
+        check_same_settings(files, read_config(fine_tuned_dir(experiment, trial)))
+        check_classes(given, trial, classes_of(experiment, trial))
+    if given:
+        log.warning(
+            "words from elsewhere for %s: if they have seen photos of val or test, they make "
+            "results optimistic",
+            ", ".join(given),
+        )
+    wanted = dict.fromkeys(trials, (1, 0))
+    with at_work(experiment, AGGREGATE, wanted, shard=shard) as reporter:
+        for trial, files in found.items():
+            reporter.works_on([trial])
+            merge(experiment, trial, files, given)
+    return {trial: merged_file(experiment, trial) for trial in mine}
+
+
+def given_words(texts: Sequence[str]) -> dict[str, LearnedWords]:
     """By class, what `--word` names."""
     given = {}
     for text in texts:
@@ -68,7 +121,7 @@ def merge(
         words += [each.as_word_of(name, tokens[name]) if name in tokens else each
                   for name, each in given.items()]  # fmt: skip
         merged = merge_embeddings(words, path, header)
-    print(f"{path}: {counted(len(merged), 'word')}: {' '.join(merged)}")
+    log.log(RESULT, "%s: %s: %s", path, counted(len(merged), "word"), " ".join(merged))
     known = {name: token for each in words for token, name in each.classes.items()}
     missing = [name for name in classes if token_for(name, known, merged) is None]
     if missing:

@@ -2,12 +2,14 @@
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.diffusion.adapters import check_unet
 from semantic_aug.diffusion.inspecting import ModelInfo
 from semantic_aug.experiment.names import BORROWED_WORDS, FINE_TUNED, MERGED, Trial, merged_file
+from semantic_aug.settings.generation import REAL_GUIDANCE, TEXTUAL_INVERSION, Generation
 from semantic_aug.stages.editing import check_prompts, read_prompts
 from semantic_aug.synthesis.records import masks_by_class
 from semantic_aug.words.embeddings import (
@@ -21,21 +23,23 @@ from semantic_aug.words.embeddings import (
 log = logging.getLogger(__name__)
 
 
-def choose_words(args, experiment: Path, trials: list[Trial]) -> dict[Trial, Path | None]:
-    """Complete the flags about prompts and augmentations; the learned words of each trial, if used.
+def choose_words(
+    settings: Generation, experiment: Path, trials: list[Trial]
+) -> tuple[Generation, dict[Trial, Path | None]]:
+    """The settings with their prompts and augmentations, and the learned words of each trial.
 
     Raises:
         UserError: prompts that cannot be filled in, or no words where they are asked for.
     """
-    args.prompt = read_prompts(args.prompt)
-    check_prompts(args.prompt)
-    embed_paths = {trial: find_embeddings(args, experiment, trial) for trial in trials}
-    if args.aug is None:
+    settings = replace(settings, prompt=tuple(read_prompts(settings.prompt)))
+    check_prompts(settings.prompt)
+    embed_paths = {trial: find_embeddings(settings, experiment, trial) for trial in trials}
+    if settings.aug is None:
         found = all(embed_paths.values())
-        args.aug = ["textual-inversion" if found else "real-guidance"]
-    uses_words = "textual-inversion" in args.aug
-    report_words(args, experiment, embed_paths, uses_words)
-    return embed_paths if uses_words else dict.fromkeys(trials)
+        settings = replace(settings, aug=(TEXTUAL_INVERSION if found else REAL_GUIDANCE,))
+    uses_words = TEXTUAL_INVERSION in settings.aug
+    report_words(settings, experiment, embed_paths, uses_words)
+    return settings, embed_paths if uses_words else dict.fromkeys(trials)
 
 
 def details_of_classes(dataset, embed_path: Path | None, info: ModelInfo, unets, masked) -> dict:
@@ -54,14 +58,14 @@ def details_of_classes(dataset, embed_path: Path | None, info: ModelInfo, unets,
     return details
 
 
-def find_embeddings(args, experiment: Path, trial: Trial) -> Path | None:
+def find_embeddings(settings: Generation, experiment: Path, trial: Trial) -> Path | None:
     """The file of learned words for a trial; None where there is none.
 
     Raises:
         UserError: `--embed_path` names no file.
     """
-    if args.embed_path:
-        path = Path(trial.fill(args.embed_path))
+    if settings.embed_path:
+        path = Path(trial.fill(settings.embed_path))
         if not path.is_file():
             raise UserError(
                 f"--embed_path: {path} does not exist; aggregate_embeddings.py makes it"
@@ -84,9 +88,11 @@ def distance(path: Path, trial: Trial) -> tuple | None:
     return more, abs(examples - trial.examples_per_class), seed != trial.seed, seed
 
 
-def report_words(args, experiment: Path, embed_paths: dict, uses_words: bool) -> None:
+def report_words(
+    settings: Generation, experiment: Path, embed_paths: dict, uses_words: bool
+) -> None:
     """Say what guides the edits, and whatever about it could surprise."""
-    log.info("augmentation: %s", ", ".join(dict.fromkeys(args.aug)))
+    log.info("augmentation: %s", ", ".join(dict.fromkeys(settings.aug)))
     missing = [trial.name for trial, path in embed_paths.items() if path is None]
     if uses_words and missing:
         raise UserError(

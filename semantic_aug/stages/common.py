@@ -1,78 +1,187 @@
-"""What the flags of all stages mean: the experiment, its trials, and their photos."""
+"""What all stages share: the experiment, its trials and photos, and how a stage is called."""
 
-import argparse
+import contextlib
+import dataclasses
+import functools
+import inspect
+import re
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from semantic_aug import UserError, counted
+from semantic_aug.cli.scripts import words_of
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.files import check_writable
-from semantic_aug.experiment.names import CONFIG_FILE, Trial, experiment_dir
+from semantic_aug.experiment.names import CONFIG_FILE, Trial, experiment_dir, fine_tuned_dir
+from semantic_aug.settings import build, build_all, fields_of
+from semantic_aug.settings.common import Experiment, Model, Run
 
 MOST_TRIALS = 100_000
+# What the next command has in common with fine_tune.py.
+_OF_WORDS = (*fields_of(Run), "model", "revision", "variant")
 
 
-def experiment_of(args: argparse.Namespace) -> Path:
+def experiment_of(run: Experiment) -> Path:
     """The experiment's folder, which need not exist, but must be one that can be written to."""
-    return check_writable(experiment_dir(args.output_dir, args.experiment_name))
+    return check_writable(experiment_dir(run.output_dir, run.experiment_name))
 
 
-def trials_of(args: argparse.Namespace) -> list[Trial]:
+def trials_of(run: Experiment) -> list[Trial]:
     """Every seed with every number of examples per class.
 
     Raises:
         UserError: more than `MOST_TRIALS`.
     """
-    sizes = dict.fromkeys(args.examples_per_class)
-    if args.num_trials * len(sizes) > MOST_TRIALS:
+    sizes = dict.fromkeys(run.examples_per_class)
+    if run.num_trials * len(sizes) > MOST_TRIALS:
         raise UserError(
-            f"--num_trials: got {args.num_trials} for {counted(len(sizes), 'number')} of examples "
+            f"--num_trials: got {run.num_trials} for {counted(len(sizes), 'number')} of examples "
             f"per class, expected {MOST_TRIALS} trials at most in all"
         )
     return [
         Trial(seed, examples)
-        for seed in range(args.seed, args.seed + args.num_trials)
+        for seed in range(run.seed, run.seed + run.num_trials)
         for examples in sizes
     ]
 
 
-def dataset_of(args: argparse.Namespace, split: str, trial: Trial | None = None):
-    """One split of the dataset that the flags name; with a trial, that trial's subset of it."""
+def dataset_of(run: Run, split: str, trial: Trial | None = None):
+    """One split of a run's dataset; with a trial, that trial's subset of it."""
     # Imported late: who only asks where an experiment lies needs no torch.
     from semantic_aug.datasets import build_dataset
 
+    older = ["older_list=true"] if run.older_list and has_older_list(run) else []
     subset = {}
     if trial is not None:
         subset = {"seed": trial.seed, "examples_per_class": trial.examples_per_class}
     return build_dataset(
-        args.dataset,
+        run.dataset,
         split,
-        dataset_args=[*args.dataset_args, *_list_of_photos(args)],
-        data_dir=args.data_dir,
-        crop_to_object=args.crop_to_object,
+        dataset_args=[*run.dataset_args, *older],
+        data_dir=run.data_dir,
+        crop_to_object=run.crop_to_object,
         **subset,
     )
 
 
-def _list_of_photos(args: argparse.Namespace) -> list[str]:
-    """What keeps the list of photos of an experiment that was begun when `folder` took fewer.
+def prepared(run: Run, logdir: str | None = None) -> Run:
+    """`run` with its dataset by name, and with what decides which photos `folder` lists.
 
-    Whether it was is found out once, and noted in `args.older_list`, from where it comes into
-    every config.json. One without this note was written by an earlier version.
+    An experiment that was begun when `folder` took fewer photos keeps their list. Whether it was
+    is noted in every config.json; one without this note was written by an earlier version.
     """
+    from semantic_aug.datasets import named_dataset
+
+    run = dataclasses.replace(run, **named_dataset(run.dataset))
+    if not has_older_list(run):
+        return run
+    begun = [*experiment_dir(run.output_dir, run.experiment_name).glob("*/*/" + CONFIG_FILE)]
+    begun += [] if logdir is None else Path(logdir).glob("*/" + CONFIG_FILE)
+    noted = [(read_config(path.parent) or {}).get("arguments") for path in begun]
+    older = any(
+        each.get("older_list", True)
+        for each in noted
+        if isinstance(each, dict) and each.get("dataset") == run.dataset
+    )
+    return dataclasses.replace(run, older_list=older)
+
+
+def has_older_list(run: Run) -> bool:
+    """Whether the dataset has an older list of photos, and nobody has chosen one of the two."""
     from semantic_aug.datasets import dataset_class, known_options
 
-    if "older_list" not in known_options(dataset_class(args.dataset)):
-        return []
-    if any(pair.startswith("older_list=") for pair in args.dataset_args):
-        return []
-    if getattr(args, "older_list", None) is None:
-        logdir = getattr(args, "logdir", None)
-        begun = [*experiment_dir(args.output_dir, args.experiment_name).glob("*/*/" + CONFIG_FILE)]
-        begun += [] if logdir is None else Path(logdir).glob("*/" + CONFIG_FILE)
-        noted = [(read_config(path.parent) or {}).get("arguments") for path in begun]
-        args.older_list = any(
-            each.get("older_list", True)
-            for each in noted
-            if isinstance(each, dict) and each.get("dataset") == args.dataset
-        )
-    return ["older_list=true"] if args.older_list else []
+    chosen = any(pair.startswith("older_list=") for pair in run.dataset_args)
+    return not chosen and "older_list" in known_options(dataset_class(run.dataset))
+
+
+def arguments_of(run: Run, settings) -> dict[str, Any]:
+    """All settings by their names, for config.json, in the order in which they have stood there."""
+    of_run, of_stage = fields_of(type(run)), fields_of(type(settings))
+    first = list(fields_of(Experiment))
+    early = [name for name, field in of_stage.items() if field.metadata["early"]]
+    found = {name: getattr(run, name) for name in first}
+    found |= {name: getattr(settings, name) for name in early}
+    found |= {name: getattr(run, name) for name in of_run if name not in first}
+    found |= {name: getattr(settings, name) for name in of_stage if name not in early}
+    return found | ({} if run.older_list is None else {"older_list": run.older_list})
+
+
+def command_line(stage: str, *given, of: type | None = None) -> str:
+    """A command to be pasted, with the flags of all settings that have not their defaults.
+
+    Args:
+        of: the class whose settings the command knows, if it knows not all.
+    """
+    words = words_of(stage)
+    for settings in given:
+        for name, field in fields_of(of or type(settings)).items():
+            value, flag = getattr(settings, name), (field.metadata["flags"] or (f"--{name}",))[0]
+            if value is True:
+                words.append(flag)
+            elif isinstance(value, tuple) and value != field.default:
+                words += [flag, *map(str, value)]
+            elif value != field.default and value is not None:
+                words.append(f"{flag}={value}")
+    return shlex.join(words)
+
+
+def learned_from(run: Experiment) -> list:
+    """A run as config.json of its learned words has it: its dataset, and the model."""
+    for trial in trials_of(run):
+        config = read_config(fine_tuned_dir(experiment_of(run), trial)) or {}
+        found = config.get("arguments", {})
+        found |= {name: getattr(run, name) for name in fields_of(Experiment)}
+        with contextlib.suppress(UserError):  # of another version, or damaged
+            return build_all({k: v for k, v in found.items() if k in _OF_WORDS}, Run, Model)
+    return [run]
+
+
+def nothing_to_do(shard: tuple[int, int], of: str) -> str:
+    """What a process says that has no share of `3 blocks`."""
+    return f"nothing to do: shard {shard[0]} of {shard[1]} has none of {of}"
+
+
+# --- how a stage is called -------------------------------------------------------------------
+
+
+def stage(cls: type) -> Callable[[Callable], Callable]:
+    """Makes of `function(run, settings)` one that takes the settings as keyword arguments too.
+
+    Errors name settings as flags; to whom gives keywords, they name them as keywords.
+
+    Args:
+        cls: the class of the settings.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        run_parameter, _, *own = inspect.signature(function).parameters.values()
+
+        @functools.wraps(function)
+        def called(run, settings=None, /, **keywords):
+            given = {each.name: keywords.pop(each.name) for each in own if each.name in keywords}
+            if settings is not None:
+                return function(run, settings, **given, **keywords)
+            with in_words_of_python():
+                return function(run, build(cls, keywords), **given)
+
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                              annotation=field.type)
+            for name, field in fields_of(cls).items()
+        ]  # fmt: skip
+        signature = inspect.Signature([run_parameter, *parameters, *own])
+        vars(called)["__signature__"] = signature
+        return called
+
+    return decorate
+
+
+@contextlib.contextmanager
+def in_words_of_python() -> Iterator[None]:
+    """A UserError names a setting without the dashes of its flag."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(re.sub(r"--(?=[a-z_]+\b)", "", str(error))) from error

@@ -1,5 +1,6 @@
 """From flags to edits: what these ask of a model, the model set up for them, the augmentation."""
 
+import copy
 import inspect
 import logging
 from collections.abc import Iterable
@@ -39,109 +40,133 @@ from semantic_aug.diffusion.loading import (
     tune_for_memory,
     tune_for_speed,
 )
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.generation import OWN, PARALLEL, Generation
 
 log = logging.getLogger(__name__)
-OWN = "own"  # the safety checker that the model comes with
+CHANGING = ("lora", "unet_path", "low_memory", "compile")  # what they do stays in a loaded model
 EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
 
 
-def check_model(args, edits: list[dict]) -> ModelInfo:
+def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
     """What the model's configuration tells, where it can do these edits.
 
     Raises:
         UserError: it cannot.
     """
-    info = inspect_model(args.model, args.revision, args.variant)
+    info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting and not all(edit["mask"] for edit in edits):
-        raise UserError(f"{args.model} is for inpainting alone: it needs --mask 1")
-    check_resolution(info, args.resolution)
-    check_steps(info, args.scheduler, args.num_inference_steps)
-    if info.few_steps and args.num_inference_steps > 10:
+        raise UserError(f"{settings.model} is for inpainting alone: it needs --mask 1")
+    check_resolution(info, settings.resolution)
+    check_steps(info, settings.scheduler, settings.num_inference_steps)
+    if info.few_steps and settings.num_inference_steps > 10:
         log.warning(
             "%s looks like a model for few steps: --num_inference_steps 2 to 8 are enough, and "
             "Turbo models want --guidance_scale 0",
-            args.model,
+            settings.model,
         )
     return info
 
 
-def weights_of(args, info: ModelInfo) -> dict:
+def weights_of(settings: Generation, info: ModelInfo) -> dict:
     """Which weights make the images of all classes, as settings; what is not used is not there.
 
     Raises:
         UserError: they do not fit the model.
     """
     weights = {"model": info.identity}
-    of_each = bool(args.unet_path) and "{name}" in args.unet_path
-    if args.lora and of_each:
+    of_each = bool(settings.unet_path) and "{name}" in settings.unet_path
+    if settings.lora and of_each:
         raise UserError("--lora needs one UNet for all classes: leave {name} out of --unet_path")
-    if args.lora:
-        weights |= {"lora": check_lora(info, args.lora), "lora_scale": args.lora_scale}
-    if args.unet_path:
-        path = args.unet_path
+    if settings.lora:
+        weights |= {"lora": check_lora(info, settings.lora), "lora_scale": settings.lora_scale}
+    if settings.unet_path:
+        path = settings.unet_path
         weights["unet"] = "of each class" if of_each else check_unet(info, find_unet(path))
-    if args.controlnet:
-        weights["controlnet"] = check_controlnet(info, args.controlnet)
-        weights["controlnet_scale"] = args.controlnet_scale
-    if args.safety_checker:
-        weights["safety_checker"] = check_safety_checker(info, safety_checker_name(args))
-        weights["safety_retries"] = args.safety_retries
+    if settings.controlnet:
+        weights["controlnet"] = check_controlnet(info, settings.controlnet)
+        weights["controlnet_scale"] = settings.controlnet_scale
+    if settings.safety_checker:
+        weights["safety_checker"] = check_safety_checker(info, safety_checker_name(settings))
+        weights["safety_retries"] = settings.safety_retries
     return weights
 
 
-def safety_checker_name(args) -> str | None:
+def safety_checker_name(settings: Generation) -> str | None:
     """None for the model's own."""
-    return None if args.safety_checker == OWN else args.safety_checker
+    return None if settings.safety_checker == OWN else settings.safety_checker
 
 
-def class_unets(args, class_names: Iterable[str]) -> dict[str, Path]:
+def class_unets(settings: Generation, class_names: Iterable[str]) -> dict[str, Path]:
     """The weights of each class's own UNet; empty where classes share one."""
-    if not args.unet_path or "{name}" not in args.unet_path:
+    if not settings.unet_path or "{name}" not in settings.unet_path:
         return {}
-    return find_unets(args.unet_path, list(dict.fromkeys(class_names)))
+    return find_unets(settings.unet_path, list(dict.fromkeys(class_names)))
 
 
-def uses_masks(args, edits: list[dict]) -> bool:
+def uses_masks(run: Run, edits: list[dict]) -> bool:
     """Whether an image would be another one if its photo had another mask."""
     by_edit = (edit["mask"] or augmentation_class(edit["aug"]).needs_mask for edit in edits)
-    return args.crop_to_object or any(by_edit)
+    return run.crop_to_object or any(by_edit)
 
 
-def precision_of(args, device) -> str:
+def precision_of(settings: Generation, device) -> str:
     """In which precision the model works, as records say it."""
-    return "no" if device.type == "cpu" else args.mixed_precision or "fp16"
+    return "no" if device.type == "cpu" else settings.mixed_precision or "fp16"
 
 
-def dtype_of(args, device):
+def dtype_of(settings: Generation, device):
     """In which precision the model works."""
-    return pick_dtype(device, args.mixed_precision or precision_of(args, device))
+    return pick_dtype(device, settings.mixed_precision or precision_of(settings, device))
 
 
-def offloads(args, device) -> bool:
+def offloads(settings: Generation, device) -> bool:
     """Whether parts of the model wait in the CPU's memory."""
-    return args.low_memory and device.type == "cuda"
+    return settings.low_memory and device.type == "cuda"
 
 
-def home_of(args, device) -> torch.device:
+def home_of(settings: Generation, device) -> torch.device:
     """Where what is loaded waits."""
-    return torch.device("cpu") if offloads(args, device) else device
+    return torch.device("cpu") if offloads(settings, device) else device
 
 
-def build_pipeline(args, info: ModelInfo, device):
-    """The model, loaded and set up as the flags say, but for `offload`."""
-    pipeline = load_pipeline(info, home_of(args, device), dtype_of(args, device))
-    if args.unet_path and "{name}" not in args.unet_path:
-        put_unet(pipeline, Path(args.unet_path))
-    if args.lora:
-        add_lora(pipeline, info, args.lora, args.lora_scale)
-    set_scheduler(pipeline, args.scheduler)
-    if args.low_memory:
+def build_pipeline(settings: Generation, info: ModelInfo, device, given=None):
+    """The model, loaded and set up as the settings say, but for `offload`.
+
+    Args:
+        given: the model, if it is loaded already; it stays as it is.
+    """
+    if given is None:
+        pipeline = load_pipeline(info, home_of(settings, device), dtype_of(settings, device))
+    else:
+        pipeline = copy.copy(given)  # has the same parts
+    if settings.unet_path and "{name}" not in settings.unet_path:
+        put_unet(pipeline, Path(settings.unet_path))
+    if settings.lora:
+        add_lora(pipeline, info, settings.lora, settings.lora_scale)
+    set_scheduler(pipeline, settings.scheduler)
+    if settings.low_memory:
         tune_for_memory(pipeline)
-    tune_for_speed(pipeline, args.compile)
+    tune_for_speed(pipeline, settings.compile)
     return pipeline
 
 
-def read_prompts(prompts: list[str]) -> list[str]:
+def check_given(settings: Generation, pipeline, device) -> None:
+    """Raise UserError for a loaded model that the settings would change, or do not mean."""
+    changing = [name for name in CHANGING if getattr(settings, name)]
+    if changing:
+        raise UserError(
+            f"--{changing[0]} changes the model: leave pipeline out, and it is loaded with it"
+        )
+    unet, dtype = pipeline.unet, dtype_of(settings, device)
+    if unet.dtype != dtype or unet.device.type != device.type:
+        raise UserError(
+            f"pipeline: got {unet.dtype} on {unet.device}, expected {dtype} on {device}, which "
+            "--device and --mixed_precision mean"
+        )
+
+
+def read_prompts(prompts: Iterable[str]) -> list[str]:
     """The prompts given, with the lines of a text file in place of its name."""
     found = []
     for prompt in prompts:
@@ -159,7 +184,7 @@ def read_prompts(prompts: list[str]) -> list[str]:
     return found
 
 
-def check_prompts(prompts: list[str]) -> None:
+def check_prompts(prompts: Iterable[str]) -> None:
     """Raise UserError for a prompt that cannot be filled in; say where one names no class."""
     for prompt in prompts:
         check_prompt(prompt)
@@ -167,13 +192,13 @@ def check_prompts(prompts: list[str]) -> None:
             log.warning("--prompt %r has no {name}: it says nothing about the class", prompt)
 
 
-def list_edits(args) -> list[dict]:
+def list_edits(settings: Generation) -> list[dict]:
     """One mapping per augmentation from the lists of flags; a list of one counts for all.
 
     Raises:
         UserError: lists of different lengths, or values that no edit can have.
     """
-    lists = {key: getattr(args, key) for key in EDIT_FLAGS}
+    lists = {key: getattr(settings, key) for key in EDIT_FLAGS}
     count = max(map(len, lists.values()))
     for key, values in lists.items():
         if len(values) not in (1, count):
@@ -188,44 +213,46 @@ def list_edits(args) -> list[dict]:
     ]
     for row in rows:
         augmentation_class(row["aug"])
-        check_strength(row["strength"], args.num_inference_steps)
+        check_strength(row["strength"], settings.num_inference_steps)
         check_guidance_scale(row["guidance_scale"])
         if row["inverted"] and not row["mask"]:
             raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
-    check_probs(args.probs, count, args.compose)
+    check_probs(settings.probs, count, settings.compose)
     return rows
 
 
-def load_extras(args, info: ModelInfo, device) -> dict:
+def load_extras(settings: Generation, info: ModelInfo, device) -> dict:
     """What works beside the model, loaded, as options of an edit; what is not used is not there."""
     extras = {}
-    if args.controlnet:
+    if settings.controlnet:
         extras["controlnet"] = load_controlnet(
-            args.controlnet, home_of(args, device), dtype_of(args, device)
+            settings.controlnet, home_of(settings, device), dtype_of(settings, device)
         )
-        extras["controlnet_scale"] = args.controlnet_scale
-    if args.safety_checker:
-        name = safety_checker_name(args)
+        extras["controlnet_scale"] = settings.controlnet_scale
+    if settings.safety_checker:
+        name = safety_checker_name(settings)
         extras["safety_checker"] = load_safety_checker(info, name, device)
-        extras["safety_retries"] = args.safety_retries
+        extras["safety_retries"] = settings.safety_retries
     return extras
 
 
-def build_augmentation(args, edits, info, embed_path, unets, pipeline, extras):
+def build_augmentation(
+    settings: Generation, edits, info: ModelInfo, embed_path, unets, pipeline, extras
+):
     """The augmentation that the flags describe; `pipeline()` loads the model."""
-    device, wanted = pick_device(args.device), []
-    if offloads(args, device):
+    device, wanted = pick_device(settings.device), []
+    if offloads(settings, device):
         pipeline().remove_all_hooks()  # of the trial before
     for edit in edits:
         options = {key: value for key, value in edit.items() if key != "aug"}
         options |= {
-            "prompt": args.prompt,
-            "num_inference_steps": args.num_inference_steps,
-            "resolution": check_resolution(info, args.resolution),
-            "batch_size": args.batch_size,
-            "fit": args.fit,
-            "mask_grow_radius": args.mask_grow_radius,
-            "mask_feather": args.mask_feather,
+            "prompt": list(settings.prompt),
+            "num_inference_steps": settings.num_inference_steps,
+            "resolution": check_resolution(info, settings.resolution),
+            "batch_size": settings.batch_size,
+            "fit": settings.fit,
+            "mask_grow_radius": settings.mask_grow_radius,
+            "mask_feather": settings.mask_feather,
             **extras,
         }
         if edit["aug"] == "textual-inversion":
@@ -240,13 +267,13 @@ def build_augmentation(args, edits, info, embed_path, unets, pipeline, extras):
             ) from None
         wanted.append((made, options))
     augs = [made(pipeline=pipeline(), **options) for made, options in wanted]
-    if offloads(args, device):
+    if offloads(settings, device):
         edited = [aug.edit.pipeline for aug in augs if hasattr(aug, "edit")]
         offload([pipeline(), *edited], device)
     augmentation = augs[0]
-    if len(augs) > 1 or args.probs not in (None, [1.0]):
-        compose = ComposeParallel if args.compose == "parallel" else ComposeSequential
-        augmentation = compose(augs, args.probs)
+    if len(augs) > 1 or settings.probs not in (None, (1.0,)):
+        compose = ComposeParallel if settings.compose == PARALLEL else ComposeSequential
+        augmentation = compose(augs, settings.probs)
     if not unets:
         return augmentation
     return PerClass(augmentation, lambda name: put_unet(pipeline(), unets[name]))

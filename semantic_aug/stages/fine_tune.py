@@ -1,81 +1,225 @@
-"""Which words a command is to learn, and with what settings."""
+"""Teaching a frozen Stable Diffusion one new word per class: what is to be learned, doing it."""
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
 
-from semantic_aug import UserError
-from semantic_aug.experiment.config import check_config, config_id
+from semantic_aug import UserError, counted
+from semantic_aug.diffusion.inspecting import check_resolution, inspect_model
+from semantic_aug.diffusion.loading import (
+    load_pipeline,
+    load_tokenizer,
+    make_scheduler,
+    pick_device,
+    pick_dtype,
+)
+from semantic_aug.experiment.config import check_config, config_id, read_config, write_config
+from semantic_aug.experiment.files import remove_leftovers
 from semantic_aug.experiment.names import EMBEDDINGS_FILE, Trial, fine_tuned_dir, folder_names
-from semantic_aug.stages.common import dataset_of
+from semantic_aug.experiment.processes import at_work
+from semantic_aug.experiment.sharding import shard_of
+from semantic_aug.experiment.timing import FINE_TUNE
+from semantic_aug.settings import compared
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.stages.common import (
+    arguments_of,
+    dataset_of,
+    experiment_of,
+    prepared,
+    stage,
+    trials_of,
+)
 from semantic_aug.words.checkpoints import list_checkpoints
 from semantic_aug.words.embeddings import placeholder_token, placeholder_tokens, read_header
-from semantic_aug.words.resuming import Lesson
+from semantic_aug.words.prompts import check_num_vectors
+from semantic_aug.words.resuming import Lesson, check_checkpoint, groups_of, runs_of
 from semantic_aug.words.rows import initializer_id
-from semantic_aug.words.session import photos_per_step
-from semantic_aug.words.templates import TEMPLATES
+from semantic_aug.words.session import photos_per_step, train_all
+from semantic_aug.words.templates import TEMPLATES, load_templates
+from semantic_aug.words.tracking import check_tracker
 
 log = logging.getLogger(__name__)
+DEFAULT_STEPS = 1000
+# As config.json has them; what comes later is added by its declaration alone.
+IN_THIS_ORDER = (
+    "num_vectors", "resolution", "center_crop", "max_train_steps", "num_train_epochs", "repeats",
+    "train_batch_size", "gradient_accumulation_steps", "learning_rate", "scale_lr", "lr_scheduler",
+    "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
+)  # fmt: skip
 
 
-def wanted_of(lessons: list[Lesson], args) -> dict[Trial, tuple[int, int]]:
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What became of the words that were this process's to learn.
+
+    Attributes:
+        made, skipped: their embedding files; skipped are those that were finished before.
+        failed: `TRIAL/CLASS` of words whose training diverged.
+    """
+
+    made: list[Path]
+    skipped: list[Path]
+    failed: list[str]
+
+
+@stage(FineTuning)
+def fine_tune(run: Run, settings: FineTuning, *, pipeline=None) -> Learned:
+    """Learn one word per class and trial by textual inversion (arXiv 2208.01618).
+
+    Args:
+        pipeline: the model of the settings, loaded in their precision and on their device; it is
+            loaded where none is given, and something is left to do.
+
+    Raises:
+        UserError: whatever a person can mend; before the model is loaded.
+    """
+    run, experiment, shard = (
+        prepared(run),
+        experiment_of(run),
+        shard_of(settings.shard_index, settings.num_shards),
+    )
+    settings = completed(settings)
+    check_tracker(settings.report_to)
+    templates = load_templates(settings.templates)
+    info = inspect_model(settings.model, settings.revision, settings.variant)
+    if info.for_inpainting:
+        raise UserError(
+            f"{settings.model} is for inpainting alone; expected the model that it is of"
+        )
+    settings = dataclasses.replace(settings, resolution=check_resolution(info, settings.resolution))
+    device = pick_device(settings.device)
+    make_scheduler(info, "DDPMScheduler")  # found wrong here, not after the model is loaded
+    tokenizer = load_tokenizer(info)
+    check_num_vectors(tokenizer, settings.num_vectors, templates)
+    if settings.validation_prompt and "*" not in settings.validation_prompt:
+        log.warning("--validation_prompt has no *: its images will not show the learned words")
+    common = compared_of(run, settings, info, templates)
+    lessons = [
+        lesson
+        for trial in trials_of(run)
+        for lesson in plan(run, settings, info, common, tokenizer, experiment, trial)
+    ]
+    if settings.resume_from_checkpoint != "latest":
+        check_checkpoint(Path(settings.resume_from_checkpoint), lessons)
+    if settings.num_train_epochs is not None and settings.max_train_steps is not None:
+        log.warning("--num_train_epochs is not used: --max_train_steps goes first")
+    groups = groups_of(lessons, settings.classes_per_step, shard)
+    runs = [each for group in groups for each in runs_of(group, common, settings)]
+
+    def say_how(lesson: Lesson) -> None:
+        arguments = {**arguments_of(run, settings), "class_names": lesson.trial_classes}
+        write_config(lesson.folder.parent, lesson.settings, arguments)
+
+    for lesson in lessons:
+        # What is finished has these settings: see `plan`.
+        finished = lesson.path.exists() and not settings.overwrite
+        if finished and read_config(lesson.folder.parent) is None:
+            say_how(lesson)
+    mine = [lesson for group in groups for lesson in group]
+    todo = [lesson for each in runs for lesson in each]
+    left = set(todo)
+    skipped = [lesson.path for lesson in mine if lesson not in left]
+    if skipped:
+        log.info("%s finished already: skipped", counted(len(skipped), "word"))
+    if not todo:
+        log.info("nothing left to do for shard %d of %d", *shard)
+        return Learned([], skipped, [])
+
+    if pipeline is None:
+        pipeline = load_pipeline(info, device, pick_dtype(device, settings.mixed_precision))
+    with at_work(experiment, FINE_TUNE, wanted_of(lessons, settings), shard=shard) as reporter:
+        for lesson in todo:
+            say_how(lesson)
+            for folder in (lesson.folder.parent, lesson.folder, lesson.folder / "validation"):
+                remove_leftovers(folder)
+        failed = train_all(settings, pipeline, templates, common, runs, experiment, shard, reporter)
+        if failed:
+            log.error("not trained: %s", ", ".join(failed))
+    made = [lesson.path for lesson in todo if lesson.where not in failed]
+    return Learned(made, skipped, failed)
+
+
+def completed(settings: FineTuning) -> FineTuning:
+    """What is said in two ways, said in both: steps, templates and how photos get into the square.
+
+    Raises:
+        UserError: the two ways disagree.
+    """
+    steps = settings.max_train_steps
+    if settings.num_train_epochs is None and steps is None:
+        steps = DEFAULT_STEPS
+    fit = fit_of(settings)
+    return dataclasses.replace(
+        settings,
+        max_train_steps=steps,
+        fit=fit,
+        center_crop=fit == "crop",
+        templates=settings.templates or settings.learnable_property,
+    )
+
+
+def wanted_of(lessons: list[Lesson], settings: FineTuning) -> dict[Trial, tuple[int, int]]:
     """By trial, how many words there are to be in the end, and how many photos that shows."""
     wanted: dict[Trial, tuple[int, int]] = {}
     for lesson in lessons:
         words, photos = wanted.get(lesson.trial, (0, 0))
-        wanted[lesson.trial] = words + 1, photos + lesson.steps * photos_per_step(args)
+        wanted[lesson.trial] = words + 1, photos + lesson.steps * photos_per_step(settings)
     return wanted
 
 
-def plan(args, info, settings, tokenizer, experiment: Path, trial: Trial) -> list[Lesson]:
+def plan(
+    run: Run, settings: FineTuning, info, common: dict, tokenizer, experiment: Path, trial: Trial
+) -> list[Lesson]:
     """The words of one trial, one per class with photos."""
-    dataset = dataset_of(args, "train", trial)
-    dataset.indices(args.classes)  # names unknown classes
+    dataset = dataset_of(run, "train", trial)
+    dataset.indices(settings.classes)  # names unknown classes
     empty = dataset.empty_classes()
     if empty:
         log.warning("classes without a training photo, left out: %s", ", ".join(empty))
     classes = tuple(name for name in dataset.class_names if name not in empty)
-    chosen = [name for name in classes if args.classes is None or name in args.classes]
+    chosen = [name for name in classes if settings.classes is None or name in settings.classes]
     if not chosen:
         raise UserError(f"none of the classes chosen has a photo in {trial.name}")
     tokens = placeholder_tokens(dataset.class_names)
-    if args.placeholder_token:
-        token = own_token(args.placeholder_token, chosen)
+    if settings.placeholder_token:
+        token = own_token(settings.placeholder_token, chosen)
         if token in (text for name, text in tokens.items() if name != chosen[0]):
             raise UserError(f"--placeholder_token: {token} is the token of another class")
         tokens[chosen[0]] = token
     folder, folders = fine_tuned_dir(experiment, trial), folder_names(dataset.class_names)
     files = [folder / name / EMBEDDINGS_FILE for name in folders.values()]
     begun = any(file.exists() or list_checkpoints(file.parent) for file in files)
-    settings = check_config(folder, settings, begun, args.overwrite, ids=lambda: ids_of(files))
+    common = check_config(folder, common, begun, settings.overwrite, ids=lambda: ids_of(files))
     lessons = []
     for name in chosen:
         if tokens[name] in tokenizer.get_vocab():
             raise UserError(
-                f"token {tokens[name]} exists already in {args.model}; choose another with "
+                f"token {tokens[name]} exists already in {settings.model}; choose another with "
                 "--placeholder_token"
             )
-        initializer = initializer_id(tokenizer, args.initializer_token, name)
+        initializer = initializer_id(tokenizer, settings.initializer_token, name)
         start = tokenizer.convert_ids_to_tokens(initializer)
         photos = dataset.indices([name])
-        if args.crop_to_object:
+        if run.crop_to_object:
             for idx in photos:
                 dataset.get_mask_by_idx(idx)  # found wrong here, not after the model is loaded
         header = {
-            "model": args.model,
-            "dataset": args.dataset,
+            "model": settings.model,
+            "dataset": run.dataset,
             "class": name,
             "token": tokens[name],
             "seed": trial.seed,
             "examples_per_class": trial.examples_per_class,
-            "num_vectors": args.num_vectors,
+            "num_vectors": settings.num_vectors,
             "initializer": start.removesuffix("</w>"),
-            "steps": steps_of(args, len(photos)),
+            "steps": steps_of(settings, len(photos)),
             "photos": dataset.photo_digest(photos),
-            "config_id": config_id(settings),
+            "config_id": config_id(common),
         }
         path = folder / folders[name] / EMBEDDINGS_FILE
-        lessons.append(Lesson(dataset, name, path, start, tokens[name], header, classes, settings))
+        lessons.append(Lesson(dataset, name, path, start, tokens[name], header, classes, common))
     return lessons
 
 
@@ -101,32 +245,32 @@ def own_token(token: str, classes: list[str]) -> str:
     return placeholder_token(inner)
 
 
-def fit_of(args) -> str:
+def fit_of(settings: FineTuning) -> str:
     """How photos get into the square; UserError where two flags disagree."""
-    if args.center_crop and args.fit not in (None, "crop"):
-        raise UserError(f"--center_crop means --fit crop, and --fit {args.fit} is given too")
-    return args.fit or ("crop" if args.center_crop else "squash")
+    if settings.center_crop and settings.fit not in (None, "crop"):
+        raise UserError(f"--center_crop means --fit crop, and --fit {settings.fit} is given too")
+    return settings.fit or ("crop" if settings.center_crop else "squash")
 
 
-def settings_of(args, info, templates) -> dict:
+def compared_of(run: Run, settings: FineTuning, info, templates) -> dict:
     """What changes a learned word, apart from its own start and name."""
-    keys = (
-        "dataset", "dataset_args", "crop_to_object", "num_vectors", "resolution", "center_crop",
-        "max_train_steps", "num_train_epochs", "repeats", "train_batch_size",
-        "gradient_accumulation_steps", "learning_rate", "scale_lr", "lr_scheduler",
-        "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
-    )  # fmt: skip
-    settings = {key: getattr(args, key) for key in keys}
-    settings["dataset_args"] = sorted(args.dataset_args)
-    if args.fit == "pad":  # older folders, which know of two ways, have center_crop alone
-        settings["fit"] = args.fit
-    settings["templates"] = args.templates if args.templates in TEMPLATES else list(templates)
-    return {"model": info.identity, **settings}
+    facts = {
+        "model": info.identity,
+        "dataset": run.dataset,
+        "dataset_args": sorted(run.dataset_args),
+        "crop_to_object": run.crop_to_object,
+        **{name: getattr(settings, name) for name in IN_THIS_ORDER},
+    }
+    if settings.fit == "pad":  # older folders, which know of two ways, have center_crop alone
+        facts["fit"] = settings.fit
+    known = settings.templates in TEMPLATES
+    facts["templates"] = settings.templates if known else list(templates)
+    return compared(facts, run, settings)
 
 
-def steps_of(args, num_photos: int) -> int:
+def steps_of(settings: FineTuning, num_photos: int) -> int:
     """Optimiser steps for one class."""
-    if args.max_train_steps is not None or args.num_train_epochs is None:
-        return args.max_train_steps or 1000
-    per_step = args.train_batch_size * args.gradient_accumulation_steps
-    return args.num_train_epochs * math.ceil(num_photos * args.repeats / per_step)
+    if settings.max_train_steps is not None or settings.num_train_epochs is None:
+        return settings.max_train_steps or DEFAULT_STEPS
+    per_step = settings.train_batch_size * settings.gradient_accumulation_steps
+    return settings.num_train_epochs * math.ceil(num_photos * settings.repeats / per_step)

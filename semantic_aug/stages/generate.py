@@ -4,28 +4,63 @@ import dataclasses
 import functools
 import logging
 import math
-import shlex
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from semantic_aug import UserError, counted
 from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.augmentations.sdedit import fill_prompt, words_of
+from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
+from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.experiment.config import config_id
-from semantic_aug.experiment.names import Trial, aug_dir
+from semantic_aug.experiment.names import CACHE, Trial, aug_dir
+from semantic_aug.experiment.processes import at_work
+from semantic_aug.experiment.sharding import shard_of
+from semantic_aug.experiment.timing import GENERATE, timed
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.gate import Filter, mark_worst, score_images, unscored
-from semantic_aug.stages.choosing_words import details_of_classes, words_note
-from semantic_aug.stages.common import dataset_of
-from semantic_aug.stages.editing import build_augmentation, class_unets, precision_of, uses_masks
+from semantic_aug.gate import (
+    Filter,
+    check_trial,
+    load_scorer,
+    make_filter,
+    mark_worst,
+    score_images,
+    unscored,
+)
+from semantic_aug.settings import compared
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.generation import PARALLEL, Generation
+from semantic_aug.stages.choosing_words import choose_words, details_of_classes, words_note
+from semantic_aug.stages.common import (
+    arguments_of,
+    command_line,
+    dataset_of,
+    experiment_of,
+    nothing_to_do,
+    prepared,
+    stage,
+    trials_of,
+)
+from semantic_aug.stages.editing import (
+    build_augmentation,
+    build_pipeline,
+    check_given,
+    check_model,
+    class_unets,
+    list_edits,
+    load_extras,
+    precision_of,
+    uses_masks,
+    weights_of,
+)
 from semantic_aug.synthesis.jobs import Job, make_jobs, share_of
-from semantic_aug.synthesis.making import generate
+from semantic_aug.synthesis.making import generate as make_all
 from semantic_aug.synthesis.records import (
     check_settings,
     differing_keys,
     find_images,
+    read_records,
     write_metadata,
 )
 from semantic_aug.words.embeddings import (
@@ -38,6 +73,102 @@ from semantic_aug.words.embeddings import (
 
 log = logging.getLogger(__name__)
 MOST_IMAGES = 10_000_000  # of a trial: the list of them must fit into memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """What there is of a trial's images.
+
+    Attributes:
+        made: how many this process has made now.
+        there: how many there are.
+        wanted: how many there are to be, whoever makes them.
+        kept: how many the quality gate keeps, of the classes that are complete; None without one.
+    """
+
+    folder: Path
+    made: int
+    there: int
+    wanted: int
+    kept: int | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """All images that have a record, in their order."""
+        return [self.folder / record["file_name"] for record in read_records(self.folder)]
+
+
+@stage(Generation)
+def generate(
+    run: Run, settings: Generation, *, pipeline=None, command: str | None = None
+) -> dict[Trial, Images]:
+    """Turn each photo of the trials into varied photos of its class, by image-to-image edits.
+
+    Args:
+        pipeline: the model of the settings, if it is loaded already; it stays as it is.
+        command: what made the images, for `config.json` (default: the same in flags).
+
+    Returns:
+        By trial, what there is of its images.
+
+    Raises:
+        UserError: whatever a person can mend; before the model is loaded.
+    """
+    run, experiment, trials = prepared(run), experiment_of(run), trials_of(run)
+    shard = shard_of(settings.shard_index, settings.num_shards)
+    command = command or command_line("generate", run, settings)
+    settings, embed_paths = choose_words(settings, experiment, trials)
+    edits = list_edits(settings)
+    info = check_model(settings, edits)
+    device = pick_device(settings.device)
+    if pipeline is not None:
+        check_given(settings, pipeline, device)
+    weights = weights_of(settings, info)
+    plans: list[Plan] = []
+    for trial, path in embed_paths.items():
+        already = sum(plan.num_blocks for plan in plans)
+        plans.append(plan_trial(run, settings, trial, path, info, weights, edits, device, already))
+    quality = None
+    if settings.filter:
+        quality = make_filter(settings.filter, settings.filter_model, settings.filter_quantile)
+        for plan in plans:
+            check_trial(quality, plan.dataset)
+    blocks = sum(plan.num_blocks for plan in plans)
+    if shard[0] >= blocks:
+        log.log(RESULT, "%s", nothing_to_do(shard, counted(blocks, "block")))
+        return {}
+    load_judge = functools.cache(functools.partial(load_scorer, quality, device))
+    if quality and any(lacks_scores(plan, quality, shard) for plan in plans):
+        load_judge()
+
+    # Once for all trials, and only if an image is missing.
+    load = functools.cache(functools.partial(build_pipeline, settings, info, device, pipeline))
+    extras = functools.cache(functools.partial(load_extras, settings, info, device))
+    found = {}
+    wanted = {plan.trial: (len(plan.jobs),) * 2 for plan in plans}
+    with at_work(experiment, GENERATE, wanted, settings.aug_name, shard) as reporter:
+        for plan in plans:
+            trial, kept = plan.trial, None
+            reporter.works_on([trial])
+            with timed(
+                experiment, GENERATE, settings.aug_name, trial, device, settings.overwrite
+            ) as work:
+                made = make_images(
+                    run, settings, command, plan, load, extras, shard, reporter.count
+                )
+                work.images = made
+                if quality:
+                    scored, kept = judge_images(
+                        plan, quality, load_judge, shard, experiment / CACHE
+                    )
+                    work.images = made or (None if scored else 0)
+            there = plan.there
+            if made:  # to read 100,000 records takes seconds
+                there, _ = find_images(plan.folder, config_id(plan.compared))
+            found[trial] = Images(plan.folder, made, len(there), len(plan.jobs), kept)
+            log.log(RESULT, "%s: %s made now; %d there, %d wanted", plan.folder,
+                    counted(made, "image"), len(there), len(plan.jobs))  # fmt: skip
+    return found
 
 
 # --- what is to be done ----------------------------------------------------------------------
@@ -53,10 +184,10 @@ class Plan:
         jobs: all images that are wanted of them, whoever makes them.
         batch_size: images per block.
         already: how many blocks were dealt out before those of this trial.
-        settings: whatever changes an image, for config.json.
-        of_class: what may change while the settings stay, by class and by its key in records.
+        compared: whatever changes an image, for config.json.
+        of_class: what may change while that stays, by class and by its key in records.
         constants: what all records share.
-        notes: for config.json, beside the settings.
+        notes: for config.json, beside that.
         make_augmentation: gives the augmentation, from a function that gives the pipeline, and
             what `load_extras` gives.
     """
@@ -69,7 +200,7 @@ class Plan:
     jobs: list[Job]
     batch_size: int
     already: int
-    settings: dict
+    compared: dict
     of_class: dict[str, dict]
     constants: dict
     notes: dict
@@ -85,7 +216,7 @@ class Plan:
 
 
 def plan_trial(
-    args, experiment: Path, trial, embed_path, info, weights, edits, device, already: int
+    run: Run, settings: Generation, trial, embed_path, info, weights, edits, device, already: int
 ) -> Plan:
     """What is to be made of a trial, where nothing stands in its way.
 
@@ -93,82 +224,85 @@ def plan_trial(
         UserError: a photo lacks what its edits need, weights do not fit the model, or the folder
             holds images that were made with other settings.
     """
-    folder = aug_dir(experiment, args.aug_name, trial)
-    dataset = dataset_of(args, "train", trial)
-    indices = dataset.indices(args.classes)
-    if len(indices) * args.num_synthetic > MOST_IMAGES:
+    folder = aug_dir(experiment_of(run), settings.aug_name, trial)
+    dataset = dataset_of(run, "train", trial)
+    indices = dataset.indices(settings.classes)
+    if len(indices) * settings.num_synthetic > MOST_IMAGES:
         raise UserError(
-            f"--num_synthetic: got {args.num_synthetic} for {counted(len(indices), 'photo')}, "
+            f"--num_synthetic: got {settings.num_synthetic} for {counted(len(indices), 'photo')}, "
             f"expected {MOST_IMAGES:,} images of a trial at most"
         )
     check_photos(dataset, indices, embed_path, info, any(edit["mask"] for edit in edits))
-    check_fields(args.prompt, edits, dataset, indices)
+    check_fields(settings.prompt, edits, dataset, indices)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
-    unets = class_unets(args, names)
-    settings = settings_of(args, dataset, info, weights, edits)
-    settings = check_settings(folder, settings, args.overwrite)
-    masked = indices if uses_masks(args, edits) else []
+    unets = class_unets(settings, names)
+    common = compared_of(run, settings, dataset, info, weights, edits)
+    common = check_settings(folder, common, settings.overwrite)
+    masked = indices if uses_masks(run, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
-    precision = precision_of(args, device)
+    precision = precision_of(settings, device)
     of_class = {name: details[name] | {"precision": precision} for name in dict.fromkeys(names)}
-    there, stale = find_images(folder, config_id(settings), of_class)
-    if stale and not args.overwrite:
+    there, stale = find_images(folder, config_id(common), of_class)
+    if stale and not settings.overwrite:
         raise UserError(
             f"{folder} holds images made {what_differs(stale, of_class, embed_path)}; choose "
             "another --aug_name or pass --overwrite to make them again"
         )
     # Augmentations of which one is drawn per image get their images from more jobs, so that each
     # has a full batch all the same.
-    alternatives = len(edits) if args.compose == "parallel" else 1
+    alternatives = len(edits) if settings.compose == PARALLEL else 1
     constants = {
         "seed": trial.seed,
         "examples_per_class": trial.examples_per_class,
-        "num_inference_steps": args.num_inference_steps,
-        "resolution": check_resolution(info, args.resolution),
-        "model": args.model,
+        "num_inference_steps": settings.num_inference_steps,
+        "resolution": check_resolution(info, settings.resolution),
+        "model": settings.model,
     }
     for key in ("lora", "unet_path", "controlnet", "safety_checker"):
-        if getattr(args, key):
-            constants[key] = getattr(args, key)
-            if hasattr(args, f"{key}_scale"):
-                constants[f"{key}_scale"] = getattr(args, f"{key}_scale")
+        if getattr(settings, key):
+            constants[key] = getattr(settings, key)
+            if hasattr(settings, f"{key}_scale"):
+                constants[f"{key}_scale"] = getattr(settings, f"{key}_scale")
     return Plan(
         trial,
         folder,
         dataset,
         indices,
         there,
-        make_jobs(indices, args.num_synthetic),
-        args.batch_size * alternatives,
+        make_jobs(indices, settings.num_synthetic),
+        settings.batch_size * alternatives,
         already,
-        settings,
+        common,
         of_class,
         constants,
         words_note(embed_path, trial),
-        functools.partial(build_augmentation, args, edits, info, embed_path, unets),
+        functools.partial(build_augmentation, settings, edits, info, embed_path, unets),
     )
 
 
-def settings_of(args, dataset, info: ModelInfo, weights: dict, edits: list[dict]) -> dict:
+def compared_of(
+    run: Run, settings: Generation, dataset, info: ModelInfo, weights: dict, edits: list[dict]
+) -> dict:
     """Whatever changes an image, for config.json."""
     masked = any(edit["mask"] for edit in edits)
-    return {
-        "dataset": args.dataset,
-        "dataset_args": sorted(args.dataset_args),
-        "crop_to_object": args.crop_to_object,
+    facts = {
+        "dataset": run.dataset,
+        "dataset_args": sorted(run.dataset_args),
+        "crop_to_object": run.crop_to_object,
         "photos": dataset.photo_digest(),
         **weights,
-        "resolution": check_resolution(info, args.resolution),
-        "num_inference_steps": args.num_inference_steps,
-        "scheduler": args.scheduler,
-        "fit": args.fit,
-        "mask_grow_radius": args.mask_grow_radius if masked else 0,
-        "mask_feather": args.mask_feather if masked else 0,
-        "prompt": args.prompt,
+        "resolution": check_resolution(info, settings.resolution),
+        "num_inference_steps": settings.num_inference_steps,
+        "scheduler": settings.scheduler,
+        "fit": settings.fit,
+        "mask_grow_radius": settings.mask_grow_radius if masked else 0,
+        "mask_feather": settings.mask_feather if masked else 0,
+        "prompt": list(settings.prompt),
         "edits": edits,
-        "compose": args.compose if len(edits) > 1 else None,
-        "probs": check_probs(args.probs, len(edits), args.compose),
+        "compose": settings.compose if len(edits) > 1 else None,
+        "probs": check_probs(settings.probs, len(edits), settings.compose),
     }
+    return compared(facts, run, settings)
 
 
 def what_differs(stale: dict[str, dict], of_class: dict[str, dict], embed_path) -> str:
@@ -193,34 +327,34 @@ def what_differs(stale: dict[str, dict], of_class: dict[str, dict], embed_path) 
 # --- doing it --------------------------------------------------------------------------------
 
 
-def make_images(args, argv, plan: Plan, pipeline, extras, shard, count) -> int:
+def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, count) -> int:
     """This process's share of the images that are missing; how many were made."""
-    return generate(
+    return make_all(
         plan.dataset,
         lambda: plan.make_augmentation(pipeline, extras()),
         plan.folder,
-        plan.settings,
-        num_synthetic=args.num_synthetic,
+        plan.compared,
+        num_synthetic=settings.num_synthetic,
         batch_size=plan.batch_size,
         seed=plan.trial.seed,
         indices=plan.indices,
         shard=shard,
         already=plan.already,
         constants=plan.constants,
-        arguments={**vars(args), "command": command_line(argv)},
+        arguments={**arguments_of(run, settings), "command": command},
         notes=plan.notes,
         of_class=plan.of_class,
         count=count,
     )
 
 
-def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) -> int:
+def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) -> tuple[int, int]:
     """Score this process's share, and mark the worst of every class that is complete.
 
     Returns:
-        How many images were scored.
+        How many images were scored, and how many of all are kept.
     """
-    folder, identity = plan.folder, config_id(plan.settings)
+    folder, identity = plan.folder, config_id(plan.compared)
     names, of_class = plan.dataset.class_names, {}
     for job in plan.jobs:
         of_class.setdefault(names[plan.dataset.get_label_by_idx(job.index)], []).append(job)
@@ -245,8 +379,8 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
     if len(judged) < len(of_class):
         line += "; images of other processes are still lacking in "
         line += counted(len(of_class) - len(judged), "class")
-    print(line)
-    return scored
+    log.log(RESULT, "%s", line)
+    return scored, kept
 
 
 def names_to_score(plan: Plan, quality: Filter, shard: tuple[int, int]) -> set[str]:
@@ -254,7 +388,7 @@ def names_to_score(plan: Plan, quality: Filter, shard: tuple[int, int]) -> set[s
     names = {job.file_name for block in plan.share_of(shard) for job in block}
     if shard[0] == 0:
         labels = {plan.dataset.get_label_by_idx(idx) for idx in plan.indices}
-        there = unscored(plan.folder, config_id(plan.settings), quality)
+        there = unscored(plan.folder, config_id(plan.compared), quality)
         wanted = {job.file_name for job in plan.jobs}
         names |= {r["file_name"] for r in there if r["label"] in labels} - wanted
     return names
@@ -262,7 +396,7 @@ def names_to_score(plan: Plan, quality: Filter, shard: tuple[int, int]) -> set[s
 
 def lacks_scores(plan: Plan, quality: Filter, shard: tuple[int, int]) -> bool:
     """Whether an image of this process's share is yet to be made, or to be scored."""
-    identity = config_id(plan.settings)
+    identity = config_id(plan.compared)
     there, _ = find_images(plan.folder, identity, plan.of_class)
     todo = {record["file_name"] for record in unscored(plan.folder, identity, quality)}
     names = names_to_score(plan, quality, shard)
@@ -298,7 +432,7 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
                 log.warning("%s: its mask is %s", sources[idx], what)
 
 
-def check_fields(prompts: list[str], edits: list[dict], dataset, indices) -> None:
+def check_fields(prompts: Iterable[str], edits: list[dict], dataset, indices) -> None:
     """Raise UserError for a prompt that asks what no edit knows: a learned word, a description."""
     prompts = [each for each in prompts if "{token}" in each or "{description}" in each]
     known = {"real-guidance": {}, "textual-inversion": {"token": [""]}}  # others' own is theirs
@@ -307,10 +441,3 @@ def check_fields(prompts: list[str], edits: list[dict], dataset, indices) -> Non
             (fields,) = words_of([dataset.get_metadata_by_idx(idx)], **known[aug])
             for prompt in prompts:
                 fill_prompt(prompt, fields)
-
-
-def command_line(argv) -> str:
-    """This command, to be pasted."""
-    return shlex.join(
-        ["python", "generate_augmentations.py", *(sys.argv[1:] if argv is None else argv)]
-    )

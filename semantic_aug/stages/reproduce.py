@@ -1,20 +1,23 @@
 """One image again, from its record and its folder's config.json."""
 
-import argparse
+import dataclasses
 import functools
 from pathlib import Path
 
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 from semantic_aug import UserError
-from semantic_aug.cli.command import Parser
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.experiment.config import is_called, read_config
 from semantic_aug.experiment.names import CONFIG_FILE, Trial
 from semantic_aug.images.reading import read_image
+from semantic_aug.settings import build_all, fields_of
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.generation import TEXTUAL_INVERSION, Generation
+from semantic_aug.settings.reproducing import Reproduction
 from semantic_aug.stages.choosing_words import details_of_classes, find_embeddings
-from semantic_aug.stages.common import dataset_of
+from semantic_aug.stages.common import dataset_of, stage
 from semantic_aug.stages.editing import (
     EDIT_FLAGS,
     build_augmentation,
@@ -41,24 +44,26 @@ MADE_WITH = {
 }
 
 
-def check_arguments(folder: Path, arguments: dict, parser: Parser) -> None:
-    """Raise UserError for arguments in a folder's config.json that no flags give."""
-    for action in parser._actions:
-        value = arguments.get(action.dest)
-        kind = str if action.type is None else int | float
-        values = value if action.nargs == "+" else [value]
-        if action.nargs == 0:
-            kind = bool
-        if value is None and not action.required:
-            continue
-        if not isinstance(values, list) or not all(isinstance(each, kind) for each in values):
-            raise UserError(
-                f"--reproduce: {folder / CONFIG_FILE} is damaged: {action.dest} is {value!r}"
-            )
+def settings_of(folder: Path, config: dict) -> tuple[Run, Generation]:
+    """The settings that a folder's config.json holds.
+
+    Raises:
+        UserError: it holds some that nobody can have given.
+    """
+    arguments = config.get("arguments", {})
+    given = {**arguments, **flags_of_edits(folder, config.get("settings", {}).get("edits"))}
+    known = fields_of(Run) | fields_of(Generation)  # newer and older versions have others
+    try:
+        run, settings = build_all({k: v for k, v in given.items() if k in known}, Run, Generation)
+    except UserError as error:
+        raise UserError(f"--reproduce: {folder / CONFIG_FILE} is damaged: {error}") from error
+    # One that says nothing of older_list was made by an earlier version.
+    older = bool(arguments.get("older_list", True))
+    return dataclasses.replace(run, older_list=older), settings
 
 
 def flags_of_edits(folder: Path, edits: object) -> dict[str, list]:
-    """The flags from which `list_edits` makes the edits in a folder's config.json."""
+    """The settings from which `list_edits` makes the edits in a folder's config.json."""
     try:
         flags = {key: [edit[key] for edit in edits] for key in EDIT_FLAGS}
     except (KeyError, TypeError):
@@ -68,41 +73,48 @@ def flags_of_edits(folder: Path, edits: object) -> dict[str, list]:
     return flags
 
 
-def reproduce(given: argparse.Namespace, parser: Parser) -> None:
+@stage(Reproduction)
+def reproduce(
+    image: str | Path, settings: Reproduction, *, pipeline=None
+) -> tuple[Image.Image, int | None]:
     """Make one image again from its record and its folder's config.json, and compare.
 
     Args:
-        given: the image, and what lies elsewhere now.
-        parser: of the command that made it.
+        image: its file.
+        settings: what lies elsewhere now.
+        pipeline: the model, if it is loaded already.
+
+    Returns:
+        The image, and by how much of 255 it differs from the file where it differs most; None
+        where it has another size.
+
+    Raises:
+        UserError: it cannot be made again.
     """
-    path, config = given.reproduce, read_config(given.reproduce.parent)
+    path = Path(image)
+    config = read_config(path.parent)
     records = {record["file_name"]: record for record in read_records(path.parent)}
     if config is None or path.name not in records:
         raise UserError(
             f"--reproduce: {path} is no image of generate_augmentations.py with a record"
         )
-    record, settings = records[path.name], config.get("settings", {})
+    record, compared = records[path.name], config.get("settings", {})
     try:
         there = read_image(path)
     except UserError as error:
         raise UserError(
             f"--reproduce: {error}; delete it, and the command that made it makes it again"
         ) from error
-    arguments = config.get("arguments", {})
-    arguments = {**arguments, **flags_of_edits(path.parent, settings.get("edits"))}
-    check_arguments(path.parent, arguments, parser)
-    defaults = vars(parser.parse_args(["--dataset=-", "--experiment_name=-"]))  # for newer flags
-    # A folder whose config.json says nothing of older_list was made by an earlier version.
-    args = argparse.Namespace(**{**defaults, "older_list": True, **arguments})
-    args.model, args.device = given.model_path or args.model, given.device
-    precision = record.get("precision") or older_precision(path.parent)
-    args.mixed_precision = precision or args.mixed_precision
-    for key in ("data_dir", "lora", "unet_path", "controlnet"):
-        setattr(args, key, getattr(given, key) or getattr(args, key))
+    run, made_by = settings_of(path.parent, config)
+    now = {name: getattr(settings, name) for name in ("model", "lora", "unet_path", "controlnet")}
+    now["mixed_precision"] = record.get("precision") or older_precision(path.parent)
+    now = {name: value for name, value in now.items() if value}
+    made_by = dataclasses.replace(made_by, **now, device=settings.device)
+    run = dataclasses.replace(run, data_dir=settings.data_dir or run.data_dir)
     trial, name = Trial(record["seed"], record["examples_per_class"]), record["class_name"]
-    edits = list_edits(args)
-    info = inspect_model(args.model, args.revision, args.variant)
-    dataset = dataset_of(args, "train", trial)
+    edits = list_edits(made_by)
+    info = inspect_model(made_by.model, made_by.revision, made_by.variant)
+    dataset = dataset_of(run, "train", trial)
     sources = dataset.sources()
     if record["source"] not in sources:
         raise UserError(
@@ -110,42 +122,34 @@ def reproduce(given: argparse.Namespace, parser: Parser) -> None:
             f"training photos of seed={trial.seed}, examples_per_class={trial.examples_per_class}"
         )
     embed_path = None
-    if "textual-inversion" in args.aug:
-        embed_path = find_embeddings(args, path.parent.parent.parent, trial)
-    unets = class_unets(args, [name])
-    masked = dataset.indices([name]) if uses_masks(args, edits) else []
+    if TEXTUAL_INVERSION in (edit["aug"] for edit in edits):
+        embed_path = find_embeddings(made_by, path.parent.parent.parent, trial)
+    unets = class_unets(made_by, [name])
+    masked = dataset.indices([name]) if uses_masks(run, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     own = {"embeddings": None, **details.get(name, {})}
     own = {key: value for key, value in own.items() if key in record}  # older ones say less
-    common = {**weights_of(args, info), "photos": dataset.photo_digest()}
-    for stored, now in ((settings, common), (record, own)):
-        for key, value in now.items():
+    common = {**weights_of(made_by, info), "photos": dataset.photo_digest()}
+    for stored, found in ((compared, common), (record, own)):
+        for key, value in found.items():
             if not is_called(value, stored.get(key)):
                 raise UserError(
                     f"--reproduce: {path} was made with other {MADE_WITH.get(key, key)}: "
                     f"then {stored.get(key)}, now {value}"
                 )
-    device = pick_device(args.device)
+    device = pick_device(made_by.device)
     job = Job(sources.index(record["source"]), record["repeat"])
     augmentation = build_augmentation(
-        args,
+        made_by,
         edits,
         info,
         embed_path,
         unets,
-        functools.cache(lambda: build_pipeline(args, info, device)),
-        load_extras(args, info, device),
+        functools.cache(lambda: build_pipeline(made_by, info, device, pipeline)),
+        load_extras(made_by, info, device),
     )
-    ((_, image, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
-    if image.size != there.size:
-        print(f"{path}: its size is {there.size}, not {image.size}")
-        raise SystemExit(1)
-    difference = ImageChops.difference(image, there)
-    largest = max(high for _, high in difference.getextrema())
-    if largest == 0:
-        print(f"{path}: equal")
-    elif largest <= 2:
-        print(f"{path}: at most {largest} of 255 apart, as images of another batch size are")
-    else:
-        print(f"{path}: differs by up to {largest} of 255")
-        raise SystemExit(1)
+    ((_, again, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
+    if again.size != there.size:
+        return again, None
+    difference = ImageChops.difference(again, there)
+    return again, max(high for _, high in difference.getextrema())

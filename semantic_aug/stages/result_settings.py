@@ -2,40 +2,51 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 from pathlib import Path
 
 from semantic_aug import counted, stable_hash
+from semantic_aug.cli.notices import RESULT
 from semantic_aug.evaluation.backbone import Backbone
 from semantic_aug.evaluation.leaks import Photos
 from semantic_aug.evaluation.results import COMPARISON_FILE, SUMMARY_FILE, VALIDATION, is_finished
-from semantic_aug.evaluation.sampling import MIX
 from semantic_aug.evaluation.summary import EVALUATION_PHOTOS, IMAGES_OF
-from semantic_aug.evaluation.training import TrainingOptions
 from semantic_aug.experiment.config import check_config, read_config, write_config
 from semantic_aug.experiment.files import remove_leftovers
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.settings import compared
+from semantic_aug.settings.classification import MIX, Classification, TrainingOptions
+from semantic_aug.settings.common import Run
 from semantic_aug.synthesis.records import read_records, read_scores
 
 # Keys of config.json that belong to one trial each, and what all are evaluated on.
 PHOTOS_OF = "photos of "
 OF_TRIAL = (IMAGES_OF, PHOTOS_OF)
 
+log = logging.getLogger(__name__)
+
 
 def result_settings(
-    args, options: TrainingOptions, backbone: Backbone, train: FewShotDataset, splits, aug_dirs
+    run: Run,
+    settings: Classification,
+    options: TrainingOptions,
+    backbone: Backbone,
+    train: FewShotDataset,
+    splits,
+    aug_dirs,
 ) -> dict:
     """Everything that changes a result; for every trial, also which synthetic images it uses.
 
     Args:
         aug_dirs: folder of the synthetic images by trial; empty where none are used.
     """
-    settings = {
-        "dataset": args.dataset,
-        "dataset_args": sorted(args.dataset_args),
-        "crop_to_object": args.crop_to_object,
-        "classes": None if args.classes is None else sorted(set(args.classes)),
+    facts = {
+        "dataset": run.dataset,
+        "dataset_args": sorted(run.dataset_args),
+        "crop_to_object": run.crop_to_object,
+        "classes": None if settings.classes is None else sorted(set(settings.classes)),
         "photos": _photos(train, splits),
         "backbone": backbone.identity,
         "image_size": list(backbone.image_size),
@@ -43,26 +54,26 @@ def result_settings(
         "image_std": backbone.std.flatten().tolist(),
         **dataclasses.asdict(options),
         "augmentation": list(options.augmentation),
-        "aug_name": args.aug_name if aug_dirs else None,
-        "num_synthetic": args.num_synthetic if aug_dirs else 0,
+        "aug_name": settings.aug_name if aug_dirs else None,
+        "num_synthetic": settings.num_synthetic if aug_dirs else 0,
     }
     if not aug_dirs or options.utilization != MIX:
-        settings["synthetic_probability"] = 0.0 if not aug_dirs else None
+        facts["synthetic_probability"] = 0.0 if not aug_dirs else None
     for trial, folder in aug_dirs.items():
         records = read_records(folder)
         if records:
-            used = (r for r in records if r["repeat"] < (args.num_synthetic or math.inf))
+            used = (r for r in records if r["repeat"] < (settings.num_synthetic or math.inf))
             words = sorted(set(map(made_with, used)))
             identity = (read_config(folder) or {}).get("id", "unknown")
             identity += f", words {stable_hash(*words):x}"
-            if args.num_synthetic is None:  # then how many there are changes the result
+            if settings.num_synthetic is None:  # then how many there are changes the result
                 identity += f", {1 + max(record['repeat'] for record in records)} per photo"
-            scores = {} if args.ignore_filter else read_scores(folder)
+            scores = {} if settings.ignore_filter else read_scores(folder)
             rejected = sorted(name for name, each in scores.items() if each.get("kept") is False)
             if rejected:
                 identity += f", {len(rejected)} rejected {stable_hash(*rejected):x}"
-            settings[IMAGES_OF + trial.name] = identity
-    return settings
+            facts[IMAGES_OF + trial.name] = identity
+    return compared(facts, run, settings)
 
 
 def made_with(record: dict) -> str:
@@ -101,7 +112,7 @@ def training_identity(trained: Photos, left_out: dict[str, set[int]]) -> str:
     return found
 
 
-def claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
+def claim(folder: Path, settings: dict, trials: list[Trial], arguments: dict) -> None:
     """Write config.json, unless `folder` holds results of other settings.
 
     Those are refused or, with --overwrite, removed. Other runs may have finished other trials of
@@ -123,11 +134,11 @@ def claim(folder: Path, settings: dict, trials: list[Trial], args) -> None:
         if key in settings and (key in noted or "left out" in settings[key])
     }
     if results and before != common | noted | now:
-        check_config(folder, common | noted | now, True, args.overwrite)
+        check_config(folder, common | noted | now, True, arguments["overwrite"])
         derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
         for path in [*results, *folder.glob("confusion_*.csv"), *derived]:
             path.unlink(missing_ok=True)
-        print(f"{counted(len(results), 'result')} of other settings removed")
+        log.log(RESULT, "%s of other settings removed", counted(len(results), "result"))
         noted = {}
     remove_leftovers(folder)
-    write_config(folder, noted | settings, vars(args))
+    write_config(folder, noted | settings, arguments)

@@ -1,4 +1,4 @@
-"""What flags mean for training, the photos of each split, and one trial after the other."""
+"""Training and evaluating a classifier: its photos, one trial after the other, the summary."""
 
 import dataclasses
 import functools
@@ -8,10 +8,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
+
 from semantic_aug import UserError, counted
-from semantic_aug.evaluation.backbone import ALL, FLOAT32, FROZEN, Backbone
+from semantic_aug.cli.notices import RESULT
+from semantic_aug.diffusion.loading import pick_device
+from semantic_aug.evaluation.backbone import Backbone, default_precision, load_backbone
 from semantic_aug.evaluation.features import LabelledFeatures, load_split, readable, split_features
+from semantic_aug.evaluation.leaks import check_splits, photos_of
+from semantic_aug.evaluation.plots import plot_results
 from semantic_aug.evaluation.results import (
+    SUMMARY_FILE,
     TEST,
     TRAINING,
     VALIDATION,
@@ -21,16 +28,58 @@ from semantic_aug.evaluation.results import (
     results_file,
     score_rows,
     selected_row,
+    state_of,
+    trials_with_files,
     write_confusions,
     write_results,
 )
-from semantic_aug.evaluation.sampling import MIX, load_examples
-from semantic_aug.evaluation.training import BEST_VAL, TrainingOptions, evaluate, train_trial
+from semantic_aug.evaluation.sampling import load_examples
+from semantic_aug.evaluation.summary import EVALUATION_PHOTOS, write_comparison, write_summary
+from semantic_aug.evaluation.training import evaluate, train_trial
 from semantic_aug.experiment.config import read_config
-from semantic_aug.experiment.names import CACHE, RESULTS, Trial, check_component, experiment_dir
+from semantic_aug.experiment.files import check_writable, derive
+from semantic_aug.experiment.names import (
+    CACHE,
+    RESULTS,
+    Trial,
+    aug_dir,
+    check_component,
+    experiment_dir,
+)
+from semantic_aug.experiment.processes import at_work
+from semantic_aug.experiment.sharding import shard_blocks, shard_of
 from semantic_aug.experiment.timing import TRAIN, timed
 from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
-from semantic_aug.stages.common import dataset_of, experiment_of
+from semantic_aug.settings.classification import (
+    ALL,
+    BEST_VAL,
+    FLOAT32,
+    FROZEN,
+    MIX,
+    REAL,
+    Classification,
+    TrainingOptions,
+)
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.generation import Generation
+from semantic_aug.stages.common import (
+    arguments_of,
+    command_line,
+    dataset_of,
+    experiment_of,
+    nothing_to_do,
+    prepared,
+    stage,
+    trials_of,
+)
+from semantic_aug.stages.made_alike import check_alike
+from semantic_aug.stages.result_settings import (
+    PHOTOS_OF,
+    claim,
+    content_digest,
+    result_settings,
+    training_identity,
+)
 from semantic_aug.synthesis.variants import MissingImages
 
 MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
@@ -38,66 +87,176 @@ MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
 log = logging.getLogger(__name__)
 
 
-# --- flags -----------------------------------------------------------------------------------
+@stage(Classification)
+def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
+    """Train and evaluate a classifier on the photos of each trial and their synthetic variants.
 
-
-def training_options(args) -> TrainingOptions:
-    """What the flags say of training.
+    Returns:
+        What summary.csv holds: accuracy by number of examples and split, with 95 % intervals. Its
+        `attrs` have `folder`, where results lie, and `comparison`, the rows of comparison.csv.
 
     Raises:
-        UserError: flags that do not go together.
+        UserError: whatever a person can mend; before the backbone is loaded.
     """
-    names = args.augmentation
+    run, experiment, shard = (
+        prepared(run, settings.logdir),
+        experiment_of(run),
+        shard_of(settings.shard_index, settings.num_shards),
+    )
+    options, uses_synthetic = training_options(settings), wants_synthetic(settings)
+    everyones = trials_of(run)
+    aug_dirs = {trial: aug_dir(experiment, settings.aug_name, trial) for trial in everyones}
+    method = settings.method or (settings.aug_name if uses_synthetic else REAL)
+    check_component("--method", method)
+    folder = check_writable(Path(settings.logdir or experiment / RESULTS) / method)
+    trials = [everyones[number] for number in sorted(shard_blocks(len(everyones), *shard))]
+    if not trials:
+        log.log(RESULT, "%s", nothing_to_do(shard, counted(len(everyones), "trial")))
+        return table_of(folder, [], [])
+    others = compared_folders(run, settings, folder, everyones)
+    device = pick_device(settings.device)
+
+    train = dataset_of(run, "train")
+    splits = evaluation_splits(run, settings, options)
+    subset = functools.cache(functools.partial(dataset_of, run, "train"))
+
+    @functools.cache
+    def train_set(trial: Trial) -> FewShotDataset:
+        variants = aug_dirs[trial] if uses_synthetic else None
+        return training_photos(run, settings, trial, subset(trial), variants)
+
+    finished = {trial for trial in trials if is_finished(folder, trial)}
+    for trial in trials:
+        if settings.overwrite or trial not in finished:
+            check_class_names([train_set(trial), *splits.values()])
+    if uses_synthetic:
+        of_results = {
+            t: aug_dir(experiment, settings.aug_name, t) for t in trials_with_files(folder)
+        }
+        mixed = settings.overwrite or settings.mixed_settings
+        check_alike(dict(sorted((aug_dirs | of_results).items())), mixed)
+    evaluated = {name: photos_of(dataset, settings.classes) for name, dataset in splits.items()}
+    # Of all trials, whoever has which: every process writes the same config.json.
+    trained = {trial: photos_of(subset(trial), settings.classes) for trial in everyones}
+    left_out = {
+        trial: check_splits(trial.name, photos, evaluated, check_command(run))
+        for trial, photos in trained.items()
+    }
+
+    size = None if settings.image_size is None else (settings.image_size, settings.image_size)
+    backbone = load_backbone(
+        settings.classifier_backbone,
+        device,
+        size,
+        settings.finetune,
+        settings.from_scratch,
+        settings.backbone_precision,
+    )
+    found = result_settings(
+        run, settings, options, backbone, train, splits, aug_dirs if uses_synthetic else {}
+    )
+    found[EVALUATION_PHOTOS] = content_digest(*evaluated.values())
+    for trial, photos in trained.items():
+        found[PHOTOS_OF + trial.name] = training_identity(photos, left_out[trial])
+    if backbone.precision != default_precision(device, settings.finetune):  # what older ones mean
+        found["backbone_precision"] = backbone.precision
+    claim(folder, found, trials, arguments_of(run, settings))
+    finished = {trial for trial in finished if results_file(folder, trial).exists()}
+    pending = [trial for trial in trials if trial not in finished]
+    if len(pending) < len(trials):
+        skipped = len(trials) - len(pending)
+        log.log(RESULT, "%d of %d trials are finished: skipped", skipped, len(trials))
+    # Other processes finish other trials meanwhile.
+    from_all = functools.partial(derive, lambda: state_of(folder))
+    images = options.num_epochs * options.iterations_per_epoch * options.batch_size
+    wanted = dict.fromkeys(everyones, (1, images))
+    with at_work(experiment, TRAIN, wanted, method, shard) as reporter:
+        try:
+            run_trials(
+                pending, train_set, splits, left_out, backbone, options, settings, experiment,
+                folder, reporter,
+            )  # fmt: skip
+        finally:  # also when one of several trials fails
+            augmented = settings.aug_name if uses_synthetic else None
+            summary = from_all(lambda: write_summary(folder, method, experiment, augmented))
+    comparison = []
+    if others:
+        comparison = from_all(lambda: write_comparison(folder, method, others))
+    from_all(lambda: plot_results({method: folder, **others}, folder, train.class_names))
+    return table_of(folder, summary, comparison)
+
+
+def table_of(folder: Path, summary: list[dict], comparison: list[dict]) -> pd.DataFrame:
+    """summary.csv, and beside it what a command prints."""
+    path = folder / SUMMARY_FILE
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    table.attrs |= {"folder": str(folder), "summary": summary, "comparison": comparison}
+    return table
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def training_options(settings: Classification) -> TrainingOptions:
+    """What the settings say of training.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+    names = settings.augmentation
     if len(names) > 1 and ("none" in names or len(set(names)) < len(names)):
         raise UserError(
             f"--augmentation: got {' '.join(names)}, expected none alone, or each name once"
         )
-    if args.from_scratch and args.finetune != ALL:
+    if settings.from_scratch and settings.finetune != ALL:
         raise UserError(
             "--from_scratch needs --finetune all: random weights that stay random recognise little"
         )
-    if args.backbone_learning_rate is not None and args.finetune == FROZEN:
+    if settings.backbone_learning_rate is not None and settings.finetune == FROZEN:
         raise UserError("--backbone_learning_rate needs --finetune all or last:N")
-    if args.finetune != FROZEN and args.backbone_precision not in (None, FLOAT32):
+    if settings.finetune != FROZEN and settings.backbone_precision not in (None, FLOAT32):
         raise UserError(
-            f"--backbone_precision: got {args.backbone_precision}, and what --finetune trains "
+            f"--backbone_precision: got {settings.backbone_precision}, and what --finetune trains "
             f"computes in {FLOAT32}"
         )
-    if args.synthetic_probability is not None and args.utilization != MIX:
+    if settings.synthetic_probability is not None and settings.utilization != MIX:
         raise UserError(
-            f"--synthetic_probability belongs to --utilization mix, not {args.utilization}"
+            f"--synthetic_probability belongs to --utilization mix, not {settings.utilization}"
         )
-    if args.iterations_per_epoch * args.batch_size > MOST_IMAGES:
+    images = settings.iterations_per_epoch * settings.batch_size
+    if images > MOST_IMAGES:
         raise UserError(
-            f"--iterations_per_epoch {args.iterations_per_epoch} of --batch_size {args.batch_size} "
-            f"are an epoch of {args.iterations_per_epoch * args.batch_size:,} images, expected "
-            f"{MOST_IMAGES:,} at most; give more --num_epochs"
+            f"--iterations_per_epoch {settings.iterations_per_epoch} of --batch_size "
+            f"{settings.batch_size} are an epoch of {images:,} images, expected {MOST_IMAGES:,} at "
+            "most; give more --num_epochs"
         )
-    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingOptions)}
+    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingOptions)}
     given["augmentation"] = tuple(name for name in names if name != "none")
     return TrainingOptions(**{key: value for key, value in given.items() if value is not None})
 
 
-def wants_synthetic(args) -> bool:
-    if args.utilization != MIX and args.num_synthetic == 0:
+def wants_synthetic(settings: Classification) -> bool:
+    if settings.utilization != MIX and settings.num_synthetic == 0:
         raise UserError(
-            f"--utilization {args.utilization} needs synthetic images, and --num_synthetic 0 says "
-            "to use none: leave one of them away"
+            f"--utilization {settings.utilization} needs synthetic images, and --num_synthetic 0 "
+            "says to use none: leave one of them away"
         )
-    return args.num_synthetic != 0 and args.synthetic_probability != 0
+    return settings.num_synthetic != 0 and settings.synthetic_probability != 0
 
 
-def compared_folders(args, folder: Path, trials: list[Trial]) -> dict[str, Path]:
+def compared_folders(
+    run: Run, settings: Classification, folder: Path, trials: list[Trial]
+) -> dict[str, Path]:
     """Where the results of --compare lie, by what they are called there.
 
     Raises:
         UserError: there are none, or none of one of these trials.
     """
     found = {}
-    for name in args.compare:
+    for name in settings.compare:
         experiment, colon, method = name.rpartition(":")
         if colon:
-            other = experiment_dir(args.output_dir, experiment) / RESULTS / method
+            other = experiment_dir(run.output_dir, experiment) / RESULTS / method
         else:
             other = folder.parent / name
         check_component("--compare", method)
@@ -121,7 +280,9 @@ def compared_folders(args, folder: Path, trials: list[Trial]) -> dict[str, Path]
 # --- datasets --------------------------------------------------------------------------------
 
 
-def evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDataset]:
+def evaluation_splits(
+    run: Run, settings: Classification, options: TrainingOptions
+) -> dict[str, FewShotDataset]:
     """The whole splits `val` and `test` by their names in the results, where they have photos.
 
     Raises:
@@ -130,8 +291,8 @@ def evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDatase
     found, reasons = {}, {}
     for name, split in ((VALIDATION, "val"), (TEST, "test")):
         try:
-            dataset = dataset_of(args, split)
-            if not dataset.indices(args.classes):
+            dataset = dataset_of(run, split)
+            if not dataset.indices(settings.classes):
                 raise NoPhotos(f"no photo of the selected classes in split {split!r}")
             found[name] = dataset
         except (KeyError, ValueError, OSError) as error:  # subclasses, of a split they do not know
@@ -139,7 +300,7 @@ def evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDatase
                 if isinstance(error, UserError):
                     raise
                 raise UserError(
-                    f"--dataset: {args.dataset} has no split 'val': {error!r}"
+                    f"--dataset: {run.dataset} has no split 'val': {error!r}"
                 ) from error
             reasons[split] = str(error) if isinstance(error, UserError) else repr(error)
     if VALIDATION not in found and options.select == BEST_VAL:
@@ -150,35 +311,36 @@ def evaluation_splits(args, options: TrainingOptions) -> dict[str, FewShotDatase
     return found
 
 
-def check_command(args) -> str:
+def check_command(run: Run) -> str:
     """What lists the photos that lie in several splits, to be pasted."""
-    words = ["python", "-m", "semantic_aug.datasets", "check", args.dataset]
-    words += ["--data_dir", args.data_dir] if args.data_dir else []
-    words += ["--dataset_args", *args.dataset_args] if args.dataset_args else []
+    words = ["python", "-m", "semantic_aug.datasets", "check", run.dataset]
+    words += ["--data_dir", run.data_dir] if run.data_dir else []
+    words += ["--dataset_args", *run.dataset_args] if run.dataset_args else []
     return shlex.join(words)
 
 
 def training_photos(
-    args, trial: Trial, dataset: FewShotDataset, folder: Path | None
+    run: Run, settings: Classification, trial: Trial, dataset: FewShotDataset, folder: Path | None
 ) -> FewShotDataset:
     """The photos of a trial, with their synthetic variants from `folder` if there is one."""
     dataset.synthetic_examples = {}
-    if not dataset.indices(args.classes):
+    if not dataset.indices(settings.classes):
         raise UserError("no training photo of the selected classes")
     if folder is not None:
         try:
-            dataset.load_synthetic(folder, args.num_synthetic, args.classes, args.ignore_filter)
+            dataset.load_synthetic(
+                folder, settings.num_synthetic, settings.classes, settings.ignore_filter
+            )
         except UserError as error:
             again = "" if isinstance(error, MissingImages) else " --overwrite"
             instead = " (or pass --num_synthetic=0 for real photos only)"
-            raise UserError(
-                f"{error}; make them with: {generation_command(args, trial, folder)}{again}"
-                + (instead if args.utilization == MIX else "")
-            ) from error
+            command = generation_command(run, settings, trial, folder)
+            instead = instead if settings.utilization == MIX else ""
+            raise UserError(f"{error}; make them with: {command}{again}{instead}") from error
     return dataset
 
 
-def generation_command(args, trial: Trial, folder: Path) -> str:
+def generation_command(run: Run, settings: Classification, trial: Trial, folder: Path) -> str:
     """What makes the synthetic images of a trial, to be pasted: what made some of them, if any.
 
     What made those of another trial does as well, with this trial's flags behind.
@@ -193,25 +355,18 @@ def generation_command(args, trial: Trial, folder: Path) -> str:
             flags = {"seed": trial.seed, "num_trials": 1}
             flags["examples_per_class"] = trial.examples_per_class
         number = made.get("num_synthetic")
-        if isinstance(number, int) and (args.num_synthetic or 0) > number:
-            flags["num_synthetic"] = args.num_synthetic
+        if isinstance(number, int) and (settings.num_synthetic or 0) > number:
+            flags["num_synthetic"] = settings.num_synthetic
         return " ".join([made["command"], *(f"--{flag}={n}" for flag, n in flags.items())])
-    flags = {
-        "dataset": args.dataset,
-        "experiment_name": args.experiment_name,
-        "aug_name": args.aug_name,
-        "seed": trial.seed,
-        "examples_per_class": trial.examples_per_class,
-        "num_synthetic": args.num_synthetic or 10,
-        "output_dir": None if args.output_dir == "output" else args.output_dir,
-        "data_dir": args.data_dir,
-    }
-    words = ["python", "generate_augmentations.py"]
-    words += [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
-    words += ["--crop_to_object"] if args.crop_to_object else []
-    words += ["--dataset_args", *args.dataset_args] if args.dataset_args else []
-    words += ["--classes", *args.classes] if args.classes else []
-    return shlex.join(words)
+    of_trial = dataclasses.replace(
+        run, seed=trial.seed, num_trials=1, examples_per_class=(trial.examples_per_class,)
+    )
+    wanted = Generation(
+        aug_name=settings.aug_name,
+        classes=settings.classes,
+        num_synthetic=settings.num_synthetic or 10,
+    )
+    return command_line("generate", of_trial, wanted)
 
 
 def check_class_names(datasets: Iterable[FewShotDataset]) -> None:
@@ -228,8 +383,9 @@ def check_class_names(datasets: Iterable[FewShotDataset]) -> None:
 
 
 def run_trials(
-    trials, train_set, splits, left_out, backbone, options, args, folder, reporter
-) -> None:
+    trials, train_set, splits, left_out, backbone: Backbone, options: TrainingOptions,
+    settings: Classification, experiment: Path, folder: Path, reporter,
+) -> None:  # fmt: skip
     """Train, evaluate and write the result files of one trial after the other.
 
     Args:
@@ -239,15 +395,15 @@ def run_trials(
     """
     if not trials:
         return
-    experiment, method = experiment_of(args), folder.name
+    method = folder.name
     cache = experiment / CACHE
     class_names = train_set(trials[0]).class_names
     check_class_names([train_set(trials[0]), *splits.values()])
     with timed(experiment, TRAIN, method, device=backbone.device) as work:  # once for all trials
-        whole = _evaluated_splits(splits, backbone, args, cache)
+        whole = _evaluated_splits(splits, backbone, settings, cache)
         work.images = sum(map(len, splits.values()))
     # Half for the validation split, which is held too where the backbone changes.
-    memory = args.image_memory / 2 if backbone.trained else args.image_memory
+    memory = settings.image_memory / 2 if backbone.trained else settings.image_memory
     for trial in trials:
         started = time.monotonic()
         reporter.works_on([trial])
@@ -258,8 +414,10 @@ def run_trials(
                 for split, each in whole.items()
             }
             present = {split: set(each().labels.tolist()) for split, each in features_of.items()}
-            examples = load_examples(train_set(trial), size, args.classes, memory, args.num_workers)
-            _describe(trial, examples, class_names, args.classes, present)
+            examples = load_examples(
+                train_set(trial), size, settings.classes, memory, settings.num_workers
+            )
+            _describe(trial, examples, class_names, settings.classes, present)
             result = train_trial(
                 examples,
                 features_of.get(VALIDATION),
@@ -285,24 +443,25 @@ def run_trials(
         said = [f"{names[split]} {each.mean_accuracy:.1%}" for split, each in scores.items()]
         said += [f"epoch {result.selected}"] if options.select == BEST_VAL else []
         said = ", ".join(said) or "trained, and evaluated on nothing"
-        print(f"{trial.name}: {said} ({time.monotonic() - started:.1f} s)")
+        seconds = time.monotonic() - started
+        log.log(RESULT, "%s: %s (%.1f s)", trial.name, said, seconds)
 
 
-def _evaluated_splits(splits, backbone: Backbone, args, cache: Path) -> dict:
+def _evaluated_splits(splits, backbone: Backbone, settings: Classification, cache: Path) -> dict:
     """Functions that give the features of each split by the backbone as it is.
 
     Those of a frozen backbone are computed here, once for all trials and epochs.
     """
     functions = {}
     for name, dataset in splits.items():
-        split = load_split(dataset, backbone.image_size, args.classes, args.num_workers)
+        split = load_split(dataset, backbone.image_size, settings.classes, settings.num_workers)
         if not backbone.trained:
             features = split_features(backbone, split, cache)
             functions[name] = functools.partial(_the_same, features)
             continue
         # The val split passes after every epoch, the test split once per trial.
-        memory = args.image_memory / 2 if name == VALIDATION else 0
-        split = readable(split, memory, args.num_workers)
+        memory = settings.image_memory / 2 if name == VALIDATION else 0
+        split = readable(split, memory, settings.num_workers)
         functions[name] = functools.partial(split_features, backbone, split)
     return functions
 
@@ -321,9 +480,13 @@ def _describe(trial: Trial, examples, class_names, classes, present: dict) -> No
     everything = range(len(class_names)) if classes is None else map(class_names.index, classes)
     _name_absent(class_names, set(everything), trained, present)
     num_variants = len(examples.labels) - examples.num_photos
-    print(
-        f"{trial.name}: {counted(examples.num_photos, 'photo')} and "
-        f"{counted(num_variants, 'synthetic image')} of {counted(len(trained), 'class')}"
+    log.log(
+        RESULT,
+        "%s: %s and %s of %s",
+        trial.name,
+        counted(examples.num_photos, "photo"),
+        counted(num_variants, "synthetic image"),
+        counted(len(trained), "class"),
     )
 
 

@@ -8,6 +8,7 @@ from semantic_aug import UserError, counted
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.sharding import shard_blocks
 from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.words.checkpoints import (
     differences,
     list_checkpoints,
@@ -89,7 +90,9 @@ def groups_of(lessons: list[Lesson], classes_per_step: int, shard) -> list[list[
     return [groups[number] for number in sorted(shard_blocks(len(groups), *shard))]
 
 
-def runs_of(group: list[Lesson], settings: dict, args) -> list[dict[Lesson, Path | None]]:
+def runs_of(
+    group: list[Lesson], compared: dict, settings: FineTuning
+) -> list[dict[Lesson, Path | None]]:
     """What is left of a group: words that go on together, each with its checkpoint.
 
     All go on from the latest step of which all have a checkpoint, or start again where some have
@@ -98,15 +101,14 @@ def runs_of(group: list[Lesson], settings: dict, args) -> list[dict[Lesson, Path
     """
     found: dict[Lesson, dict[int, Path]] = {}
     for lesson in group:
-        if is_learned(lesson, args.overwrite):
-            log.info("%s: finished already, skipped", lesson.where)
+        if is_learned(lesson, settings.overwrite):
             remove_checkpoints(lesson.folder)
         else:
-            found[lesson] = usable_checkpoints(lesson, settings, args)
+            found[lesson] = usable_checkpoints(lesson, compared, settings)
     if not found:
         return []
     common = set.intersection(*(set(steps) for steps in found.values()))
-    if max(max(steps, default=0) for steps in found.values()) <= args.checkpointing_steps:
+    if max(max(steps, default=0) for steps in found.values()) <= settings.checkpointing_steps:
         common |= {0}
     by_step: dict[int, dict[Lesson, Path | None]] = {}
     for lesson, steps in found.items():
@@ -117,21 +119,21 @@ def runs_of(group: list[Lesson], settings: dict, args) -> list[dict[Lesson, Path
     return list(by_step.values())
 
 
-def usable_checkpoints(lesson: Lesson, settings: dict, args) -> dict[int, Path]:
+def usable_checkpoints(lesson: Lesson, compared: dict, settings: FineTuning) -> dict[int, Path]:
     """The checkpoints that a word can go on from, by step.
 
     Raises:
         UserError: the latest, or the one asked for, was made with other settings.
     """
     checkpoints = list_checkpoints(lesson.folder)
-    if args.resume_from_checkpoint != "latest":
-        path = Path(args.resume_from_checkpoint)
+    if settings.resume_from_checkpoint != "latest":
+        path = Path(settings.resume_from_checkpoint)
         if is_of(asked := read_checkpoint(path), lesson):
             checkpoints = {asked["step"]: path}
     while checkpoints:
         latest = checkpoints[max(checkpoints)]
         try:
-            differing = differences(read_checkpoint(latest), lesson.header, settings)
+            differing = differences(read_checkpoint(latest), lesson.header, compared)
             break
         except UserError as error:
             log.warning("%s; it is left out", error)
@@ -140,7 +142,7 @@ def usable_checkpoints(lesson: Lesson, settings: dict, args) -> dict[int, Path]:
         return {}
     if not differing:
         return checkpoints
-    if args.overwrite:
+    if settings.overwrite:
         remove_checkpoints(lesson.folder)
         return {}
     raise UserError(

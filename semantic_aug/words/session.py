@@ -1,5 +1,6 @@
 """Training all words of a command, one group after the other, with all that is written of them."""
 
+import dataclasses
 import functools
 import logging
 import re
@@ -17,6 +18,7 @@ from semantic_aug.experiment.timing import FINE_TUNE, timed
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.images.framing import frame_of, share_of_photo, to_square
 from semantic_aug.images.reading import image_to_tensor
+from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.words.checkpoints import (
     checkpoint_path,
     list_checkpoints,
@@ -42,32 +44,33 @@ CACHED_PHOTOS = 2048
 VALIDATION_IMAGE_STEPS = 25
 
 
-def photos_per_step(args) -> int:
+def photos_per_step(settings: FineTuning) -> int:
     """Photos of each class that an optimiser step shows."""
-    return args.train_batch_size * args.gradient_accumulation_steps
+    return settings.train_batch_size * settings.gradient_accumulation_steps
 
 
 def train_all(
-    args, pipeline, templates, settings: dict, runs, experiment: Path, shard, reporter: Reporter
-) -> list[str]:
+    settings: FineTuning, pipeline, templates, compared: dict, runs, experiment: Path, shard,
+    reporter: Reporter,
+) -> list[str]:  # fmt: skip
     """Train one run of words after the other; returns those that failed."""
     noise_scheduler = noise_scheduler_of(pipeline)
-    prompts = tokenise(pipeline, templates, TRAINING_TOKEN, args.num_vectors)
-    encode = functools.lru_cache(CACHED_PHOTOS)(functools.partial(encode_photo, args, pipeline))
-    if args.gradient_checkpointing:
+    prompts = tokenise(pipeline, templates, TRAINING_TOKEN, settings.num_vectors)
+    encode = functools.lru_cache(CACHED_PHOTOS)(functools.partial(encode_photo, settings, pipeline))
+    if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
         for _, encoder in text_encoders(pipeline):
             encoder.activation_checkpointing_enable()
-    if args.attention_slicing:
+    if settings.attention_slicing:
         pipeline.enable_attention_slicing()
-    if args.compile:
+    if settings.compile:
         pipeline.unet.compile()
-    images = photos_per_step(args)
+    images = photos_per_step(settings)
     total = images * sum(lesson.steps for run in runs for lesson in run)
     failed = []
     with (
         tracker(
-            args.report_to, experiment / "logs", f"fine_tune-shard{shard[0]}of{shard[1]}"
+            settings.report_to, experiment / "logs", f"fine_tune-shard{shard[0]}of{shard[1]}"
         ) as track,
         progress_bar(total=total, desc="fine-tune", unit=" photos") as progress,
     ):
@@ -75,7 +78,7 @@ def train_all(
             trials = [lesson.trial for lesson in run]
             reporter.works_on(trials)
             with timed(experiment, FINE_TUNE, trials=trials, device=pipeline.device) as work:
-                words = {lesson: build_word(args, pipeline, encode, lesson) for lesson in run}
+                words = {lesson: build_word(settings, pipeline, encode, lesson) for lesson in run}
                 for lesson, path in run.items():
                     if path is not None:
                         words[lesson].load_state_dict(read_checkpoint(path)["state"])
@@ -84,7 +87,7 @@ def train_all(
                 before = sum(word.step for word in words.values())
                 try:
                     train_run(
-                        args, pipeline, noise_scheduler, prompts, settings, words, track,
+                        settings, pipeline, noise_scheduler, prompts, compared, words, track,
                         progress, reporter,
                     )  # fmt: skip
                 finally:
@@ -94,24 +97,24 @@ def train_all(
 
 
 def train_run(
-    args, pipeline, noise_scheduler, prompts: Prompts, settings, words: dict[Lesson, Word],
-    track: Track, progress, reporter: Reporter,
+    settings: FineTuning, pipeline, noise_scheduler, prompts: Prompts, compared: dict,
+    words: dict[Lesson, Word], track: Track, progress, reporter: Reporter,
 ) -> None:  # fmt: skip
     """Train the words of a run together, and write what becomes of each.
 
     Asked to end, it leaves a checkpoint of each word first.
     """
     lesson_of = {word: lesson for lesson, word in words.items()}
-    images = photos_per_step(args)
-    validate = functools.partial(validation, args, pipeline, noise_scheduler, prompts, track)
-    set_training(pipeline, args.gradient_checkpointing)
+    images = photos_per_step(settings)
+    validate = functools.partial(validation, settings, pipeline, noise_scheduler, prompts, track)
+    set_training(pipeline, settings.gradient_checkpointing)
     # Before the first step; and once more where a run goes on, whose images may be missing.
     step = next(iter(words.values())).step
-    if args.validation_steps and step % args.validation_steps == 0:
+    if settings.validation_steps and step % settings.validation_steps == 0:
         running = {lesson: word for lesson, word in words.items() if word.is_running}
         validate(running, with_images=step > 0)
     # Those that were interrupted after their last step, and before they were written.
-    finish({lesson: word for lesson, word in words.items() if word.is_done}, validate, settings)
+    finish({lesson: word for lesson, word in words.items() if word.is_done}, validate, compared)
     with stop_deferred() as asked_to_end:
         validate = functools.partial(validate, asked_to_end=asked_to_end)
         for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
@@ -136,28 +139,28 @@ def train_run(
                 lesson_of[word]: word for word in took_part if word.is_done and not word.diverged
             }
             step = max(word.step for word in took_part)
-            if args.save_steps and step % args.save_steps == 0:
+            if settings.save_steps and step % settings.save_steps == 0:
                 for lesson, word in (going_on | ended).items():
                     earlier = lesson.path.with_name(f"learned_embeds-steps-{step}.safetensors")
                     write_word(earlier, lesson, word, step)
-            if args.validation_steps and step % args.validation_steps == 0:
+            if settings.validation_steps and step % settings.validation_steps == 0:
                 validate(going_on, with_images=True)
             # Last, so that what comes before is made again.
-            if step % args.checkpointing_steps == 0 or asked_to_end():
-                save(going_on, settings, keep=args.checkpoints_total_limit)
-            finish(ended, validate, settings)
+            if step % settings.checkpointing_steps == 0 or asked_to_end():
+                save(going_on, compared, keep=settings.checkpoints_total_limit)
+            finish(ended, validate, compared)
             if asked_to_end():
                 break
 
 
-def finish(words: dict[Lesson, Word], validate, settings: dict) -> None:
+def finish(words: dict[Lesson, Word], validate, compared: dict) -> None:
     """Validate and write words that have done all their steps.
 
     Their last checkpoints come first: a process killed among the files that follow, which mark
     their classes as finished, writes the rest of them again from there. So does the next run of a
     process that is asked to end among the images.
     """
-    save(words, settings)
+    save(words, compared)
     if not validate(words, with_images=True):
         return
     for lesson, word in words.items():
@@ -166,11 +169,11 @@ def finish(words: dict[Lesson, Word], validate, settings: dict) -> None:
         remove_checkpoints(lesson.folder)
 
 
-def save(words: dict[Lesson, Word], settings: dict, keep: int | None = None) -> None:
+def save(words: dict[Lesson, Word], compared: dict, keep: int | None = None) -> None:
     """Write a checkpoint of each word; then remove all but the latest `keep`."""
     for lesson, word in words.items():
         path = checkpoint_path(lesson.folder, word.step)
-        write_checkpoint(path, word.state_dict(), lesson.header, settings)
+        write_checkpoint(path, word.state_dict(), lesson.header, compared)
     for lesson in words:  # not before all are written: the words go on from one step together
         if keep is not None:
             remove_checkpoints(lesson.folder, keep)
@@ -183,7 +186,7 @@ def write_word(path: Path, lesson: Lesson, word: Word, steps: int) -> None:
         write_embeddings(file, {lesson.token: rows}, {**lesson.header, "steps": steps})
 
 
-def build_word(args, pipeline, encode, lesson: Lesson) -> Word:
+def build_word(settings: FineTuning, pipeline, encode, lesson: Lesson) -> Word:
     """A word at its start."""
     generator = torch.Generator().manual_seed(
         stable_hash(
@@ -196,26 +199,20 @@ def build_word(args, pipeline, encode, lesson: Lesson) -> Word:
     rows = []
     for tokenizer, encoder in text_encoders(pipeline):
         start = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(lesson.start)]
-        rows.append(initial_rows(start, args.num_vectors, generator))
+        rows.append(initial_rows(start, settings.num_vectors, generator))
     photos = [
         encode(PhotoKey(lesson.dataset, i)) for i in lesson.dataset.indices([lesson.class_name])
     ]
     means, deviations, weights = (torch.stack(parts) for parts in zip(*photos))
-    scale = args.train_batch_size * args.gradient_accumulation_steps if args.scale_lr else 1
-    settings = TrainingSettings(
-        max_train_steps=lesson.steps,
-        train_batch_size=args.train_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        learning_rate=args.learning_rate * scale,
-        lr_scheduler=args.lr_scheduler,
-        lr_warmup_steps=args.lr_warmup_steps,
-        adam_beta1=args.adam_beta1,
-        adam_beta2=args.adam_beta2,
-        adam_weight_decay=args.adam_weight_decay,
-        adam_epsilon=args.adam_epsilon,
-    )
+    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingSettings)}
+    given["max_train_steps"] = lesson.steps
+    if settings.scale_lr:
+        given["learning_rate"] *= photos_per_step(settings)
+    optimisation = TrainingSettings(**given)
     in_half = pipeline.unet.dtype == torch.float16
-    return Word(rows, (means, deviations), settings, generator, pipeline.device, in_half, weights)
+    return Word(
+        rows, (means, deviations), optimisation, generator, pipeline.device, in_half, weights
+    )
 
 
 class PhotoKey:
@@ -233,7 +230,7 @@ class PhotoKey:
         return hash(self.key)
 
 
-def encode_photo(args, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, ...]:
+def encode_photo(settings: FineTuning, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, ...]:
     """The VAE's posterior of a photo in the square, and how much each place of it counts.
 
     Returns:
@@ -241,8 +238,8 @@ def encode_photo(args, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, ...]:
         [2, 1, h, w] of mean 1: 0 where the photo is mirrored beyond its edges.
     """
     image = photo.dataset.get_image_by_idx(photo.index)
-    frame = frame_of(image.size, args.resolution, args.fit)
-    pixels = image_to_tensor(to_square(image, frame), args.resolution)
+    frame = frame_of(image.size, settings.resolution, settings.fit)
+    pixels = image_to_tensor(to_square(image, frame), settings.resolution)
     mean, deviation = latent_posterior(pipeline.vae, pixels)
     share = torch.from_numpy(share_of_photo(frame, mean.shape[-1])).unsqueeze(0)
     return mean, deviation, torch.stack([share, share.flip(-1)]) / share.mean()
@@ -256,8 +253,8 @@ def set_training(pipeline, training: bool) -> None:
 
 
 def validation(
-    args, pipeline, noise_scheduler, prompts, track, words: dict[Lesson, Word], with_images,
-    asked_to_end=lambda: False,
+    settings: FineTuning, pipeline, noise_scheduler, prompts, track, words: dict[Lesson, Word],
+    with_images, asked_to_end=lambda: False,
 ) -> bool:  # fmt: skip
     """A comparable loss of each word, and images of `--validation_prompt`.
 
@@ -273,7 +270,7 @@ def validation(
     if not words:
         return whole
     set_training(pipeline, False)
-    if args.validation_steps:
+    if settings.validation_steps:
         seeds = [
             stable_hash("validation", lesson.dataset.seed, lesson.class_name) for lesson in words
         ]
@@ -287,14 +284,14 @@ def validation(
         mean, step = sum(losses) / len(losses), max(word.step for word in words.values())
         of = counted(len(words), "class")
         log.info("step %d: validation loss %.4f, mean of %s", step, mean, of)
-    if with_images and args.validation_prompt:
+    if with_images and settings.validation_prompt:
         for lesson, word in words.items():
-            images = show(args, pipeline, prompts, word, lesson, asked_to_end)
-            whole = len(images) == args.num_validation_images
+            images = show(settings, pipeline, prompts, word, lesson, asked_to_end)
+            whole = len(images) == settings.num_validation_images
             if not whole:
                 break
             track.log_images({f"validation/{lesson.where}": images}, word.step)
-    set_training(pipeline, args.gradient_checkpointing)
+    set_training(pipeline, settings.gradient_checkpointing)
     return whole
 
 
@@ -307,7 +304,9 @@ def note_loss(path: Path, step: int, loss: float) -> None:
 
 
 @torch.no_grad()
-def show(args, pipeline, prompts: Prompts, word: Word, lesson: Lesson, asked_to_end) -> list:
+def show(
+    settings: FineTuning, pipeline, prompts: Prompts, word: Word, lesson: Lesson, asked_to_end
+) -> list:
     """Write images of `--validation_prompt`, in which * is the word.
 
     Returns:
@@ -320,14 +319,14 @@ def show(args, pipeline, prompts: Prompts, word: Word, lesson: Lesson, asked_to_
 
     images = []
     with words_in_place(pipeline, [word.rows], prompts.first_ids):
-        for number in range(args.num_validation_images):
+        for number in range(settings.num_validation_images):
             if asked_to_end():
                 break
             seed = stable_hash("validation", lesson.dataset.seed, lesson.class_name, number)
             image = pipeline(
-                args.validation_prompt.replace("*", TRAINING_TOKEN),
-                height=args.resolution,
-                width=args.resolution,
+                settings.validation_prompt.replace("*", TRAINING_TOKEN),
+                height=settings.resolution,
+                width=settings.resolution,
                 num_inference_steps=VALIDATION_IMAGE_STEPS,
                 generator=torch.Generator().manual_seed(seed),
                 callback_on_step_end=skip_the_rest,

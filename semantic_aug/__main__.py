@@ -1,0 +1,79 @@
+"""All commands under one name: `semantic-aug COMMAND`, or `python -m semantic_aug COMMAND`.
+
+    fine-tune         learn one word per class
+    aggregate         merge the words of a trial
+    generate          turn photos into varied photos
+    train-classifier  train and evaluate a classifier
+    report            pages and sheets of photos and images
+    status            what the processes of an experiment do
+    check             read a whole dataset, and say what is wrong with it
+    run               all stages from one list of flags
+    submit            the same as SLURM jobs
+
+semantic-aug COMMAND --help says what each takes.
+"""
+
+if __name__ == "__main__":
+    from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
+import sys
+from collections.abc import Callable
+
+from semantic_aug.cli.command import one_of
+from semantic_aug.cli.scripts import load_script
+
+
+def main(argv: list[str] | None = None):
+    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    name = one_of(COMMANDS, words, "semantic-aug", __doc__)
+    return COMMANDS[name](words[1:])
+
+
+def _check(words: list[str]):
+    from semantic_aug.datasets.__main__ import main as datasets
+
+    return datasets(["check", *words])
+
+
+def _report(words: list[str]):
+    from semantic_aug.report.__main__ import main as report
+
+    return report(words)
+
+
+def _status(words: list[str]):
+    from semantic_aug.cluster.status import main as status
+
+    return status(words)
+
+
+def _chain(action: str) -> Callable[[list[str]], None]:
+    def run(words: list[str]):
+        from semantic_aug.cluster.chain import main as chain
+
+        return chain([action, *words])
+
+    return run
+
+
+def _script(stage: str) -> Callable[[list[str]], None]:
+    return lambda words: load_script(stage).main(words)
+
+
+COMMANDS: dict[str, Callable] = {
+    "fine-tune": _script("fine_tune"),
+    "aggregate": _script("aggregate"),
+    "generate": _script("generate"),
+    "train-classifier": _script("train_classifier"),
+    "report": _report,
+    "status": _status,
+    "check": _check,
+    "run": _chain("run"),
+    "submit": _chain("submit"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

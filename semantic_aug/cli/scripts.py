@@ -1,0 +1,47 @@
+"""The scripts of this project as commands: where they lie, in a checkout or in an installation."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from semantic_aug import UserError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_INSTALLED = _PACKAGE / "scripts"  # where pyproject.toml puts what lies at the top of a checkout
+ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
+# The four stages: what stands before their flags in a chain (`fine_tune:`), and their scripts.
+SCRIPTS = {
+    "fine_tune": "fine_tune.py",
+    "aggregate": "aggregate_embeddings.py",
+    "generate": "generate_augmentations.py",
+    "train_classifier": "train_classifier.py",
+}
+
+
+def words_of(stage: str) -> list[str]:
+    """How a person calls a stage."""
+    if ROOT == _INSTALLED:
+        return ["semantic-aug", stage.replace("_", "-")]
+    return ["python", SCRIPTS[stage]]
+
+
+def load_script(stage: str) -> ModuleType:
+    """The script of a stage, as a module.
+
+    Raises:
+        UserError: a package that it needs is not installed.
+    """
+    path = ROOT / SCRIPTS[stage]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # where dataclasses look for their own module
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{sys.executable} has no package {error.name}: make ready the Python that has those "
+            "of requirements.txt (ACTIVATE says how, for submit.sh)"
+        ) from error
+    return module

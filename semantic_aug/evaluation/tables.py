@@ -1,0 +1,55 @@
+"""What a command prints of results: a line per number of examples, a line per comparison."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from semantic_aug.evaluation.results import ENOUGH, TEST, VALIDATION
+
+
+def summary_lines(summary: list[dict]) -> Iterator[str]:
+    """One line per number of examples: trials, and accuracy in percent with its interval."""
+    cells = {(row["examples_per_class"], row["split"]): row for row in summary}
+    lines = [("examples_per_class", "trials", "val accuracy %", "test accuracy %")]
+    for k in sorted({k for k, _ in cells}):
+        number = max(row["num_trials"] for (n, _), row in cells.items() if n == k)
+        columns = (_percent(cells.get((k, split))) for split in (VALIDATION, TEST))
+        lines.append((str(k), str(number), *columns))
+    wide = max(16, *(len(cell) for line in lines for cell in line[2:]))
+    for line in lines if cells else []:
+        yield "{:>18}  {:>6}  {:>{wide}}  {:>{wide}}".format(*line, wide=wide)
+
+
+def comparison_lines(rows: list[dict]) -> Iterator[str]:
+    """One line per pair of methods, number of examples and split."""
+    for row in rows:
+        line = (
+            f"{row['method']} - {row['other']}, {row['examples_per_class']} per class, "
+            f"{row['split'].lower()}: {100 * row['difference']:+.1f} points"
+        )
+        if row["num_trials"] < ENOUGH:
+            yield f"{line} ({_listed(row['values'], '+')})"
+            continue
+        low, high = 100 * row["ci95_low"], 100 * row["ci95_high"]
+        line += f", 95 % interval {low:+.1f} to {high:+.1f}"
+        alike = math.isnan(row["p_value"])
+        line += ", no p: all trials differ alike" if alike else f", p = {row['p_value']:.2g}"
+        yield f"{line} ({row['num_trials']} trials)"
+
+
+def _percent(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    mean = f"{100 * row['mean_accuracy']:.1f}"
+    if row["num_trials"] == 1:
+        return mean
+    if row["num_trials"] < ENOUGH:
+        return _listed(row["values"])
+    return f"{mean} ± {100 * (row['ci95_high'] - row['mean_accuracy']):.1f}"
+
+
+def _listed(values: Mapping[int, float], sign: str = "") -> str:
+    """The values of so few trials that no interval says more, in percent."""
+    if len(values) == 1:
+        return "1 trial"
+    texts = ", ".join(f"{100 * value:{sign}.1f}" for value in values.values())
+    return f"{len(values)} trials: {texts}"

@@ -1,0 +1,306 @@
+"""How a setting is declared: once, as a field of a frozen dataclass.
+
+    @settings("learned words")
+    class Words:
+        num_vectors: int = setting(1, "vectors per word", check=whole(1), result=True)
+
+Flags (`add_flags`), keyword arguments (`build`), what `config.json` compares (`compared`) and
+docs/reference.md all follow from that line. Nothing here imports a model.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from semantic_aug import UserError
+
+
+class Check(typing.NamedTuple):
+    """What a value has to fulfil, and how a message says so."""
+
+    is_good: Callable[[Any], bool]
+    expected: str
+
+
+def whole(least: int, most: int = 10**9) -> tuple[Check, ...]:
+    """Whole numbers in [least, most]; by default a number that counts nothing but time."""
+    return (
+        Check(lambda value: value >= least, f"a whole number from {least}"),
+        Check(lambda value: value <= most, f"{most} at most"),
+    )
+
+
+FINITE = (Check(math.isfinite, "a finite number"),)
+NON_NEGATIVE = (Check(lambda value: 0 <= value < math.inf, "a number from 0"),)
+POSITIVE = (Check(lambda value: 0 < value < math.inf, "a number above 0"),)
+FRACTION = (Check(lambda value: 0 <= value <= 1, "a number in [0, 1]"),)
+FRACTION_BELOW_1 = (Check(lambda value: 0 <= value < 1, "a number in [0, 1)"),)
+FRACTION_ABOVE_0 = (Check(lambda value: 0 < value <= 1, "a number in (0, 1]"),)
+
+_WHAT = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    check: tuple[Check, ...] = (),
+    choices: Iterable | None = None,
+    flags: tuple[str, ...] = (),
+    metavar: str | None = None,
+    result: bool | str = False,
+    of: str | None = None,
+    named: Mapping[str, Any] | None = None,
+    bare: Any = None,
+    shorthand: Mapping[str, Any] | None = None,
+    repeated: bool = False,
+    early: bool = False,
+    takes_objects: bool = False,
+    positional: bool = False,
+) -> Any:
+    """A field of a class of settings.
+
+    Args:
+        default: what it is where nothing is given; without one, it must be given.
+        help: what it means, with its unit.
+        check: what a value fulfils; of several values, each.
+        choices: the values that there are.
+        flags: its flags, if they have other names than the field; the first is the published one.
+        result: whether it changes a result; the name of the fact that stands for it in
+            `config.json`, where that is not its own.
+        of: the setting without which it means nothing.
+        named: values that have a name.
+        bare: what its flag means without a value.
+        shorthand: flags that mean one of its values.
+        repeated: a flag that is given again adds values.
+        early: stands before the dataset among the arguments in `config.json`.
+        takes_objects: Python may give an object instead of a name.
+        positional: Python may give it without its name.
+    """
+    keys = ("help", "check", "choices", "flags", "metavar", "result", "of", "named", "bare",
+            "shorthand", "repeated", "early", "takes_objects")  # fmt: skip
+    given = locals()
+    metadata = {key: given[key] for key in keys}
+    return dataclasses.field(default=default, kw_only=not positional, metadata=metadata)
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(setting,))
+def settings(title: str = "", about: str | None = None, late: bool = False):
+    """Makes a frozen dataclass of settings, whose values are checked when one is made.
+
+    Args:
+        title, about: head its own flags in `--help`.
+        late: they stand at the end of it.
+    """
+
+    def decorate(cls):
+        cls.__post_init__ = _check_values
+        cls.group = (late, title, about)
+        return dataclasses.dataclass(frozen=True)(cls)
+
+    return decorate
+
+
+def _check_values(self) -> None:
+    for name, field in fields_of(type(self)).items():
+        object.__setattr__(self, name, _checked(name, field, getattr(self, name)))
+
+
+@functools.cache
+def fields_of(cls: type) -> dict[str, dataclasses.Field]:
+    """The settings of a class by their names, in the order in which they are declared."""
+    hints = typing.get_type_hints(cls)
+    found = {field.name: field for field in dataclasses.fields(cls) if "help" in field.metadata}
+    for name, field in found.items():
+        field.type = hints[name]
+    return found
+
+
+def kind_of(field: dataclasses.Field) -> tuple[type, bool, bool]:
+    """The type of a setting's value or values, whether there are several, and whether it may be
+    None."""
+    kinds = [field.type]
+    if isinstance(field.type, types.UnionType):
+        kinds = [kind for kind in typing.get_args(field.type) if kind is not types.NoneType]
+    several = typing.get_origin(kinds[0]) is tuple
+    kind = typing.get_args(kinds[0])[0] if several else kinds[0]
+    kind = str if kind is Any else kind  # an object may stand for a name
+    return kind, several, kinds != [field.type] or field.default is None
+
+
+def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
+    """`value` as the field's type has it, of several values a tuple. UserError where it is none."""
+    kind, several, optional = kind_of(field)
+    if value is None and optional:
+        return None
+    if not several:
+        return _one(name, field, kind, value)
+    if isinstance(value, Mapping):
+        value = [
+            f"{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in value.items()
+        ]
+    elif isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        value = [value]
+    found = tuple(_one(name, field, kind, each) for each in value)
+    if not found and field.default != ():
+        raise UserError(f"{name}: got nothing, expected at least one value")
+    return found
+
+
+def _one(name: str, field: dataclasses.Field, kind: type, value: Any) -> Any:
+    of, got = field.metadata, value
+    if of["takes_objects"] and not isinstance(value, str):
+        return value
+    if of["named"] and value in of["named"]:
+        return of["named"][value]
+    if isinstance(value, os.PathLike) and kind is str:
+        value = os.fspath(value)
+    if hasattr(value, "item") and not isinstance(value, str):  # a number of numpy or torch
+        value = value.item()
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is int and isinstance(value, bool) and set(of["choices"] or ()) == {0, 1}:
+        value = int(value)
+    if type(value) is not kind:
+        raise UserError(f"{name}: got {got!r}, expected {_WHAT[kind]}")
+    if of["choices"] and value not in of["choices"]:
+        raise UserError(f"{name}: got {got!r}, expected {', '.join(map(str, of['choices']))}")
+    if value == "" and "prompt" not in name:
+        raise UserError(f"{name} is empty: give a value, or leave it out")
+    for check in of["check"]:
+        if not check.is_good(value):
+            raise UserError(f"{name}: got {got!r}, expected {check.expected}")
+    return value
+
+
+# --- from values -----------------------------------------------------------------------------
+
+
+def build(cls: type, values: Mapping[str, Any]):
+    """An instance of a class of settings from keyword arguments.
+
+    Raises:
+        UserError: an unknown name, with the nearest known one; a value that is none.
+    """
+    return build_all(values, cls)[0]
+
+
+def build_all(values: Mapping[str, Any], *classes: type) -> list:
+    """Instances of several classes from keyword arguments, in which each finds its own.
+
+    Raises:
+        UserError: as `build`; a setting that means nothing without another one.
+    """
+    spelled = {
+        flag.lstrip("-"): name
+        for cls in classes
+        for name, field in fields_of(cls).items()
+        for flag in (name, *field.metadata["flags"])
+    }
+    given = {}
+    for key, value in values.items():
+        if key not in spelled:
+            near = difflib.get_close_matches(key, spelled, 1, 0.4) or [", ".join(spelled)]
+            raise UserError(f"there is no setting {key!r}; is {near[0]} meant?")
+        given[spelled[key]] = value
+    made = []
+    for cls in classes:
+        own = fields_of(cls)
+        missing = [n for n, f in own.items() if f.default is dataclasses.MISSING and n not in given]
+        if missing:
+            raise UserError(f"--{missing[0]} is missing")
+        made.append(cls(**{name: value for name, value in given.items() if name in own}))
+        for name, field in own.items():
+            of = field.metadata["of"]
+            is_default = getattr(made[-1], name) == field.default
+            if of and not is_default and getattr(made[-1], of) is None:
+                raise UserError(f"--{name} means nothing without --{of}: give that too, or neither")
+    return made
+
+
+def compared(facts: Mapping[str, Any], *given) -> dict:
+    """What `config.json` compares: the facts, and every setting that changes a result.
+
+    Args:
+        facts: what is known beside the settings, such as digests of photos and weights, or in
+            place of some of them (`result="edits"`), in their order in the file.
+        given: instances of classes of settings. A setting that the facts do not name comes after
+            them, unless it has its default: folders that are older than the setting mean that.
+    """
+    found = dict(facts)
+    for each in given:
+        for name, field in fields_of(type(each)).items():
+            value, result = getattr(each, name), field.metadata["result"]
+            if result is True and name not in facts and value != field.default:
+                found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+# --- flags -----------------------------------------------------------------------------------
+
+
+def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
+    """The flags of all settings, a group for each class that declares some."""
+    owners: dict[type, None] = {}
+    for cls in classes:
+        owners |= dict.fromkeys(each for each in reversed(cls.__mro__) if hasattr(each, "group"))
+    groups: dict[str, Any] = {}
+    for owner in sorted(owners, key=lambda each: each.group[0]):
+        _, title, about = owner.group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title, about) if title else parser
+        own = inspect.get_annotations(owner)  # not what it inherits
+        for name, field in fields_of(owner).items():
+            if name in own:
+                _add_flag(groups[title], name, field)
+
+
+def _add_flag(group, name: str, field: dataclasses.Field) -> None:
+    (kind, several, _), of = kind_of(field), field.metadata
+    names = of["flags"] or (f"--{name}",)
+    options: dict[str, Any] = {"dest": name, "help": of["help"]}
+    if field.default is dataclasses.MISSING:
+        options["required"] = True
+    else:
+        options["default"] = field.default
+    if kind is bool:
+        group.add_argument(*names, action="store_true", **options)
+        return
+    if of["repeated"]:
+        options["action"] = "extend"
+    if several:
+        options["nargs"] = "+"
+    if of["bare"] is not None:
+        options |= {"nargs": "?", "const": of["bare"]}
+    if of["choices"]:
+        options["choices"] = tuple(of["choices"])
+    if kind is not str or of["check"]:
+        options["type"] = functools.partial(_from_text, kind, of)
+    group.add_argument(*names, metavar=of["metavar"], **options)
+    for flag, value in (of["shorthand"] or {}).items():
+        said = f"the same as {names[0]} {' '.join(value) if several else value}"
+        options = {"dest": name, "default": field.default, "help": said}
+        group.add_argument(flag, action="store_const", const=value, **options)
+
+
+def _from_text(kind: type, of: Mapping, text: str) -> Any:
+    """An argparse type: the value that a text means."""
+    if of["named"] and text in of["named"]:
+        return of["named"][text]
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    failed = [check for check in of["check"] if value is None or not check.is_good(value)]
+    if failed or value is None:
+        expected = failed[0].expected if failed else _WHAT[kind]
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
