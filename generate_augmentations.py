@@ -33,7 +33,7 @@ from semantic_aug.stages.common import command_line
 
 
 @settings()
-class Image:
+class Remade:
     reproduce: str = setting(help="an image to be made again", metavar="IMAGE")
 
 
@@ -60,12 +60,19 @@ def main(argv=None):
         print(f"next: {command_line('train_classifier', run, next_one)}")
 
 
+def image_size(path: str) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.size
+
+
 def make_again(argv) -> None:
     """Make one image again, and say whether it is equal; else, end with status 1."""
     parser = Parser("Make one synthetic image again, and say whether it is equal.")
-    add_flags(parser, Image, Reproduction)
-    image, settings = build_all(vars(parser.parse_args(argv)), Image, Reproduction)
-    _, difference = semantic_aug.reproduce(image.reproduce, settings)
+    add_flags(parser, Remade, Reproduction)
+    image, settings = build_all(vars(parser.parse_args(argv)), Remade, Reproduction)
+    again, difference = semantic_aug.reproduce(image.reproduce, settings)
     if difference == 0:
         print(f"{image.reproduce}: equal")
     elif difference is not None and difference <= 2:
@@ -74,7 +81,9 @@ def make_again(argv) -> None:
             "size are"
         )
     else:
-        said = "has another size" if difference is None else f"differs by up to {difference} of 255"
+        said = f"differs by up to {difference} of 255"
+        if difference is None:
+            said = f"its size is {image_size(image.reproduce)}, not {again.size}"
         print(f"{image.reproduce}: {said}")
         raise SystemExit(1)
 

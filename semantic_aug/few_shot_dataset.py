@@ -9,10 +9,11 @@ import hashlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,8 +118,8 @@ class FewShotDataset(Dataset):
             records claim one source for different classes.
     """
 
-    class_names: list[str] | None = None
-    num_classes: int | None = None
+    class_names: list[str] = None  # type: ignore[assignment]  # known after __init__
+    num_classes: int = None  # type: ignore[assignment]
     env: str | None = None
     default_dir: str | None = None
 
@@ -145,13 +146,15 @@ class FewShotDataset(Dataset):
     ):
         for name, value in (("split", split), ("seed", seed), ("image_size", image_size)):
             # A subclass may have set these itself, before it came here without passing them up.
-            vars(self).setdefault(name, value)
+            self.__dict__.setdefault(name, value)
         self.examples_per_class = examples_per_class
         self.crop_to_object = crop_to_object
         self.generative_aug = generative_aug
         self.synthetic_probability = synthetic_probability
         self.synthetic_dir = None if synthetic_dir is None else Path(synthetic_dir)
-        self.synthetic_examples: dict[int, list[tuple[Path | Image.Image, int]]] | None = None
+        self.synthetic_examples: (
+            Mapping[int, Sequence[tuple[Path | Image.Image, int]]] | None
+        ) = None
         self.unreadable: list[str] = []
         self.doubtful: list[str] = []  # photos of the trial whose brightness may be wrong, and why
         self.bits = bits
@@ -251,8 +254,8 @@ class FewShotDataset(Dataset):
         neither on the file system nor on the other photos, and subsets are nested.
         """
         label_of = self._label_of
-        by_class = defaultdict(list)
-        class_of = {}
+        by_class: dict[str, list[Record]] = defaultdict(list)
+        class_of: dict[str, str] = {}
         for record in records:
             if record.class_name not in label_of:
                 raise UserError(
@@ -271,13 +274,13 @@ class FewShotDataset(Dataset):
             hint = f": is this the root that {type(self).__name__} expects, and do its options fit?"
             hint = hint if self.split == "train" else ""  # few photos are all in train
             raise NoPhotos(f"no photo of split {self.split!r} in {self.data_dir}{hint}")
-        few_shot = self.split == "train" and self.examples_per_class is not None
-        selected = []
+        wanted = self.examples_per_class if self.split == "train" else None
+        selected: list[Record] = []
         for class_name in self.class_names:
             group = sorted(by_class[class_name], key=attrgetter("source"))
-            if few_shot and group:
+            if wanted is not None and group:
                 group.sort(key=lambda r: stable_hash("subset", self.seed, class_name, r.source))
-                group = self._first_readable(class_name, group)
+                group = self._first_readable(class_name, group, wanted)
             selected += map(self._with_path, group)
         if self.unreadable:
             unreadable = counted(len(self.unreadable), "photo")
@@ -297,10 +300,10 @@ class FewShotDataset(Dataset):
             return replace(record, path=self.data_dir / record.path)
         return record
 
-    def _first_readable(self, class_name: str, group: list[Record]) -> list[Record]:
-        readable = []
+    def _first_readable(self, class_name: str, group: list[Record], wanted: int) -> list[Record]:
+        readable: list[Record] = []
         for record in group:
-            if len(readable) == self.examples_per_class:
+            if len(readable) == wanted:
                 break
             try:
                 doubt = check_image(self._with_path(record).path, self.bits)
@@ -315,12 +318,12 @@ class FewShotDataset(Dataset):
             raise UserError(
                 f"class {class_name!r} has {counted(len(group), 'photo')}, none of them readable"
             )
-        if len(readable) < self.examples_per_class:
+        if len(readable) < wanted:
             log.warning(
                 "class %r has %s of the %d asked for: all are used",
                 class_name,
                 counted(len(readable), "readable photo"),
-                self.examples_per_class,
+                wanted,
             )
         return readable
 
@@ -391,7 +394,7 @@ class FewShotDataset(Dataset):
         found = dict(zip(files, file_digests(files.values())))
         return [found.get(n) or mask_digest(each) for n, each in enumerate(masks)]
 
-    def indices(self, classes: Iterable[str] | None = None) -> list[int]:
+    def indices(self, classes: Collection[str] | None = None) -> list[int]:
         """Indices of the photos of these classes (default all), which keep their labels.
 
         Raises:
@@ -408,7 +411,7 @@ class FewShotDataset(Dataset):
 
     def sources(self) -> list[str]:
         """The stable id of every photo; the index serves where a subclass has none."""
-        sources = [self.get_metadata_by_idx(idx).get("source") for idx in range(len(self))]
+        sources: list[Any] = [self.get_metadata_by_idx(idx).get("source") for idx in range(len(self))]
         if None in sources:
             log.warning(
                 "%s gives no `source` in its metadata: photos are identified by their index, "
@@ -468,7 +471,7 @@ class FewShotDataset(Dataset):
                 self.load_synthetic(self.synthetic_dir)
             else:
                 self.synthetic_examples = {}
-        variants = self.synthetic_examples.get(idx, [])
+        variants = (self.synthetic_examples or {}).get(idx, [])
         if variants and float(torch.rand(())) < self.synthetic_probability:
             image, label = variants[int(torch.randint(len(variants), ()))]
             if not isinstance(image, Image.Image):
@@ -484,7 +487,7 @@ class FewShotDataset(Dataset):
         self,
         folder: str | Path,
         num_synthetic: int | None = None,
-        classes: Iterable[str] | None = None,
+        classes: Collection[str] | None = None,
         ignore_filter: bool = False,
     ) -> None:
         """Use the synthetic images in `folder`, at most `num_synthetic` per photo of `classes`.

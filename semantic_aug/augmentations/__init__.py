@@ -1,7 +1,13 @@
 """The augmentations, by name. A new one is one file and one line here."""
 
-from semantic_aug.generative_augmentation import GenerativeAugmentation
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from semantic_aug.registry import find_class
+
+if TYPE_CHECKING:  # the names of the augmentations shall load no torch
+    from semantic_aug.generative_augmentation import GenerativeAugmentation
 
 AUGMENTATIONS = {
     "real-guidance": "semantic_aug.augmentations.real_guidance:RealGuidance",
@@ -11,4 +17,6 @@ AUGMENTATIONS = {
 
 def augmentation_class(name: str) -> type[GenerativeAugmentation]:
     """The class behind a registered name or `package.module:ClassName`."""
+    from semantic_aug.generative_augmentation import GenerativeAugmentation
+
     return find_class("--aug", name, AUGMENTATIONS, GenerativeAugmentation)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.evaluation.results import is_finished, trials_with_files
 from semantic_aug.experiment.names import (
     EMBEDDINGS_FILE,
     FINE_TUNED,
@@ -37,8 +36,7 @@ from semantic_aug.experiment.timing import (
     TRAIN,
     read_timing,
 )
-from semantic_aug.settings import positive_int
-from semantic_aug.synthesis.records import read_records
+from semantic_aug.settings import add_flags, setting, settings, whole
 
 PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRAIN: "results"}
 
@@ -83,6 +81,18 @@ class Status:
     used: int = 0  # bytes
 
 
+@settings()
+class Showing:
+    brief: bool = setting(False, "stages alone, not their trials")
+    watch: int | None = setting(
+        None,
+        "show it again every so many seconds (30 without a number), until Ctrl-C",
+        check=whole(1),
+        bare=30,
+        metavar="SECONDS",
+    )
+
+
 def parse_args(argv=None):
     parser = Parser(
         __doc__,
@@ -90,15 +100,7 @@ def parse_args(argv=None):
         usage="%(prog)s output/EXPERIMENT [--flag value ...]",
     )
     parser.add_argument("experiment", type=Path, help="folder of the experiment")
-    parser.add_argument("--brief", action="store_true", help="stages alone, not their trials")
-    parser.add_argument(
-        "--watch",
-        type=positive_int,
-        nargs="?",
-        const=30,
-        metavar="SECONDS",
-        help="show it again every so many seconds (30 without a number), until Ctrl-C",
-    )
+    add_flags(parser, Showing)
     return parser.parse_args(argv)
 
 
@@ -160,6 +162,10 @@ def status_of(experiment: Path) -> Status:
 
 def done_lines(experiment: Path) -> dict[tuple[str, str, Trial], Line]:
     """What lies in the folder, by stage, method and trial."""
+    # Imported late: --help needs no torch.
+    from semantic_aug.evaluation.results import is_finished, trials_with_files
+    from semantic_aug.synthesis.records import read_records
+
     found: dict[tuple[str, str, Trial], Line] = {}
 
     def note(stage: str, method: str, trial: Trial, done: int) -> None:

@@ -1,13 +1,18 @@
 """The datasets, by name. Importing this touches no disk and no dataset's code."""
 
+from __future__ import annotations
+
+import functools
 import inspect
 import types
 import typing
 from collections.abc import Sequence
 
 from semantic_aug import UserError
-from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.registry import find_class
+
+if typing.TYPE_CHECKING:  # the names of the datasets shall load no torch
+    from semantic_aug.few_shot_dataset import FewShotDataset
 
 DATASETS = {
     "coco": "semantic_aug.datasets.coco:COCODataset",
@@ -26,16 +31,26 @@ DATASETS = {
 
 _HUB = "hf:"  # `hf:NAME` is the dataset `hf` with the option `name`, not a module
 
-# What every command decides by flags of its own; the rest of a constructor are its options.
-_COMMON = set(inspect.signature(FewShotDataset.__init__).parameters) | {"use_randaugment"}
 # Which photos there are, and how they are cut: a dataset that ignored these would give others.
 _NEEDED = ("split", "seed", "examples_per_class", "data_dir", "crop_to_object")
+
+
+def _base() -> type[FewShotDataset]:
+    from semantic_aug.few_shot_dataset import FewShotDataset
+
+    return FewShotDataset
+
+
+@functools.cache
+def _common() -> frozenset[str]:
+    """What every command decides by settings of its own; the rest of a constructor are options."""
+    return frozenset(inspect.signature(_base().__init__).parameters) | {"use_randaugment"}
 
 
 def dataset_class(name: str) -> type[FewShotDataset]:
     """The class behind a registered name, `hf:NAME` or `package.module:ClassName`."""
     name = "hf" if name.startswith(_HUB) else name
-    return find_class("--dataset", name, DATASETS, FewShotDataset)
+    return find_class("--dataset", name, DATASETS, _base())
 
 
 def named_dataset(dataset: str | type[FewShotDataset] | FewShotDataset) -> dict:
@@ -47,16 +62,16 @@ def named_dataset(dataset: str | type[FewShotDataset] | FewShotDataset) -> dict:
     if isinstance(dataset, str):
         return {"dataset": dataset}
     cls = dataset if isinstance(dataset, type) else type(dataset)
-    if not issubclass(cls, FewShotDataset):
+    if not issubclass(cls, _base()):
         raise UserError(f"--dataset: got {dataset!r}, expected a name or a FewShotDataset")
     path = f"{cls.__module__}:{cls.__qualname__}"
     if "<locals>" in path:
         raise UserError(f"--dataset: {path} is within a function: move it into a module")
     found: dict = {"dataset": next((k for k, v in DATASETS.items() if v == path), path)}
-    if isinstance(dataset, FewShotDataset):
+    if isinstance(dataset, _base()):
         given = dataset.made_with
         found |= {key: given[key] for key in ("data_dir", "crop_to_object") if key in given}
-        own = {key: value for key, value in given.items() if key not in _COMMON}
+        own = {key: value for key, value in given.items() if key not in _common()}
         found["dataset_args"] = own | ({"bits": given["bits"]} if given.get("bits") else {})
     return found
 
@@ -128,7 +143,7 @@ def known_options(cls: type[FewShotDataset]) -> dict[str, inspect.Parameter]:
     return {
         key: parameter
         for key, parameter in inspect.signature(cls.__init__).parameters.items()
-        if key not in _COMMON and parameter.kind is not parameter.VAR_KEYWORD
+        if key not in _common() and parameter.kind is not parameter.VAR_KEYWORD
         if parameter.kind is not parameter.VAR_POSITIONAL
     }
 
@@ -137,9 +152,9 @@ def _shared_options(cls: type[FewShotDataset]) -> dict[str, inspect.Parameter]:
     """Options of every dataset whose images the base class reads."""
     parameters = inspect.signature(cls.__init__).parameters
     takes = "bits" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if cls.list_records is FewShotDataset.list_records or not takes:
+    if cls.list_records is _base().list_records or not takes:
         return {}
-    return {"bits": inspect.signature(FewShotDataset.__init__).parameters["bits"]}
+    return {"bits": inspect.signature(_base().__init__).parameters["bits"]}
 
 
 def _typed(key: str, text: str, parameter: inspect.Parameter):

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 
 from semantic_aug import UserError
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.settings import add_data_flags
+from semantic_aug.settings import add_flags
+from semantic_aug.settings.common import Run
 
 
 def parse_args(argv=None):
@@ -26,7 +27,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("action", nargs="?", default="list", metavar="check")
     parser.add_argument("name", nargs="?", metavar="NAME", help="as --dataset takes it")
-    add_data_flags(parser)
+    add_flags(parser, Run, only=("data_dir", "dataset_args"))
     parser.add_argument("--verbose", action="store_true", help="name every case, not the first ten")
     args = parser.parse_args(argv)
     if args.action not in ("list", "check") and args.name is None:

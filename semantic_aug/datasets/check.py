@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
 from statistics import median_low
+from typing import Any
 
 from semantic_aug import UserError, counted
 from semantic_aug.datasets import build_dataset
@@ -84,7 +85,7 @@ class Findings:
 
     def _never_trained(self) -> list[str]:
         """Classes with photos in other splits alone, which no classifier can learn."""
-        splits = defaultdict(Counter)
+        splits: dict[str, Counter[str]] = defaultdict(Counter)
         for photo in self.photos:
             splits[photo.class_name][photo.split] += 1
         trained = {name.casefold(): name for name, counts in splits.items() if counts["train"]}
@@ -158,15 +159,17 @@ def _warnings() -> Iterator[tuple[dict[str, None], dict[str, None]]]:
 
     A warning of these has their names as `missing`, and is not among the messages.
     """
-    messages, missing, handler = {}, {}, logging.Handler(logging.WARNING)
+    messages: dict[str, None] = {}
+    missing: dict[str, None] = {}
 
-    def emit(record: logging.LogRecord) -> None:
-        names = getattr(record, "missing", None)
-        (messages if names is None else missing).update(
-            dict.fromkeys(names or [record.getMessage()])
-        )
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            names = getattr(record, "missing", None)
+            (messages if names is None else missing).update(
+                dict.fromkeys(names or [record.getMessage()])
+            )
 
-    handler.emit = emit
+    handler = Collector(logging.WARNING)
     logger = logging.getLogger("semantic_aug")
     logger.addHandler(handler)
     try:
@@ -179,7 +182,7 @@ def read_photo(dataset: FewShotDataset, index: int) -> Photo:
     """Photo `index` of a dataset with its mask, decoded and forgotten."""
     metadata = dataset.get_metadata_by_idx(index)
     class_name = dataset.class_names[dataset.get_label_by_idx(index)]
-    found = {
+    found: dict[str, Any] = {
         "split": dataset.split,
         "class_name": class_name,
         "source": metadata.get("source", str(index)),
@@ -194,9 +197,9 @@ def read_photo(dataset: FewShotDataset, index: int) -> Photo:
                 found["digest"] = hashlib.file_digest(file, "sha256").digest()
             has_mask = dataset.records[index].mask is not None
         else:  # a subclass that makes its images itself
-            image = dataset.get_image_by_idx(index)
-            digest = hashlib.sha256(image.tobytes()).digest()
-            found |= {"size": image.size, "mode": image.mode, "digest": digest}
+            made = dataset.get_image_by_idx(index)
+            digest = hashlib.sha256(made.tobytes()).digest()
+            found |= {"size": made.size, "mode": made.mode, "digest": digest}
             has_mask = metadata.get("mask") is not None
     except Exception as error:
         return Photo(**found, error=_line(found["source"], error))
@@ -279,7 +282,7 @@ def _problems(findings: Findings, shown: int | None) -> Iterator[str]:
     for kind, lines in findings.problems().items():
         yield f"\n{kind}: {len(lines):,}"
         yield from (f"  {line}" for line in lines[:shown])
-        if lines[:shown] != lines:
+        if shown is not None and len(lines) > shown:
             yield f"  ... and {len(lines) - shown:,} more (--verbose)"
 
 

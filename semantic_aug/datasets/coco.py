@@ -9,7 +9,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pycocotools.mask
@@ -149,9 +149,10 @@ def find_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
                 return f"{place}/{last}" if place else last
         return None
 
-    found, meaning = {}, defaultdict(set)
+    found: dict[str, tuple[tuple[str, ...], str]] = {}
+    meaning: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for name in names:
-        parts = (name,)
+        parts: tuple[str, ...] = (name,)
         if name not in names_in(""):
             split = name.replace("\\", "/").split("/")
             parts = tuple(part for part in split if part not in ("", ".", "..")) or parts
@@ -203,8 +204,8 @@ class Photo(NamedTuple):
                 ) from error
         if value is None:
             raise UserError(f"{self.annotations} has changed since it was read: start again")
-        width, height = (self.width, self.height) if photo is None else read_size(photo)
-        return decode_segmentation(value, height, width, self.file_name)
+        size: Any = (self.width, self.height) if photo is None else read_size(photo)
+        return decode_segmentation(value, size[1], size[0], self.file_name)
 
 
 @functools.lru_cache(maxsize=2)
@@ -249,14 +250,15 @@ def _largest_objects(path: Path) -> dict:
         UserError: an entry is damaged.
         OSError, ValueError, RecursionError: the file is no readable JSON.
     """
-    largest = {}  # image id -> (-size, order of the id, category id, segmentation, id)
-    counts, used = Counter(), set()  # of annotations by image id; the ids of their categories
+    largest: dict[Any, tuple] = {}  # image -> (-size, order of id, category, segmentation, id)
+    counts: Counter[Any] = Counter()  # of annotations by image id
+    used: set[Any] = set()  # the ids of their categories
 
     def take_annotation(found: dict) -> dict | None:
         # Every annotation is dropped as soon as it is read; what lacks a key is seen below.
         if not ("image_id" in found and "category_id" in found and "id" in found):
             return found
-        ids = found["id"], found["image_id"], found["category_id"]
+        ids: Iterable[Any] = (found["id"], found["image_id"], found["category_id"])
         if {*map(type, ids)} != {int}:  # a million times, so not for each
             ids = (_field("annotations", found, key, path) for key in _KEYS)
         number, image, category = ids
@@ -302,10 +304,10 @@ def _largest_objects(path: Path) -> dict:
         name, *size = (_field("images", image, key, path) for key in ("file_name", *_SIZE))
         photos.append((number, name, *size, names[category], segmentation))
     if not photos:
-        listed = [", ".join(map(repr, list(ids)[:3])) or "none" for ids in (counts, images)]
+        some = [", ".join(map(repr, list(ids)[:3])) or "none" for ids in (counts, images)]
         raise UserError(
-            f"{path}: no annotation belongs to an image; image_id of annotations: {listed[0]}; "
-            f"id of images: {listed[1]}"
+            f"{path}: no annotation belongs to an image; image_id of annotations: {some[0]}; "
+            f"id of images: {some[1]}"
         )
     strays = sum(counts[number] for number in counts.keys() - images.keys())
     return {"photos": photos, "strays": strays}
@@ -320,7 +322,7 @@ _SIZE = ("height", "width")
 
 def _by_id(content: dict, kind: str, key: str, path: Path) -> dict[int | str, dict]:
     """The entries of a kind by their ids; two of one id must agree in `key`."""
-    found = {}
+    found: dict[int | str, dict] = {}
     for entry in content[kind]:
         number = _field(kind, entry, "id", path)
         values = found.setdefault(number, entry).get(key), entry.get(key)
@@ -413,7 +415,7 @@ def _size(annotation: dict, file: BinaryIO, path: Path) -> float:
     return area or _field("annotations", annotation, "bbox", path)
 
 
-def _outline_size(outline: list | dict | str | None) -> float:
+def _outline_size(outline: Any) -> float:
     """Pixels within an outline: polygons, a run-length encoding, or several of these."""
     if isinstance(outline, dict):
         counts = outline["counts"]

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pycocotools.mask
@@ -68,7 +68,7 @@ def without_outlines(path: Path, chunk_size: int = 1 << 23) -> str:
 
 
 def decode_segmentation(
-    segmentation: list | dict, height: int, width: int, name: str = "a photo"
+    segmentation: Any, height: int, width: int, name: str = "a photo"
 ) -> np.ndarray:
     """The [height, width] uint8 mask, 0 or 1, of polygons or of run-length encodings.
 

@@ -71,8 +71,8 @@ class Flowers102Dataset(FewShotDataset):
 
     def _labels(self, images: dict[str, Path]) -> dict[str, int]:
         path = self.data_dir / "imagelabels.mat"
-        labels = read_integers(path, "labels")
-        labels = {f"image_{n:05d}": label for n, label in enumerate(labels, start=1)}
+        numbers = read_integers(path, "labels")
+        labels = {f"image_{n:05d}": label for n, label in enumerate(numbers, start=1)}
         check_labelled(images, labels, path)
         wrong = [label for label in labels.values() if not 1 <= label <= len(CLASS_NAMES)]
         if wrong:

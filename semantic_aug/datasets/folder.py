@@ -59,7 +59,7 @@ class FolderDataset(FewShotDataset):
         self.older_list = older_list
         self._suffixes = frozenset(IMAGE_SUFFIXES) if older_list else readable_suffixes()
         super().__init__(**kwargs)
-        vars(self).pop("_found", None)  # perhaps a million records, of which a trial has few
+        self.__dict__.pop("_found", None)  # perhaps a million records, of which a trial has few
 
     def list_class_names(self) -> list[str]:
         return self._found[0]
@@ -70,7 +70,7 @@ class FolderDataset(FewShotDataset):
             return iter(records)
         folders = {parent(record) for record in records}
         masks = {folder: self._masks_of(folder) for folder in folders}
-        if folders and not any(masks.values()):
+        if folders and not any(masks.values()) and self.masks_dir is not None:
             folder = self.masks_dir / min(folders)
             log.warning("masks=%s: none for split %s, such as in %s/", self.masks, split, folder)
         return (with_mask(record, masks[parent(record)]) for record in records)
@@ -80,7 +80,8 @@ class FolderDataset(FewShotDataset):
     @functools.cached_property
     def _found(self) -> tuple[list[str], dict[str, list[Record]]]:
         """The names of all classes, sorted; and the records of every split, without masks."""
-        roots = {split: [] for split in SPLITS} | {"train": [self.data_dir]}
+        roots: dict[str, list[Path]] = {split: [] for split in SPLITS}
+        roots["train"] = [self.data_dir]
         if self._has_splits():
             roots = {split: self._split_folders(split) for split in SPLITS}
         found = {split: self._by_class(roots[split]) for split in SPLITS}
@@ -146,7 +147,8 @@ class FolderDataset(FewShotDataset):
     def _by_class(self, roots: Iterable[Path]) -> dict[str, list[str]]:
         """Class -> its photos, relative to the data root."""
         folders = [folder for root in roots for folder in self._classes_in(root)]
-        by_class, left_out = {}, []
+        by_class: dict[str, list[str]] = {}
+        left_out: list[str] = []
         for folder, names in image_tree(folders, self._holds_no_photos).items():
             place = folder.relative_to(self.data_dir).as_posix()
             taken = self._taken(names)
@@ -191,7 +193,7 @@ class FolderDataset(FewShotDataset):
         Raises:
             UserError: splits would be classes, or the only class holds no photo itself.
         """
-        classes = defaultdict(list)
+        classes: dict[str, list[str]] = defaultdict(list)
         for by_class in found.values():
             for name, paths in by_class.items():
                 classes[name] += paths
@@ -305,7 +307,7 @@ def image_tree(
     """
     suffixes = frozenset({*readable_suffixes(), *HEIC_SUFFIXES})
     kind = f"tree{stable_hash(*sorted(suffixes)):x}"
-    found = {folder: [] for folder in folders}
+    found: dict[Path, list[str]] = {folder: [] for folder in folders}
     tops = [folder.resolve() for folder in found]
     seen = set(tops)
     level = [(folder, "") for folder in found]

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from semantic_aug import UserError
 from semantic_aug.datasets.layout import complete_splits
@@ -36,6 +37,8 @@ class HuggingFaceDataset(FewShotDataset):
         revision: git revision of a dataset of the hub.
     """
 
+    data_dir: Any  # None for a dataset of the hub
+
     def __init__(
         self,
         *,
@@ -56,7 +59,9 @@ class HuggingFaceDataset(FewShotDataset):
         super().__init__(**kwargs)
         del self._tables  # open files, of which the records hold what they need
 
-    def _find_data_dir(self, data_dir: str | Path | None) -> Path | None:
+    def _find_data_dir(  # type: ignore[override]
+        self, data_dir: str | Path | None
+    ) -> Path | None:
         """The folder that is read; None for a dataset of the hub."""
         if data_dir is None and self.name not in FILE_KINDS:
             folder = Path(self.name).expanduser()
@@ -94,7 +99,7 @@ class HuggingFaceDataset(FewShotDataset):
         for row, label in enumerate(table.data.column(self._label).to_pylist()):
             if label is None or (names and label < 0):
                 continue
-            image = Cell(images, self._image, row, f"row {row} of {split} of {self.name}")
+            image: Any = Cell(images, self._image, row, f"row {row} of {split} of {self.name}")
             if on_disk[row]:
                 image = Path(paths[row] or "missing")
             source = f"{split}/{row:07d}"
@@ -157,7 +162,7 @@ class HuggingFaceDataset(FewShotDataset):
 class Cell:
     """An image file in a cell of a table, which opens as a path does."""
 
-    table: object = field(repr=False)
+    table: Any = field(repr=False)
     column: str
     row: int
     name: str

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from semantic_aug import UserError
@@ -86,7 +86,7 @@ class ImageNetDataset(FewShotDataset):
             return unique_names(chosen)
         if self._is_tiny():
             words = dict(read_table(self.data_dir / "words.txt", 2, "\t"))
-            ids = read_lines(self.data_dir / "wnids.txt")
+            ids: Collection[str] = read_lines(self.data_dir / "wnids.txt")
         else:
             ids = words = dict(self._synsets().values())
         ids = sorted(ids) if chosen is None else chosen

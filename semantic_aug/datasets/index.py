@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from semantic_aug import stable_hash
 from semantic_aug.experiment.digests import SETTLED, cache_dir
@@ -22,7 +23,7 @@ KEEP_FROM = 1.0  # seconds; what took less to build is built again
 
 
 @collection_paused()  # of lists as long as the dataset
-def cached(kind: str, paths: Iterable[Path], build: Callable[[], object]) -> object:
+def cached(kind: str, paths: Iterable[Path], build: Callable[[], Any]) -> Any:
     """`build()`, or what it gave before from the same files.
 
     Args:

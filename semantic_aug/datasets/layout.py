@@ -5,6 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: two images have one name, so that a label or a mask could belong to either.
     """
-    images = {}
+    images: dict[str, Path] = {}
     for path in FewShotDataset.images_in(folder):
         stem = path.stem
         if stem in images:
@@ -172,7 +173,7 @@ def read_integers(path: Path, variable: str) -> list[int]:
     return [as_integer(value, path, variable) for value in np.atleast_1d(values).ravel()]
 
 
-def as_integer(value: object, path: Path, name: str) -> int:
+def as_integer(value: Any, path: Path, name: str) -> int:
     """A number of a MATLAB file, which has whole numbers as floats too, as an int.
 
     Raises:
@@ -234,12 +235,12 @@ def split_by_hash(
         raise UserError(
             f"split_by_hash: got val={val} and test={test}, expected shares from 0 to below 1"
         )
-    splits = {split: [] for split in SPLITS}
+    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for hashed in _by_class(records):
         group = [record for _, record in hashed]
         if len(group) < 3:
             kept = 1 if test else len(group)
-            parts = group[:kept], [], group[kept:]
+            parts: tuple[list[Record], ...] = (group[:kept], [], group[kept:])
         else:
             of_val, of_test = (
                 max(1, round(share * len(group))) * (share > 0) for share in (val, test)

@@ -50,8 +50,7 @@ class MVIPDataset(FewShotDataset):
                 if path.name.startswith("."):
                     continue
                 mask = path.with_name(f"{path.stem}_mask_gen.png")
-                mask = mask if mask.exists() else None
-                yield self.record(path, class_name, mask, description)
+                yield self.record(path, class_name, mask if mask.exists() else None, description)
 
     @functools.cached_property
     def _classes(self) -> dict[str, tuple[Path, str]]:

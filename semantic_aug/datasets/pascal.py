@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ class PascalDataset(FewShotDataset):
         self.published_val = published_val
         super().__init__(**kwargs)
 
-    def list_records(self, split: str) -> Iterator[Record]:
+    def list_records(self, split: str) -> Iterable[Record]:
         check_root(self, "JPEGImages", *MASKS, *(f"{LISTS}/{each}.txt" for each in LISTED))
         if split == "train":
             return self._published("train")

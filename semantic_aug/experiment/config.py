@@ -14,6 +14,7 @@ from pathlib import Path
 from semantic_aug import UserError
 from semantic_aug.experiment.files import write_text
 from semantic_aug.experiment.names import CONFIG_FILE
+from semantic_aug.settings.names import differences
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def check_config(
     has_results: bool,
     overwrite: bool,
     ids: Callable[[], Iterable[str]] | None = None,
+    other: str = "--experiment_name",
 ) -> dict:
     """Refuse to mix results: `folder` holds some that were made with other settings.
 
@@ -97,6 +99,7 @@ def check_config(
         overwrite: go on all the same; the caller then makes the old results anew.
         ids: gives the `config_id` of each result, where results carry it: they then stand in for
             a config.json that is lost.
+        other: the flag that names another folder.
 
     Returns:
         The settings to go on with: those given, but weights keep the older name that they have in
@@ -114,22 +117,16 @@ def check_config(
         if made - {config_id(settings)}:
             raise UserError(
                 f"{folder} holds results, but no config.json that can be read and says how they "
-                "were made; bring it back, choose another name, such as another "
-                "--experiment_name, or pass --overwrite to make them again"
+                f"were made; bring it back, choose another {other}, or pass --overwrite to make "
+                "them again"
             )
         return dict(settings)
     before, kept = old.get("settings", {}), as_stored(settings, old.get("settings", {}))
-    now = json.loads(json.dumps(kept))
-    differing = [
-        f"{key} (there {json.dumps(before.get(key))}, now {json.dumps(now.get(key))})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    differing = differences(before, json.loads(json.dumps(kept)))
     if differing and has_results and not overwrite:
         raise UserError(
-            f"{folder} holds results made with other settings: {', '.join(differing)}; "
-            "choose another name, such as another --experiment_name, or pass --overwrite "
-            "to make them again"
+            f"{folder} holds results made with other settings: {'; '.join(differing)}; choose "
+            f"another {other}, or pass --overwrite to make them again"
         )
     return dict(settings) if differing else kept
 

@@ -32,12 +32,13 @@ def cache_dir() -> Path:
     return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "semantic_aug"
 
 
-def file_digests(paths: Iterable[str | Path]) -> list[str]:
+def file_digests(paths: Iterable[str | os.PathLike]) -> list[str]:
     """sha256 of the whole content of every file, 64 hex digits each, in the order given.
 
     Of a file that cannot be read, or is no regular file, `unreadable: ` and the reason.
     """
-    by_folder, found = defaultdict(dict), []
+    by_folder: dict[str, dict[int, Path]] = defaultdict(dict)
+    found: list[str] = []
     for number, path in enumerate(map(Path, paths)):
         by_folder[str(path.parent.absolute())][number] = path
         found.append("")

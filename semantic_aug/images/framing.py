@@ -112,5 +112,5 @@ def blend(
     if feather > 0:
         distance = ndimage.distance_transform_edt(~region)
         share = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
-    share = Image.fromarray(np.round(share * 255).astype(np.uint8))
-    return Image.composite(edited, photo, share)
+    shares = Image.fromarray(np.round(share * 255).astype(np.uint8))
+    return Image.composite(edited, photo, shares)

@@ -1,6 +1,7 @@
 """Masks: which pixels of a photo show the object."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,10 +25,10 @@ def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:
     """
     if isinstance(mask, Image.Image) and mask.mode in ("LA", "RGBA", "CMYK", "YCbCr", "PA"):
         mask = mask.convert("RGB")
-    mask = np.asarray(mask) != 0
-    if mask.ndim == 3:
-        mask = mask.any(axis=-1)
-    return mask.astype(np.uint8) * 255
+    inside: Any = np.asarray(mask) != 0
+    if inside.ndim == 3:
+        inside = inside.any(axis=-1)
+    return inside.astype(np.uint8) * 255
 
 
 def object_box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -10,11 +10,12 @@ import stat
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from semantic_aug import UserError
 
@@ -132,7 +133,7 @@ def check_image(path: str | Path, bits: int | None = None) -> str:
         return brightness_doubt(path, image, bits)
 
 
-def brightness_doubt(path: str | Path, image: Image.Image, bits: int | None = None) -> str:
+def brightness_doubt(path: str | Path, image: ImageFile, bits: int | None = None) -> str:
     """Why the brightness of an image may not be what was photographed; "" where all is well.
 
     Args:
@@ -141,7 +142,7 @@ def brightness_doubt(path: str | Path, image: Image.Image, bits: int | None = No
     """
     is_deep = image.mode in ("I", "F") or ";16" in image.mode or _raw_mode(image) in _SWAPPED
     values, white = _load(path, image, bits)
-    extrema = to_rgb(values, white).getextrema()
+    extrema: Any = to_rgb(values, white).getextrema()
     darkest, brightest = min(low for low, _ in extrema), max(high for _, high in extrema)
     found = f"({darkest} to {brightest} of 255)"
     if brightest <= (64 if is_deep else 16):  # 14 or 12 bits in 16, taken for 16
@@ -149,7 +150,7 @@ def brightness_doubt(path: str | Path, image: Image.Image, bits: int | None = No
     if darkest >= 239:
         return f"almost white {found}"
     if image.mode == "F" and white is None:
-        largest = np.nanmax(values)
+        largest = np.nanmax(np.asarray(values))
         if 1 < largest <= OVERSHOOT:
             return f"float values up to {largest:.4g}, where 1.0 is taken for white"
     return ""
@@ -163,7 +164,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
         return image.size[::-1] if turned else image.size
 
 
-def open_bytes(path: str | Path) -> BinaryIO:
+def open_bytes(path: str | Path) -> io.BufferedReader:
     """A file, or what opens as one, for reading.
 
     Raises:
@@ -188,7 +189,7 @@ _KINDS = (
 
 
 @contextlib.contextmanager
-def open_image(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
+def open_image(path: str | Path, what: str = "image") -> Iterator[ImageFile]:
     """An image file; whatever goes wrong with it inside the block becomes a UserError."""
     _load_plugins()
     try:
@@ -273,7 +274,7 @@ def _usual_white(mode: str, brightest: float) -> float:
 
 
 def _load(
-    path: str | Path, image: Image.Image, bits: int | None
+    path: str | Path, image: ImageFile, bits: int | None
 ) -> tuple[Image.Image, float | None]:
     """Load an image that was opened from `path`; also what white is in it, None if unknown.
 
@@ -282,9 +283,9 @@ def _load(
     when it decodes in the other order of bytes.
     """
     white = _declared_white(image) or (2**bits - 1 if bits else None)
-    swapped = _SWAPPED.get(_raw_mode(image)) if white else None
+    swapped = _SWAPPED.get(_raw_mode(image) or "") if white else None
     image.load()
-    if swapped is None:
+    if swapped is None or white is None:
         return image, white
     with open_image(path) as again:
         again.tile = [tile._replace(args=_with_raw_mode(tile.args, swapped)) for tile in again.tile]
@@ -296,7 +297,7 @@ def _load(
     return Image.fromarray(pixels), white
 
 
-def _declared_white(image: Image.Image) -> float | None:
+def _declared_white(image: ImageFile) -> float | None:
     """What white is in an image of more than 8 bits, if its file says so; not loaded yet."""
     if image.format == "PPM" and image.tile[0].codec_name != "raw":
         return 65535  # the file has a maximum of its own, from which Pillow scales
@@ -325,14 +326,14 @@ _SWAPPED = {
 }
 
 
-def _raw_mode(image: Image.Image) -> str | None:
+def _raw_mode(image: ImageFile) -> str | None:
     """How the pixels of an image that is not loaded yet are stored, in Pillow's words."""
     args = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in image.tile]
     modes = {next(iter(each), None) for each in args}
     return modes.pop() if len(modes) == 1 else None
 
 
-def _with_raw_mode(args: str | tuple, mode: str) -> str | tuple:
+def _with_raw_mode(args: Any, mode: str) -> str | tuple:
     return mode if isinstance(args, str) else (mode, *args[1:])
 
 
@@ -343,19 +344,20 @@ class Conversion(NamedTuple):
     """From the colours of an ICC profile to sRGB: a transform of images of `mode`."""
 
     mode: str
-    transform: object
+    transform: Any
 
 
 def _in_srgb(image: Image.Image, white: float | None, profile: bytes | None) -> Image.Image:
     """`to_rgb`, with the colours that an ICC profile of the file means, in sRGB."""
     conversion = _conversion(profile) if profile else None
-    mode = None if conversion is None else conversion.mode
-    if mode == "CMYK" == image.mode:
+    if conversion is None:
+        return to_rgb(image, white)
+    if conversion.mode == "CMYK" == image.mode:
         return conversion.transform.apply(image)
     rgb = to_rgb(image, white)
-    if mode == "RGB" and image.mode != "CMYK":
+    if conversion.mode == "RGB" and image.mode != "CMYK":
         return conversion.transform.apply(rgb)
-    if mode == "L" and (image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")):
+    if conversion.mode == "L" and (image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")):
         return conversion.transform.apply(rgb.getchannel("R"))
     return rgb
 

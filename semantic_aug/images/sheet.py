@@ -21,7 +21,7 @@ def contact_sheet(
         cell: side of a picture in pixels; wide and tall ones are fitted in, not squeezed.
     """
     font = ImageFont.load_default(size=max(10, cell // 7))
-    line = font.getbbox("Ag")[3] + 6
+    line = int(font.getbbox("Ag")[3]) + 6
     names = [_shortened(name, font, 3 * cell) for name, _ in rows]
     margin = max(int(font.getlength(name)) for name in names) + 8
     columns = [max(1, *map(len, group)) for group in zip(*(groups for _, groups in rows))]

@@ -92,7 +92,7 @@ def setting(
     return dataclasses.field(default=default, kw_only=not positional, metadata=metadata)
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(setting,))
+@typing.dataclass_transform(frozen_default=True)
 def settings(title: str = "", about: str | None = None, late: bool = False):
     """Makes a frozen dataclass of settings, whose values are checked when one is made.
 
@@ -114,20 +114,15 @@ def _check_values(self) -> None:
         object.__setattr__(self, name, _checked(name, field, getattr(self, name)))
 
 
-@functools.cache
-def fields_of(cls: type) -> dict[str, dataclasses.Field]:
+def fields_of(cls: Any) -> dict[str, dataclasses.Field]:
     """The settings of a class by their names, in the order in which they are declared."""
-    hints = typing.get_type_hints(cls)
-    found = {field.name: field for field in dataclasses.fields(cls) if "help" in field.metadata}
-    for name, field in found.items():
-        field.type = hints[name]
-    return found
+    return {field.name: field for field in dataclasses.fields(cls) if "help" in field.metadata}
 
 
-def kind_of(field: dataclasses.Field) -> tuple[type, bool, bool]:
+def kind_of(field: dataclasses.Field) -> tuple[Any, bool, bool]:
     """The type of a setting's value or values, whether there are several, and whether it may be
     None."""
-    kinds = [field.type]
+    kinds: list[Any] = [field.type]
     if isinstance(field.type, types.UnionType):
         kinds = [kind for kind in typing.get_args(field.type) if kind is not types.NoneType]
     several = typing.get_origin(kinds[0]) is tuple
@@ -159,7 +154,7 @@ def _one(name: str, field: dataclasses.Field, kind: type, value: Any) -> Any:
     of, got = field.metadata, value
     if of["takes_objects"] and not isinstance(value, str):
         return value
-    if of["named"] and value in of["named"]:
+    if of["named"] and isinstance(value, str) and value in of["named"]:
         return of["named"][value]
     if isinstance(value, os.PathLike) and kind is str:
         value = os.fspath(value)
@@ -170,7 +165,8 @@ def _one(name: str, field: dataclasses.Field, kind: type, value: Any) -> Any:
     if kind is int and isinstance(value, bool) and set(of["choices"] or ()) == {0, 1}:
         value = int(value)
     if type(value) is not kind:
-        raise UserError(f"{name}: got {got!r}, expected {_WHAT[kind]}")
+        expected = of["check"][0].expected if of["check"] else _WHAT[kind]
+        raise UserError(f"{name}: got {got!r}, expected {expected}")
     if of["choices"] and value not in of["choices"]:
         raise UserError(f"{name}: got {got!r}, expected {', '.join(map(str, of['choices']))}")
     if value == "" and "prompt" not in name:
@@ -184,7 +180,7 @@ def _one(name: str, field: dataclasses.Field, kind: type, value: Any) -> Any:
 # --- from values -----------------------------------------------------------------------------
 
 
-def build(cls: type, values: Mapping[str, Any]):
+def build(cls: Any, values: Mapping[str, Any]):
     """An instance of a class of settings from keyword arguments.
 
     Raises:
@@ -193,7 +189,7 @@ def build(cls: type, values: Mapping[str, Any]):
     return build_all(values, cls)[0]
 
 
-def build_all(values: Mapping[str, Any], *classes: type) -> list:
+def build_all(values: Mapping[str, Any], *classes: Any) -> list:
     """Instances of several classes from keyword arguments, in which each finds its own.
 
     Raises:
@@ -208,8 +204,9 @@ def build_all(values: Mapping[str, Any], *classes: type) -> list:
     given = {}
     for key, value in values.items():
         if key not in spelled:
-            near = difflib.get_close_matches(key, spelled, 1, 0.4) or [", ".join(spelled)]
-            raise UserError(f"there is no setting {key!r}; is {near[0]} meant?")
+            near = difflib.get_close_matches(key, spelled, 1)
+            hint = f"is {near[0]} meant?" if near else f"there are: {', '.join(spelled)}"
+            raise UserError(f"there is no setting {key!r}; {hint}")
         given[spelled[key]] = value
     made = []
     for cls in classes:
@@ -247,9 +244,11 @@ def compared(facts: Mapping[str, Any], *given) -> dict:
 # --- flags -----------------------------------------------------------------------------------
 
 
-def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
-    """The flags of all settings, a group for each class that declares some."""
-    owners: dict[type, None] = {}
+def add_flags(
+    parser: argparse.ArgumentParser, *classes: Any, only: Iterable[str] | None = None
+) -> None:
+    """The flags of all settings, or of those named alone, a group for each class with some."""
+    owners: dict[Any, None] = {}
     for cls in classes:
         owners |= dict.fromkeys(each for each in reversed(cls.__mro__) if hasattr(each, "group"))
     groups: dict[str, Any] = {}
@@ -257,7 +256,7 @@ def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
         _, title, about = owner.group
         if title not in groups:
             groups[title] = parser.add_argument_group(title, about) if title else parser
-        own = inspect.get_annotations(owner)  # not what it inherits
+        own = inspect.get_annotations(owner).keys() & (only or fields_of(owner))
         for name, field in fields_of(owner).items():
             if name in own:
                 _add_flag(groups[title], name, field)

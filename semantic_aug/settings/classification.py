@@ -82,10 +82,7 @@ class Synthetic:
         result=True,
     )
     synthetic_probability: float | None = setting(
-        None,
-        "how often mix replaces a photo, in [0, 1] (default 0.5)",
-        check=FRACTION,
-        result=True,
+        None, "how often mix replaces a photo, in [0, 1] (default 0.5)", check=FRACTION, result=True
     )
     ignore_filter: bool = setting(
         False,

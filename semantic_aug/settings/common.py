@@ -83,9 +83,7 @@ class Model:
         result=True,
     )
     revision: str | None = setting(
-        None,
-        "git revision of the hub model; fp16 means half-precision weights",
-        result="model",
+        None, "git revision of the hub model; fp16 means half-precision weights", result="model"
     )
     variant: str | None = setting(None, "weight files to load, such as fp16", result="model")
     device: str | None = setting(None, BEST_DEVICE)
@@ -99,5 +97,5 @@ class Sharing:
     shard_index: int | None = setting(None, "this process's share, counted from 0", check=whole(0))
     num_shards: int | None = setting(
         None, "how many shares (default: from a SLURM array, accelerate launch, or 1)",
-        check=whole(1),
+        check=whole(1)
     )  # fmt: skip

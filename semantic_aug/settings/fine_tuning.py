@@ -99,9 +99,7 @@ class Training:
     )
     center_crop: bool = setting(False, "means --fit crop", result=True)
     mixed_precision: str = setting(
-        "no",
-        "precision of the frozen model; the new words are always float32",
-        choices=PRECISIONS,
+        "no", "precision of the frozen model; the new words are always float32", choices=PRECISIONS
     )
     gradient_checkpointing: bool = setting(False, "less memory")
     attention_slicing: bool = setting(False, "less memory, slower")
@@ -113,9 +111,7 @@ class Training:
 @settings("interruptions")
 class Interruptions:
     checkpointing_steps: int = setting(
-        100,
-        "steps between checkpoints, which are removed when a class is finished",
-        check=whole(1),
+        100, "steps between checkpoints, which are removed when a class is finished", check=whole(1)
     )
     checkpoints_total_limit: int = setting(
         2, "latest checkpoints kept of each class", check=whole(1)

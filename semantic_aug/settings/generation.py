@@ -108,10 +108,7 @@ class Edits:
         result=True,
     )
     strength: tuple[float, ...] = setting(
-        (0.5,),
-        "how much of a photo is replaced, in (0, 1]",
-        check=FRACTION_ABOVE_0,
-        result="edits",
+        (0.5,), "how much of a photo is replaced, in (0, 1]", check=FRACTION_ABOVE_0, result="edits"
     )
     guidance_scale: tuple[float, ...] = setting(
         (7.5,), "weight of the prompt", check=FINITE, result="edits"
@@ -151,6 +148,7 @@ class Edits:
         None,
         "parallel: how often each is drawn, of sum 1 (default equal); sequential: how often "
         "each is applied, in [0, 1] (default 1)",
+        check=FINITE,
         result=True,
     )
     num_inference_steps: int = setting(
@@ -170,8 +168,7 @@ class Edits:
     )
     compile: bool = setting(False, "torch.compile the UNet: faster after a minute")
     low_memory: bool = setting(
-        False,
-        "keep parts of the model in the CPU's memory and decode in pieces: fits 8 GB, slower",
+        False, "keep parts of the model in the CPU's memory and decode in pieces: fits 8 GB, slower"
     )
     embed_path: str | None = setting(
         None,

@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,7 +75,7 @@ def weights_of(settings: Generation, info: ModelInfo) -> dict:
     Raises:
         UserError: they do not fit the model.
     """
-    weights = {"model": info.identity}
+    weights: dict[str, Any] = {"model": info.identity}
     of_each = bool(settings.unet_path) and "{name}" in settings.unet_path
     if settings.lora and of_each:
         raise UserError("--lora needs one UNet for all classes: leave {name} out of --unet_path")

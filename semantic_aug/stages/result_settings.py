@@ -134,7 +134,7 @@ def claim(folder: Path, settings: dict, trials: list[Trial], arguments: dict) ->
         if key in settings and (key in noted or "left out" in settings[key])
     }
     if results and before != common | noted | now:
-        check_config(folder, common | noted | now, True, arguments["overwrite"])
+        check_config(folder, common | noted | now, True, arguments["overwrite"], other="--method")
         derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
         for path in [*results, *folder.glob("confusion_*.csv"), *derived]:
             path.unlink(missing_ok=True)

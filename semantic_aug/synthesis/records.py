@@ -338,7 +338,7 @@ def check_settings(folder: Path, settings: Mapping, overwrite: bool) -> dict:
         UserError: `folder` holds images of other settings, or nothing says how they were made.
     """
     ids = {path.name.partition(".")[0] for path in (folder / RECORDS_DIR).glob("*.jsonl")}
-    return check_config(folder, settings, bool(ids), overwrite, ids=lambda: ids)
+    return check_config(folder, settings, bool(ids), overwrite, lambda: ids, "--aug_name")
 
 
 def discard_other_records(folder: Path, identity: str) -> None:

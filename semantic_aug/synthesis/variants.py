@@ -1,6 +1,6 @@
 """The synthetic variants of each photo, where all of them are there and fit the dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from semantic_aug import UserError, counted
@@ -16,7 +16,7 @@ def read_variants(
     folder: Path,
     dataset,
     num_synthetic: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Collection[str] | None = None,
     ignore_filter: bool = False,
 ) -> dict[int, list[tuple[Path, int]]]:
     """The synthetic images of a trial's photos: `{index: [(path, label), ...]}`.

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from semantic_aug import UserError
 from semantic_aug.experiment.config import as_stored
 from semantic_aug.experiment.files import atomic_path
+from semantic_aug.settings.names import differences as settings_that_differ
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -67,20 +68,18 @@ def read_checkpoint(path: Path) -> dict:
 def differences(checkpoint: Mapping, header: Mapping, settings: Mapping) -> list[str]:
     """What a checkpoint was made with that differs from now, as texts of key and both values."""
     before = checkpoint["settings"]
-    now = json.loads(json.dumps(as_stored(settings, before)))
-    differing = [
-        f"{key} (there {json.dumps(before.get(key))}, now {json.dumps(now.get(key))})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    there = checkpoint["header"]
+    differing = settings_that_differ(before, json.loads(json.dumps(as_stored(settings, before))))
     keys = ("class", "seed", "examples_per_class", "token", "initializer", "steps", "photos")
-    differing += [
-        f"{key} (there {there.get(key)}, now {header[key]})"
+    return differing + header_differences(checkpoint["header"], header, keys)
+
+
+def header_differences(there: Mapping, header: Mapping, keys: Iterable[str]) -> list[str]:
+    """What in the header of a word or of a checkpoint is not as it would be now."""
+    return [
+        f"{key}: there {there.get(key)}, now {header[key]}"
         for key in keys
         if there.get(key) != str(header[key])
     ]
-    return differing
 
 
 def remove_checkpoints(folder: Path, keep: int = 0) -> None:

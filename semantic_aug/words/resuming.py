@@ -11,6 +11,7 @@ from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.words.checkpoints import (
     differences,
+    header_differences,
     list_checkpoints,
     read_checkpoint,
     remove_checkpoints,
@@ -60,14 +61,11 @@ def is_learned(lesson: Lesson, overwrite: bool) -> bool:
             f"{lesson.path} is a word that fine_tune.py has not made: leave its class out, with "
             "--classes, or pass --overwrite to train it"
         )
-    differing = [
-        f"{key} (there {found.get(key)}, now {lesson.header[key]})"
-        for key in ("config_id", "initializer", "token", "steps", "photos")
-        if found.get(key) != str(lesson.header[key])
-    ]
+    keys = ("config_id", "initializer", "token", "steps", "photos")
+    differing = header_differences(found, lesson.header, keys)
     if differing and not overwrite:
         raise UserError(
-            f"{lesson.path} was made with other settings: {', '.join(differing)}; pass --overwrite "
+            f"{lesson.path} was made with other settings: {'; '.join(differing)}; pass --overwrite "
             "to train it again"
         )
     return not differing
@@ -146,7 +144,7 @@ def usable_checkpoints(lesson: Lesson, compared: dict, settings: FineTuning) -> 
         remove_checkpoints(lesson.folder)
         return {}
     raise UserError(
-        f"{latest} was made with other settings: {', '.join(differing)}; pass --overwrite to "
+        f"{latest} was made with other settings: {'; '.join(differing)}; pass --overwrite to "
         "start this class again"
     )
 

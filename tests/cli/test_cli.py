@@ -1,8 +1,10 @@
 """Flags, trials, shards, and how a command speaks and ends."""
 
-import argparse
+import contextlib
+import dataclasses
 import errno
 import logging
+import re
 import subprocess
 import sys
 
@@ -15,35 +17,36 @@ from semantic_aug.experiment.config import write_config
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.sharding import local_rank, shard_blocks, shard_of
 from semantic_aug.settings import (
-    add_classes_flag,
-    add_dataset_flags,
-    add_experiment_flags,
-    add_model_flags,
-    add_shard_flags,
-    fraction,
-    fraction_below_one,
-    non_negative,
-    non_negative_int,
-    positive_int,
-    whole_number,
+    FRACTION,
+    FRACTION_BELOW_1,
+    NON_NEGATIVE,
+    POSITIVE,
+    add_flags,
+    build,
+    build_all,
+    setting,
+    settings,
+    whole,
 )
-from semantic_aug.stages.common import dataset_of, trials_of
+from semantic_aug.settings.common import Model, Run, Selection, Sharing
+from semantic_aug.stages.common import dataset_of, prepared, trials_of
 
 COMMANDS = ("fine_tune", "fine_tune_upstream", "aggregate_embeddings")
+SHARED = (Run, Selection, Model, Sharing)  # the settings that several commands have
 
 
 @pytest.fixture
 def parser():
     parser = Parser("A command.\n\n    with a line to paste")
-    add_experiment_flags(parser)
-    add_dataset_flags(parser)
-    add_classes_flag(parser, "--class_name")
-    add_model_flags(parser, "--model_path", "--pretrained_model_name_or_path")
-    add_shard_flags(parser)
+    add_flags(parser, *SHARED)
     return parser
 
 
 REQUIRED = ["--experiment_name=e", "--dataset=folder"]
+
+
+def run_of(parser, *argv) -> Run:
+    return build_all(vars(parser.parse_args([*REQUIRED, *argv])), *SHARED)[0]
 
 
 # --- datasets --------------------------------------------------------------------------------
@@ -54,8 +57,8 @@ def test_an_experiment_keeps_the_list_of_photos_it_was_begun_with(parser, workdi
     (photos / "train" / "cat" / "0.png").rename(photos / "train" / "cat" / "session2" / "0.png")
 
     def photos_of(*argv):
-        args = parser.parse_args([*REQUIRED, f"--data_dir={photos}", *argv])
-        return len(dataset_of(args, "train")), args.older_list
+        run = prepared(run_of(parser, f"--data_dir={photos}", *argv))
+        return len(dataset_of(run, "train")), run.older_list
 
     def begun(folder, **arguments):
         (workdir / "output" / folder).mkdir(parents=True)
@@ -74,9 +77,7 @@ def test_an_experiment_keeps_the_list_of_photos_it_was_begun_with(parser, workdi
     begun("new/aug/seed=0_ex=1", dataset="folder", older_list=True)
     assert photos_of("--experiment_name=new") == (8, True)
     # Nothing is chosen where a person has chosen.
-    args = parser.parse_args([*REQUIRED, f"--data_dir={photos}", "--experiment_name=new",
-                              "--dataset_args", "older_list=false"])  # fmt: skip
-    assert len(dataset_of(args, "train")) == 9
+    assert photos_of("--experiment_name=new", "--dataset_args", "older_list=false") == (9, None)
 
 
 # --- parsing ---------------------------------------------------------------------------------
@@ -107,10 +108,10 @@ def test_arguments_need_not_be_texts(parser, tmp_path):
 
 def test_defaults(parser):
     args = parser.parse_args(REQUIRED)
-    assert trials_of(args) == [Trial(0, 1)]
+    assert trials_of(run_of(parser)) == [Trial(0, 1)]
     assert args.output_dir == "output"
     assert args.classes is None
-    assert shard_of(args, {}) == (0, 1)
+    assert shard_of(args.shard_index, args.num_shards, {}) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,7 @@ def test_defaults(parser):
         ([*REQUIRED, "--seed", 5000 * "1"], "whole number from 0, got"),
         ([*REQUIRED, "--resolution=1000000"], "8192 at most, got '1000000'"),
         ([*REQUIRED, "--seed=-1"], "whole number from 0, got '-1'"),
+        ([*REQUIRED, "--shard_index=-1", "--num_shards=2"], "whole number from 0, got '-1'"),
         (["--dataset=folder"], "--experiment_name"),
         ([*REQUIRED, "extra"], "extra"),
     ],
@@ -157,43 +159,73 @@ def test_help_names_defaults_and_keeps_lines(parser, capsys):
     assert "default False" not in text
 
 
+@settings()
+class Values:
+    """A setting of every kind of number."""
+
+    positive_int: int = setting(1, "", check=whole(1))
+    some: int = setting(8, "", check=whole(8, 64))
+    non_negative_int: int = setting(0, "", check=whole(0))
+    non_negative: float = setting(0.0, "", check=NON_NEGATIVE)
+    positive: float = setting(1.0, "", check=POSITIVE)
+    fraction: float = setting(0.0, "", check=FRACTION)
+    fraction_below_1: float = setting(0.0, "", check=FRACTION_BELOW_1)
+
+
 @pytest.mark.parametrize(
-    "kind, good, bad",
+    "name, good, bad",
     [
-        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "", "x", "nan", "1000000001"]),
-        (whole_number(8, 64), {"8": 8, "64": 64}, ["7", "65", "1e1"]),
-        (non_negative_int, {"0": 0, "3": 3}, ["-1", "0.5", "x"]),
-        (non_negative, {"0": 0.0, "5e-4": 0.0005}, ["-1e-9", "nan", "inf", "1e999", "x"]),
-        (fraction, {"0": 0.0, "0.5": 0.5, "1": 1.0}, ["-0.1", "1.1", "nan", "inf", "x"]),
-        (fraction_below_one, {"0": 0.0, "0.999": 0.999}, ["1", "-0.1", "nan"]),
+        ("positive_int", {"1": 1, "12": 12}, ["0", "-1", "1.5", "", "x", "nan", "1000000001"]),
+        ("some", {"8": 8, "64": 64}, ["7", "65", "1e1"]),
+        ("non_negative_int", {"0": 0, "3": 3}, ["-1", "0.5", "x"]),
+        ("non_negative", {"0": 0.0, "5e-4": 0.0005}, ["-1e-9", "nan", "inf", "1e999", "x"]),
+        ("positive", {"1e-9": 1e-9, "2": 2.0}, ["0", "-1", "nan", "inf", "x"]),
+        ("fraction", {"0": 0.0, "0.5": 0.5, "1": 1.0}, ["-0.1", "1.1", "nan", "inf", "x"]),
+        ("fraction_below_1", {"0": 0.0, "0.999": 0.999}, ["1", "-0.1", "nan"]),
     ],
 )
-def test_argument_types(kind, good, bad):
-    assert {text: kind(text) for text in good} == good
+def test_numbers_are_checked_as_flags_and_as_keywords(capsys, name, good, bad):
+    parser = Parser("")
+    add_flags(parser, Values)
+    for text, value in good.items():
+        found = vars(parser.parse_args([f"--{name}={text}"]))
+        assert (found[name], type(found[name])) == (value, type(value))
+        assert build(Values, found) == build(Values, {name: value})
+        assert getattr(build(Values, {name: value}), name) == value
     for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError, match=r"expected .* got "):
-            kind(text)
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--{name}={text}"])
+        assert re.search(rf"--{name}: expected .* got {text!r}", capsys.readouterr().err)
+        for value in {text, as_number(text)}:
+            with pytest.raises(UserError, match=f"^{name}: got {re.escape(repr(value))}, expected"):
+                build(Values, {name: value})
+
+
+def as_number(text: str) -> int | float | str:
+    """`text` as Python would be given it, as it is where it is no number."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 # --- trials and shards -----------------------------------------------------------------------
 
 
 def test_trials_are_seeds_times_examples(parser):
-    args = parser.parse_args(
-        [*REQUIRED, "--seed=3", "--num_trials=2", "--examples_per_class", "4", "1", "4"]
-    )
-    assert trials_of(args) == [Trial(3, 4), Trial(3, 1), Trial(4, 4), Trial(4, 1)]
+    run = run_of(parser, "--seed=3", "--num_trials=2", "--examples_per_class", "4", "1", "4")
+    assert trials_of(run) == [Trial(3, 4), Trial(3, 1), Trial(4, 4), Trial(4, 1)]
 
 
 def test_more_trials_than_anybody_runs_are_refused_before_they_are_listed(parser):
-    args = parser.parse_args([*REQUIRED, "--num_trials=1000000000", "--examples_per_class=1"])
+    run = run_of(parser, "--num_trials=1000000000", "--examples_per_class=1")
     with pytest.raises(UserError, match=r"--num_trials: got 1000000000 for 1 number of examples"):
-        trials_of(args)
-    args = parser.parse_args([*REQUIRED, "--num_trials=25000", "--examples_per_class", *"12344"])
-    assert len(trials_of(args)) == 100_000
-    args.examples_per_class.append(5)
+        trials_of(run)
+    run = run_of(parser, "--num_trials=25000", "--examples_per_class", *"12344")
+    assert len(trials_of(run)) == 100_000
+    run = dataclasses.replace(run, examples_per_class=(*run.examples_per_class, 5))
     with pytest.raises(UserError, match=r"for 5 numbers of examples .* 100000 trials at most"):
-        trials_of(args)
+        trials_of(run)
 
 
 @pytest.mark.parametrize(
@@ -207,8 +239,9 @@ def test_numbers_of_things(number, noun, text):
 
 def shard(*argv, **environ):
     parser = Parser("")
-    add_shard_flags(parser)
-    return shard_of(parser.parse_args(argv), environ)
+    add_flags(parser, Sharing)
+    args = parser.parse_args(argv)
+    return shard_of(args.shard_index, args.num_shards, environ)
 
 
 def test_shard_from_flags_beats_the_environment():
@@ -223,12 +256,16 @@ def test_shard_from_flags_beats_the_environment():
         (["--shard_index=0"], "go together"),
         (["--num_shards=2"], "go together"),
         (["--shard_index=2", "--num_shards=2"], "got 2, expected 0 to 1"),
-        (["--shard_index=-1", "--num_shards=2"], "got -1, expected 0 to 1"),
     ],
 )
 def test_flags_of_shards_that_do_not_fit(argv, message):
     with pytest.raises(UserError, match=message):
         shard(*argv)
+
+
+def test_no_shard_is_below_0():
+    with pytest.raises(UserError, match="got -1, expected 0 to 1"):
+        shard_of(-1, 2, {})
 
 
 def slurm_array(ids, **more):

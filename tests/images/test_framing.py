@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from semantic_aug.images.framing import (
-    FITS,
     blend,
     frame_of,
     from_square,
@@ -16,6 +15,7 @@ from semantic_aug.images.framing import (
     share_of_photo,
     to_square,
 )
+from semantic_aug.settings.generation import FITS
 
 sizes = st.tuples(st.integers(1, 90), st.integers(1, 90))
 

@@ -1,16 +1,19 @@
 """Files of an experiment that people edit or tools cut: what is read of them where they are."""
 
+import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 
-import aggregate_embeddings
-import generate_augmentations
 from semantic_aug import UserError
 from semantic_aug.experiment.names import Trial, fine_tuned_dir
-from semantic_aug.stages.editing import list_edits
-from semantic_aug.stages.reproduce import check_arguments, flags_of_edits
+from semantic_aug.settings.classification import Classification
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.generation import Generation
+from semantic_aug.stages.aggregate import classes_of
+from semantic_aug.stages.common import arguments_of
+from semantic_aug.stages.editing import EDIT_FLAGS, list_edits
+from semantic_aug.stages.reproduce import flags_of_edits, settings_of
 from semantic_aug.stages.train_classifier import generation_command
 from semantic_aug.words.session import note_loss
 
@@ -24,7 +27,7 @@ def test_class_names_are_a_list_of_texts_or_unknown(tmp_path, names, expected):
     config = fine_tuned_dir(tmp_path, trial) / "config.json"
     config.parent.mkdir(parents=True)
     config.write_text(json.dumps({"arguments": {"class_names": names}}))
-    assert aggregate_embeddings.classes_of(tmp_path, trial) == expected
+    assert classes_of(tmp_path, trial) == expected
 
 
 def test_validation_losses_go_on_after_damaged_lines(tmp_path):
@@ -34,31 +37,36 @@ def test_validation_losses_go_on_after_damaged_lines(tmp_path):
     assert path.read_text() == "step,loss\n1,0.5\n2,nan\n4,0.\n5,0.250000\n"
 
 
-ARGUMENTS = vars(generate_augmentations.parse_args(["--dataset=-", "--experiment_name=-"]))
+RUN = Run("-", dataset="-")
+SETTINGS = Generation(aug=["real-guidance"], probs=[0.5, 0.5])
+ONE = dataclasses.replace(SETTINGS, probs=None)  # settings of one edit
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("embed_path", 7), ("lora", {"a": 1}), ("model", []), ("prompt", "a photo"),
-        ("prompt", [3]), ("strength", ["much"]), ("probs", 1), ("dataset_args", {}),
-        ("num_inference_steps", "50"), ("low_memory", "no"), ("crop_to_object", 1),
-        ("dataset", None),
+        ("embed_path", 7), ("lora", {"a": 1}), ("model", []), ("prompt", [3]),
+        ("strength", "much"), ("num_inference_steps", "50"), ("low_memory", "no"),
+        ("crop_to_object", 1), ("dataset", None),
     ],
 )  # fmt: skip
 def test_arguments_that_no_flags_give_are_named(tmp_path, key, value):
-    stored = json.loads(json.dumps(ARGUMENTS | {"probs": [0.5, 0.5], "newer_flag": {}}))
-    parser = generate_augmentations.build_parser()
-    check_arguments(tmp_path, stored, parser)
-    with pytest.raises(UserError, match=rf"config\.json is damaged: {key} is "):
-        check_arguments(tmp_path, stored | {key: value}, parser)
+    arguments = arguments_of(RUN, SETTINGS) | {"newer_flag": {}, "older_list": False}
+    whole = {"arguments": arguments, "settings": {"edits": list_edits(ONE)}}
+    stored = json.loads(json.dumps(whole))
+    run, settings = settings_of(tmp_path, stored)
+    assert (run, settings) == (dataclasses.replace(RUN, older_list=False), SETTINGS)
+    edits = stored["settings"]["edits"]
+    (edits[0] if key in EDIT_FLAGS else stored["arguments"])[key] = value
+    with pytest.raises(UserError, match=rf"config\.json is damaged: {key}: got .*, expected"):
+        settings_of(tmp_path, stored)
 
 
 @pytest.mark.parametrize("edits", [None, [], {}, 3, "x", [3], [{}], [{"aug": "real-guidance"}]])
 def test_edits_that_no_flags_give_are_named(tmp_path, edits):
-    whole = list_edits(SimpleNamespace(**ARGUMENTS | {"aug": ["real-guidance"]}))
+    whole = list_edits(ONE)
     flags = flags_of_edits(tmp_path, whole)
-    assert list_edits(SimpleNamespace(**ARGUMENTS | flags)) == whole
+    assert list_edits(Generation(**flags)) == whole
     with pytest.raises(UserError, match=r"config\.json is damaged: edits is "):
         flags_of_edits(tmp_path, edits)
 
@@ -67,16 +75,14 @@ def test_edits_that_no_flags_give_are_named(tmp_path, edits):
 def test_a_command_that_is_no_text_is_written_anew(tmp_path, made):
     folder = tmp_path / "aug" / "seed=0_ex=1"
     folder.mkdir(parents=True)
-    args = SimpleNamespace(
-        dataset="folder", experiment_name="e", aug_name="aug", num_synthetic=4, output_dir="output",
-        data_dir=None, crop_to_object=False, dataset_args=[], classes=None,
-    )  # fmt: skip
+    run, settings = Run("e", dataset="folder"), Classification(num_synthetic=4)
 
     def command():
         (folder / "config.json").write_text(json.dumps({"arguments": made}))
-        return generation_command(args, Trial(0, 1), folder)
+        return generation_command(run, settings, Trial(0, 1), folder)
 
-    assert command().startswith("python generate_augmentations.py --dataset=folder")
+    anew = "python generate_augmentations.py --experiment_name=e --dataset=folder --num_synthetic=4"
+    assert command() == anew
     made = {"command": "python mine.py", "num_synthetic": "many"}
     assert command() == "python mine.py"
     made["num_synthetic"] = 3

@@ -1,0 +1,57 @@
+"""What settings are called: as flags, and as keys of config.json."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from semantic_aug.settings import fields_of
+from semantic_aug.settings.classification import Classification
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.generation import Generation
+
+
+@functools.cache
+def flags() -> dict[str, str]:
+    """The flag of each setting, by its name and by the name of the fact that stands for it."""
+    found: dict[str, str] = {}
+    for cls in (Run, FineTuning, Generation, Classification):
+        for name, field in fields_of(cls).items():
+            flag = (field.metadata["flags"] or (f"--{name}",))[0]
+            fact = field.metadata["result"]
+            found.setdefault(name, flag)
+            if isinstance(fact, str):
+                found.setdefault(fact, flag)
+    return found
+
+
+def differences(before: Mapping, now: Mapping) -> list[str]:
+    """What differs between settings in config.json, in the words of the flags, with both values."""
+    return [
+        f"{flags().get(name, name)}: there {text_of(there)}, now {text_of(here)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+        for name, there, here in _columns(key, before.get(key), now.get(key))
+    ]
+
+
+def _columns(key: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
+    """A setting with both values; of edits, those of their settings that differ."""
+    lists = [value for value in (there, here) if isinstance(value, list)]
+    if key != "edits" or len(lists) < 2 or not all(isinstance(e, dict) for v in lists for e in v):
+        yield key, there, here
+        return
+    for name in sorted({name for edits in lists for edit in edits for name in edit}):
+        old, new = ([edit.get(name) for edit in edits] for edits in lists)
+        if old != new:
+            yield name, old, new
+
+
+def text_of(value: Any) -> str:
+    """A value as a person would give it to its flag."""
+    if value is None or value in ([], ()):
+        return "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " ".join(map(text_of, value))
+    return value if isinstance(value, str) else json.dumps(value)
