@@ -8,5 +8,6 @@ source scripts/environment.sh
 make_environment requirements.txt tests/requirements.txt
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
 export HF_HUB_OFFLINE=1
 "$venv/bin/python" -m pytest -n auto --dist worksteal -m "not slow and not gpu and not slurm" "$@"

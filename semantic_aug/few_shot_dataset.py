@@ -50,6 +50,7 @@ from semantic_aug.synthesis.making import augment_dataset
 from semantic_aug.synthesis.variants import read_variants
 
 SPLITS = ("train", "val", "test")
+Variants = Mapping[int, Sequence[tuple[Path | Image.Image, int]]]  # of photos, and their labels
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +153,7 @@ class FewShotDataset(Dataset):
         self.generative_aug = generative_aug
         self.synthetic_probability = synthetic_probability
         self.synthetic_dir = None if synthetic_dir is None else Path(synthetic_dir)
-        self.synthetic_examples: (
-            Mapping[int, Sequence[tuple[Path | Image.Image, int]]] | None
-        ) = None
+        self.synthetic_examples: Variants | None = None
         self.unreadable: list[str] = []
         self.doubtful: list[str] = []  # photos of the trial whose brightness may be wrong, and why
         self.bits = bits
@@ -411,7 +410,8 @@ class FewShotDataset(Dataset):
 
     def sources(self) -> list[str]:
         """The stable id of every photo; the index serves where a subclass has none."""
-        sources: list[Any] = [self.get_metadata_by_idx(idx).get("source") for idx in range(len(self))]
+        metadata = (self.get_metadata_by_idx(idx) for idx in range(len(self)))
+        sources: list[Any] = [each.get("source") for each in metadata]
         if None in sources:
             log.warning(
                 "%s gives no `source` in its metadata: photos are identified by their index, "

@@ -8,6 +8,23 @@ from pathlib import Path
 from semantic_aug import UserError
 
 
+def name_of(flag: str, given: object, registry: Mapping[str, str], base: type) -> str:
+    """The name under which `find_class` finds what Python has given: a name, a class, an object.
+
+    Raises:
+        UserError: it is none of them, or its class has no name outside of a function.
+    """
+    if isinstance(given, str):
+        return given
+    cls = given if isinstance(given, type) else type(given)
+    if not issubclass(cls, base):
+        raise UserError(f"{flag}: got {given!r}, expected a name or a {base.__name__}")
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    if "<locals>" in path:
+        raise UserError(f"{flag}: {path} is within a function: move it into a module")
+    return next((name for name, known in registry.items() if known == path), path)
+
+
 def find_class(flag: str, name: str, registry: Mapping[str, str], base: type) -> type:
     """The class behind a name.
 

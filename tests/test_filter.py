@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import generate_augmentations
 import train_classifier
 from semantic_aug import gate as gate_module
 from semantic_aug.datasets import build_dataset
@@ -21,7 +20,7 @@ from semantic_aug.experiment.config import read_config
 from semantic_aug.gate import worst
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.report.__main__ import main as report
-from semantic_aug.stages import editing
+from semantic_aug.stages import editing, generate
 from semantic_aug.synthesis.records import read_records, read_scores
 
 FOLDER = Path("output/e/aug/seed=0_ex=1")
@@ -143,7 +142,7 @@ def test_scores_are_computed_once_and_marks_follow_the_quantile(gate, clip, monk
         raise AssertionError("a model was loaded for nothing")
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate_augmentations, "load_scorer", loaded)
+        patch.setattr(generate, "load_scorer", loaded)
         patch.setattr(editing, "load_pipeline", loaded)
         gate(*flags, "--filter_quantile=0.5")
         assert lines() == written

@@ -12,6 +12,17 @@ import pytest
 from conftest import ROOT, build_backbone, build_clip, draw_photo
 from PIL import Image
 
+from generate_augmentations import Remade
+from semantic_aug.cluster.status import Showing
+from semantic_aug.settings import fields_of
+from semantic_aug.settings.classification import Classification
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.generation import Generation
+from semantic_aug.settings.merging import Merging
+from semantic_aug.settings.reporting import Reporting
+from semantic_aug.settings.reproducing import Reproduction
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COCO_CLASSES = {1: "person", 17: "cat", 18: "dog"}
 
@@ -193,10 +204,12 @@ def test_readme_names_every_script_and_no_flag_that_does_not_exist():
         "generate_augmentations.py", "train_classifier.py", "semantic_aug.report",
     }  # fmt: skip
     known = set()
-    for path in ROOT.glob("*.py"):
-        known |= set(re.findall(r'"(--\w+)"', path.read_text()))
-    names = "settings report/__main__ cluster/chain cluster/status datasets/__main__"
-    for name in names.split():
+    for settings in (Run, FineTuning, Merging, Generation, Remade, Reproduction, Classification,
+                     Reporting, Showing):  # fmt: skip
+        for name, field in fields_of(settings).items():
+            known |= {*(field.metadata["flags"] or (f"--{name}",))}
+            known |= {*(field.metadata["shorthand"] or ())}
+    for name in ("cluster/chain", "datasets/__main__"):  # which have flags beside their settings
         known |= set(re.findall(r'"(--\w+)"', (ROOT / f"semantic_aug/{name}.py").read_text()))
     used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--logdir", "--fast"}
     of_others = {"--gpus", "--partition", "--time"} | {"--multi_gpu", "--num_processes"}

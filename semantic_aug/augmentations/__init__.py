@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from semantic_aug.registry import find_class
+from semantic_aug.registry import find_class, name_of
 
 if TYPE_CHECKING:  # the names of the augmentations shall load no torch
     from semantic_aug.generative_augmentation import GenerativeAugmentation
@@ -13,6 +13,13 @@ AUGMENTATIONS = {
     "real-guidance": "semantic_aug.augmentations.real_guidance:RealGuidance",
     "textual-inversion": "semantic_aug.augmentations.textual_inversion:TextualInversion",
 }
+
+
+def augmentation_name(given: object) -> str:
+    """The name of an augmentation that Python has given as a name, a class or an object."""
+    from semantic_aug.generative_augmentation import GenerativeAugmentation
+
+    return name_of("--aug", given, AUGMENTATIONS, GenerativeAugmentation)
 
 
 def augmentation_class(name: str) -> type[GenerativeAugmentation]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
+from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation, augmented
 
 
 def check_probs(probs: Sequence[float] | None, count: int, compose: str) -> list[float]:
@@ -49,7 +49,8 @@ class ComposeParallel(GenerativeAugmentation):
     def augment(self, images, labels, metadata, generators):
         weights = torch.tensor(self.probs, dtype=torch.float64)
         choices = [int(torch.multinomial(weights, 1, generator=g)) for g in generators]
-        results, edits = list(images), [[] for _ in images]
+        results = list(images)
+        edits: list[list[Edit]] = [[] for _ in images]
         for number, aug in enumerate(self.augs):
             chosen = [i for i, choice in enumerate(choices) if choice == number]
             _apply(aug, chosen, results, edits, labels, metadata, generators)
@@ -70,7 +71,8 @@ class ComposeSequential(GenerativeAugmentation):
         self.needs_mask = any(aug.needs_mask for aug in self.augs)
 
     def augment(self, images, labels, metadata, generators):
-        results, edits = list(images), [[] for _ in images]
+        results = list(images)
+        edits: list[list[Edit]] = [[] for _ in images]
         for aug, prob in zip(self.augs, self.probs):
             draws = [float(torch.rand((), generator=g, dtype=torch.float64)) for g in generators]
             chosen = [i for i, draw in enumerate(draws) if draw < prob]
@@ -92,7 +94,8 @@ class PerClass(GenerativeAugmentation):
         self.needs_mask = aug.needs_mask
 
     def augment(self, images, labels, metadata, generators):
-        results, edits = list(images), [[] for _ in images]
+        results = list(images)
+        edits: list[list[Edit]] = [[] for _ in images]
         names = [meta["name"] for meta in metadata]
         for name in sorted(set(names), key=lambda name: (name != self.prepared, name)):
             if name != self.prepared:

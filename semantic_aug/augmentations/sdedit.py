@@ -176,7 +176,7 @@ class SDEditor:
             for fields, generator in zip(words, generators)
         ]
         regions = None
-        if self.mask:
+        if self.mask and masks is not None:
             regions = [grow((m > 0) != self.inverted, self.mask_grow_radius) for m in masks]
         edited, attempts, flagged = self._edit_safely(
             list(images), prompts, regions, list(generators)
@@ -230,8 +230,9 @@ class SDEditor:
             for generator, state in zip(generators, states):
                 generator.set_state(state)
         edited = []
-        for start in range(0, count, self.batch_size):
-            part = slice(start, start + self.batch_size)
+        size = self.batch_size or count  # what is edited meanwhile may halve it again
+        for start in range(0, count, size):
+            part = slice(start, start + size)
             edited += self._edit(
                 images[part], prompts[part], regions and regions[part], generators[part]
             )

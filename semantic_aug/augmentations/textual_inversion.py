@@ -1,6 +1,7 @@
 """DA-Fusion: edits guided by words learned from the photos (arXiv 2302.07944, section 4.1)."""
 
 import copy
+from typing import Any
 
 from semantic_aug import UserError
 from semantic_aug.augmentations.sdedit import SDEditor, masks_of, pipeline_or_load, words_of
@@ -46,7 +47,7 @@ class TextualInversion(GenerativeAugmentation):
         self.tokens = set(words[0])
         self.classes = class_tokens(read_header(embed_path), words[0])
         pairs = [tuple(map(copy.deepcopy, pair)) for pair in pairs]
-        own = {}
+        own: dict[str, Any] = {}
         for suffix, (tokenizer, encoder) in zip(("", "_2"), pairs):
             own |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
         self.edit = SDEditor(pipeline, aug="textual-inversion", components=own, **options)

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 
 from semantic_aug import UserError
-from semantic_aug.registry import find_class
+from semantic_aug.registry import find_class, name_of
 
 if typing.TYPE_CHECKING:  # the names of the datasets shall load no torch
     from semantic_aug.few_shot_dataset import FewShotDataset
@@ -59,15 +59,7 @@ def named_dataset(dataset: str | type[FewShotDataset] | FewShotDataset) -> dict:
     Raises:
         UserError: it has no name by which another process would find it.
     """
-    if isinstance(dataset, str):
-        return {"dataset": dataset}
-    cls = dataset if isinstance(dataset, type) else type(dataset)
-    if not issubclass(cls, _base()):
-        raise UserError(f"--dataset: got {dataset!r}, expected a name or a FewShotDataset")
-    path = f"{cls.__module__}:{cls.__qualname__}"
-    if "<locals>" in path:
-        raise UserError(f"--dataset: {path} is within a function: move it into a module")
-    found: dict = {"dataset": next((k for k, v in DATASETS.items() if v == path), path)}
+    found: dict = {"dataset": name_of("--dataset", dataset, DATASETS, _base())}
     if isinstance(dataset, _base()):
         given = dataset.made_with
         found |= {key: given[key] for key in ("data_dir", "crop_to_object") if key in given}

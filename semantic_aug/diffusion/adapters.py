@@ -4,8 +4,10 @@ Each is checked against the model's configuration first, which reads no weights 
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +39,8 @@ def check_lora(info: ModelInfo, name: str) -> Identity:
     import diffusers
     import transformers
 
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("--lora needs the package peft: pip install peft")
     if not Path(name).exists() and (Path(name).is_absolute() or Path(name).suffix):
         raise UserError(f"--lora: {name} does not exist")
     with torch.device("meta"):  # shapes without numbers
@@ -153,7 +157,7 @@ def _own_shapes(info: ModelInfo) -> dict[str, tuple[int, ...]]:
 
 def put_unet(pipeline, path: Path) -> None:
     """Replace the weights of a pipeline's UNet, in place: whoever shares it sees the new ones."""
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for file in _unet_files(path):
         weights |= _read_weights(file)
     pipeline.unet.load_state_dict(weights)
@@ -236,9 +240,10 @@ def load_safety_checker(info: ModelInfo, name: str | None, device: torch.device)
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPImageProcessor
 
-    source, parts = name or info.name, ({}, {})
+    source = name or info.name
+    parts: list[dict[str, Any]] = [{}, {}]
     if name is None:
-        parts = ({"subfolder": "safety_checker"}, {"subfolder": "feature_extractor"})
+        parts = [{"subfolder": "safety_checker"}, {"subfolder": "feature_extractor"}]
     revision = info.revision if name is None else commit_of(name)
     parts = [each | {"revision": revision} for each in parts]
     try:

@@ -78,7 +78,8 @@ def _files_that_count(folder: Path, variant: str | None) -> dict[str, Path]:
     Weights of another variant than the one asked for are not loaded where there are ordinary ones;
     nor is another format where there are safetensors of the same variant.
     """
-    found, weights = [], defaultdict(list)
+    found: list[Path] = []
+    weights: dict[Path, list[Path]] = defaultdict(list)
     for file in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if not hidden and file.is_file():

@@ -67,8 +67,8 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
         raise UserError(f"{name} is no Stable Diffusion pipeline: it has no {', '.join(missing)}")
     unet = read_json(name, "unet/config.json", revision)
     vae = read_json(name, "vae/config.json", revision)
-    encoders = ["text_encoder", *(["text_encoder_2"] if "text_encoder_2" in index else [])]
-    encoders = [read_json(name, f"{part}/config.json", revision) for part in encoders]
+    texts = ["text_encoder", *(["text_encoder_2"] if "text_encoder_2" in index else [])]
+    encoders = [read_json(name, f"{part}/config.json", revision) for part in texts]
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     try:
         widths = [part["block_out_channels"] for part in (vae, unet)]

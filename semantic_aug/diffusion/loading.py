@@ -5,6 +5,7 @@ import glob
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -89,7 +90,7 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
         UserError: weights are missing, broken, or not to be had offline.
     """
     index = read_json(info.name, "model_index.json", info.revision)
-    options = {}
+    options: dict[str, Any] = {}
     if "safety_checker" in index:
         options["safety_checker"] = None
     if "requires_safety_checker" in index or "safety_checker" in index:
@@ -98,14 +99,16 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     # A folder without the variant is loaded without a word; so that is looked up here.
     weights = f"*/*.{glob.escape(variant or '')}*"
     if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(weights)):
-        variant = _no_variant(info)
+        _warn_of_no_variant(info)
+        variant = None
     options |= _load_text_encoders(info, index, dtype, variant)
     try:
         pipeline = _from_pretrained(info, dtype, variant, options)
     except UserError as error:
         if variant is None or "variant" not in str(error.__cause__):
             raise
-        pipeline = _from_pretrained(info, dtype, _no_variant(info), options)
+        _warn_of_no_variant(info)
+        pipeline = _from_pretrained(info, dtype, None, options)
     _check_tokenizer(info, pipeline.tokenizer)
     pipeline = _as_stable_diffusion(pipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -200,7 +203,7 @@ def noise_scheduler_of(pipeline):
 
 def check_steps(info: ModelInfo, scheduler: str | None, num_inference_steps: int) -> None:
     """Raise UserError where the sampler cannot do so many steps."""
-    kind, options = SCHEDULERS.get(scheduler, (None, {}))
+    kind, options = SCHEDULERS.get(scheduler or "", (None, {}))
     sampler = make_scheduler(info, kind, **options)
     try:
         sampler.set_timesteps(num_inference_steps)
@@ -316,7 +319,7 @@ def quiet_loading():
             each.set_verbosity(level)
 
 
-def _no_variant(info: ModelInfo) -> None:
+def _warn_of_no_variant(info: ModelInfo) -> None:
     log.warning("%s has no %s weights: its ordinary ones are used", info.name, info.variant)
 
 

@@ -11,9 +11,10 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -98,7 +99,8 @@ class Backbone:
             lower = torch.autocast(self.device.type, getattr(torch, precision))
         with torch.set_grad_enabled(grad), lower:
             output = self.model(pixel_values=(images - self.mean) / self.std, **options)
-        states, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        states = output.last_hidden_state
+        pooled: Any = getattr(output, "pooler_output", None)
         if states.ndim == 3:
             if self.model.config.model_type == "clip_vision_model":
                 return pooled.float()
@@ -226,7 +228,8 @@ def trained_modules(model: torch.nn.Module, finetune: str) -> tuple[torch.nn.Mod
     names, modules = zip(*model.named_modules())
     if finetune == ALL:
         return modules
-    wanted, lists = int(finetune.removeprefix("last:")), {}
+    wanted = int(finetune.removeprefix("last:"))
+    lists: dict[str, torch.nn.ModuleList] = {}
     for name, module in zip(names, modules):
         inside = any(name.startswith(f"{outer}.") for outer in lists)
         if isinstance(module, torch.nn.ModuleList) and len(module) and not inside:
@@ -286,7 +289,7 @@ def _image_half(model: torch.nn.Module) -> torch.nn.Module:
     return getattr(model, "vision_model", model)
 
 
-def _identity(model: torch.nn.Module, without: Sequence[str] = ()) -> str:
+def _identity(model: torch.nn.Module, without: Collection[str] = ()) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         if key not in without:
@@ -366,7 +369,7 @@ def _preprocessor_files(name: str) -> Iterator[Path]:
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("processor_config.json", "preprocessor_config.json"):
-        found = Path(name) / file
+        found: Any = Path(name) / file
         if not Path(name).is_dir():
             with contextlib.suppress(ValueError):  # of what is no hub id
                 found = try_to_load_from_cache(name, file)

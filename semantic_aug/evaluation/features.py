@@ -6,9 +6,10 @@ the size and the content of the files, so that a wrong one is never read.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ class Split:
 def load_split(
     dataset: FewShotDataset,
     size: tuple[int, int],
-    classes: Iterable[str] | None = None,
+    classes: Collection[str] | None = None,
     workers: int | None = None,
 ) -> Split:
     """All photos of a split, none decoded yet and none to be held."""
@@ -113,7 +114,7 @@ def split_features(backbone: Backbone, split: Split, cache: Path | None = None) 
     """
     features, read = cached_features(backbone, split.images, f"{split.name} features", cache)
     _count_unreadable(split, int(read.sum()))
-    indices = [idx for idx, good in zip(split.images.items, read.tolist()) if good]
+    indices: list[Any] = [idx for idx, good in zip(split.images.items, read.tolist()) if good]
     return LabelledFeatures(features, split.labels[read], indices)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -112,7 +112,8 @@ class Images:
                 return error
 
         with ThreadPoolExecutor(self._workers) as threads:
-            waiting, ahead = deque(), 0
+            waiting: deque[list[Future]] = deque()
+            ahead = 0
             for row in rows:
                 waiting.append([threads.submit(attempt, int(number)) for number in row])
                 ahead += len(waiting[-1])
@@ -138,10 +139,11 @@ class Images:
         """
         files, digest = {}, hashlib.sha256()
         for number, item in enumerate(self.items):
+            file: object = item
             if isinstance(item, int) and self.dataset.is_whole_file:
-                item = self.dataset.records[item].path
-            if isinstance(item, Path):
-                files[number] = item
+                file = self.dataset.records[item].path
+            if isinstance(file, Path):
+                files[number] = file
         contents = dict(zip(files, file_digests(files.values())))
         others = [number for number in range(len(self)) if number not in files]
         with ThreadPoolExecutor(self._workers) as threads:

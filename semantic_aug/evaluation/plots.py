@@ -145,13 +145,13 @@ def per_class_figure(
         style = {"hatch": HATCHES[number % len(HATCHES)], "edgecolor": "white", "linewidth": 0.3}
         axes.barh(y, means, height, color=colour, label=method, **style)
         for row, at, mean in zip(present, y, means):
-            of_trials = values[order[row]]
-            if len(of_trials) >= ENOUGH:
-                low, high = confidence_interval(of_trials)
+            numbers = values[order[row]]
+            if len(numbers) >= ENOUGH:
+                low, high = confidence_interval(numbers)
                 axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt="none",
                               ecolor="#777777", elinewidth=1, capsize=2)  # fmt: skip
-            elif len(of_trials) > 1:
-                axes.plot(of_trials, [at] * len(of_trials), "o", markersize=3, color="white",
+            elif len(numbers) > 1:
+                axes.plot(numbers, [at] * len(numbers), "o", markersize=3, color="white",
                           markeredgecolor="black", markeredgewidth=0.6, clip_on=False)  # fmt: skip
                 note = " (dots: single trials)"
     axes.set_yticks(range(len(order)), order, fontsize=SMALL)
@@ -210,8 +210,8 @@ def _figure(width: float, height: float):
     axes.tick_params(labelsize=SMALL)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.xaxis.label.set_size(LARGE)
-    axes.yaxis.label.set_size(LARGE)
+    axes.xaxis.label.set_fontsize(LARGE)
+    axes.yaxis.label.set_fontsize(LARGE)
     return figure, axes
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -179,11 +180,11 @@ def read_result(folder: Path, trial: Trial) -> Result | None:
             if not _agree(values[split], confusions[split]):
                 raise ValueError(f"its {split} rows and {other.name} differ")
     except (FileNotFoundError, ValueError, csv.Error) as error:
-        lost = isinstance(error, FileNotFoundError)
+        reason = str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = f"{Path(error.filename).name} is missing"
         log.warning(
-            "%s does not count, and the command that made it makes it again: %s",
-            path,
-            f"{Path(error.filename).name} is missing" if lost else error,
+            "%s does not count, and the command that made it makes it again: %s", path, reason
         )
         return None
     return Result(values, confusions)
@@ -258,7 +259,8 @@ def _agree(values: Mapping[str, float], confusions: Mapping[tuple[str, str], int
     """Whether the metrics of a split are all there, and say what its confusions say."""
     if not values and not confusions:
         return True  # the dataset does not have this split
-    shown, right = Counter(), Counter()
+    shown: Counter[str] = Counter()
+    right: Counter[str] = Counter()
     for (true, predicted), count in confusions.items():
         shown[true] += count
         right[true] += count * (true == predicted)
@@ -302,7 +304,7 @@ def summarise(results: Mapping[Trial, Result], method: str) -> list[dict]:
     `values` has the accuracy of each trial, by its seed. Of two trials, Student's interval is
     twelve times as wide as their distance: where there are fewer than `ENOUGH`, show the values.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for split in RESULT_SPLITS:
         for k, values in accuracies(results, split).items():
             numbers = [*values.values()]
@@ -334,7 +336,7 @@ def paired_differences(
     accuracy, Student's 95 % interval of it, the two-sided p-value of the paired t-test, and
     `values`, the difference of each trial by its seed.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for split in (VALIDATION, TEST):
         theirs = accuracies(others, split)
         for k, mine in accuracies(results, split).items():
@@ -364,9 +366,9 @@ def paired_p_value(differences: Sequence[float]) -> float:
     nan for a single trial, and where all trials differ alike: then the test divides by zero, and
     the digits that result files leave away would decide.
     """
-    differences = np.asarray(differences, dtype=float)
-    if len(differences) < 2:
+    found = np.asarray(differences, dtype=float)
+    if len(found) < 2:
         return math.nan
-    if np.ptp(differences) < 1e-6:  # result files have seven digits
-        return 1.0 if abs(differences[0]) < 1e-6 else math.nan
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    if np.ptp(found) < 1e-6:  # result files have seven digits
+        return 1.0 if abs(found[0]) < 1e-6 else math.nan
+    return float(stats.ttest_1samp(found, 0.0).pvalue)

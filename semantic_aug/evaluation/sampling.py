@@ -1,7 +1,8 @@
 """Which images of a trial a classifier is shown, and in what order."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ class Examples:
 def load_examples(
     dataset: FewShotDataset,
     image_size: tuple[int, int],
-    classes: Iterable[str] | None = None,
+    classes: Collection[str] | None = None,
     memory: float = 4096,
     workers: int | None = None,
 ) -> Examples:
@@ -51,7 +52,8 @@ def load_examples(
     if not indices:
         raise UserError("no training photo of the selected classes")
     variants = dataset.synthetic_examples or {}
-    items, first, count = list(indices), [], []
+    items: list[Any] = list(indices)
+    first, count = [], []
     labels = [dataset.get_label_by_idx(idx) for idx in indices]
     for idx in indices:
         own = variants.get(idx, [])

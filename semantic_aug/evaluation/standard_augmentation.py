@@ -6,6 +6,7 @@ weaken the baseline that synthetic images are compared with.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from kornia import enhance
@@ -178,7 +179,7 @@ def cutmix(images: torch.Tensor, generator: torch.Generator) -> Mixture:
     height, width = images.shape[2:]
     draws = torch.rand((4, len(images)), generator=generator, dtype=torch.float64)
     partner = draws[0].argsort().to(images.device)
-    inside = None
+    inside: Any = None
     for size, middle in ((height, draws[1]), (width, draws[2])):
         half = draws[3].sqrt() * size / 2
         low = (middle * size - half).round().clamp(0, size)

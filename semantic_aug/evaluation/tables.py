@@ -9,7 +9,8 @@ from semantic_aug.evaluation.results import ENOUGH, TEST, VALIDATION
 def summary_lines(summary: list[dict]) -> Iterator[str]:
     """One line per number of examples: trials, and accuracy in percent with its interval."""
     cells = {(row["examples_per_class"], row["split"]): row for row in summary}
-    lines = [("examples_per_class", "trials", "val accuracy %", "test accuracy %")]
+    heads = ("examples_per_class", "trials", "val accuracy %", "test accuracy %")
+    lines: list[tuple[str, ...]] = [heads]
     for k in sorted({k for k, _ in cells}):
         number = max(row["num_trials"] for (n, _), row in cells.items() if n == k)
         columns = (_percent(cells.get((k, split))) for split in (VALIDATION, TEST))

@@ -129,7 +129,8 @@ def train_trial(
             mixture = augment(options.augmentation, images, generator)
             yield backbone(mixture.images), mixture.partner, mixture.share
 
-    history, best = [], None
+    history: list[tuple[Scores, Evaluation | None]] = []
+    selected, best = 0, None
     bar = progress_bar(total=options.num_epochs, desc=trial.name, unit="epoch")
     with bar as progress, _one_thread() if untouched else _dropout_of(trial, backbone):
         for epoch in range(options.num_epochs):
@@ -141,11 +142,11 @@ def train_trial(
                 raise UserError(_diverged(trial, epoch, scores.mean_loss, options))
             history.append((scores, validated))
             if options.select == LAST:
-                best = (None, epoch)
+                selected = epoch
             else:
-                rank = (validated.mean_accuracy, -validated.mean_loss)
-                if best is None or rank > best[0]:
-                    best = (rank, epoch)
+                rank = (validated.mean_accuracy, -validated.mean_loss)  # type: ignore[union-attr]
+                if best is None or rank > best:
+                    selected, best = epoch, rank
                     weights = _copy(head.linear.state_dict()), backbone.weights()
             said = {"val": f"{validated.mean_accuracy:.1%}"} if validated else {}
             progress.set_postfix(loss=f"{scores.mean_loss:.3f}", **said, refresh=False)
@@ -153,7 +154,7 @@ def train_trial(
     if options.select == BEST_VAL:
         head.linear.load_state_dict(weights[0])
         backbone.restore(weights[1])
-    return TrainedTrial(head, history, best[1])
+    return TrainedTrial(head, history, selected)
 
 
 def _whole_features(backbone, examples: Examples, trial: Trial, cache) -> torch.Tensor:

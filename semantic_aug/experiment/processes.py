@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import get_origin
+from typing import Any, get_origin
 
 from semantic_aug import UserError
 from semantic_aug.experiment.files import hostname, is_alive, now_at, remove_leftovers, write_text
@@ -68,7 +68,8 @@ class Reporter:
     """Says what this process does."""
 
     def __init__(self, process: Process, path: Path):
-        self.process, self.path, self._since = process, path, None
+        self.process, self.path = process, path
+        self._since: float | None = None
         self._writing = threading.Lock()  # so that the newer state is written last
 
     def works_on(self, trials: Iterable[Trial]) -> None:
@@ -195,9 +196,10 @@ def _read_process(path: Path) -> Process:
         ValueError, TypeError, AttributeError: it is none.
     """
     process = Process(**json.loads(path.read_text(encoding="utf-8")))
-    process.shard = tuple(process.shard)  # JSON knows lists alone
+    shard: Any = tuple(process.shard)  # JSON knows lists alone
+    process.shard = shard
     for each in fields(Process):
-        kind = int | float if each.type is float else get_origin(each.type) or each.type
+        kind: Any = int | float if each.type is float else get_origin(each.type) or each.type
         if not isinstance(getattr(process, each.name), kind):
             raise TypeError(each.name)
     pairs = [process.shard, *process.wanted.values()]

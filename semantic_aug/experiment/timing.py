@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.files import derive, hostname, write_text
@@ -130,9 +131,7 @@ def read_timing(experiment: Path) -> list[dict]:
         devices = sums.setdefault((work.stage, work.method, work.seed, work.examples_per_class), {})
         if work.again:
             devices.clear()
-        total = devices.setdefault(
-            work.device, Work(*(getattr(work, name) for name in _IDENTITY), images=None)
-        )
+        total = devices.setdefault(work.device, Work(*(getattr(work, name) for name in _IDENTITY)))
         total.seconds += work.seconds
         if work.images is not None:
             total.images = (total.images or 0) + work.images
@@ -166,7 +165,7 @@ def _read_work(line: str) -> Work:
     """
     work = Work(**json.loads(line))
     for field in fields(Work):
-        kind = int | float if field.type is float else field.type
+        kind: Any = int | float if field.type is float else field.type
         if not isinstance(getattr(work, field.name), kind):
             raise TypeError(field.name)
     if not (0 <= work.seconds < MOST and 0 <= (work.images or 0) < MOST):

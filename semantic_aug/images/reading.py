@@ -273,9 +273,7 @@ def _usual_white(mode: str, brightest: float) -> float:
     return 65535 if brightest > 255 else 255
 
 
-def _load(
-    path: str | Path, image: ImageFile, bits: int | None
-) -> tuple[Image.Image, float | None]:
+def _load(path: str | Path, image: ImageFile, bits: int | None) -> tuple[Image.Image, float | None]:
     """Load an image that was opened from `path`; also what white is in it, None if unknown.
 
     Of colours of 16 bits Pillow keeps the upper bytes, which are all but black where fewer bits
@@ -357,7 +355,9 @@ def _in_srgb(image: Image.Image, white: float | None, profile: bytes | None) -> 
     rgb = to_rgb(image, white)
     if conversion.mode == "RGB" and image.mode != "CMYK":
         return conversion.transform.apply(rgb)
-    if conversion.mode == "L" and (image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")):
+    if conversion.mode == "L" and (
+        image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    ):
         return conversion.transform.apply(rgb.getchannel("R"))
     return rgb
 

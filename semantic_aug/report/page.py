@@ -91,7 +91,8 @@ def page_data(dataset, indices, folders, variants, *, embed: bool, page: Path) -
         `classes`, `sets` (name and relative address of the folder), `settings` (what made images,
         each once), `photos` and `variants`, of which each refers to the others by number.
     """
-    sources, settings = dataset.sources(), {}
+    sources = dataset.sources()
+    settings: dict[str, int] = {}
     photos, small, rows, files = [], [], [], []
     for number, idx in enumerate(progress_bar(iterable=indices, desc="photos", unit="photo")):
         image = dataset.get_image_by_idx(idx)

@@ -32,7 +32,8 @@ def records_by_photo(folder: Path, dataset, indices: Sequence[int]) -> dict[int,
     """
     read_variants(folder, dataset, 0)  # raises where records do not fit
     position = {source: idx for idx, source in enumerate(dataset.sources())}
-    scores, found = read_scores(folder), {idx: [] for idx in indices}
+    scores = read_scores(folder)
+    found: dict[int, list[dict]] = {idx: [] for idx in indices}
     for record in read_records(folder):
         idx = position[record["source"]]
         if idx in found:

@@ -1,16 +1,17 @@
 """From flags to edits: what these ask of a model, the model set up for them, the augmentation."""
 
 import copy
+import dataclasses
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.augmentations import augmentation_class
+from semantic_aug.augmentations import augmentation_class, augmentation_name
 from semantic_aug.augmentations.compose import (
     ComposeParallel,
     ComposeSequential,
@@ -41,6 +42,7 @@ from semantic_aug.diffusion.loading import (
     tune_for_memory,
     tune_for_speed,
 )
+from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import OWN, PARALLEL, Generation
 
@@ -193,8 +195,27 @@ def check_prompts(prompts: Iterable[str]) -> None:
             log.warning("--prompt %r has no {name}: it says nothing about the class", prompt)
 
 
-def list_edits(settings: Generation) -> list[dict]:
-    """One mapping per augmentation from the lists of flags; a list of one counts for all.
+def split_objects(settings: Generation) -> tuple[Generation, dict[int, GenerativeAugmentation]]:
+    """The settings with augmentations by name alone, and those given as objects, by their place."""
+    given = settings.aug or ()
+    objects = {n: aug for n, aug in enumerate(given) if isinstance(aug, GenerativeAugmentation)}
+    names = tuple(augmentation_name(aug) for aug in given)
+    return dataclasses.replace(settings, aug=names or None), objects
+
+
+def options_of(aug: GenerativeAugmentation) -> dict:
+    """What an object was made with, as far as its attributes say so in numbers and texts."""
+    kinds = (str, int, float, type(None))
+    return {key: value for key, value in sorted(vars(aug).items()) if isinstance(value, kinds)}
+
+
+def list_edits(
+    settings: Generation, objects: Mapping[int, GenerativeAugmentation] | None = None
+) -> list[dict]:
+    """One mapping per augmentation from the lists of settings; a list of one counts for all.
+
+    Args:
+        objects: as `split_objects` gives them; what they were made with is said beside the rest.
 
     Raises:
         UserError: lists of different lengths, or values that no edit can have.
@@ -218,8 +239,18 @@ def list_edits(settings: Generation) -> list[dict]:
         check_guidance_scale(row["guidance_scale"])
         if row["inverted"] and not row["mask"]:
             raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
+    for number, row in enumerate(rows):
+        if (aug := objects_of(number, objects, settings)) is not None:
+            row["options"] = options_of(aug)
     check_probs(settings.probs, count, settings.compose)
     return rows
+
+
+def objects_of(
+    number: int, objects: Mapping[int, GenerativeAugmentation] | None, settings: Generation
+) -> GenerativeAugmentation | None:
+    """The object of an edit, where one was given; one that stands alone is that of all edits."""
+    return (objects or {}).get(number % len(settings.aug or (None,)))
 
 
 def load_extras(settings: Generation, info: ModelInfo, device) -> dict:
@@ -238,13 +269,16 @@ def load_extras(settings: Generation, info: ModelInfo, device) -> dict:
 
 
 def build_augmentation(
-    settings: Generation, edits, info: ModelInfo, embed_path, unets, pipeline, extras
+    settings: Generation, edits, objects, info: ModelInfo, embed_path, unets, pipeline, extras
 ):
     """The augmentation that the flags describe; `pipeline()` loads the model."""
     device, wanted = pick_device(settings.device), []
     if offloads(settings, device):
         pipeline().remove_all_hooks()  # of the trial before
-    for edit in edits:
+    for number, edit in enumerate(edits):
+        if (given := objects_of(number, objects, settings)) is not None:
+            wanted.append((given, {}))
+            continue
         options = {key: value for key, value in edit.items() if key != "aug"}
         options |= {
             "prompt": list(settings.prompt),
@@ -267,7 +301,10 @@ def build_augmentation(
                 "the options of an edit by name, of which **options takes all"
             ) from None
         wanted.append((made, options))
-    augs = [made(pipeline=pipeline(), **options) for made, options in wanted]
+    augs = [
+        made(pipeline=pipeline(), **options) if isinstance(made, type) else made
+        for made, options in wanted
+    ]
     if offloads(settings, device):
         edited = [aug.edit.pipeline for aug in augs if hasattr(aug, "edit")]
         offload([pipeline(), *edited], device)

@@ -51,6 +51,7 @@ from semantic_aug.stages.editing import (
     list_edits,
     load_extras,
     precision_of,
+    split_objects,
     uses_masks,
     weights_of,
 )
@@ -117,8 +118,9 @@ def generate(
     run, experiment, trials = prepared(run), experiment_of(run), trials_of(run)
     shard = shard_of(settings.shard_index, settings.num_shards)
     command = command or command_line("generate", run, settings)
+    settings, objects = split_objects(settings)
     settings, embed_paths = choose_words(settings, experiment, trials)
-    edits = list_edits(settings)
+    edits = list_edits(settings, objects)
     info = check_model(settings, edits)
     device = pick_device(settings.device)
     if pipeline is not None:
@@ -127,7 +129,9 @@ def generate(
     plans: list[Plan] = []
     for trial, path in embed_paths.items():
         already = sum(plan.num_blocks for plan in plans)
-        plans.append(plan_trial(run, settings, trial, path, info, weights, edits, device, already))
+        plans.append(
+            plan_trial(run, settings, trial, path, info, weights, edits, objects, device, already)
+        )
     quality = None
     if settings.filter:
         quality = make_filter(settings.filter, settings.filter_model, settings.filter_quantile)
@@ -216,8 +220,9 @@ class Plan:
 
 
 def plan_trial(
-    run: Run, settings: Generation, trial, embed_path, info, weights, edits, device, already: int
-) -> Plan:
+    run: Run, settings: Generation, trial, embed_path, info, weights, edits, objects, device,
+    already: int,
+) -> Plan:  # fmt: skip
     """What is to be made of a trial, where nothing stands in its way.
 
     Raises:
@@ -276,7 +281,7 @@ def plan_trial(
         of_class,
         constants,
         words_note(embed_path, trial),
-        functools.partial(build_augmentation, settings, edits, info, embed_path, unets),
+        functools.partial(build_augmentation, settings, edits, objects, info, embed_path, unets),
     )
 
 

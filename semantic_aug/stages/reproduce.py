@@ -68,6 +68,11 @@ def flags_of_edits(folder: Path, edits: object) -> dict[str, list]:
         flags = {key: [edit[key] for edit in edits] for key in EDIT_FLAGS}
     except (KeyError, TypeError):
         flags = {}
+    if any("options" in edit for edit in edits if flags):
+        raise UserError(
+            f"--reproduce: {folder} was made with an object of Python, which its {CONFIG_FILE} "
+            "does not hold: generate() makes it again with the same object and overwrite=True"
+        )
     if not any(flags.values()):
         raise UserError(f"--reproduce: {folder / CONFIG_FILE} is damaged: edits is {edits!r}")
     return flags
@@ -142,6 +147,7 @@ def reproduce(
     augmentation = build_augmentation(
         made_by,
         edits,
+        {},
         info,
         embed_path,
         unets,

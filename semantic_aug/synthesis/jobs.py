@@ -46,5 +46,5 @@ def share_of(
     Args:
         already: how many blocks were dealt out before these.
     """
-    blocks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    blocks = [list(jobs[start : start + batch_size]) for start in range(0, len(jobs), batch_size)]
     return [blocks[number] for number in shard_blocks(len(blocks), *shard, already)]

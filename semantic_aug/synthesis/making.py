@@ -223,7 +223,8 @@ def augment_dataset(
             arguments={"num_synthetic": num_repeats},
         )
         return read_variants(folder, dataset, num_repeats)
-    sources, variants = dataset.sources(), {}
+    sources = dataset.sources()
+    variants: dict[int, list[tuple]] = {}
     jobs = make_jobs(range(len(dataset)), num_repeats)
     for job in progress_bar(iterable=jobs, desc="generate", unit="image"):
         for _, image, _ in compute(dataset, augmentation, [job], sources, dataset.seed):

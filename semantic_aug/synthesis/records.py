@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 from semantic_aug import stable_hash
 from semantic_aug.experiment.config import check_config, is_called, read_config
@@ -39,7 +40,8 @@ class RecordWriter:
         latest = max((int(text) for text in begun if text.isdigit()), default=0)
         started = max(time.time_ns(), latest + 1)
         name = f"{identity}.{started}.shard{shard[0]}of{shard[1]}.{os.getpid()}.jsonl"
-        self.path, self.file = records / name, None
+        self.path = records / name
+        self.file: TextIO | None = None
 
     def __enter__(self):
         return self
@@ -170,7 +172,9 @@ def find_images(
         Names of the files that count; and of those that were made with other words, weights or
         masks, or in another precision, which do not, each with its record.
     """
-    finished, stale, older = set(), {}, None
+    finished: set[str] = set()
+    stale: dict[str, dict] = {}
+    older: dict[str, str] | None = None
     for record in _records(folder, identity):
         name, expected = record["file_name"], (of_class or {}).get(record["class_name"], {})
         if "precision" in expected and "precision" not in record:
@@ -215,7 +219,8 @@ def masks_by_class(dataset, indices: Iterable[int]) -> dict[str, str]:
     Args:
         indices: all photos of some classes.
     """
-    indices, of_class = list(indices), {}
+    indices = list(indices)
+    of_class: dict[str, list[str]] = {}
     for idx, digest in zip(indices, dataset.mask_digests(indices)):
         name = dataset.class_names[dataset.get_label_by_idx(idx)]
         of_class.setdefault(name, []).append(digest)
@@ -243,13 +248,14 @@ def read_scores(folder: Path, identity: str | None = None) -> dict[str, dict]:
     Args:
         identity: only lines of this `config_id`; default that of the folder's config.json.
     """
-    said, images = {}, {}
+    said: dict[str, list[dict]] = {}
+    images: dict[str | None, dict] = {}
     for line in read_lines(folder, identity):
         if "label" in line:
             images[line.get("file_name")] = {key: line[key] for key in CLASS_KEYS if key in line}
         elif "file_name" in line:
             said.setdefault(line["file_name"], []).append(line)
-    found = {}
+    found: dict[str, dict] = {}
     for name, lines in said.items():
         for line in lines:
             known = {key: line[key] for key in ("score", "kept") if key in line}

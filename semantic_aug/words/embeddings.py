@@ -14,7 +14,7 @@ import pickle
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -265,7 +265,7 @@ def class_tokens(header: Mapping[str, str], tokens: Iterable[str]) -> dict[str, 
     return {}
 
 
-def token_for(class_name: str, known: Mapping[str, str], tokens: Iterable[str]) -> str | None:
+def token_for(class_name: str, known: Mapping[str, str], tokens: Collection[str]) -> str | None:
     """The token of a class in a file: from its header, else by the naming rule; None without."""
     token = known.get(class_name)
     if token is None and placeholder_token(class_name) not in known.values():
@@ -315,6 +315,7 @@ class LearnedWords:
         Raises:
             UserError: it has several words, and none is known to be this class's.
         """
+        own: str | None
         own, *others = self.rows[0]
         if others:
             known = {name: each for each, name in self.classes.items()}
@@ -351,7 +352,7 @@ def merge_embeddings(
         )
     classes = {token: name for each in words for token, name in each.classes.items()}
     texts = {**header, "classes": json.dumps(classes, ensure_ascii=False)}
-    merged = []
+    merged: list[dict[str, torch.Tensor]] = []
     for number in range(max(counts)):
         merged.append({})
         origin: dict[str, Path] = {}

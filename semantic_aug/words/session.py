@@ -5,6 +5,7 @@ import functools
 import logging
 import re
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -238,8 +239,9 @@ def encode_photo(settings: FineTuning, pipeline, photo: PhotoKey) -> tuple[torch
         [2, 1, h, w] of mean 1: 0 where the photo is mirrored beyond its edges.
     """
     image = photo.dataset.get_image_by_idx(photo.index)
-    frame = frame_of(image.size, settings.resolution, settings.fit)
-    pixels = image_to_tensor(to_square(image, frame), settings.resolution)
+    side, fit = cast(int, settings.resolution), cast(str, settings.fit)  # they are `completed`
+    frame = frame_of(image.size, side, fit)
+    pixels = image_to_tensor(to_square(image, frame), side)
     mean, deviation = latent_posterior(pipeline.vae, pixels)
     share = torch.from_numpy(share_of_photo(frame, mean.shape[-1])).unsqueeze(0)
     return mean, deviation, torch.stack([share, share.flip(-1)]) / share.mean()
@@ -324,7 +326,7 @@ def show(
                 break
             seed = stable_hash("validation", lesson.dataset.seed, lesson.class_name, number)
             image = pipeline(
-                settings.validation_prompt.replace("*", TRAINING_TOKEN),
+                cast(str, settings.validation_prompt).replace("*", TRAINING_TOKEN),
                 height=settings.resolution,
                 width=settings.resolution,
                 num_inference_steps=VALIDATION_IMAGE_STEPS,

@@ -71,7 +71,8 @@ class Word:
         self.rows = [nn.Parameter(each.detach().clone().to(device)) for each in rows]
         self.posteriors, self.settings, self.generator = posteriors, settings, generator
         self.weights = torch.ones_like(posteriors[0][:, :, :1]) if weights is None else weights
-        self.step, self.loss, self.rate, self.diverged = 0, math.nan, math.nan, None
+        self.step, self.loss, self.rate = 0, math.nan, math.nan
+        self.diverged: str | None = None
         self.queue: list[int] = []  # what is left of this pass over the photos
         self.optimizer = torch.optim.AdamW(
             self.rows,

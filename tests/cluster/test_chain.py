@@ -14,6 +14,7 @@ import pytest
 from conftest import OF_CLUSTERS, ROOT
 
 from semantic_aug import UserError
+from semantic_aug.__main__ import COMMANDS
 from semantic_aug.cluster import chain
 from semantic_aug.cluster.chain import SECTIONS, commands_of
 
@@ -150,23 +151,24 @@ def test_the_papers_grids_have_its_trials(name):
 
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """A project whose commands note that they ran; fine_tune.py does what a file `say` says."""
+    """A project whose commands note that they ran; fine-tune does what a file `say` says."""
     scripts = tmp_path / "root" / "scripts" / "slurm"
     shutil.copytree(ROOT / "scripts" / "slurm", scripts)
-    for name in chain.SCRIPTS.values():
-        (tmp_path / "root" / name).write_text(STUB)
+    (tmp_path / "root" / "semantic_aug").mkdir()
+    (tmp_path / "root" / "semantic_aug" / "__main__.py").write_text(STUB)
     monkeypatch.setattr(chain, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(chain, "PYTHONPATH", str(tmp_path / "root"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 STUB = """
 import pathlib, signal, sys, time
-name = pathlib.Path(__file__).stem
+name = sys.argv[1]
 with open("ran", "a") as file:
-    print(name, *sys.argv[1:], file=file)
+    print(*sys.argv[1:], file=file)
 say = pathlib.Path("say")
-if name == "fine_tune" and say.exists():
+if name == "fine-tune" and say.exists():
     def stop(*_):
         print("leaves a checkpoint", flush=True)
         raise SystemExit(75)
@@ -188,14 +190,15 @@ def ran(folder):
 
 def test_run_runs_all_and_ends_at_the_first_that_fails(stubs, capfd):
     chain.main(["run", *COMMON])
-    assert ran(stubs) == [Path(name).stem for name in chain.SCRIPTS.values()]
+    assert ran(stubs) == [stage.replace("_", "-") for stage in SECTIONS]
+    assert set(ran(stubs)) < set(COMMANDS)
     assert "--examples_per_class 1 2 4 8 16" in (stubs / "ran").read_text().splitlines()[1]
     (stubs / "ran").unlink()
     (stubs / "say").write_text("3")
     with pytest.raises(SystemExit) as ended:
         chain.main(["run", *COMMON])
     assert ended.value.code == 3
-    assert ran(stubs) == ["fine_tune"]
+    assert ran(stubs) == ["fine-tune"]
 
 
 def test_run_says_what_it_would_run(stubs, capsys):
@@ -366,7 +369,7 @@ def test_a_job_has_the_status_of_its_command(job, status):
     process = start(job)
     text, _ = process.communicate(timeout=20)
     assert process.returncode == status, text
-    assert (job / "ran").read_text() == "fine_tune --experiment_name a b\n"
+    assert (job / "ran").read_text() == "fine-tune --experiment_name a b\n"
     assert text.startswith("job 7, run 1 on ")
     assert not calls(job)  # nobody asked it to end: no requeue
 
@@ -421,13 +424,14 @@ def test_a_job_is_not_requeued_for_ever(job):
 def test_what_starts_the_commands_can_be_chosen(job):
     process = start(job, LAUNCH="echo launched")
     text, _ = process.communicate(timeout=20)
-    assert text.splitlines()[1] == f"launched {job}/root/fine_tune.py --experiment_name a b"
+    assert text.splitlines()[1] == "launched -m semantic_aug fine-tune --experiment_name a b"
 
 
 @pytest.mark.parametrize("stage", SECTIONS)
 def test_batch_scripts_are_no_sites_own(stage):
     text = (ROOT / "scripts" / "slurm" / f"{stage}.sh").read_text()
-    assert f"run_stage {chain.SCRIPTS[stage]} " in text
+    (name,) = re.findall(r'^run_stage (\S+) "\$@"$', text, re.MULTILINE)
+    assert name == stage.replace("_", "-") and name in COMMANDS
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", text, re.MULTILINE))
     assert options == {
         "ntasks": "1", "requeue": "", "open-mode": "append", "signal": "B:USR1@60",

@@ -12,12 +12,11 @@ from accelerate.hooks import CpuOffload, UserCpuOffloadHook, add_hook_to_module
 from conftest import images_of
 from test_adapters import largest_difference, save_controlnet
 
-import generate_augmentations
 from semantic_aug import UserError
 from semantic_aug.augmentations.textual_inversion import TextualInversion
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, offload
-from semantic_aug.stages import editing
+from semantic_aug.stages import editing, generate
 from semantic_aug.words.embeddings import write_embeddings
 
 GPU = torch.device("cuda", 0)
@@ -78,7 +77,7 @@ def test_parts_are_on_the_gpu_when_they_compute_and_not_before(
         return load_pipeline(info, device, *options)
 
     with monkeypatch.context() as patch:
-        for module in (generate_augmentations, editing):
+        for module in (generate, editing):
             patch.setattr(module, "pick_device", lambda name: GPU)
         patch.setattr(editing, "load_pipeline", load)
         patch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")

@@ -271,7 +271,7 @@ def test_every_image_passes_the_backbone_once(data, resnet, monkeypatch):
         backbone.model.register_forward_hook(lambda m, i, output: passed.append(len(output[0])))
         return backbone
 
-    monkeypatch.setattr(train_classifier, "load_backbone", counting)
+    monkeypatch.setattr(stage, "load_backbone", counting)
     run(
         resnet,
         "--num_synthetic=0",
@@ -509,8 +509,8 @@ def test_synthetic_images_of_the_generation_stage_are_used(data, resnet, capsys)
 def test_missing_synthetic_images_name_the_command_that_makes_them(data, resnet, capsys):
     line = fails(capsys, resnet, "--seed=2", "--aug_name=mild", "--num_synthetic=5")
     assert (
-        f"python generate_augmentations.py --dataset={__name__}:Colours --experiment_name=exp "
-        "--aug_name=mild --seed=2 --examples_per_class=1 --num_synthetic=5 " in line
+        "python generate_augmentations.py --experiment_name=exp --seed=2 "
+        f"--dataset={__name__}:Colours --aug_name=mild --num_synthetic=5 " in line
     )
     assert not (data / "output").exists()
     make_synthetic(data / "output/exp/mild/seed=2_ex=1", 2, 1, 4)
@@ -714,7 +714,7 @@ def passed(monkeypatch) -> list[int]:
         backbone.model.register_forward_hook(lambda m, i, output: counts.append(len(output[0])))
         return backbone
 
-    monkeypatch.setattr(train_classifier, "load_backbone", counting)
+    monkeypatch.setattr(stage, "load_backbone", counting)
     return counts
 
 

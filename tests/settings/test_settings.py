@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 import runpy
 import subprocess
@@ -41,6 +42,7 @@ from semantic_aug.settings.names import differences
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
 from semantic_aug.stages import editing, fine_tune, generate, result_settings, train_classifier
+from semantic_aug.synthesis.records import read_records
 from semantic_aug.words.templates import load_templates
 
 STAGES = (Run, FineTuning, Merging, Generation, Classification, Reproduction, Reporting)
@@ -141,12 +143,14 @@ def test_other_results_exactly_where_it_is_declared(tmp_path):
     photos = SimpleNamespace(class_names=["a"], sources=lambda: ["a/0.png"])
     folder = tmp_path / "aug" / "seed=0_ex=1"
     (folder / "records").mkdir(parents=True)
-    (folder / "0.png").touch()
+    (folder / "000000-000.png").write_bytes(b"x")  # an empty one counts as lost
     (folder / "config.json").write_text('{"id": "x", "settings": {}, "arguments": {}}')
-    (folder / "records" / "x.1.jsonl").write_text(
-        '{"file_name": "0.png", "label": 0, "class_name": "a", "source": "a/0.png", "repeat": 0}\n'
-        '{"file_name": "0.png", "kept": false, "filter": "f", "score": 0.1}\n'
-    )
+    image = {"file_name": "000000-000.png", "label": 0, "class_name": "a", "source": "a/0.png",
+             "index": 0, "repeat": 0, "seed": 0, "examples_per_class": 1}  # fmt: skip
+    score = {"file_name": "000000-000.png", "score": 0.1, "kept": False}
+    lines = [json.dumps(each) + "\n" for each in (image, score)]
+    (folder / "records" / "x.1.jsonl").write_text("".join(lines))
+    assert len(read_records(folder)) == 1
 
     def identity(made):
         options = train_classifier.training_options(

@@ -40,8 +40,12 @@ from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, load_tokenizer, text_encoders
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import PROCESSES
-from semantic_aug.images.framing import FITS
 from semantic_aug.images.reading import image_to_tensor
+from semantic_aug.settings import build_all
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.generation import FITS
+from semantic_aug.stages import fine_tune as stage
 from semantic_aug.stages.fine_tune import steps_of
 from semantic_aug.words import session, training
 from semantic_aug.words.embeddings import (
@@ -679,7 +683,7 @@ def test_one_word_for_each_class_and_trial(tune, tokenizer, pipeline, monkeypatc
         loaded.append(args)
         return load_pipeline(*args)
 
-    monkeypatch.setattr(fine_tune, "load_pipeline", count)
+    monkeypatch.setattr(stage, "load_pipeline", count)
     flags = ["--num_vectors=2", "--seed=3", "--num_trials=2", "--examples_per_class", "1", "2"]
     status, _ = tune(*flags)
     assert status == 0
@@ -782,10 +786,10 @@ def test_finished_words_are_skipped(tune, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (word(), word("toy_train"))}
     status, err = tune()
     assert status == 0
-    assert "seed=0_ex=1/cat: finished already, skipped" in err.splitlines()
+    assert "2 words finished already: skipped" in err.splitlines()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert word("stop_sign").exists()
-    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    monkeypatch.setattr(stage, "load_pipeline", fail)
     status, err = tune("--device=cpu", "--shard_index=1", "--num_shards=3")
     assert (status, err.splitlines()[-1]) == (0, "nothing left to do for shard 1 of 3")
 
@@ -793,7 +797,7 @@ def test_finished_words_are_skipped(tune, monkeypatch):
 def test_other_settings_are_refused_by_name(tune, monkeypatch):
     tune("--classes", "cat")
     before = bytes_of()
-    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    monkeypatch.setattr(stage, "load_pipeline", fail)
     status, err = tune("--num_vectors=2", "--learning_rate=0.001", "--center_crop")
     assert status == 2
     assert err.count("\n") == 1 and err.startswith("fine_tune.py: error: ")
@@ -852,7 +856,7 @@ def test_interrupted_run_goes_on_where_it_was(tune, monkeypatch, moment):
     else:
         assert status == 130
         assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
-    monkeypatch.setattr(fine_tune, "load_pipeline", load_pipeline)
+    monkeypatch.setattr(stage, "load_pipeline", load_pipeline)
     assert tune(*flags)[0] == 0
     assert bytes_of() == whole_run(tune)
     left = [path for path in Path("output/e").rglob("*") if "checkpoint" in path.name]
@@ -928,7 +932,7 @@ def test_one_checkpoint_by_its_path(tune, monkeypatch, tmp_path):
         (wanted,) = read_embeddings("expected.safetensors").values()
         (found,) = read_embeddings(word(folder)).values()
         assert torch.allclose(found, wanted, atol=1e-5)
-    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    monkeypatch.setattr(stage, "load_pipeline", fail)
     for path, message in (
         (tmp_path / "absent.pt", f"there is no checkpoint file {tmp_path / 'absent.pt'}"),
         (word(), f"cannot read checkpoint {word()}: it is damaged"),
@@ -948,7 +952,7 @@ def test_checkpoint_of_other_settings_is_refused_by_name(tune, monkeypatch, tmp_
     kept = tmp_path / "kept.pt"
     shutil.copy(trial() / "cat" / "checkpoint-2.pt", kept)
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tune, "load_pipeline", fail)
+        patch.setattr(stage, "load_pipeline", fail)
         status, err = tune(*flags, "--learning_rate=0.1")
         assert status == 2 and "learning_rate (there 0.0005, now 0.1)" in err
         status, err = tune(*flags, "--initializer_token=motor")
@@ -1128,7 +1132,7 @@ def test_impossible_hyperparameters_are_one_line(tune, flag):
     ],
 )
 def test_wrong_input_is_one_line_before_the_model_is_loaded(tune, monkeypatch, flags, message):
-    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    monkeypatch.setattr(stage, "load_pipeline", fail)
     status, err = tune(*flags)
     assert status == 2
     assert message in err
@@ -1347,8 +1351,9 @@ def test_epochs_count_photos_times_repeats(tune):
     status, _ = tune(*argv, "--classes", "cat")
     assert status == 0
     assert read_header(word(examples=3))["steps"] == "2"  # --max_train_steps goes first
-    args = fine_tune.parse_args(["--dataset=folder", "--experiment_name=e", *epochs])
-    assert steps_of(args, 3) == 2 * 4  # 15 photos in steps of 4
+    args = vars(fine_tune.parse_args(["--dataset=folder", "--experiment_name=e", *epochs]))
+    _, settings = build_all(args, Run, FineTuning)
+    assert steps_of(settings, 3) == 2 * 4  # 15 photos in steps of 4
 
 
 def test_epochs_alone(workdir, photos, small_model, capsys):
@@ -1409,8 +1414,8 @@ def test_photos_get_into_the_square_as_told(pipeline, monkeypatch, size):
     photo = SimpleNamespace(index=0, dataset=SimpleNamespace(get_image_by_idx=lambda idx: image))
     weights = {}
     for fit in FITS:
-        args = SimpleNamespace(fit=fit, resolution=32)
-        *_, weights[fit] = session.encode_photo(args, pipeline, photo)
+        settings = FineTuning(fit=fit, resolution=32)
+        *_, weights[fit] = session.encode_photo(settings, pipeline, photo)
         assert weights[fit].shape == (2, 1, 16, 16)
         assert float(weights[fit].mean()) == pytest.approx(1)
         assert torch.equal(weights[fit][0], weights[fit][1].flip(-1))
@@ -1436,7 +1441,7 @@ def test_fit_is_no_new_setting_where_older_folders_know_it(tune, monkeypatch):
     for name in ("squash", "crop"):
         settings = read_config(trial(name=name))["settings"]
         assert settings["center_crop"] is (name == "crop") and "fit" not in settings
-    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    monkeypatch.setattr(stage, "load_pipeline", fail)
     for name in ("squash", "crop"):
         status, err = tune(*flags, f"--fit={name}", name=name)
         assert status == 0 and "finished already" in err
@@ -1550,7 +1555,7 @@ def test_validation_losses_of_an_interrupted_run_are_those_of_a_whole_one(tune, 
 
 
 def test_tracker_that_is_not_there(tune, monkeypatch):
-    monkeypatch.setattr(fine_tune, "load_pipeline", fail)
+    monkeypatch.setattr(stage, "load_pipeline", fail)
     status, err = tune("--report_to=mlflow")
     assert (status, err.count("\n")) == (2, 1)
     assert "--report_to: mlflow is not installed; pip install mlflow, or choose one of " in err
@@ -1965,7 +1970,7 @@ def test_words_that_cannot_be_given(merge, flags, message):
 def test_foreign_word_is_not_trained_over(tune, monkeypatch):
     foreign(word("cat"), {"<my-cat>": torch.ones(2, 32)})
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tune, "load_pipeline", fail)
+        patch.setattr(stage, "load_pipeline", fail)
         status, err = tune()
     assert status == 2 and f"{word('cat')} is a word that fine_tune.py has not made" in err
     assert read_embeddings(word("cat")).keys() == {"<my-cat>"}

@@ -1,0 +1,24 @@
+"""What pyproject.toml cannot say: the scripts at the top are installed as commands.
+
+They become `semantic_aug/scripts/`, with what they read of `scripts/`: semantic_aug/cli/scripts.py.
+"""
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class Build(build_py):
+    def find_package_modules(self, package, package_dir):
+        found = super().find_package_modules(package, package_dir)
+        return [each for each in found if each[1] != "setup"]  # this file
+
+
+setup(
+    cmdclass={"build_py": Build},
+    packages=[*find_packages(include=["semantic_aug*"]), "semantic_aug.scripts"],
+    package_dir={"semantic_aug.scripts": "."},
+    package_data={
+        "semantic_aug": ["py.typed", "report/*.html"],
+        "semantic_aug.scripts": ["scripts/reproduce/*.args", "scripts/slurm/*.sh"],
+    },
+)
