@@ -13,7 +13,6 @@ import itertools
 import statistics
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -24,8 +23,9 @@ from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, noise_scheduler_of
 from semantic_aug.experiment.names import EMBEDDINGS_FILE
-from semantic_aug.images.framing import FITS
 from semantic_aug.images.sheet import contact_sheet
+from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.generation import FITS
 from semantic_aug.words.embeddings import placeholder_token, read_embeddings
 from semantic_aug.words.prompts import tokenise
 from semantic_aug.words.rows import initial_rows, initializer_id
@@ -90,7 +90,7 @@ def judge(args, info, pipeline) -> dict:
     table = pipeline.text_encoder.get_input_embeddings().weight
     losses = {}
     for shown, name in itertools.product(FITS, args.classes):
-        options = SimpleNamespace(fit=shown, resolution=info.resolution)
+        options = FineTuning(fit=shown, resolution=info.resolution)
         means, deviations, weights = (
             torch.stack(parts)
             for parts in zip(*(

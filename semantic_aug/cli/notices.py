@@ -18,7 +18,9 @@ def notices():
 
     def is_new(record):
         message = record.getMessage()
-        return record.levelno == RESULT or not (message in said or said.add(message))
+        is_old = message in said
+        said.add(message)
+        return record.levelno == RESULT or not is_old
 
     handler.addFilter(is_new)
     level, propagate = logger.level, logger.propagate

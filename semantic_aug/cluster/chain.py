@@ -302,8 +302,8 @@ def parse_args(argv=None):
 
 def _own_flags(words: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
     """What is for the chain itself: the action, and the flags its parser knows."""
-    own, rest = list(words[:1]), []
-    takes = rest
+    own = list(words[:1])
+    takes = rest = list[str]()
     for word in words[1:]:
         if word == "-h" or re.match(r"--[a-zA-Z]", word):
             takes = own if parser.knows(word) else rest

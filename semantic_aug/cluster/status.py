@@ -57,7 +57,7 @@ class Line:
 
     stage: str
     method: str
-    trial: Trial | None
+    trial: Trial | None  # absent in sums alone
     done: int = 0
     wanted: int | None = None
     images_left: float = 0
@@ -65,6 +65,10 @@ class Line:
     failed: int = 0
     rate: float = 0.0
     seconds_left: float | None = None
+
+    @property
+    def name(self) -> str:
+        return "" if self.trial is None else self.trial.name
 
     @property
     def left(self) -> int | None:
@@ -160,13 +164,13 @@ def status_of(experiment: Path) -> Status:
     return Status(sums, trials, failures, used_bytes(experiment))
 
 
-def done_lines(experiment: Path) -> dict[tuple[str, str, Trial], Line]:
+def done_lines(experiment: Path) -> dict[tuple[str, str, Trial | None], Line]:
     """What lies in the folder, by stage, method and trial."""
     # Imported late: --help needs no torch.
     from semantic_aug.evaluation.results import is_finished, trials_with_files
     from semantic_aug.synthesis.records import read_records
 
-    found: dict[tuple[str, str, Trial], Line] = {}
+    found: dict[tuple[str, str, Trial | None], Line] = {}
 
     def note(stage: str, method: str, trial: Trial, done: int) -> None:
         found[stage, method, trial] = Line(stage, method, trial, done)
@@ -218,7 +222,8 @@ def standing_failures(processes: Sequence[Process], lines: Mapping) -> list[Proc
 
 def known_rates(experiment: Path) -> dict[tuple[str, str], float]:
     """Images per second of one process by stage and method, as far as work was timed."""
-    images, seconds = {}, {}
+    images: dict[tuple[str, str], float] = {}
+    seconds: dict[tuple[str, str], float] = {}
     for row in read_timing(experiment):
         if row["images"] and row["seconds"] and row["seed"] is not None:
             key = (row["stage"], row["method"])
@@ -238,7 +243,7 @@ def sum_of(
         rate = process.counted / process.seconds if process.counted else typical
         total.rate += rate
         for line in own:
-            if line.trial.name in process.trials:
+            if line.name in process.trials:
                 line.rate += rate / len(process.trials)
     for line in own:
         total.done += line.done
@@ -288,7 +293,7 @@ def report(experiment: Path, found: Status, brief: bool) -> str:
         lines.append(row.format(title, *cells(total)).rstrip())
         for line in found.trials:
             if not brief and (line.stage, line.method) == (total.stage, total.method):
-                lines.append(row.format(f"  {line.trial.name}", *cells(line)).rstrip())
+                lines.append(row.format(f"  {line.name}", *cells(line)).rstrip())
     for process in found.failures:
         job = f", job {process.job}" if process.job else ""
         lines.append(

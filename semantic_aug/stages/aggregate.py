@@ -83,7 +83,7 @@ def aggregate(run: Experiment, settings: Merging) -> dict[Trial, Path]:
 
 def given_words(texts: Sequence[str]) -> dict[str, LearnedWords]:
     """By class, what `--word` names."""
-    given = {}
+    given: dict[str, LearnedWords] = {}
     for text in texts:
         name, _, file = text.partition("=")
         if not name or not file:

@@ -37,7 +37,7 @@ def choose_words(
     if settings.aug is None:
         found = all(embed_paths.values())
         settings = replace(settings, aug=(TEXTUAL_INVERSION if found else REAL_GUIDANCE,))
-    uses_words = TEXTUAL_INVERSION in settings.aug
+    uses_words = TEXTUAL_INVERSION in (settings.aug or ())
     report_words(settings, experiment, embed_paths, uses_words)
     return settings, embed_paths if uses_words else dict.fromkeys(trials)
 
@@ -74,8 +74,9 @@ def find_embeddings(settings: Generation, experiment: Path, trial: Trial) -> Pat
     own = merged_file(experiment, trial)
     if own.is_file():
         return own
-    others = [path for path in (experiment / MERGED).glob("*.safetensors") if distance(path, trial)]
-    return min(others, key=lambda path: distance(path, trial), default=None)
+    found = {path: distance(path, trial) for path in (experiment / MERGED).glob("*.safetensors")}
+    others = {path: far for path, far in found.items() if far is not None}
+    return min(others, key=lambda path: others[path], default=None)
 
 
 def distance(path: Path, trial: Trial) -> tuple | None:
@@ -92,7 +93,7 @@ def report_words(
     settings: Generation, experiment: Path, embed_paths: dict, uses_words: bool
 ) -> None:
     """Say what guides the edits, and whatever about it could surprise."""
-    log.info("augmentation: %s", ", ".join(dict.fromkeys(settings.aug)))
+    log.info("augmentation: %s", ", ".join(dict.fromkeys(settings.aug or ())))
     missing = [trial.name for trial, path in embed_paths.items() if path is None]
     if uses_words and missing:
         raise UserError(

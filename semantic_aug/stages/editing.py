@@ -2,9 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from semantic_aug.diffusion.loading import (
 )
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.settings.common import Run
-from semantic_aug.settings.generation import OWN, PARALLEL, Generation
+from semantic_aug.settings.generation import OWN, PARALLEL, TEXTUAL_INVERSION, Generation
 
 log = logging.getLogger(__name__)
 CHANGING = ("lora", "unet_path", "low_memory", "compile")  # what they do stays in a loaded model
@@ -78,7 +79,7 @@ def weights_of(settings: Generation, info: ModelInfo) -> dict:
         UserError: they do not fit the model.
     """
     weights: dict[str, Any] = {"model": info.identity}
-    of_each = bool(settings.unet_path) and "{name}" in settings.unet_path
+    of_each = "{name}" in (settings.unet_path or "")
     if settings.lora and of_each:
         raise UserError("--lora needs one UNet for all classes: leave {name} out of --unet_path")
     if settings.lora:
@@ -268,16 +269,25 @@ def load_extras(settings: Generation, info: ModelInfo, device) -> dict:
     return extras
 
 
+def _itself(given: GenerativeAugmentation) -> GenerativeAugmentation:
+    return given
+
+
+def _made(cls: Callable, pipeline: Callable, options: Mapping) -> GenerativeAugmentation:
+    return cls(pipeline=pipeline(), **options)
+
+
 def build_augmentation(
     settings: Generation, edits, objects, info: ModelInfo, embed_path, unets, pipeline, extras
 ):
     """The augmentation that the flags describe; `pipeline()` loads the model."""
-    device, wanted = pick_device(settings.device), []
+    device = pick_device(settings.device)
+    wanted: list[Callable[[], GenerativeAugmentation]] = []  # each loads the model, if it needs it
     if offloads(settings, device):
         pipeline().remove_all_hooks()  # of the trial before
     for number, edit in enumerate(edits):
         if (given := objects_of(number, objects, settings)) is not None:
-            wanted.append((given, {}))
+            wanted.append(functools.partial(_itself, given))
             continue
         options = {key: value for key, value in edit.items() if key != "aug"}
         options |= {
@@ -290,7 +300,7 @@ def build_augmentation(
             "mask_feather": settings.mask_feather,
             **extras,
         }
-        if edit["aug"] == "textual-inversion":
+        if edit["aug"] == TEXTUAL_INVERSION:
             options["embed_path"] = embed_path
         made = augmentation_class(edit["aug"])
         try:
@@ -300,11 +310,8 @@ def build_augmentation(
                 f"--aug: {edit['aug']} cannot be made: {error}; its __init__ is given pipeline and "
                 "the options of an edit by name, of which **options takes all"
             ) from None
-        wanted.append((made, options))
-    augs = [
-        made(pipeline=pipeline(), **options) if isinstance(made, type) else made
-        for made, options in wanted
-    ]
+        wanted.append(functools.partial(_made, made, pipeline, options))
+    augs = [make() for make in wanted]
     if offloads(settings, device):
         edited = [aug.edit.pipeline for aug in augs if hasattr(aug, "edit")]
         offload([pipeline(), *edited], device)

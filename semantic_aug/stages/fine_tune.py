@@ -82,7 +82,7 @@ def fine_tune(run: Run, settings: FineTuning, *, pipeline=None) -> Learned:
     )
     settings = completed(settings)
     check_tracker(settings.report_to)
-    templates = load_templates(settings.templates)
+    templates = load_templates(settings.templates or "")
     info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting:
         raise UserError(

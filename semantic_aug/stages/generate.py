@@ -141,8 +141,8 @@ def generate(
     if shard[0] >= blocks:
         log.log(RESULT, "%s", nothing_to_do(shard, counted(blocks, "block")))
         return {}
-    load_judge = functools.cache(functools.partial(load_scorer, quality, device))
-    if quality and any(lacks_scores(plan, quality, shard) for plan in plans):
+    load_judge = functools.cache(lambda: load_scorer(quality, device)) if quality else None
+    if quality and load_judge and any(lacks_scores(plan, quality, shard) for plan in plans):
         load_judge()
 
     # Once for all trials, and only if an image is missing.
@@ -360,7 +360,8 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
         How many images were scored, and how many of all are kept.
     """
     folder, identity = plan.folder, config_id(plan.compared)
-    names, of_class = plan.dataset.class_names, {}
+    names = plan.dataset.class_names
+    of_class: dict[str, list[Job]] = {}
     for job in plan.jobs:
         of_class.setdefault(names[plan.dataset.get_label_by_idx(job.index)], []).append(job)
     try:

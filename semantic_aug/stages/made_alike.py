@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from semantic_aug import UserError
 from semantic_aug.experiment.config import read_config
@@ -51,7 +52,7 @@ def _edits_alone(edits: list[dict], others: list[list[dict]]) -> dict[str, list]
     }
 
 
-def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, object]]:
+def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any]]:
     """Settings in which the synthetic images of several trials differ, and should not.
 
     Photos differ by right, and so do learned words; how the words were learned does not.
@@ -61,7 +62,8 @@ def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, obj
         `words: ...`; it is known where a merged file of the experiment still holds the words. A
         trial of which a setting is not known is not among its values.
     """
-    of_images, of_words, said = {}, {}, {}
+    of_images, of_words = {}, {}
+    said: dict[str, dict[str, Any]] = {}
     for trial, folder in folders.items():
         config, records = read_config(folder) or {}, read_records(folder, only_present=False)
         of_images[trial.name] = config.get("settings", {})

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageChops
 
 from semantic_aug import UserError
@@ -62,7 +64,7 @@ def settings_of(folder: Path, config: dict) -> tuple[Run, Generation]:
     return dataclasses.replace(run, older_list=older), settings
 
 
-def flags_of_edits(folder: Path, edits: object) -> dict[str, list]:
+def flags_of_edits(folder: Path, edits: Any) -> dict[str, list]:
     """The settings from which `list_edits` makes the edits in a folder's config.json."""
     try:
         flags = {key: [edit[key] for edit in edits] for key in EDIT_FLAGS}
@@ -158,4 +160,4 @@ def reproduce(
     if again.size != there.size:
         return again, None
     difference = ImageChops.difference(again, there)
-    return again, max(high for _, high in difference.getextrema())
+    return again, int(np.asarray(difference).max())

@@ -354,19 +354,19 @@ def generation_command(run: Run, settings: Classification, trial: Trial, folder:
         if each != folder:
             flags = {"seed": trial.seed, "num_trials": 1}
             flags["examples_per_class"] = trial.examples_per_class
-        number = made.get("num_synthetic")
-        if isinstance(number, int) and (settings.num_synthetic or 0) > number:
-            flags["num_synthetic"] = settings.num_synthetic
+        number, wanted = made.get("num_synthetic"), settings.num_synthetic or 0
+        if isinstance(number, int) and wanted > number:
+            flags["num_synthetic"] = wanted
         return " ".join([made["command"], *(f"--{flag}={n}" for flag, n in flags.items())])
     of_trial = dataclasses.replace(
         run, seed=trial.seed, num_trials=1, examples_per_class=(trial.examples_per_class,)
     )
-    wanted = Generation(
+    images = Generation(
         aug_name=settings.aug_name,
         classes=settings.classes,
         num_synthetic=settings.num_synthetic or 10,
     )
-    return command_line("generate", of_trial, wanted)
+    return command_line("generate", of_trial, images)
 
 
 def check_class_names(datasets: Iterable[FewShotDataset]) -> None:
@@ -435,16 +435,15 @@ def run_trials(
         reporter.count(work.images)
         evaluated = {split: trained & labels for split, labels in present.items()}
         rows = _result_rows(trial, metric_names(class_names), trained, evaluated, result, tested)
-        scores = {VALIDATION: result.validation, TEST: tested}
-        scores = {split: each for split, each in scores.items() if each is not None}
+        found = {VALIDATION: result.validation, TEST: tested}
+        scores = {split: each for split, each in found.items() if each is not None}
         write_confusions(confusion_file(folder, trial), scores, class_names)
         write_results(results_file(folder, trial), rows)
         names = {VALIDATION: "val", TEST: "test"}
         said = [f"{names[split]} {each.mean_accuracy:.1%}" for split, each in scores.items()]
         said += [f"epoch {result.selected}"] if options.select == BEST_VAL else []
-        said = ", ".join(said) or "trained, and evaluated on nothing"
-        seconds = time.monotonic() - started
-        log.log(RESULT, "%s: %s (%.1f s)", trial.name, said, seconds)
+        line = ", ".join(said) or "trained, and evaluated on nothing"
+        log.log(RESULT, "%s: %s (%.1f s)", trial.name, line, time.monotonic() - started)
 
 
 def _evaluated_splits(splits, backbone: Backbone, settings: Classification, cache: Path) -> dict:

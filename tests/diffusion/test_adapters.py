@@ -110,7 +110,7 @@ def test_unet_in_each_format_is_that_of_a_whole_model(make, again, tmp_path):
     torch.save(build_pipeline(seed=8).unet.state_dict(), tmp_path / "unet.pt")
     status, _, err = again("pickle")
     assert status == 2 and "was made with other weights of the UNet: then sha256:" in err
-    assert "unet (there " in make(flags["alone"], name="plain")[1]
+    assert "--unet_path: there " in make(flags["alone"], name="plain")[1]
 
 
 def test_every_class_has_its_own_unet(make, again, tmp_path):
@@ -212,7 +212,7 @@ def test_lora_edits_as_the_stock_pipeline_does(make, again, tmp_path, small_mode
     assert again("lora")[0] == 0
     moved = folder.rename(tmp_path / "moved")
     assert again("lora", "000000-000.png", f"--lora={moved}")[0] == 0
-    assert "lora (there " in make(f"--lora={moved}", name="plain")[1]
+    assert "--lora: there " in make(f"--lora={moved}", name="plain")[1]
 
 
 def test_lora_of_sdxl(xl_model, make, tmp_path):
@@ -299,7 +299,7 @@ def test_controlnet_edits_as_the_stock_pipeline_does(make, again, tmp_path, smal
     assert again("edges")[0] == 0
     moved = folder.rename(tmp_path / "moved")
     assert again("edges", "000000-000.png", f"--controlnet={moved}")[0] == 0
-    assert "controlnet (there " in make(f"--controlnet={moved}", name="plain")[1]
+    assert "--controlnet: there " in make(f"--controlnet={moved}", name="plain")[1]
     save_controlnet(moved, build_pipeline(seed=5))
     status, _, err = again("edges", "000000-000.png", f"--controlnet={moved}")
     assert status == 2 and "other weights of the ControlNet" in err

@@ -174,7 +174,7 @@ def test_whatever_comes_from_the_hub_is_called_by_its_commit(hub, make, tmp_path
     scorers = {line["scorer"] for line in lines() if "score" in line}
     put(hub, "someone/lora", "e" * 40, lora.parent)
     status, err = make(*flags)
-    assert status == 2 and f'lora (there "someone/lora@{"c" * 40}", now' in err
+    assert status == 2 and f"--lora: there someone/lora@{'c' * 40}, now" in err
     put(hub, "someone/lora", "c" * 40)
     put(hub, "someone/clip", "f" * 40, tmp_path / "clip")
     assert make(*flags)[0] == 0
@@ -263,7 +263,7 @@ def test_folder_of_older_code_notices_another_model(make, older_code, tmp_path, 
     other = shutil.copytree(small_model, tmp_path / "other")
     build_pipeline(seed=5).unet.save_pretrained(other / "unet")
     status, err = make(f"--model_path={other}")
-    assert status == 2 and f'model (there "{settings()["model"]}", now "sha256:' in err
+    assert status == 2 and f"--model_path: there {settings()['model']}, now sha256:" in err
     # Images that are made again get the name that sees everything.
     assert make("--strength=0.9", "--overwrite")[0] == 0
     assert settings()["model"] == identity_of(small_model)

@@ -378,9 +378,9 @@ def test_other_settings_are_refused_and_with_overwrite_made_again(data, resnet, 
     run(resnet, "--num_synthetic=0", "--backbone_precision=float32")  # what a CPU means
     assert "backbone_precision" not in read_config(folder)["settings"]
     line = fails(capsys, resnet, "--num_synthetic=0", "--backbone_precision=bfloat16")
-    assert 'backbone_precision (there null, now "bfloat16")' in line
+    assert "--backbone_precision: there none, now bfloat16;" in line
     line = fails(capsys, resnet, "--num_synthetic=0", "--batch_size=3")
-    assert "batch_size (there 4, now 3)" in line and "--overwrite" in line
+    assert "--batch_size: there 4, now 3;" in line and "--overwrite" in line
     assert (folder / "results_0_1.csv").read_bytes() == before
     run(resnet, "--num_synthetic=0", "--batch_size=3", "--overwrite")
     assert (folder / "results_0_1.csv").read_bytes() != before
@@ -399,13 +399,13 @@ def test_results_of_other_photos_are_not_mixed(data, resnet, capsys):
     for size, path in enumerate(sorted((data / "others").rglob("*.png")), 9):
         Image.new("RGB", (24, size), "white").save(path)
     line = fails(capsys, resnet, *photos, "--data_dir=others", "--num_trials=3")
-    assert "results made with other settings: evaluation photos (there" in line
+    assert "results made with other settings: evaluation photos: there" in line
     shutil.rmtree(data / "others")
     shutil.copytree(data / "photos", data / "others")
     one = next(path for path in sorted((data / "others").rglob("*")) if path.suffix == ".png")
     shutil.copytree(one.parent, one.parent.with_name("zebra"))
     line = fails(capsys, resnet, *photos, "--data_dir=others", "--num_trials=1")
-    assert "photos (there" in line
+    assert " photos: there" in line
     run(resnet, *photos, "--data_dir=others", "--method=more", "--compare=real")
     assert "real was made with other settings: photos (here" in capsys.readouterr().err
 
@@ -420,7 +420,7 @@ def test_a_moved_backbone_is_the_same_and_other_weights_are_not(data, resnet, tm
     weights = tmp_path / "moved" / "model.safetensors"
     tensors = load_file(weights)
     save_file({key: 2 * t if t.ndim == 4 else t for key, t in tensors.items()}, weights)
-    assert "backbone (there" in fails(capsys, tmp_path / "moved", "--num_synthetic=0")
+    assert "--classifier_backbone: there" in fails(capsys, tmp_path / "moved", "--num_synthetic=0")
 
 
 def test_shards_share_trials_and_an_idle_one_says_so(data, resnet, capsys):
@@ -542,7 +542,7 @@ def test_other_synthetic_images_are_other_settings_for_finished_trials_alone(dat
     assert "1 of 1 trials are finished" in capsys.readouterr().out
     make_synthetic(data / "output/exp/aug/seed=0_ex=1", 0, 1, 2)
     line = fails(capsys, resnet, "--num_trials=2")
-    assert "synthetic images of seed=0_ex=1 (there" in line and "seed=1" not in line
+    assert "synthetic images of seed=0_ex=1: there" in line and "seed=1" not in line
     run(resnet, "--num_trials=2", "--overwrite")
     assert "2 results of other settings removed" in capsys.readouterr().out
 

@@ -168,9 +168,7 @@ def test_results_of_an_older_version_that_scored_training_photos_are_refused(pho
     forget_photos("output/e/results/real/config.json")
     status, _, err = train(*FOLDER, "--num_trials=2")
     assert status == 2
-    assert re.search(
-        r'photos of seed=0_ex=3 \(there null, now "\w+, 1 of Validation left out"', err
-    )
+    assert re.search(r"photos of seed=0_ex=3: there none, now \w+, 1 of Validation left out;", err)
     assert train(*FOLDER, "--num_trials=2", "--overwrite")[0] == 0
 
 
@@ -201,7 +199,7 @@ def test_changed_photos_are_not_mixed(photos, train, changed, key):
     before = rows()
     draw(photos / changed, (90, 90, 90), 1)
     status, _, err = train(*FOLDER, "--num_trials=2")
-    assert status == 2 and f"{key} (there " in err and rows() == before
+    assert status == 2 and f"{key}: there " in err and rows() == before
     assert not Path("output/e/results/real/results_1_3.csv").exists()
     assert train(*FOLDER, "--num_trials=2", "--overwrite")[0] == 0
     assert rows("e", "1_3")
@@ -213,7 +211,7 @@ def test_a_photo_that_is_mended_counts_as_another(photos, train):
     assert "1 of 21 photos of split 'test' cannot be read" in train(*FOLDER)[2]
     (photos / "test/red/3.png").write_bytes(good)
     status, _, err = train(*FOLDER, "--num_trials=2")
-    assert status == 2 and "evaluation photos (there " in err
+    assert status == 2 and "evaluation photos: there " in err
 
 
 def test_a_photo_of_another_trial_may_change(photos, train):

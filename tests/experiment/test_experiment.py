@@ -350,10 +350,10 @@ def test_other_settings_are_refused_by_name(tmp_path):
     with pytest.raises(UserError) as refused:
         check_config(tmp_path, now, has_results=True, overwrite=False)
     message = str(refused.value)
-    assert "resolution (there 512, now 256)" in message
-    assert "strength (there [0.5], now [0.25, 0.5])" in message
-    assert 'new (there null, now "x")' in message
-    assert "old (there 1, now null)" in message
+    assert "--resolution: there 512, now 256" in message
+    assert "--strength: there 0.5, now 0.25 0.5" in message
+    assert "new: there none, now x" in message
+    assert "old: there 1, now none" in message
     assert "model" not in message and "gone" not in message and "dataset_args" not in message
     assert "--overwrite" in message
 
