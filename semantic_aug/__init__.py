@@ -45,6 +45,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first; its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def stable_hash(*parts) -> int:
     """A 63-bit number that depends on the text of `parts` alone.
 

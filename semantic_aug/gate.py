@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from semantic_aug import UserError
+from semantic_aug import UserError, first_line
 from semantic_aug.diffusion.identity import commit_of, identity_of
 from semantic_aug.evaluation.backbone import CHUNK, load_backbone, read_preprocessing
 from semantic_aug.evaluation.pictures import Images
@@ -129,8 +129,7 @@ def _load_clip(name: str, device: torch.device) -> tuple:
         )
         tokenizer = transformers.CLIPTokenizer.from_pretrained(name, revision=commit_of(name))
     except Exception as error:  # OSError, ValueError, SafetensorError and more
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"--filter_model: cannot load {name}: {reason}") from error
+        raise UserError(f"--filter_model: cannot load {name}: {first_line(error)}") from error
     if report["missing_keys"]:
         raise UserError(f"--filter_model: {name} lacks weights: {min(report['missing_keys'])}")
     if len(tokenizer) < 256:  # without its files it loads, and knows no word

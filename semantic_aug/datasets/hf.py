@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semantic_aug import UserError
+from semantic_aug import UserError, first_line
 from semantic_aug.datasets.layout import complete_splits
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
 
@@ -122,7 +122,7 @@ class HuggingFaceDataset(FewShotDataset):
         except UserError:
             raise
         except Exception as error:  # the library and its readers raise all that Python has
-            reason = str(error).splitlines()[0].rstrip(".") if str(error) else repr(error)
+            reason = first_line(error).rstrip(".")
             raise UserError(
                 f"hf:{name} cannot be loaded: {reason}; expected a dataset of the hub, a folder, "
                 f"or one of {', '.join(FILE_KINDS)} with --data_dir"

@@ -15,7 +15,7 @@ from huggingface_hub import is_offline_mode
 from PIL import Image
 from safetensors import safe_open
 
-from semantic_aug import UserError, counted
+from semantic_aug import UserError, counted, first_line
 from semantic_aug.diffusion.identity import commit_of, content_of, identity_of, older_content
 from semantic_aug.diffusion.inspecting import ModelInfo, has_part, read_json
 from semantic_aug.diffusion.loading import LOADING_ERRORS, check_whole, quiet_loading
@@ -197,7 +197,7 @@ def _read_weights(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
             return load_file(file, device)
         weights = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # whatever a damaged or malicious pickle brings about
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if "weights_only" in reason:  # torch's advice is to run what the file holds
             reason = "expected .safetensors, or a file of torch that holds tensors alone"
         raise UserError(f"--unet_path: cannot read {file}: {reason}") from error

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from semantic_aug import UserError, counted
+from semantic_aug import UserError, counted, first_line
 from semantic_aug.diffusion.inspecting import SCHEDULER_CONFIG, ModelInfo, read_json
 from semantic_aug.experiment.sharding import local_rank
 from semantic_aug.settings.generation import SCHEDULERS
@@ -47,7 +47,7 @@ def pick_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device: {name!r} is not there: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--device: {name!r} is not there: {first_line(error)}") from error
     return device
 
 
@@ -324,5 +324,4 @@ def _warn_of_no_variant(info: ModelInfo) -> None:
 
 
 def _cannot_load(info: ModelInfo, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"cannot load {info.name}: {reason}")
+    return UserError(f"cannot load {info.name}: {first_line(error)}")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from semantic_aug import UserError, counted, stable_hash
+from semantic_aug import UserError, counted, first_line, stable_hash
 from semantic_aug.settings.classification import ALL, FLOAT32, FROZEN, SHORT_NAMES
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -194,7 +194,7 @@ def load_backbone(
         with torch.no_grad():
             shape = backbone(torch.zeros(1, 3, *image_size)).shape
     except Exception as error:  # whatever a model says about input that it was not made for
-        shape, reason = (), _first_line(error)
+        shape, reason = (), first_line(error)
     else:
         reason = f"its output has the shape {list(shape)}"
     if len(shape) != 2:
@@ -317,11 +317,7 @@ def _why_no_model(name: str, error: Exception) -> str:
         what = f"the folder {name} holds no usable image model"
     else:
         what = f"{name!r} is no folder, and no hub model that is cached or can be reached"
-    return f"--classifier_backbone: {what}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return f"--classifier_backbone: {what}: {first_line(error)}"
 
 
 def read_preprocessing(

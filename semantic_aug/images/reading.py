@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from semantic_aug import UserError
+from semantic_aug import UserError, first_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -234,7 +234,7 @@ def _reason(path: str | Path, error: Exception) -> str:
         return "no image of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)
 
 
 def to_rgb(image: Image.Image, white: float | None = None) -> Image.Image:

@@ -117,7 +117,8 @@ def merge(
     classes = classes_of(experiment, trial)
     tokens = placeholder_tokens(classes)
     with timed(experiment, AGGREGATE, trials=trial):
-        words = [named_by_folder(LearnedWords.read(file), classes) for file in files]
+        by_folder = {folder: name for name, folder in folder_names(classes).items()}
+        words = [named_by_folder(LearnedWords.read(file), by_folder, tokens) for file in files]
         words += [each.as_word_of(name, tokens[name]) if name in tokens else each
                   for name, each in given.items()]  # fmt: skip
         merged = merge_embeddings(words, path, header)
@@ -128,27 +129,30 @@ def merge(
         log.warning("%s: no word yet for: %s", trial.name, ", ".join(missing))
 
 
-def named_by_folder(words: LearnedWords, classes: list[str]) -> LearnedWords:
+def named_by_folder(words: LearnedWords, by_folder: dict, tokens: dict) -> LearnedWords:
     """A file's only word as that of the class in whose folder it lies, if the file names none.
 
     Where the classes of the trial are not known, the folder's name is enough for a token.
+
+    Args:
+        by_folder: the trial's classes by the names of their folders.
+        tokens: their tokens.
     """
     if words.classes or len(words.rows[0]) > 1:
         return words
     (own,), folder = words.rows[0], words.path.parent.name
-    name = class_of(words.path, classes)
-    token = placeholder_tokens(classes).get(name, placeholder_token(folder))
+    name = class_of(words.path, by_folder)
+    token = tokens.get(name, placeholder_token(folder))
     named = words.as_word_of(name, token)
     if own != token:
         log.info("%s: its word %s is %s in the merged file", words.path, own, token)
-    return named if name in classes else replace(named, classes={})
+    return named if name in tokens else replace(named, classes={})
 
 
-def class_of(file: Path, classes: list[str]) -> str:
+def class_of(file: Path, by_folder: dict[str, str]) -> str:
     """Whose word a file in a trial's folder is: its header says so, else its folder."""
-    named = {folder: name for name, folder in folder_names(classes).items()}
     folder = file.parent.name
-    return read_header(file).get("class") or named.get(folder, folder)
+    return read_header(file).get("class") or by_folder.get(folder, folder)
 
 
 def classes_of(experiment: Path, trial: Trial) -> list[str]:
@@ -174,8 +178,9 @@ def files_of(experiment: Path, trial: Trial, given: dict[str, LearnedWords]) -> 
     with_file = {file.parent for file in files}
     # The predecessors' files, where a class has no newer one.
     files += [f for f in folder.glob("*/learned_embeds.bin") if f.parent not in with_file]
-    classes = classes_of(experiment, trial)
-    return [file for file in sorted(files) if class_of(file, classes) not in given]
+    names = folder_names(classes_of(experiment, trial))
+    by_folder = {folder: name for name, folder in names.items()}
+    return [file for file in sorted(files) if class_of(file, by_folder) not in given]
 
 
 def trained_trials(experiment: Path) -> list[str]:

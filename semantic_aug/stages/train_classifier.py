@@ -400,7 +400,7 @@ def run_trials(
     class_names = train_set(trials[0]).class_names
     check_class_names([train_set(trials[0]), *splits.values()])
     with timed(experiment, TRAIN, method, device=backbone.device) as work:  # once for all trials
-        whole = _evaluated_splits(splits, backbone, settings, cache)
+        whole, labels = _evaluated_splits(splits, backbone, settings, cache)
         work.images = sum(map(len, splits.values()))
     # Half for the validation split, which is held too where the backbone changes.
     memory = settings.image_memory / 2 if backbone.trained else settings.image_memory
@@ -413,7 +413,10 @@ def run_trials(
                 split: functools.partial(_without, each, left_out[trial][split])
                 for split, each in whole.items()
             }
-            present = {split: set(each().labels.tolist()) for split, each in features_of.items()}
+            present = {
+                split: {label for idx, label in each.items() if idx not in left_out[trial][split]}
+                for split, each in labels.items()
+            }
             examples = load_examples(
                 train_set(trial), size, settings.classes, memory, settings.num_workers
             )
@@ -446,23 +449,28 @@ def run_trials(
         log.log(RESULT, "%s: %s (%.1f s)", trial.name, line, time.monotonic() - started)
 
 
-def _evaluated_splits(splits, backbone: Backbone, settings: Classification, cache: Path) -> dict:
-    """Functions that give the features of each split by the backbone as it is.
+def _evaluated_splits(
+    splits, backbone: Backbone, settings: Classification, cache: Path
+) -> tuple[dict, dict[str, dict]]:
+    """By split, a function that gives its features by the backbone as it is, and its labels.
 
-    Those of a frozen backbone are computed here, once for all trials and epochs.
+    Features of a frozen backbone are computed here, once for all trials and epochs.
     """
-    functions = {}
+    functions: dict = {}
+    labels: dict[str, dict] = {}
     for name, dataset in splits.items():
         split = load_split(dataset, backbone.image_size, settings.classes, settings.num_workers)
         if not backbone.trained:
             features = split_features(backbone, split, cache)
             functions[name] = functools.partial(_the_same, features)
+            labels[name] = dict(zip(features.indices, features.labels.tolist()))
             continue
         # The val split passes after every epoch, the test split once per trial.
         memory = settings.image_memory / 2 if name == VALIDATION else 0
         split = readable(split, memory, settings.num_workers)
         functions[name] = functools.partial(split_features, backbone, split)
-    return functions
+        labels[name] = dict(zip(split.images.items, split.labels.tolist()))
+    return functions, labels
 
 
 def _the_same(features):

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from semantic_aug import UserError
+from semantic_aug import UserError, first_line
 from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.names import UNENCODABLE, unique_names
 
@@ -242,8 +242,7 @@ def _check_no_pointer(path: str | Path) -> None:
 def _unreadable(path: str | Path, error: Exception) -> UserError:
     if not Path(path).is_file():
         return UserError(f"embedding file {path} does not exist")
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"cannot read embedding file {path}: {reason}")
+    return UserError(f"cannot read embedding file {path}: {first_line(error)}")
 
 
 def class_tokens(header: Mapping[str, str], tokens: Iterable[str]) -> dict[str, str]:
