@@ -58,7 +58,7 @@ def test_fast_path_interrupted_and_run_again(demo, tmp_path):
     )
 
     text, _ = demo("--fast").communicate(timeout=600)
-    assert "finished already, skipped" in text
+    assert re.search(r"^\d+ words? finished already: skipped$", text, re.MULTILINE)
     words = list(out.glob("fine-tuned/seed=0_ex=2/*/learned_embeds.safetensors"))
     assert len(words) == WORDS
     assert (out / "fine-tuned-merged" / "seed=0_ex=2.safetensors").exists()

@@ -42,7 +42,8 @@ def test_an_augmentation_of_ones_own(fog, make, photos, small_model):
     whole, shared = images_of("whole"), images_of("shared")
     assert whole.keys() == shared.keys() and len(whole) == 6
     assert all((whole[name] == shared[name]).all() for name in whole)
-    record = json.loads(next(iter(open("output/e/whole/seed=0_ex=1/metadata.jsonl"))))
+    with open("output/e/whole/seed=0_ex=1/metadata.jsonl") as file:
+        record = json.loads(file.readline())
     assert record["aug"] == ["fog:Fog"] and 0 < record["strength"][0] <= 0.8
 
     from fog import Fog

@@ -152,7 +152,7 @@ def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
 
 def _one(name: str, field: dataclasses.Field, kind: type, value: Any) -> Any:
     of, got = field.metadata, value
-    if of["takes_objects"] and not isinstance(value, str):
+    if of["takes_objects"] and not isinstance(value, str | None):
         return value
     if of["named"] and isinstance(value, str) and value in of["named"]:
         return of["named"][value]
@@ -274,7 +274,7 @@ def _add_flag(group, name: str, field: dataclasses.Field) -> None:
         group.add_argument(*names, action="store_true", **options)
         return
     if of["repeated"]:
-        options["action"] = "extend"
+        options |= {"action": "extend", "default": list(field.default)}  # argparse adds to it
     if several:
         options["nargs"] = "+"
     if of["bare"] is not None:

@@ -15,15 +15,13 @@ from semantic_aug.settings.generation import Generation
 @functools.cache
 def flags() -> dict[str, str]:
     """The flag of each setting, by its name and by the name of the fact that stands for it."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
+    facts: dict[str, str] = {}
     for cls in (Run, FineTuning, Generation, Classification):
         for name, field in fields_of(cls).items():
-            flag = (field.metadata["flags"] or (f"--{name}",))[0]
-            fact = field.metadata["result"]
-            found.setdefault(name, flag)
-            if isinstance(fact, str):
-                found.setdefault(fact, flag)
-    return found
+            named[name] = (field.metadata["flags"] or (f"--{name}",))[0]
+            facts.setdefault(str(field.metadata["result"]), named[name])
+    return facts | named
 
 
 def differences(before: Mapping, now: Mapping) -> list[str]:

@@ -70,7 +70,7 @@ def flags_of_edits(folder: Path, edits: Any) -> dict[str, list]:
         flags = {key: [edit[key] for edit in edits] for key in EDIT_FLAGS}
     except (KeyError, TypeError):
         flags = {}
-    if any("options" in edit for edit in edits if flags):
+    if flags and any("options" in edit for edit in edits):
         raise UserError(
             f"--reproduce: {folder} was made with an object of Python, which its {CONFIG_FILE} "
             "does not hold: generate() makes it again with the same object and overwrite=True"
