@@ -34,8 +34,9 @@ def build_parser() -> Parser:
 def main(argv=None):
     run, settings = build_all(vars(parse_args(argv)), Experiment, Merging)
     merged = semantic_aug.aggregate(run, settings)
-    if merged:
-        print(f"next: {command_line('generate', *learned_from(run))}")
+    learned = learned_from(run)  # its dataset, which this command does not know
+    if merged and learned:
+        print(f"next: {command_line('generate', *learned)}")
 
 
 if __name__ == "__main__":

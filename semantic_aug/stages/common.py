@@ -128,14 +128,14 @@ def command_line(stage: str, *given, of: type | None = None) -> str:
 
 
 def learned_from(run: Experiment) -> list:
-    """A run as config.json of its learned words has it: its dataset, and the model."""
+    """A run and its model, as config.json of its learned words has them; nothing without one."""
     for trial in trials_of(run):
         config = read_config(fine_tuned_dir(experiment_of(run), trial)) or {}
         found = config.get("arguments", {})
         found |= {name: getattr(run, name) for name in fields_of(Experiment)}
         with contextlib.suppress(UserError):  # of another version, or damaged
             return build_all({k: v for k, v in found.items() if k in _OF_WORDS}, Run, Model)
-    return [run]
+    return []
 
 
 def nothing_to_do(shard: tuple[int, int], of: str) -> str:

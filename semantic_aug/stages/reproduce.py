@@ -57,6 +57,12 @@ def settings_of(folder: Path, config: dict) -> tuple[Run, Generation]:
     known = fields_of(Run) | fields_of(Generation)  # newer and older versions have others
     try:
         run, settings = build_all({k: v for k, v in given.items() if k in known}, Run, Generation)
+        for name, value in (
+            ("dataset", run.dataset),
+            *(("aug", aug) for aug in settings.aug or ()),
+        ):
+            if not isinstance(value, str):  # what Python may give as an object
+                raise UserError(f"{name}: got {value!r}, expected text")
     except UserError as error:
         raise UserError(f"--reproduce: {folder / CONFIG_FILE} is damaged: {error}") from error
     # One that says nothing of older_list was made by an earlier version.

@@ -47,7 +47,7 @@ ONE = dataclasses.replace(SETTINGS, probs=None)  # settings of one edit
     [
         ("embed_path", 7), ("lora", {"a": 1}), ("model", []), ("prompt", [3]),
         ("strength", "much"), ("num_inference_steps", "50"), ("low_memory", "no"),
-        ("crop_to_object", 1), ("dataset", None),
+        ("crop_to_object", 1), ("dataset", None), ("dataset", 3), ("aug", 3),
     ],
 )  # fmt: skip
 def test_arguments_that_no_flags_give_are_named(tmp_path, key, value):

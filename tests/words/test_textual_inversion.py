@@ -1808,9 +1808,7 @@ def test_merged_file_of_every_trial(merge):
     status, out, _ = merge("--seed=2", "--num_trials=2", "--examples_per_class", "1", "4")
     assert status == 0
     assert out.splitlines() == [
-        *(f"{merged_path(seed, k)}: 2 words: <cat> <toy_train>" for seed in (2, 3) for k in (1, 4)),
-        "next: python generate_augmentations.py --experiment_name=e --seed=2 --num_trials=2 "
-        "--examples_per_class 1 4",
+        f"{merged_path(seed, k)}: 2 words: <cat> <toy_train>" for seed in (2, 3) for k in (1, 4)
     ]
     for (seed, examples, name), expected in rows.items():
         found = read_embeddings(merged_path(seed, examples))
@@ -1866,10 +1864,7 @@ def test_only_finished_words_are_merged(merge):
     (trial() / "dog").mkdir()
     (trial() / "dog" / ".learned_embeds.safetensors.node-1.tmp").write_text("half")
     _, out, _ = merge()
-    assert out.splitlines() == [
-        f"{merged_path()}: 1 word: <cat>",
-        "next: python generate_augmentations.py --experiment_name=e",
-    ]
+    assert out == f"{merged_path()}: 1 word: <cat>\n"  # of which dataset is not known
 
 
 def test_predecessor_s_files_are_merged(merge):
