@@ -274,7 +274,7 @@ def _add_flag(group, name: str, field: dataclasses.Field) -> None:
         group.add_argument(*names, action="store_true", **options)
         return
     if of["repeated"]:
-        options |= {"action": "extend", "default": list(field.default)}  # argparse adds to it
+        options |= {"action": "extend", "default": list(options["default"])}  # argparse adds to it
     if several:
         options["nargs"] = "+"
     if of["bare"] is not None:
