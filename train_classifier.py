@@ -16,11 +16,17 @@ if __name__ == "__main__":
 
     end_at_once_by_ctrl_c()
 
+from dataclasses import replace
+from pathlib import Path
+
 import semantic_aug
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.settings import add_flags, build_all
-from semantic_aug.settings.classification import Classification
+from semantic_aug.settings import add_flags, build_all, fields_of
+from semantic_aug.settings.classification import REAL, Classification, Synthetic
 from semantic_aug.settings.common import Run
+from semantic_aug.settings.generation import Generation
+from semantic_aug.settings.reporting import Reporting
+from semantic_aug.stages.common import command_line
 
 
 def parse_args(argv=None):
@@ -44,6 +50,22 @@ def main(argv=None) -> None:
         print(line)
     if found["summary"]:
         print(f"results: {found['folder']}")
+        print(f"next: {_next(run, settings, Path(found['folder']))}")
+
+
+def _next(run: Run, settings: Classification, folder: Path) -> str:
+    """What to compare with first: real photos alone; then, the images to look at."""
+    real = folder.parent / REAL
+    if folder != real and not any(real.glob("results_*.csv")):
+        none = {name: field.default for name, field in fields_of(Synthetic).items()}
+        alone = replace(settings, **none | {"num_synthetic": 0}, method=None, compare=())
+        return command_line("train_classifier", run, alone)
+    if folder != real and REAL not in settings.compare:
+        return command_line("train_classifier", run, replace(settings, compare=(REAL,)))
+    if folder == real:
+        return command_line("generate", run, Generation(classes=settings.classes))
+    shown = Reporting(aug_name=(settings.aug_name,), classes=settings.classes)
+    return command_line("report", run, shown)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,14 @@ SCRIPTS = {
 
 
 def words_of(stage: str) -> list[str]:
-    """How a person calls a stage."""
+    """How a person calls a stage, or the report."""
     if ROOT == _INSTALLED:
         return ["semantic-aug", stage.replace("_", "-")]
-    return ["python", SCRIPTS[stage]]
+    return (
+        ["python", SCRIPTS[stage]]
+        if stage in SCRIPTS
+        else ["python", "-m", f"semantic_aug.{stage}"]
+    )
 
 
 def load_script(stage: str) -> ModuleType:

@@ -121,11 +121,12 @@ def fine_tune(run: Run, settings: FineTuning, *, pipeline=None) -> Learned:
     todo = [lesson for each in runs for lesson in each]
     left = set(todo)
     skipped = [lesson.path for lesson in mine if lesson not in left]
+    if not todo:
+        if shard[1] > 1:
+            log.info("nothing left to do for shard %d of %d", *shard)
+        return Learned([], skipped, [])
     if skipped:
         log.info("%s finished already: skipped", counted(len(skipped), "word"))
-    if not todo:
-        log.info("nothing left to do for shard %d of %d", *shard)
-        return Learned([], skipped, [])
 
     if pipeline is None:
         pipeline = load_pipeline(info, device, pick_dtype(device, settings.mixed_precision))

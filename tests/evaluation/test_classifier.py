@@ -1,6 +1,7 @@
 """train_classifier.py and what it is made of: features, augmentation, training, result files."""
 
 import csv
+import dataclasses
 import json
 import math
 import random
@@ -28,6 +29,8 @@ from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.timing import GENERATE, TRAIN, timed
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.settings.classification import Classification
+from semantic_aug.settings.common import Run
 from semantic_aug.stages import train_classifier as stage
 
 CPU = torch.device("cpu")
@@ -485,7 +488,8 @@ def test_a_cached_hub_model_serves_offline_and_quietly(data, resnet, capfd, monk
     out, err = capfd.readouterr()
     bars = ("val features", "test features", "seed=0_ex=1")
     assert all(line.startswith(bars) for line in err.splitlines() if line)
-    assert out.splitlines()[-1] == "results: output/exp/results/real"
+    assert out.splitlines()[-2] == "results: output/exp/results/real"
+    assert out.splitlines()[-1].startswith("next: python generate_augmentations.py --experiment_na")
     settings = read_config(data / "output/exp/results/real")["settings"]
     assert settings["image_size"] == [16, 16]
     assert settings["image_mean"] == pytest.approx([0.4, 0.5, 0.6])
@@ -1139,3 +1143,28 @@ def test_a_broken_synthetic_image_is_named(data, resnet, capsys):
         image.write_bytes(left)
         assert "1 of 3 synthetic images are missing" in fails(capsys, resnet)
     assert not list((data / "output/exp/results").rglob("results_*"))
+
+
+def test_what_to_type_next(tmp_path):
+    """Real photos alone, then the comparison, then the images to look at."""
+    run = Run("e", dataset="folder", num_trials=2)
+    mild = Classification(aug_name="mild", num_epochs=3, utilization="append", class_balanced=True)
+    of = "python train_classifier.py --experiment_name=e --num_trials=2 --dataset=folder "
+    folder = tmp_path / "mild"
+    assert train_classifier._next(run, mild, folder) == (
+        f"{of}--num_synthetic=0 --num_epochs=3 --class_balanced"
+    )
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "results_0_1.csv").touch()
+    after = (
+        f"{of}--aug_name=mild --utilization=append --num_epochs=3 --class_balanced --compare real"
+    )
+    assert train_classifier._next(run, mild, folder) == after
+    compared = dataclasses.replace(mild, compare=("real",))
+    assert train_classifier._next(run, compared, folder) == (
+        "python -m semantic_aug.report --experiment_name=e --num_trials=2 --dataset=folder "
+        "--aug_name mild"
+    )
+    assert train_classifier._next(run, Classification(num_synthetic=0), tmp_path / "real") == (
+        "python generate_augmentations.py --experiment_name=e --num_trials=2 --dataset=folder"
+    )
