@@ -45,7 +45,7 @@ from semantic_aug.images.reading import (  # noqa: F401
     readable_suffixes,
     resized_pixels,
     to_rgb,
-)
+)  # fmt: skip
 from semantic_aug.synthesis.making import augment_dataset
 from semantic_aug.synthesis.variants import read_variants
 

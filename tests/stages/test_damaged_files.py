@@ -11,10 +11,10 @@ from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
 from semantic_aug.stages.aggregate import classes_of
+from semantic_aug.stages.classified_photos import generation_command
 from semantic_aug.stages.common import arguments_of
 from semantic_aug.stages.editing import EDIT_FLAGS, list_edits
 from semantic_aug.stages.reproduce import flags_of_edits, settings_of
-from semantic_aug.stages.train_classifier import generation_command
 from semantic_aug.words.session import note_loss
 
 

@@ -1,0 +1,119 @@
+"""Which photos a classifier learns from, and on which it is evaluated."""
+
+import dataclasses
+import logging
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.evaluation.results import TEST, TRAINING, VALIDATION
+from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.names import Trial
+from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
+from semantic_aug.settings.classification import BEST_VAL, MIX, Classification, TrainingOptions
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.generation import Generation
+from semantic_aug.stages.common import command_line, dataset_of
+from semantic_aug.synthesis.variants import MissingImages
+
+log = logging.getLogger(__name__)
+
+
+def evaluation_splits(
+    run: Run, settings: Classification, options: TrainingOptions
+) -> dict[str, FewShotDataset]:
+    """The whole splits `val` and `test` by their names in the results, where they have photos.
+
+    Raises:
+        UserError: there is no `val`, and an epoch is to be chosen by it.
+    """
+    found, reasons = {}, {}
+    for name, split in ((VALIDATION, "val"), (TEST, "test")):
+        try:
+            dataset = dataset_of(run, split)
+            if not dataset.indices(settings.classes):
+                raise NoPhotos(f"no photo of the selected classes in split {split!r}")
+            found[name] = dataset
+        except (KeyError, ValueError, OSError) as error:  # subclasses, of a split they do not know
+            if split == "val" and not isinstance(error, NoPhotos):
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"--dataset: {run.dataset} has no split 'val': {error!r}"
+                ) from error
+            reasons[split] = str(error) if isinstance(error, UserError) else repr(error)
+    if VALIDATION not in found and options.select == BEST_VAL:
+        raise UserError(f"--select {BEST_VAL} needs photos in split 'val': {reasons['val']}")
+    for split, reason in reasons.items():
+        reported = " and ".join((TRAINING, *found))
+        log.warning("no %s split, reported: %s alone: %s", split, reported, reason)
+    return found
+
+
+def check_command(run: Run) -> str:
+    """What lists the photos that lie in several splits, to be pasted."""
+    words = ["python", "-m", "semantic_aug.datasets", "check", run.dataset]
+    words += ["--data_dir", run.data_dir] if run.data_dir else []
+    words += ["--dataset_args", *run.dataset_args] if run.dataset_args else []
+    return shlex.join(words)
+
+
+def training_photos(
+    run: Run, settings: Classification, trial: Trial, dataset: FewShotDataset, folder: Path | None
+) -> FewShotDataset:
+    """The photos of a trial, with their synthetic variants from `folder` if there is one."""
+    dataset.synthetic_examples = {}
+    if not dataset.indices(settings.classes):
+        raise UserError("no training photo of the selected classes")
+    if folder is not None:
+        try:
+            dataset.load_synthetic(
+                folder, settings.num_synthetic, settings.classes, settings.ignore_filter
+            )
+        except UserError as error:
+            again = "" if isinstance(error, MissingImages) else " --overwrite"
+            instead = " (or pass --num_synthetic=0 for real photos only)"
+            command = generation_command(run, settings, trial, folder)
+            instead = instead if settings.utilization == MIX else ""
+            raise UserError(f"{error}; make them with: {command}{again}{instead}") from error
+    return dataset
+
+
+def generation_command(run: Run, settings: Classification, trial: Trial, folder: Path) -> str:
+    """What makes the synthetic images of a trial, to be pasted: what made some of them, if any.
+
+    What made those of another trial does as well, with this trial's flags behind.
+    """
+    others = sorted(folder.parent.glob("seed=*_ex=*"))
+    for each in [folder, *others]:
+        made = (read_config(each) or {}).get("arguments", {})
+        if not isinstance(made.get("command"), str):
+            continue
+        flags = {}
+        if each != folder:
+            flags = {"seed": trial.seed, "num_trials": 1}
+            flags["examples_per_class"] = trial.examples_per_class
+        number, wanted = made.get("num_synthetic"), settings.num_synthetic or 0
+        if isinstance(number, int) and wanted > number:
+            flags["num_synthetic"] = wanted
+        return " ".join([made["command"], *(f"--{flag}={n}" for flag, n in flags.items())])
+    of_trial = dataclasses.replace(
+        run, seed=trial.seed, num_trials=1, examples_per_class=(trial.examples_per_class,)
+    )
+    images = Generation(
+        aug_name=settings.aug_name,
+        classes=settings.classes,
+        num_synthetic=settings.num_synthetic or 10,
+    )
+    return command_line("generate", of_trial, images)
+
+
+def check_class_names(datasets: Iterable[FewShotDataset]) -> None:
+    first, *others = datasets
+    for other in others:
+        if list(other.class_names) != list(first.class_names):
+            raise UserError(
+                f"{type(first).__name__}: class_names of split {other.split!r} differ from those "
+                f"of {first.split!r}, so that labels do not mean the same"
+            )
