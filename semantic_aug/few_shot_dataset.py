@@ -50,7 +50,6 @@ from semantic_aug.synthesis.making import augment_dataset
 from semantic_aug.synthesis.variants import read_variants
 
 SPLITS = ("train", "val", "test")
-Variants = Mapping[int, Sequence[tuple[Path | Image.Image, int]]]  # of photos, and their labels
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +109,7 @@ class FewShotDataset(Dataset):
             float images whose white is 1.0. Images of 8 bits are not touched.
         generative_aug: what `generate_augmentations` uses.
         synthetic_probability: how often `ds[i]` is a synthetic variant of photo i, in [0, 1].
-        synthetic_dir: folder of synthetic images that `generate_augmentations` wrote, or where
-            it shall write them.
+        synthetic_dir: where `generate_augmentations` writes synthetic images, or has written them.
 
     Raises:
         NoPhotos: the split has none.
@@ -124,11 +122,9 @@ class FewShotDataset(Dataset):
     env: str | None = None
     default_dir: str | None = None
 
-    made_with: dict  # the keyword arguments of its constructor
-
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *_, **kwargs):
         made = super().__new__(cls)
-        made.made_with = kwargs
+        vars(made)["made_with"] = kwargs  # for another object like this one
         return made
 
     def __init__(
@@ -153,17 +149,16 @@ class FewShotDataset(Dataset):
         self.generative_aug = generative_aug
         self.synthetic_probability = synthetic_probability
         self.synthetic_dir = None if synthetic_dir is None else Path(synthetic_dir)
-        self.synthetic_examples: Variants | None = None
+        self.synthetic_examples: Mapping[int, Sequence[tuple]] | None = None
         self.unreadable: list[str] = []
         self.doubtful: list[str] = []  # photos of the trial whose brightness may be wrong, and why
         self.bits = bits
         if bits is not None and not 1 <= bits <= 32:
             raise UserError(f"bits: got {bits}, expected how many bits the values have, 1 to 32")
         if not self._has_records:  # the subclass brings its own __len__ and get_*_by_idx
-            if crop_to_object:
-                raise UserError(f"crop_to_object: {type(self).__name__} makes its images itself")
-            if bits is not None:
-                raise UserError(f"bits: {type(self).__name__} makes its images itself")
+            given = "crop_to_object" if crop_to_object else "bits" if bits is not None else None
+            if given:
+                raise UserError(f"{given}: {type(self).__name__} makes its images itself")
             return
         split = self.split
         if split not in SPLITS:
@@ -410,8 +405,7 @@ class FewShotDataset(Dataset):
 
     def sources(self) -> list[str]:
         """The stable id of every photo; the index serves where a subclass has none."""
-        metadata = (self.get_metadata_by_idx(idx) for idx in range(len(self)))
-        sources: list[Any] = [each.get("source") for each in metadata]
+        sources: list[Any] = [self.get_metadata_by_idx(i).get("source") for i in range(len(self))]
         if None in sources:
             log.warning(
                 "%s gives no `source` in its metadata: photos are identified by their index, "

@@ -61,7 +61,7 @@ def named_dataset(dataset: str | type[FewShotDataset] | FewShotDataset) -> dict:
     """
     found: dict = {"dataset": name_of("--dataset", dataset, DATASETS, _base())}
     if isinstance(dataset, _base()):
-        given = dataset.made_with
+        given = vars(dataset)["made_with"]
         found |= {key: given[key] for key in ("data_dir", "crop_to_object") if key in given}
         own = {key: value for key, value in given.items() if key not in _common()}
         found["dataset_args"] = own | ({"bits": given["bits"]} if given.get("bits") else {})
