@@ -93,8 +93,7 @@ class FewShotDataset(Dataset):
                 for path in self.images_in(self.data_dir / split):
                     yield self.record(path, class_name=path.stem.split("_")[0])
 
-    A subclass may instead override `__len__`, `get_image_by_idx`, `get_label_by_idx` and
-    `get_metadata_by_idx`, and do everything itself.
+    Or it overrides `__len__`, `get_image_by_idx`, `get_label_by_idx` and `get_metadata_by_idx`.
 
     Args:
         split: `train`, `val` or `test`.
