@@ -25,7 +25,11 @@ argument (`num_vectors=4`); where its flag has another name, both are given. **B
 values give other results, which are never mixed with results that are there.
 """
 PAGES = (
-    ("All commands: the run", "`Run(experiment_name, ...)`", (Run,)),
+    (
+        "The run, in all commands",
+        "`Run(experiment_name, ...)`; of it, aggregate takes the first five",
+        (Run,),
+    ),
     ("fine_tune.py", "`semantic-aug fine-tune`, `fine_tune(run, ...)`", (FineTuning,)),
     ("aggregate_embeddings.py", "`semantic-aug aggregate`, `aggregate(run, ...)`", (Merging,)),
     ("generate_augmentations.py", "`semantic-aug generate`, `generate(run, ...)`", (Generation,)),
@@ -61,10 +65,11 @@ def row(name: str, field) -> str:
     if flags and flags != [f"--{name}"]:
         called += f" ({', '.join(f'`{flag}`' for flag in flags)})"
     what = of["check"][0].expected.removeprefix("a ") if of["check"] else KINDS[kind]
-    if several:
-        what += ", one or several"
     if of["choices"]:
         what = ", ".join(f"`{each}`" for each in of["choices"])
+    what += "".join(f", or `{name}`" for name in of["named"] or ())
+    if several:
+        what += "; one or several"
     default = "needed" if field.default is dataclasses.MISSING else text_of(field.default)
     default = f"`{default}`" if default not in ("needed", "none") else default
     return f"| {called} | {what} | {default} | {of['help'].replace('|', chr(92) + '|')} |"

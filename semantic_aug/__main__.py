@@ -28,6 +28,7 @@ from semantic_aug.cli.scripts import load_script
 def main(argv: list[str] | None = None):
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     name = one_of(COMMANDS, words, "semantic-aug", __doc__)
+    sys.argv[0] = f"semantic-aug {name}"  # what usage lines and errors of flags call it
     return COMMANDS[name](words[1:])
 
 

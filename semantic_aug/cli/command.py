@@ -44,6 +44,10 @@ class Parser(argparse.ArgumentParser):
         return _underscored(flag).partition("=")[0] in self._option_string_actions
 
     def error(self, message):
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        near = unknown and difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+        if near:
+            message += f"; is {near[0]} meant?"
         print(f"{self.prog}: error: {message} (--help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
 

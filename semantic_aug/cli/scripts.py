@@ -19,8 +19,19 @@ SCRIPTS = {
 }
 
 
+def words_here(stage: str) -> list[str]:
+    """How a person calls a stage, or the report, where this process was called."""
+    called = Path(sys.argv[0])
+    if called.name.startswith("semantic-aug ") and ROOT != _INSTALLED:  # see __main__.py
+        return ["python", "-m", "semantic_aug", stage.replace("_", "-")]
+    words = words_of(stage)
+    if called.name in SCRIPTS.values() and stage in SCRIPTS:
+        words[1] = str(called.with_name(words[1]))
+    return words
+
+
 def words_of(stage: str) -> list[str]:
-    """How a person calls a stage, or the report."""
+    """How a person calls a stage, or the report, from the folder of this project."""
     if ROOT == _INSTALLED:
         return ["semantic-aug", stage.replace("_", "-")]
     return (

@@ -201,12 +201,14 @@ def build_all(values: Mapping[str, Any], *classes: Any) -> list:
         for name, field in fields_of(cls).items()
         for flag in (name, *field.metadata["flags"])
     }
-    given = {}
+    given: dict[str, Any] = {}
     for key, value in values.items():
         if key not in spelled:
             near = difflib.get_close_matches(key, spelled, 1)
             hint = f"is {near[0]} meant?" if near else f"there are: {', '.join(spelled)}"
             raise UserError(f"there is no setting {key!r}; {hint}")
+        if spelled[key] in given and given[spelled[key]] != value:
+            raise UserError(f"{key}: got {value!r}, and {given[spelled[key]]!r} by another name")
         given[spelled[key]] = value
     made = []
     for cls in classes:

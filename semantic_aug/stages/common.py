@@ -6,17 +6,25 @@ import functools
 import inspect
 import re
 import shlex
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from semantic_aug import UserError, counted
-from semantic_aug.cli.scripts import words_of
+from semantic_aug.cli.scripts import words_here
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.files import check_writable
-from semantic_aug.experiment.names import CONFIG_FILE, Trial, experiment_dir, fine_tuned_dir
+from semantic_aug.experiment.names import (
+    CONFIG_FILE,
+    EMBEDDINGS_FILE,
+    Trial,
+    experiment_dir,
+    fine_tuned_dir,
+    folder_names,
+)
 from semantic_aug.settings import build, build_all, fields_of
-from semantic_aug.settings.common import Experiment, Model, Run
+from semantic_aug.settings.common import Experiment, Model, Run, Selection
 
 MOST_TRIALS = 100_000
 # What the next command has in common with fine_tune.py.
@@ -114,7 +122,7 @@ def command_line(stage: str, *given, of: type | None = None) -> str:
     Args:
         of: the class whose settings the command knows, if it knows not all.
     """
-    words = words_of(stage)
+    words = words_here(stage)
     for settings in given:
         for name, field in fields_of(of or type(settings)).items():
             value, flag = getattr(settings, name), (field.metadata["flags"] or (f"--{name}",))[0]
@@ -128,13 +136,17 @@ def command_line(stage: str, *given, of: type | None = None) -> str:
 
 
 def learned_from(run: Experiment) -> list:
-    """A run and its model, as config.json of its learned words has them; nothing without one."""
+    """A run, its model and its classes with words, as far as config.json knows; else nothing."""
     for trial in trials_of(run):
-        config = read_config(fine_tuned_dir(experiment_of(run), trial)) or {}
-        found = config.get("arguments", {})
+        folder = fine_tuned_dir(experiment_of(run), trial)
+        found = (read_config(folder) or {}).get("arguments", {})
         found |= {name: getattr(run, name) for name in fields_of(Experiment)}
         with contextlib.suppress(UserError):  # of another version, or damaged
-            return build_all({k: v for k, v in found.items() if k in _OF_WORDS}, Run, Model)
+            made = build_all({k: v for k, v in found.items() if k in _OF_WORDS}, Run, Model)
+            names = folder_names(map(str, found.get("class_names") or ()))
+            learned = [n for n, each in names.items() if (folder / each / EMBEDDINGS_FILE).exists()]
+            chosen = tuple(learned) if 0 < len(learned) < len(names) else None
+            return [*made, Selection(classes=chosen)]
     return []
 
 
@@ -157,6 +169,7 @@ def stage(cls: type) -> Callable[[Callable], Callable]:
 
     def decorate(function: Callable) -> Callable:
         run_parameter, _, *own = inspect.signature(function).parameters.values()
+        kinds = typing.get_args(run_parameter.annotation) or (run_parameter.annotation,)
 
         @functools.wraps(function)
         def called(run, settings=None, /, **keywords):
@@ -164,6 +177,9 @@ def stage(cls: type) -> Callable[[Callable], Callable]:
             if settings is not None:
                 return function(run, settings, **given, **keywords)
             with in_words_of_python():
+                if not isinstance(run, kinds):
+                    expected = " or ".join(kind.__name__ for kind in kinds)
+                    raise UserError(f"{run_parameter.name}: got {run!r}, expected {expected}")
                 return function(run, build(cls, keywords), **given)
 
         parameters = [
@@ -184,4 +200,7 @@ def in_words_of_python() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise type(error)(re.sub(r"--(?=[a-z_]+\b)", "", str(error))) from error
+        # A command that is to be pasted keeps its dashes.
+        parts = re.split(r"((?:python|semantic-aug) [^;(]*)", str(error))
+        parts[::2] = [re.sub(r"--(?=[a-z_]+\b)", "", part) for part in parts[::2]]
+        raise type(error)("".join(parts)) from error

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -44,11 +44,14 @@ from semantic_aug.diffusion.loading import (
     tune_for_speed,
 )
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.settings import fields_of
 from semantic_aug.settings.common import Run
+from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.settings.generation import OWN, PARALLEL, TEXTUAL_INVERSION, Generation
 
 log = logging.getLogger(__name__)
 CHANGING = ("lora", "unet_path", "low_memory", "compile")  # what they do stays in a loaded model
+Settings = TypeVar("Settings", FineTuning, Generation)
 EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
 
 
@@ -155,6 +158,14 @@ def build_pipeline(settings: Generation, info: ModelInfo, device, given=None):
     return pipeline
 
 
+def named_model(settings: Settings, pipeline) -> Settings:
+    """The settings with the model that a pipeline was loaded from, where they name none."""
+    source = getattr(pipeline, "name_or_path", None)
+    if not source or settings.model != fields_of(type(settings))["model"].default:
+        return settings
+    return dataclasses.replace(settings, model=str(source))
+
+
 def check_given(settings: Generation, pipeline, device) -> None:
     """Raise UserError for a loaded model that the settings would change, or do not mean."""
     changing = [name for name in CHANGING if getattr(settings, name)]
@@ -162,12 +173,16 @@ def check_given(settings: Generation, pipeline, device) -> None:
         raise UserError(
             f"--{changing[0]} changes the model: leave pipeline out, and it is loaded with it"
         )
-    unet, dtype = pipeline.unet, dtype_of(settings, device)
-    if unet.dtype != dtype or unet.device.type != device.type:
-        raise UserError(
-            f"pipeline: got {unet.dtype} on {unet.device}, expected {dtype} on {device}, which "
-            "--device and --mixed_precision mean"
-        )
+    dtype, parts = dtype_of(settings, device), getattr(pipeline, "components", {})
+    if "unet" not in parts:
+        raise UserError(f"pipeline: got {pipeline!r:.80}, expected a loaded Stable Diffusion")
+    for name in ("unet", "text_encoder", "vae"):
+        part = parts[name]
+        if part.dtype != dtype or part.device.type != device.type:
+            raise UserError(
+                f"pipeline: its {name} is {part.dtype} on {part.device}, expected {dtype} on "
+                f"{device}, which --device and --mixed_precision mean"
+            )
 
 
 def read_prompts(prompts: Iterable[str]) -> list[str]:

@@ -31,6 +31,7 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
+from semantic_aug.stages.editing import named_model
 from semantic_aug.words.checkpoints import list_checkpoints
 from semantic_aug.words.embeddings import placeholder_token, placeholder_tokens, read_header
 from semantic_aug.words.prompts import check_num_vectors
@@ -80,7 +81,7 @@ def fine_tune(run: Run, settings: FineTuning, *, pipeline=None) -> Learned:
         experiment_of(run),
         shard_of(settings.shard_index, settings.num_shards),
     )
-    settings = completed(settings)
+    settings = completed(named_model(settings, pipeline))
     check_tracker(settings.report_to)
     templates = load_templates(settings.templates or "")
     info = inspect_model(settings.model, settings.revision, settings.variant)

@@ -50,6 +50,7 @@ from semantic_aug.stages.editing import (
     class_unets,
     list_edits,
     load_extras,
+    named_model,
     precision_of,
     split_objects,
     uses_masks,
@@ -106,7 +107,8 @@ def generate(
     """Turn each photo of the trials into varied photos of its class, by image-to-image edits.
 
     Args:
-        pipeline: the model of the settings, if it is loaded already; it stays as it is.
+        pipeline: the model of the settings with its own weights, if it is loaded already; it stays
+            as it is. Where no model is named, it is the one that this was loaded from.
         command: what made the images, for `config.json` (default: the same in flags).
 
     Returns:
@@ -118,7 +120,7 @@ def generate(
     run, experiment, trials = prepared(run), experiment_of(run), trials_of(run)
     shard = shard_of(settings.shard_index, settings.num_shards)
     command = command or command_line("generate", run, settings)
-    settings, objects = split_objects(settings)
+    settings, objects = split_objects(named_model(settings, pipeline))
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
     info = check_model(settings, edits)

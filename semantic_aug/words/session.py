@@ -83,7 +83,8 @@ def train_all(
                 for lesson, path in run.items():
                     if path is not None:
                         words[lesson].load_state_dict(read_checkpoint(path)["state"])
-                progress.initial += images * sum(word.step for word in words.values())
+                if not progress.disable:  # a bar that is left out has no start
+                    progress.initial += images * sum(word.step for word in words.values())
                 progress.update(images * sum(word.step for word in words.values()))
                 before = sum(word.step for word in words.values())
                 try:
