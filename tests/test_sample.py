@@ -399,7 +399,7 @@ def test_edges_survive_full_strength_and_prompts_are_obeyed(pipeline):
     pipe.set_progress_bar_config(disable=True)
     sources, parts_of = [], []
     # The prompt says what the edges show: a bolt that is to be a nut keeps few of its edges.
-    for path in [path for kind, path in photos("train") if kind in ("hex_nut", "flange_nut")][::12]:
+    for path in [path for kind, path in photos("train") if kind in ("hex_nut", "flange_nut")][::16]:
         with Image.open(path) as image:
             sources.append(image.convert("RGB"))
         with Image.open(path.with_name(path.stem + "_mask_gen.png")) as image:

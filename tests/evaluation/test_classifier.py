@@ -464,7 +464,7 @@ def test_a_dataset_without_test_split_reports_two_splits(workdir, resnet, capsys
     assert final(file) == 1
     out = capsys.readouterr()
     assert out.err.count("no test split") == 1
-    assert out.out.splitlines()[-2].split() == ["1", "1", "100.0", "-"]
+    assert out.out.splitlines()[-3].split() == ["1", "1", "100.0", "-"]
 
 
 def test_unreadable_evaluation_photos_are_named_and_counted(data, resnet, capsys):
