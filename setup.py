@@ -10,7 +10,10 @@ from setuptools.command.build_py import build_py
 class Build(build_py):
     def find_package_modules(self, package, package_dir):
         found = super().find_package_modules(package, package_dir)
-        return [each for each in found if each[1] != "setup"]  # this file
+        left_out = ("setup", "fine_tune_upstream")  # this file; an older name of a script
+        return [
+            each for each in found if package != "semantic_aug.scripts" or each[1] not in left_out
+        ]
 
 
 setup(

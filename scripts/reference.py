@@ -1,6 +1,6 @@
 """Write docs/reference.md: every setting of every command, from its declaration.
 
-python scripts/reference.py
+Run it from the folder of this project: PYTHONPATH=. python scripts/reference.py
 """
 
 import dataclasses
