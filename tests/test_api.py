@@ -233,6 +233,7 @@ def test_an_augmentation_is_given_by_its_name_its_class_or_an_object(run, small_
     assert contents[0] == contents[1] == contents[2]
     config = json.loads((images.folder / "config.json").read_text())
     assert config["settings"]["edits"][0]["aug"] == "test_api:Inverted"
+    assert " --aug test_api:Inverted" in config["arguments"]["command"]
     with pytest.raises(UserError, match=r"options: there \{\"strength\": 1\.0\}, now"):
         generate(run, model=small_model, aug=Inverted(strength=0.5), aug_name="a2", num_synthetic=1)
     with pytest.raises(UserError, match="made with an object of Python"):

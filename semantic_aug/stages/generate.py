@@ -119,8 +119,8 @@ def generate(
     """
     run, experiment, trials = prepared(run), experiment_of(run), trials_of(run)
     shard = shard_of(settings.shard_index, settings.num_shards)
-    command = command or command_line("generate", run, settings)
     settings, objects = split_objects(named_model(settings, pipeline))
+    command = command or command_line("generate", run, settings)  # which names no object
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
     info = check_model(settings, edits)
