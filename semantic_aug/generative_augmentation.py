@@ -1,8 +1,10 @@
 """GenerativeAugmentation: what an augmentation is, for those who call one and who write one."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -14,18 +16,22 @@ class Edit:
     """One edit that was applied to an image; what its record says about it.
 
     Attributes:
+        prompt, strength, guidance_scale: None for an edit that has none.
         attempts: how often it was made, where a safety checker flagged the result.
         flagged: the last one was flagged too, and the image is black.
+        details: what else the record says: JSON values for the keys in the augmentation's
+            `details`.
     """
 
     aug: str
-    prompt: str
-    strength: float
-    guidance_scale: float
+    prompt: str | None
+    strength: float | None
+    guidance_scale: float | None
     mask: bool
     inverted: bool
     attempts: int = 1
     flagged: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class GenerativeAugmentation:
@@ -33,9 +39,52 @@ class GenerativeAugmentation:
 
     A subclass implements `augment`. One that has only `forward(image, label, metadata)`, as the
     predecessors' have, works too, one image at a time and without a record of its edits.
+
+    Attributes:
+        needs_mask: whether metadata must hold "mask", [H, W] uint8, 255 on the object.
+        needs_object: a photo whose mask is missing, empty or the whole photo gets no variants.
+        needs_model: whether `pipeline` is a loaded model. Otherwise it is a function that loads
+            it, which an augmentation may never call.
+        default_strength: where no strength is given.
+        fixed: settings of an edit that are always so, such as `{"mask": True}`.
+        takes: names of further settings that `__init__` is given.
+        details: keys of `Edit.details`, which stand in the record of every image.
     """
 
-    needs_mask = False  # whether metadata must hold "mask", [H, W] uint8, 255 on the object
+    needs_mask = False
+    needs_object = False
+    needs_model: ClassVar[bool] = True
+    default_strength: ClassVar[float] = 0.5
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    takes: ClassVar[tuple[str, ...]] = ()
+    details: tuple[str, ...] = ()
+
+    @classmethod
+    def uses_model(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a model is needed with these settings, those of `takes`."""
+        return cls.needs_model
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        """Raise UserError for settings, those of `takes`, that nothing can be made with."""
+
+    @classmethod
+    def check_masks(
+        cls, options: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]]
+    ) -> None:
+        """Raise UserError where the objects of a trial's photos do not suffice.
+
+        Args:
+            options: as `check` takes them.
+            masks: source and mask of every photo of the trial whose mask is of use.
+        """
+
+    def bind(self, dataset) -> None:
+        """Called once, before the first batch, with the whole trial, a FewShotDataset.
+
+        It gives an augmentation the trial's photos, masks, labels and sources in their order,
+        whichever classes are to be edited.
+        """
 
     def augment(
         self,

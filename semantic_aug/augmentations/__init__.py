@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # the names of the augmentations shall load no torch
 AUGMENTATIONS = {
     "real-guidance": "semantic_aug.augmentations.real_guidance:RealGuidance",
     "textual-inversion": "semantic_aug.augmentations.textual_inversion:TextualInversion",
+    "background": "semantic_aug.augmentations.background:Background",
+    "paste": "semantic_aug.augmentations.paste:Paste",
 }
 
 

@@ -27,6 +27,11 @@ def check_probs(probs: Sequence[float] | None, count: int, compose: str) -> list
     return list(probs)
 
 
+def details_of(augs: Sequence[GenerativeAugmentation]) -> tuple[str, ...]:
+    """The keys that records of images have where any of these may have edited them."""
+    return tuple(dict.fromkeys(key for aug in augs for key in aug.details))
+
+
 def _listed(probs: Sequence[float]) -> str:
     return " ".join(f"{p:g}" for p in probs)
 
@@ -45,6 +50,12 @@ class ComposeParallel(GenerativeAugmentation):
         self.augs = list(augs)
         self.probs = check_probs(probs, len(self.augs), "parallel")
         self.needs_mask = any(aug.needs_mask for aug in self.augs)
+        self.needs_object = any(aug.needs_object for aug in self.augs)
+        self.details = details_of(self.augs)
+
+    def bind(self, dataset):
+        for aug in self.augs:
+            aug.bind(dataset)
 
     def augment(self, images, labels, metadata, generators):
         weights = torch.tensor(self.probs, dtype=torch.float64)
@@ -69,6 +80,12 @@ class ComposeSequential(GenerativeAugmentation):
         self.augs = list(augs)
         self.probs = check_probs(probs, len(self.augs), "sequential")
         self.needs_mask = any(aug.needs_mask for aug in self.augs)
+        self.needs_object = any(aug.needs_object for aug in self.augs)
+        self.details = details_of(self.augs)
+
+    def bind(self, dataset):
+        for aug in self.augs:
+            aug.bind(dataset)
 
     def augment(self, images, labels, metadata, generators):
         results = list(images)
@@ -91,7 +108,11 @@ class PerClass(GenerativeAugmentation):
 
     def __init__(self, aug: GenerativeAugmentation, prepare: Callable[[str], None]):
         self.aug, self.prepare, self.prepared = aug, prepare, None
-        self.needs_mask = aug.needs_mask
+        self.needs_mask, self.needs_object = aug.needs_mask, aug.needs_object
+        self.details = aug.details
+
+    def bind(self, dataset):
+        self.aug.bind(dataset)
 
     def augment(self, images, labels, metadata, generators):
         results = list(images)

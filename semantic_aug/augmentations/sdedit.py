@@ -64,15 +64,15 @@ def denoising_steps(strength: float, num_inference_steps: int) -> int:
     return min(int(num_inference_steps * strength), num_inference_steps)
 
 
-def check_strength(strength: float, num_inference_steps: int) -> float:
+def check_strength(strength: float, num_inference_steps: int, flag: str = "--strength") -> float:
     """`strength`, if it lies in (0, 1] and leaves at least one denoising step."""
     if not 0 < strength <= 1:
-        raise UserError(f"--strength: got {strength:g}, expected a number in (0, 1]")
+        raise UserError(f"{flag}: got {strength:g}, expected a number in (0, 1]")
     if denoising_steps(strength, num_inference_steps) < 1:
         at_least = itertools.count(int(1 / strength))  # rounding may ask for one more
         least = next(n for n in at_least if denoising_steps(strength, n))
         raise UserError(
-            f"--strength: {strength:g} of {num_inference_steps} steps is no step at all; "
+            f"{flag}: {strength:g} of {num_inference_steps} steps is no step at all; "
             f"use --num_inference_steps {least} or more"
         )
     return strength

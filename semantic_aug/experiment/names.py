@@ -4,6 +4,7 @@ output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors
 output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
 output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, summary.csv, pictures
+output/EXP/places/AUG/seed=S_ex=N/{number:06d}.png, records/: places that a model has drawn
 output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
 output/EXP/processes/ and slurm/: what each process does, and what SLURM jobs have written
 output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
@@ -25,6 +26,7 @@ CACHE = "cache"
 TIMING = "timing"
 PROCESSES = "processes"
 SLURM_LOGS = "slurm"
+PLACES = "places"
 RESERVED_NAMES = (
     FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, PROCESSES, SLURM_LOGS, "report", "logs",
 )  # fmt: skip
@@ -82,6 +84,11 @@ def experiment_dir(output_dir: str | Path, name: str) -> Path:
 def aug_dir(experiment: Path, aug_name: str, trial: Trial) -> Path:
     """Folder of the synthetic images of one trial."""
     return experiment / check_component("--aug_name", aug_name, RESERVED_NAMES) / trial.name
+
+
+def places_dir(images: Path) -> Path:
+    """Folder of the places on which the synthetic images in a folder of a trial stand."""
+    return images.parent.parent / PLACES / images.parent.name / images.name
 
 
 def fine_tuned_dir(experiment: Path, trial: Trial) -> Path:

@@ -4,9 +4,12 @@ from typing import Any
 
 from semantic_aug.settings import (
     FINITE,
+    FRACTION,
     FRACTION_ABOVE_0,
     FRACTION_BELOW_1,
     NON_NEGATIVE,
+    POSITIVE,
+    Check,
     setting,
     settings,
     whole,
@@ -28,6 +31,10 @@ CLIP, CLASSIFIER = "clip", "classifier"
 FILTER_MODELS = {CLIP: "openai/clip-vit-base-patch32", CLASSIFIER: "resnet50"}
 
 REAL_GUIDANCE, TEXTUAL_INVERSION = "real-guidance", "textual-inversion"
+BACKGROUND, PASTE = "background", "paste"
+# Places for --backgrounds; any other value is a folder.
+PHOTOS, GENERATED = "photos", "generated"
+PROMPTS = "prompts"
 PARALLEL, SEQUENTIAL = "parallel", "sequential"
 DEFAULT_PROMPT = "a photo of a {name}"
 SAFETY_RETRIES = 3
@@ -95,7 +102,8 @@ class Edits:
     num_synthetic: int = setting(10, "variants of each photo", check=whole(1))
     aug: tuple[Any, ...] | None = setting(
         None,
-        "real-guidance, textual-inversion, or package.module:ClassName "
+        "real-guidance, textual-inversion: edit a photo; background: keep the object, make new "
+        "surroundings; paste: put the object on another place; or package.module:ClassName "
         "(default: textual-inversion where the experiment has learned words, else real-guidance)",
         result="edits",
         takes_objects=True,
@@ -107,8 +115,11 @@ class Edits:
         "file, one is drawn per image",
         result=True,
     )
-    strength: tuple[float, ...] = setting(
-        (0.5,), "how much of a photo is replaced, in (0, 1]", check=FRACTION_ABOVE_0, result="edits"
+    strength: tuple[float, ...] | None = setting(
+        None,
+        "how much of a photo is replaced, in (0, 1] (default 0.5, of background 1.0)",
+        check=FRACTION_ABOVE_0,
+        result="edits",
     )
     guidance_scale: tuple[float, ...] = setting(
         (7.5,), "weight of the prompt", check=FINITE, result="edits"
@@ -177,6 +188,69 @@ class Edits:
     )
 
 
+@settings("surroundings", "for --aug background and --aug paste, which need masks")
+class Surroundings:
+    places: str | None = setting(
+        None,
+        "text file with a place per line, of which one is drawn per image (default: a list that "
+        "comes with this package)",
+        metavar="FILE",
+        result="place lines",
+    )
+    layout_scale: tuple[float, ...] | None = setting(
+        None,
+        "smallest and largest factor of the object's size",
+        check=POSITIVE,
+        result=True,
+    )
+    layout_rotate: float = setting(
+        0.0,
+        "the object is turned by up to that many degrees, either way",
+        check=(Check(lambda value: 0 <= value <= 180, "degrees in [0, 180]"),),
+        result=True,
+    )
+    layout_shift: float = setting(
+        0.0,
+        "the object is moved by up to that share of the photo's sides",
+        check=FRACTION,
+        result=True,
+    )
+    layout_mirror: bool = setting(False, "mirror the object half of the time", result=True)
+    layout_colour: float = setting(
+        0.0,
+        "how far hue, saturation and brightness of the object alone change, in [0, 1]",
+        check=FRACTION,
+        result=True,
+    )
+    harmonize: float = setting(
+        0.0,
+        "background: strength of a last mild edit of the whole, such as 0.15, so that light and "
+        "shadow meet; 0 for none",
+        check=FRACTION,
+        result=True,
+    )
+    backgrounds: str = setting(
+        PHOTOS,
+        "paste: photos, which are other photos of the trial with their objects painted over; "
+        "generated, places that the model draws; or a folder of images",
+        result=True,
+    )
+    num_places: int = setting(
+        64, "generated: places drawn for a trial", check=whole(1, 100_000), result=True
+    )
+    places_from: str = setting(
+        PROMPTS,
+        "generated: prompts, from text alone; or photos, as new surroundings of a photo whose "
+        "object is then painted over, for a model that draws no place without an object",
+        choices=(PROMPTS, PHOTOS),
+        result=True,
+    )
+    shadow: float = setting(
+        0.4, "paste: darkness of the object's soft contact shadow, 0 for none", check=FRACTION,
+        result=True,
+    )  # fmt: skip
+
+
 @settings(
     "quality gate",
     "the worst images of each class are marked; train_classifier.py leaves them out, and nothing "
@@ -205,5 +279,7 @@ class Gate:
 
 
 @settings()
-class Generation(Gate, Edits, Sharing, Adapters, Precision, Model, Selection, Name, Stage):
+class Generation(
+    Gate, Surroundings, Edits, Sharing, Adapters, Precision, Model, Selection, Name, Stage
+):
     """All settings of generate_augmentations.py but those of its run."""

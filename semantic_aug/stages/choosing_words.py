@@ -10,7 +10,7 @@ from semantic_aug.diffusion.adapters import check_unet
 from semantic_aug.diffusion.inspecting import ModelInfo
 from semantic_aug.experiment.names import BORROWED_WORDS, FINE_TUNED, MERGED, Trial, merged_file
 from semantic_aug.settings.generation import REAL_GUIDANCE, TEXTUAL_INVERSION, Generation
-from semantic_aug.stages.editing import check_prompts, read_prompts
+from semantic_aug.stages.edits import check_prompts, read_prompts
 from semantic_aug.synthesis.records import masks_by_class
 from semantic_aug.words.embeddings import (
     class_tokens,
@@ -42,14 +42,16 @@ def choose_words(
     return settings, embed_paths if uses_words else dict.fromkeys(trials)
 
 
-def details_of_classes(dataset, embed_path: Path | None, info: ModelInfo, unets, masked) -> dict:
+def details_of_classes(
+    dataset, embed_path: Path | None, info: ModelInfo | None, unets, masked
+) -> dict:
     """What changes the images of one class alone, by the key it has in their records.
 
     Args:
         masked: photos whose masks do.
     """
     details: dict[str, dict] = {name: {} for name in dataset.class_names}
-    for name, digest in word_digests(embed_path, dataset, len(info.embedding_dims)).items():
+    for name, digest in word_digests(embed_path, dataset, info).items():
         details[name]["embeddings"] = digest
     for name, path in unets.items():
         details[name]["unet"] = check_unet(info, path)
@@ -132,11 +134,11 @@ def words_note(path: Path | None, trial: Trial) -> dict[str, str | None]:
     return {BORROWED_WORDS: None if name == trial.name else name}
 
 
-def word_digests(embed_path: Path | None, dataset, num_encoders: int) -> dict[str, str]:
+def word_digests(embed_path: Path | None, dataset, info: ModelInfo | None) -> dict[str, str]:
     """sha256 of the learned word of every class that has one; empty where none are used."""
-    if embed_path is None:
+    if embed_path is None or info is None:
         return {}
-    words = read_words(embed_path, num_encoders)
+    words = read_words(embed_path, len(info.embedding_dims))
     known = class_tokens(read_header(embed_path), words[0])
     tokens = {name: token_for(name, known, words[0]) for name in dataset.class_names}
     return {

@@ -12,14 +12,12 @@ from typing import Any, TypeVar
 import torch
 
 from semantic_aug import UserError
-from semantic_aug.augmentations import augmentation_class, augmentation_name
+from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.compose import (
     ComposeParallel,
     ComposeSequential,
     PerClass,
-    check_probs,
 )
-from semantic_aug.augmentations.sdedit import check_guidance_scale, check_prompt, check_strength
 from semantic_aug.diffusion.adapters import (
     add_lora,
     check_controlnet,
@@ -43,16 +41,21 @@ from semantic_aug.diffusion.loading import (
     tune_for_memory,
     tune_for_speed,
 )
+from semantic_aug.experiment.names import places_dir
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.settings import fields_of
-from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
-from semantic_aug.settings.generation import OWN, PARALLEL, TEXTUAL_INVERSION, Generation
+from semantic_aug.settings.generation import (
+    OWN,
+    PARALLEL,
+    TEXTUAL_INVERSION,
+    Generation,
+)
+from semantic_aug.stages.edits import objects_of, options_taken
 
 log = logging.getLogger(__name__)
 CHANGING = ("lora", "unet_path", "low_memory", "compile")  # what they do stays in a loaded model
 Settings = TypeVar("Settings", FineTuning, Generation)
-EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
 
 
 def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
@@ -109,12 +112,6 @@ def class_unets(settings: Generation, class_names: Iterable[str]) -> dict[str, P
     if not settings.unet_path or "{name}" not in settings.unet_path:
         return {}
     return find_unets(settings.unet_path, list(dict.fromkeys(class_names)))
-
-
-def uses_masks(run: Run, edits: list[dict]) -> bool:
-    """Whether an image would be another one if its photo had another mask."""
-    by_edit = (edit["mask"] or augmentation_class(edit["aug"]).needs_mask for edit in edits)
-    return run.crop_to_object or any(by_edit)
 
 
 def precision_of(settings: Generation, device) -> str:
@@ -185,90 +182,6 @@ def check_given(settings: Generation, pipeline, device) -> None:
             )
 
 
-def read_prompts(prompts: Iterable[str]) -> list[str]:
-    """The prompts given, with the lines of a text file in place of its name."""
-    found = []
-    for prompt in prompts:
-        if not prompt.endswith(".txt"):
-            found.append(prompt)
-            continue
-        try:
-            lines = Path(prompt).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise UserError(f"--prompt: cannot read {prompt}: {reason}") from None
-        found += [line.strip() for line in lines if line.strip()]
-        if not any(line.strip() for line in lines):
-            raise UserError(f"--prompt: {prompt} is empty, expected a prompt per line")
-    return found
-
-
-def check_prompts(prompts: Iterable[str]) -> None:
-    """Raise UserError for a prompt that cannot be filled in; say where one names no class."""
-    for prompt in prompts:
-        check_prompt(prompt)
-        if not any(field in prompt for field in ("{name}", "{token}", "{description}")):
-            log.warning("--prompt %r has no {name}: it says nothing about the class", prompt)
-
-
-def split_objects(settings: Generation) -> tuple[Generation, dict[int, GenerativeAugmentation]]:
-    """The settings with augmentations by name alone, and those given as objects, by their place."""
-    given = settings.aug or ()
-    objects = {n: aug for n, aug in enumerate(given) if isinstance(aug, GenerativeAugmentation)}
-    names = tuple(augmentation_name(aug) for aug in given)
-    return dataclasses.replace(settings, aug=names or None), objects
-
-
-def options_of(aug: GenerativeAugmentation) -> dict:
-    """What an object was made with, as far as its attributes say so in numbers and texts."""
-    kinds = (str, int, float, type(None))
-    return {key: value for key, value in sorted(vars(aug).items()) if isinstance(value, kinds)}
-
-
-def list_edits(
-    settings: Generation, objects: Mapping[int, GenerativeAugmentation] | None = None
-) -> list[dict]:
-    """One mapping per augmentation from the lists of settings; a list of one counts for all.
-
-    Args:
-        objects: as `split_objects` gives them; what they were made with is said beside the rest.
-
-    Raises:
-        UserError: lists of different lengths, or values that no edit can have.
-    """
-    lists = {key: getattr(settings, key) for key in EDIT_FLAGS}
-    count = max(map(len, lists.values()))
-    for key, values in lists.items():
-        if len(values) not in (1, count):
-            longest = next(k for k, v in lists.items() if len(v) == count)
-            raise UserError(
-                f"--{key} has {len(values)} values, --{longest} has {count}: give one value for "
-                "all augmentations or one for each"
-            )
-    rows = [
-        {key: values[number % len(values)] for key, values in lists.items()}
-        for number in range(count)
-    ]
-    for row in rows:
-        augmentation_class(row["aug"])
-        check_strength(row["strength"], settings.num_inference_steps)
-        check_guidance_scale(row["guidance_scale"])
-        if row["inverted"] and not row["mask"]:
-            raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
-    for number, row in enumerate(rows):
-        if (aug := objects_of(number, objects, settings)) is not None:
-            row["options"] = options_of(aug)
-    check_probs(settings.probs, count, settings.compose)
-    return rows
-
-
-def objects_of(
-    number: int, objects: Mapping[int, GenerativeAugmentation] | None, settings: Generation
-) -> GenerativeAugmentation | None:
-    """The object of an edit, where one was given; one that stands alone is that of all edits."""
-    return (objects or {}).get(number % len(settings.aug or (None,)))
-
-
 def load_extras(settings: Generation, info: ModelInfo, device) -> dict:
     """What works beside the model, loaded, as options of an edit; what is not used is not there."""
     extras = {}
@@ -288,17 +201,23 @@ def _itself(given: GenerativeAugmentation) -> GenerativeAugmentation:
     return given
 
 
-def _made(cls: Callable, pipeline: Callable, options: Mapping) -> GenerativeAugmentation:
-    return cls(pipeline=pipeline(), **options)
+def _made(cls: type, pipeline: Callable, options: Mapping) -> GenerativeAugmentation:
+    return cls(pipeline=pipeline() if cls.needs_model else pipeline, **options)
 
 
 def build_augmentation(
-    settings: Generation, edits, objects, info: ModelInfo, embed_path, unets, pipeline, extras
-):
-    """The augmentation that the flags describe; `pipeline()` loads the model."""
+    settings: Generation, edits, objects, info: ModelInfo | None, embed_path, unets, folder: Path,
+    pipeline, extras,
+):  # fmt: skip
+    """The augmentation that the flags describe; `pipeline()` loads the model.
+
+    Args:
+        folder: of the trial's images.
+    """
     device = pick_device(settings.device)
     wanted: list[Callable[[], GenerativeAugmentation]] = []  # each loads the model, if it needs it
-    if offloads(settings, device):
+    loads = any(augmentation_class(edit["aug"]).needs_model for edit in edits)
+    if loads and offloads(settings, device):
         pipeline().remove_all_hooks()  # of the trial before
     for number, edit in enumerate(edits):
         if (given := objects_of(number, objects, settings)) is not None:
@@ -308,7 +227,7 @@ def build_augmentation(
         options |= {
             "prompt": list(settings.prompt),
             "num_inference_steps": settings.num_inference_steps,
-            "resolution": check_resolution(info, settings.resolution),
+            "resolution": check_resolution(info, settings.resolution) if info else None,
             "batch_size": settings.batch_size,
             "fit": settings.fit,
             "mask_grow_radius": settings.mask_grow_radius,
@@ -318,6 +237,9 @@ def build_augmentation(
         if edit["aug"] == TEXTUAL_INVERSION:
             options["embed_path"] = embed_path
         made = augmentation_class(edit["aug"])
+        options |= options_taken(settings, made)
+        if "places_dir" in made.takes:
+            options["places_dir"] = places_dir(folder)
         try:
             inspect.signature(made).bind(pipeline=None, **options)
         except TypeError as error:
@@ -327,7 +249,7 @@ def build_augmentation(
             ) from None
         wanted.append(functools.partial(_made, made, pipeline, options))
     augs = [make() for make in wanted]
-    if offloads(settings, device):
+    if loads and offloads(settings, device):
         edited = [aug.edit.pipeline for aug in augs if hasattr(aug, "edit")]
         offload([pipeline(), *edited], device)
     augmentation = augs[0]

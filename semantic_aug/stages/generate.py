@@ -4,12 +4,11 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from semantic_aug import UserError, counted
 from semantic_aug.augmentations.compose import check_probs
-from semantic_aug.augmentations.sdedit import fill_prompt, words_of
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
@@ -31,6 +30,7 @@ from semantic_aug.gate import (
 from semantic_aug.settings import compared
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import PARALLEL, Generation
+from semantic_aug.stages.checking import check_fields, check_objects, check_photos
 from semantic_aug.stages.choosing_words import choose_words, details_of_classes, words_note
 from semantic_aug.stages.common import (
     arguments_of,
@@ -48,13 +48,17 @@ from semantic_aug.stages.editing import (
     check_given,
     check_model,
     class_unets,
-    list_edits,
     load_extras,
     named_model,
     precision_of,
+    weights_of,
+)
+from semantic_aug.stages.edits import (
+    facts_of_places,
+    list_edits,
     split_objects,
     uses_masks,
-    weights_of,
+    uses_model,
 )
 from semantic_aug.synthesis.jobs import Job, make_jobs, share_of
 from semantic_aug.synthesis.making import generate as make_all
@@ -64,13 +68,6 @@ from semantic_aug.synthesis.records import (
     find_images,
     read_records,
     write_metadata,
-)
-from semantic_aug.words.embeddings import (
-    check_widths,
-    class_tokens,
-    read_header,
-    read_words,
-    token_for,
 )
 
 log = logging.getLogger(__name__)
@@ -123,11 +120,11 @@ def generate(
     command = command or command_line("generate", run, settings)  # which names no object
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
-    info = check_model(settings, edits)
+    info = check_model(settings, edits) if uses_model(settings, edits) else None
     device = pick_device(settings.device)
     if pipeline is not None:
         check_given(settings, pipeline, device)
-    weights = weights_of(settings, info)
+    weights = weights_of(settings, info) if info else {}
     plans: list[Plan] = []
     for trial, path in embed_paths.items():
         already = sum(plan.num_blocks for plan in plans)
@@ -149,7 +146,9 @@ def generate(
 
     # Once for all trials, and only if an image is missing.
     load = functools.cache(functools.partial(build_pipeline, settings, info, device, pipeline))
-    extras = functools.cache(functools.partial(load_extras, settings, info, device))
+    extras = functools.cache(
+        functools.partial(load_extras, settings, info, device) if info else dict
+    )
     found = {}
     wanted = {plan.trial: (len(plan.jobs),) * 2 for plan in plans}
     with at_work(experiment, GENERATE, wanted, settings.aug_name, shard) as reporter:
@@ -194,6 +193,7 @@ class Plan:
         of_class: what may change while that stays, by class and by its key in records.
         constants: what all records share.
         notes: for config.json, beside that.
+        left_out: why a photo gets no images, by source; None where none can.
         make_augmentation: gives the augmentation, from a function that gives the pipeline, and
             what `load_extras` gives.
     """
@@ -210,6 +210,7 @@ class Plan:
     of_class: dict[str, dict]
     constants: dict
     notes: dict
+    left_out: dict[str, str] | None
     make_augmentation: Callable
 
     @property
@@ -239,15 +240,18 @@ def plan_trial(
             f"--num_synthetic: got {settings.num_synthetic} for {counted(len(indices), 'photo')}, "
             f"expected {MOST_IMAGES:,} images of a trial at most"
         )
-    check_photos(dataset, indices, embed_path, info, any(edit["mask"] for edit in edits))
-    check_fields(settings.prompt, edits, dataset, indices)
+    left_out = check_objects(settings, edits, dataset)
+    sources = dataset.sources()
+    edited = [idx for idx in indices if sources[idx] not in (left_out or ())]
+    check_photos(dataset, edited, embed_path, info, any(edit["mask"] for edit in edits))
+    check_fields(settings.prompt, edits, dataset, edited)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)
     common = compared_of(run, settings, dataset, info, weights, edits)
     common = check_settings(folder, common, settings.overwrite)
     masked = indices if uses_masks(run, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
-    precision = precision_of(settings, device)
+    precision = precision_of(settings, device) if info else "no"
     of_class = {name: details[name] | {"precision": precision} for name in dict.fromkeys(names)}
     there, stale = find_images(folder, config_id(common), of_class)
     if stale and not settings.overwrite:
@@ -261,11 +265,14 @@ def plan_trial(
     constants = {
         "seed": trial.seed,
         "examples_per_class": trial.examples_per_class,
-        "num_inference_steps": settings.num_inference_steps,
-        "resolution": check_resolution(info, settings.resolution),
-        "model": settings.model,
     }
-    for key in ("lora", "unet_path", "controlnet", "safety_checker"):
+    if info:
+        constants |= {
+            "num_inference_steps": settings.num_inference_steps,
+            "resolution": check_resolution(info, settings.resolution),
+            "model": settings.model,
+        }
+    for key in ("lora", "unet_path", "controlnet", "safety_checker") if info else ():
         if getattr(settings, key):
             constants[key] = getattr(settings, key)
             if hasattr(settings, f"{key}_scale"):
@@ -274,22 +281,26 @@ def plan_trial(
         trial,
         folder,
         dataset,
-        indices,
+        edited,
         there,
-        make_jobs(indices, settings.num_synthetic),
+        make_jobs(edited, settings.num_synthetic),
         settings.batch_size * alternatives,
         already,
         common,
         of_class,
         constants,
         words_note(embed_path, trial),
-        functools.partial(build_augmentation, settings, edits, objects, info, embed_path, unets),
+        left_out,
+        functools.partial(
+            build_augmentation, settings, edits, objects, info, embed_path, unets, folder
+        ),
     )
 
 
 def compared_of(
-    run: Run, settings: Generation, dataset, info: ModelInfo, weights: dict, edits: list[dict]
-) -> dict:
+    run: Run, settings: Generation, dataset, info: ModelInfo | None, weights: dict,
+    edits: list[dict],
+) -> dict:  # fmt: skip
     """Whatever changes an image, for config.json."""
     masked = any(edit["mask"] for edit in edits)
     facts = {
@@ -298,7 +309,7 @@ def compared_of(
         "crop_to_object": run.crop_to_object,
         "photos": dataset.photo_digest(),
         **weights,
-        "resolution": check_resolution(info, settings.resolution),
+        "resolution": check_resolution(info, settings.resolution) if info else None,
         "num_inference_steps": settings.num_inference_steps,
         "scheduler": settings.scheduler,
         "fit": settings.fit,
@@ -308,6 +319,7 @@ def compared_of(
         "edits": edits,
         "compose": settings.compose if len(edits) > 1 else None,
         "probs": check_probs(settings.probs, len(edits), settings.compose),
+        **facts_of_places(settings, edits),
     }
     return compared(facts, run, settings)
 
@@ -351,6 +363,7 @@ def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, cou
         arguments={**arguments_of(run, settings), "command": command},
         notes=plan.notes,
         of_class=plan.of_class,
+        left_out=plan.left_out,
         count=count,
     )
 
@@ -409,43 +422,3 @@ def lacks_scores(plan: Plan, quality: Filter, shard: tuple[int, int]) -> bool:
     todo = {record["file_name"] for record in unscored(plan.folder, identity, quality)}
     names = names_to_score(plan, quality, shard)
     return bool(names & todo or names - there)
-
-
-def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bool) -> None:
-    """Raise UserError where a photo lacks what its edits need: a learned word, a mask."""
-    present = {dataset.get_label_by_idx(idx) for idx in indices}
-    names = [dataset.class_names[label] for label in sorted(present)]
-    if not names:
-        raise UserError("none of the classes chosen has a photo")
-    if dataset.empty_classes():
-        empty = ", ".join(dataset.empty_classes())
-        log.warning("classes without a training photo, left out: %s", empty)
-    if embed_path is not None:
-        embeddings, *rest = read_words(embed_path, len(info.embedding_dims))
-        check_widths(embed_path, [embeddings, *rest], info.embedding_dims)
-        known = class_tokens(read_header(embed_path), embeddings)
-        without = [name for name in names if token_for(name, known, embeddings) is None]
-        if without:
-            raise UserError(
-                f"{embed_path} has no word for: {', '.join(without)}; run fine_tune.py and "
-                "aggregate_embeddings.py for them (its --word CLASS=FILE takes a word from "
-                "elsewhere), or leave them out with --classes"
-            )
-    if needs_mask:
-        sources = dataset.sources()
-        for idx in indices:
-            on_object = (dataset.get_mask_by_idx(idx) > 0).mean()
-            if on_object in (0, 1):
-                what = "empty" if on_object == 0 else "the whole photo"
-                log.warning("%s: its mask is %s", sources[idx], what)
-
-
-def check_fields(prompts: Iterable[str], edits: list[dict], dataset, indices) -> None:
-    """Raise UserError for a prompt that asks what no edit knows: a learned word, a description."""
-    prompts = [each for each in prompts if "{token}" in each or "{description}" in each]
-    known = {"real-guidance": {}, "textual-inversion": {"token": [""]}}  # others' own is theirs
-    for aug in known.keys() & {edit["aug"] for edit in edits} if prompts else ():
-        for idx in indices:
-            (fields,) = words_of([dataset.get_metadata_by_idx(idx)], **known[aug])
-            for prompt in prompts:
-                fill_prompt(prompt, fields)

@@ -21,14 +21,18 @@ from semantic_aug.settings.reproducing import Reproduction
 from semantic_aug.stages.choosing_words import details_of_classes, find_embeddings
 from semantic_aug.stages.common import dataset_of, stage
 from semantic_aug.stages.editing import (
-    EDIT_FLAGS,
     build_augmentation,
     build_pipeline,
     class_unets,
-    list_edits,
     load_extras,
-    uses_masks,
     weights_of,
+)
+from semantic_aug.stages.edits import (
+    EDIT_FLAGS,
+    facts_of_places,
+    list_edits,
+    uses_masks,
+    uses_model,
 )
 from semantic_aug.synthesis.jobs import Job
 from semantic_aug.synthesis.making import compute
@@ -42,6 +46,8 @@ MADE_WITH = {
     "unet": "weights of the UNet",
     "controlnet": "weights of the ControlNet",
     "masks": "masks of its class",
+    "place_lines": "lines of --places",
+    "backgrounds": "images of --backgrounds",
     "safety_checker": "weights of the safety checker",
 }
 
@@ -74,6 +80,11 @@ def flags_of_edits(folder: Path, edits: Any) -> dict[str, list]:
     """The settings from which `list_edits` makes the edits in a folder's config.json."""
     try:
         flags = {key: [edit[key] for edit in edits] for key in EDIT_FLAGS}
+        if None in flags["strength"]:  # of an edit without one, to which any means nothing
+            strengths = {each for each in flags["strength"] if each is not None}
+            flags["strength"] = [1.0 if s is None else s for s in flags["strength"]]
+            if not strengths:
+                del flags["strength"]
     except (KeyError, TypeError):
         flags = {}
     if flags and any("options" in edit for edit in edits):
@@ -126,7 +137,9 @@ def reproduce(
     run = dataclasses.replace(run, data_dir=settings.data_dir or run.data_dir)
     trial, name = Trial(record["seed"], record["examples_per_class"]), record["class_name"]
     edits = list_edits(made_by)
-    info = inspect_model(made_by.model, made_by.revision, made_by.variant)
+    info = None
+    if uses_model(made_by, edits):
+        info = inspect_model(made_by.model, made_by.revision, made_by.variant)
     dataset = dataset_of(run, "train", trial)
     sources = dataset.sources()
     if record["source"] not in sources:
@@ -142,7 +155,8 @@ def reproduce(
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     own = {"embeddings": None, **details.get(name, {})}
     own = {key: value for key, value in own.items() if key in record}  # older ones say less
-    common = {**weights_of(made_by, info), "photos": dataset.photo_digest()}
+    common = {**(weights_of(made_by, info) if info else {}), "photos": dataset.photo_digest()}
+    common |= facts_of_places(made_by, edits)
     for stored, found in ((compared, common), (record, own)):
         for key, value in found.items():
             if not is_called(value, stored.get(key)):
@@ -159,9 +173,11 @@ def reproduce(
         info,
         embed_path,
         unets,
+        path.parent,
         functools.cache(lambda: build_pipeline(made_by, info, device, pipeline)),
-        load_extras(made_by, info, device),
+        load_extras(made_by, info, device) if info else {},
     )
+    augmentation.bind(dataset)
     ((_, again, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
     if again.size != there.size:
         return again, None

@@ -3,7 +3,7 @@
 A job is (source photo, repeat). Jobs are grouped into blocks, of which each process has a share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,21 @@ def job_generator(seed: int, source: str, repeat: int) -> torch.Generator:
 def make_jobs(indices: Sequence[int], num_synthetic: int) -> list[Job]:
     """All jobs of a trial, photo by photo."""
     return [Job(index, repeat) for index in indices for repeat in range(num_synthetic)]
+
+
+def without_object(dataset, indices: Iterable[int]) -> dict[int, str]:
+    """The photos whose mask does not say where their object is, each with the reason."""
+    found = {}
+    for idx in indices:
+        if not dataset.mask_digests([idx])[0]:
+            found[idx] = "it has no mask"
+            continue
+        inside = dataset.get_mask_by_idx(idx) > 0
+        if not inside.any():
+            found[idx] = "its mask is empty"
+        elif inside.all():
+            found[idx] = "its mask is the whole photo"
+    return found
 
 
 def share_of(

@@ -16,12 +16,19 @@ from semantic_aug.experiment.config import config_id, write_config
 from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
-from semantic_aug.synthesis.jobs import Job, job_generator, make_jobs, share_of
+from semantic_aug.synthesis.jobs import (
+    Job,
+    job_generator,
+    make_jobs,
+    share_of,
+    without_object,
+)
 from semantic_aug.synthesis.records import (
     RecordWriter,
     check_settings,
     discard_other_records,
     find_images,
+    note_left_out,
     whole_images,
     write_metadata,
 )
@@ -48,6 +55,7 @@ def generate(
     arguments: Mapping | None = None,
     notes: Mapping | None = None,
     of_class: Mapping[str, Mapping[str, str | None]] | None = None,
+    left_out: Mapping[str, str] | None = None,
     count: Callable[[int], None] = lambda images: None,
 ) -> int:
     """Make what is missing of a trial's synthetic images.
@@ -70,6 +78,7 @@ def generate(
         of_class: what may change while `settings` stay, such as the sha256 of a class's learned
             word, by class and by the key it has in records (`CLASS_KEYS`); images whose record
             says otherwise are removed and made again.
+        left_out: why a photo gets no images, by its source, for `records/`; None where none can.
         count: told from time to time how many images have been made since.
 
     Returns:
@@ -87,10 +96,14 @@ def generate(
     if not todo and not finished:
         return 0  # a shard without a share
     augmentation, made = make_augmentation() if todo else None, 0
+    if augmentation is not None:
+        augmentation.bind(dataset)
     # From here on the folder changes: not before the model has been loaded. What is out of date
     # goes before anything is made, so that no record ever stands for another image.
     write_config(folder, settings, arguments or {}, notes)
     discard_other_records(folder, identity)
+    if left_out is not None:
+        note_left_out(folder, identity, left_out, sources, shard)
     for name in stale.keys() & {job.file_name for block in mine for job in block}:
         (folder / name).unlink(missing_ok=True)
     if not todo:
@@ -121,7 +134,8 @@ def generate(
                     for job, image, edits in compute(dataset, augmentation, block, sources, seed):
                         if job.file_name in finished:
                             continue
-                        record = _record(dataset, job, sources, edits, constants or {})
+                        keys = augmentation.details
+                        record = _record(dataset, job, sources, edits, constants or {}, keys)
                         record |= (of_class or {}).get(record["class_name"], {})
                         saving = pool.submit(_save, image, folder / job.file_name)
                         writing.append((saving, record))
@@ -157,7 +171,7 @@ def compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Itera
     if augmentation.needs_mask:
         masks = {index: dataset.get_mask_by_idx(index) for index in photos}
     for job in block:
-        meta = dict(dataset.get_metadata_by_idx(job.index))
+        meta = {"source": sources[job.index], **dataset.get_metadata_by_idx(job.index)}
         if augmentation.needs_mask:
             meta["mask"] = masks[job.index]
         images.append(photos[job.index])
@@ -168,7 +182,7 @@ def compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Itera
     return zip(block, results, edits)
 
 
-def _record(dataset, job: Job, sources, edits, constants: Mapping) -> dict:
+def _record(dataset, job: Job, sources, edits, constants: Mapping, details) -> dict:
     label = dataset.get_label_by_idx(job.index)
     return {
         "file_name": job.file_name,
@@ -179,12 +193,13 @@ def _record(dataset, job: Job, sources, edits, constants: Mapping) -> dict:
         "repeat": job.repeat,
         **{key: constants[key] for key in ("seed", "examples_per_class") if key in constants},
         # One text, also where edits of a sequence have different prompts: a column of one type.
-        "prompt": " | ".join(dict.fromkeys(edit.prompt for edit in edits)),
+        "prompt": " | ".join(dict.fromkeys(e.prompt for e in edits if e.prompt is not None)),
         "aug": [edit.aug for edit in edits],
         "strength": [edit.strength for edit in edits],
         "guidance_scale": [edit.guidance_scale for edit in edits],
         "mask": [edit.mask for edit in edits],
         "inverted": [edit.inverted for edit in edits],
+        **{key: [edit.details.get(key) for edit in edits] for key in details},
         "embeddings": None,
         **constants,
         **(_safety(edits) if "safety_checker" in constants else {}),
@@ -203,6 +218,9 @@ def augment_dataset(
     dataset, augmentation: GenerativeAugmentation, num_repeats: int, folder: Path | None
 ) -> dict[int, list[tuple]]:
     """Variants of every photo, kept in memory or, with a folder, written there with records."""
+    every = range(len(dataset))
+    without = without_object(dataset, every) if augmentation.needs_object else {}
+    indices, sources = [idx for idx in every if idx not in without], dataset.sources()
     if folder is not None:
         settings = {
             "dataset": type(dataset).__qualname__,
@@ -219,13 +237,15 @@ def augment_dataset(
             num_synthetic=num_repeats,
             batch_size=1,
             seed=dataset.seed,
+            indices=indices,
             constants=constants,
             arguments={"num_synthetic": num_repeats},
+            left_out={sources[idx]: reason for idx, reason in without.items()} or None,
         )
         return read_variants(folder, dataset, num_repeats)
-    sources = dataset.sources()
+    augmentation.bind(dataset)
     variants: dict[int, list[tuple]] = {}
-    jobs = make_jobs(range(len(dataset)), num_repeats)
+    jobs = make_jobs(indices, num_repeats)
     for job in progress_bar(iterable=jobs, desc="generate", unit="image"):
         for _, image, _ in compute(dataset, augmentation, [job], sources, dataset.seed):
             label = dataset.get_label_by_idx(job.index)

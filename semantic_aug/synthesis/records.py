@@ -132,6 +132,7 @@ _KINDS = {
     **dict.fromkeys(("seed", "examples_per_class"), (int, type(None))),
     **dict.fromkeys(CLASS_KEYS, (str, type(None))),
     **dict.fromkeys(("kept", "flagged"), (bool,)),
+    "left_out": (str, type(None)),
     "score": (int, float),
 }
 
@@ -269,6 +270,34 @@ def is_about(score: Mapping, record: Mapping) -> bool:
     # A line of our own has all keys of the record that the image had then.
     keys = CLASS_KEYS if "embeddings" in score else ()
     return all(score.get(key) == record.get(key) for key in keys)
+
+
+def read_left_out(folder: Path, identity: str | None = None) -> dict[str, str]:
+    """The photos, by source, that get no images in `folder`, each with the reason.
+
+    Args:
+        identity: only lines of this `config_id`; default that of the folder's config.json.
+    """
+    lines = (line for line in read_lines(folder, identity) if "left_out" in line)
+    said = {line.get("source"): line["left_out"] for line in lines}
+    return {source: reason for source, reason in said.items() if source and reason}
+
+
+def note_left_out(
+    folder: Path, identity: str, left_out: Mapping[str, str], sources: Iterable[str],
+    shard: tuple[int, int],
+) -> None:  # fmt: skip
+    """Say in records/ which photos get no images, where it does not say so already.
+
+    Args:
+        left_out: the reason by source.
+        sources: all photos; what was said of those that do get images now is taken back.
+    """
+    there = read_left_out(folder, identity)
+    with RecordWriter(folder, identity, shard) as writer:
+        for source in sources:
+            if there.get(source) != left_out.get(source):
+                writer.write({"source": source, "left_out": left_out.get(source)})
 
 
 def read_lines(folder: Path, identity: str | None = None) -> Iterator[dict]:

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from semantic_aug import UserError, counted
 from semantic_aug.experiment.config import read_config
-from semantic_aug.synthesis.records import masks_by_class, read_records, read_scores, whole_images
+from semantic_aug.synthesis.records import (
+    masks_by_class,
+    read_left_out,
+    read_records,
+    read_scores,
+    whole_images,
+)
 
 
 class MissingImages(UserError):
@@ -23,7 +29,7 @@ def read_variants(
 
     Labels come from records, never from file names. Images that a filter has rejected (`kept` is
     false in a record of its own) are left out; a photo then has fewer. So are those that a safety
-    checker has made black.
+    checker has made black. A photo of which records say that it gets no images has none.
 
     Args:
         dataset: the trial's training photos.
@@ -76,7 +82,8 @@ def read_variants(
             f"{folder} was made of other photos: the training photos of this trial have the same "
             "names and have changed since"
         )
-    wanted = dataset.indices(classes)
+    without = {position.get(source) for source in read_left_out(folder)} - by_photo.keys()
+    wanted = [idx for idx in dataset.indices(classes) if idx not in without]
     made_with = {record["class_name"]: record["masks"] for record in records if "masks" in record}
     for name, digest in masks_by_class(dataset, wanted if made_with else ()).items():
         if made_with.get(name, digest) != digest:

@@ -1,0 +1,51 @@
+"""What `background` and `paste` share: the settings of layouts, and what they ask of photos."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from semantic_aug import UserError
+from semantic_aug.images.layout import Layouts, can_fit, check_layouts
+
+LAYOUT_SETTINGS = (
+    "layout_scale",
+    "layout_rotate",
+    "layout_shift",
+    "layout_mirror",
+    "layout_colour",
+)
+LAYOUT_DETAILS = ("scale", "angle", "shift", "mirror", "colour")
+
+
+def layouts_of(options: Mapping[str, Any]) -> Layouts:
+    """What layouts are drawn from, by the settings of an augmentation; all off by default.
+
+    Raises:
+        UserError: nothing can be drawn from it.
+    """
+    scale = options.get("layout_scale") or (1.0, 1.0)
+    if len(scale) != 2:
+        raise UserError(f"--layout_scale: got {len(scale)} numbers, expected the smallest and the "
+                        "largest factor, such as 0.6 1.1")  # fmt: skip
+    found = Layouts(
+        (float(scale[0]), float(scale[1])),
+        *(options.get(name) or 0.0 for name in ("layout_rotate", "layout_shift")),
+        bool(options.get("layout_mirror")),
+        options.get("layout_colour") or 0.0,
+    )
+    check_layouts(found)
+    return found
+
+
+def check_fit(options: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Raise UserError for a photo whose object has no room in any of the layouts."""
+    layouts = layouts_of(options)
+    if layouts == Layouts():
+        return
+    for source, mask in masks:
+        if not can_fit(layouts, mask):
+            raise UserError(
+                f"--layout_scale: {layouts.scale[0]:g} times its size, the object of {source} "
+                "does not fit into its photo; choose a smaller factor"
+            )

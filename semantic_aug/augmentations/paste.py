@@ -1,0 +1,187 @@
+"""The object of a photo on another place (cut, paste and learn: arXiv 1708.01642)."""
+
+import functools
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from semantic_aug import UserError
+from semantic_aug.augmentations.background import Background
+from semantic_aug.augmentations.layouts import (
+    LAYOUT_DETAILS,
+    LAYOUT_SETTINGS,
+    check_fit,
+    layouts_of,
+)
+from semantic_aug.augmentations.places import (
+    LastUsed,
+    Place,
+    drawn_places,
+    from_photos,
+    from_prompts,
+    read_places,
+)
+from semantic_aug.augmentations.sdedit import masks_of, pipeline_or_load
+from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+from semantic_aug.images.layout import cut_out, draw_layout
+from semantic_aug.images.pasting import emptied, fill_frame, on_place
+from semantic_aug.images.reading import image_names_in, read_image
+from semantic_aug.settings.generation import GENERATED, PHOTOS, PROMPTS
+from semantic_aug.synthesis.jobs import without_object
+
+
+class Paste(GenerativeAugmentation):
+    """Cuts out the object of a photo and puts it on another place.
+
+    Args:
+        pipeline: a loaded diffusers pipeline, or a function that loads it: for places that are
+            generated, and loaded for nothing else.
+        backgrounds: `photos`, other photos of the trial with their objects painted over;
+            `generated`, places that the model draws; or a folder of images.
+        num_places: how many are generated.
+        places: text file with a place per line; default the list of this package.
+        places_from: `prompts` or `photos`, see `places.from_prompts` and `places.from_photos`.
+        places_dir: folder that keeps generated places.
+        shadow: darkness of a soft contact shadow, in [0, 1].
+        options: `layout_scale` and so on, as `layouts_of` takes them; those of an edit, for places
+            that are generated.
+    """
+
+    needs_mask = needs_object = True
+    needs_model = False
+    fixed: ClassVar = {"strength": None, "mask": True, "inverted": True}
+    takes = (
+        "backgrounds", "num_places", "places", "places_from", "places_dir", *LAYOUT_SETTINGS,
+        "shadow",
+    )  # fmt: skip
+    details = (*LAYOUT_DETAILS, "place", "place_sha256", "other_photo")
+
+    def __init__(
+        self, pipeline=None, *, backgrounds: str = PHOTOS, num_places: int = 64,
+        places: str | None = None, places_from: str = PROMPTS,
+        places_dir: str | Path | None = None, shadow: float = 0.4, **options,
+    ):  # fmt: skip
+        self.layouts, self.shadow = layouts_of(options), shadow
+        self.pipeline, self.backgrounds, self.num_places = pipeline, backgrounds, num_places
+        self.lines, self.places, self.places_from = read_places(places), places, places_from
+        self.places_dir = places_dir
+        self.options = {k: v for k, v in options.items() if k not in LAYOUT_SETTINGS}
+        self.choose: Callable[[str, torch.Generator], tuple[Image.Image, dict]] | None = None
+
+    @classmethod
+    def uses_model(cls, options: Mapping[str, Any]) -> bool:
+        return options["backgrounds"] == GENERATED
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        layouts_of(options)
+        if options["backgrounds"] == GENERATED:
+            read_places(options["places"])
+        elif options["backgrounds"] != PHOTOS:
+            images_in(options["backgrounds"])
+
+    @classmethod
+    def check_masks(cls, options, masks) -> None:
+        masks = list(masks)
+        if options["backgrounds"] == PHOTOS and len(masks) < 2:
+            raise UserError(
+                f"--backgrounds photos: the trial has one photo with a mask, {masks[0][0]}, and a "
+                "photo never stands on its own place; give --backgrounds generated or a folder"
+            )
+        check_fit(options, masks)
+
+    def bind(self, dataset):
+        if self.backgrounds == PHOTOS:
+            every, sources = range(len(dataset)), dataset.sources()
+            without = without_object(dataset, every)
+            usable = [(sources[idx], idx) for idx in every if idx not in without]
+            empty = LastUsed(lambda idx: emptied(dataset.get_image_by_idx(idx),
+                                                 dataset.get_mask_by_idx(idx)))  # fmt: skip
+            self.choose = functools.partial(_of_photos, usable, empty)
+        elif self.backgrounds == GENERATED:
+            self.choose = functools.partial(_of_files, self._drawn(dataset), LastUsed(read_image))
+        else:
+            paths = images_in(self.backgrounds)
+            digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+            places = [Place(path, path.name, digest) for path, digest in zip(paths, digests)]
+            self.choose = functools.partial(_of_files, places, LastUsed(read_image))
+
+    def augment(self, images, labels, metadata, generators):
+        if self.choose is None:
+            raise UserError("an augmentation that pastes needs its trial first: bind(dataset)")
+        results, edits = [], []
+        for image, mask, meta, generator in zip(images, masks_of(metadata), metadata, generators):
+            layout = draw_layout(self.layouts, mask, generator)
+            place, details = self.choose(str(meta.get("source")), generator)
+            cutout = cut_out(image, mask, layout)
+            results.append(on_place(cutout, fill_frame(place, image.size), self.shadow))
+            details = layout.details() | details
+            edits.append([Edit("paste", None, None, None, True, True, details=details)])
+        return results, edits
+
+    def _drawn(self, dataset) -> list[Place]:
+        """The generated places; the model is loaded if some are missing."""
+        batch_size = self.options.get("batch_size") or 4
+        own = ("num_inference_steps", "guidance_scale", "resolution", "negative_prompt")
+        options = {key: self.options.get(key) for key in own}
+        options["num_inference_steps"] = options["num_inference_steps"] or 50
+        if options["guidance_scale"] is None:
+            options["guidance_scale"] = 7.5
+        identity = options | {
+            "lines": self.lines,
+            "from": self.places_from,
+            "made_with": self.options.get("made_with"),
+            "photos": dataset.photo_digest() if self.places_from == PHOTOS else None,
+        }
+
+        @functools.cache
+        def drawing():
+            pipeline = self.pipeline
+            if not hasattr(pipeline, "unet"):  # a pipeline can be called, too
+                pipeline = pipeline_or_load(pipeline and pipeline(), None)
+            if self.places_from == PROMPTS:
+                return functools.partial(from_prompts, pipeline, self.lines, options=options)
+            taken = {k: v for k, v in self.options.items() if k not in ("made_with", "strength")}
+            return functools.partial(
+                from_photos, Background(pipeline, places=self.places, **taken), dataset
+            )
+
+        folder = self.places_dir
+        if folder is None:
+            self._kept = tempfile.TemporaryDirectory()  # as long as this augmentation lives
+            folder = self._kept.name
+        return drawn_places(
+            Path(folder), self.num_places, dataset.seed, identity, batch_size,
+            lambda generators: drawing()(generators),
+        )  # fmt: skip
+
+
+def images_in(folder: str | Path) -> list[Path]:
+    """The images in a folder, by name.
+
+    Raises:
+        UserError: it has none.
+    """
+    path = Path(folder)
+    names = sorted(image_names_in(path)) if path.is_dir() else []
+    if not names:
+        raise UserError(
+            f"--backgrounds: got {folder}, expected {PHOTOS}, {GENERATED} or a folder with images"
+        )
+    return [path / name for name in names]
+
+
+def _of_photos(usable, empty, own: str, generator: torch.Generator) -> tuple[Image.Image, dict]:
+    others = [(source, idx) for source, idx in usable if source != own]
+    source, idx = others[int(torch.randint(len(others), (), generator=generator))]
+    return empty(idx), {"other_photo": source}
+
+
+def _of_files(places, read, own: str, generator: torch.Generator) -> tuple[Image.Image, dict]:
+    place = places[int(torch.randint(len(places), (), generator=generator))]
+    return read(place.path), {"place": place.path.name, "place_sha256": place.sha256}

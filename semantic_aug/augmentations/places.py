@@ -1,0 +1,171 @@
+"""Places by name, and places that a model draws once for a trial, on which objects are pasted."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from semantic_aug import UserError, stable_hash
+from semantic_aug.diffusion.inspecting import side_of
+from semantic_aug.experiment.config import config_id
+from semantic_aug.experiment.files import atomic_path
+from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.images.pasting import emptied
+from semantic_aug.images.reading import read_image
+from semantic_aug.synthesis.jobs import without_object
+from semantic_aug.synthesis.records import RecordWriter, read_lines, whole_images
+
+VOCABULARY = Path(__file__).with_suffix(".txt")
+
+
+def read_places(path: str | Path | None) -> list[str]:
+    """The lines of a text file of places; of this package's own list, where none is named.
+
+    Raises:
+        UserError: it cannot be read, has no line, or a line has braces.
+    """
+    path = path or VOCABULARY
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"--places: cannot read {path}: {reason}") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"--places: {path} is empty, expected a place per line")
+    for line in lines:
+        if "{" in line or "}" in line:
+            raise UserError(
+                f"--places: {path} has {line!r}: a place is without braces, since a second object "
+                "would be drawn where its text names the class; --prompt has fields"
+            )
+    return lines
+
+
+class Place(NamedTuple):
+    """A place without an object: its file, what it was asked to be, and the file's sha256."""
+
+    path: Path
+    prompt: str
+    sha256: str
+
+    def read(self) -> Image.Image:
+        return read_image(self.path)
+
+
+def drawn_places(
+    folder: Path,
+    count: int,
+    seed: int,
+    identity: Mapping[str, Any],
+    batch_size: int,
+    draw: Callable[[Sequence[torch.Generator]], list[tuple[Image.Image, str]]],
+) -> list[Place]:
+    """The places of a trial, those that are missing drawn now; a process needs no other for that.
+
+    Args:
+        folder: where they are kept, with `records/`.
+        count: how many.
+        seed: of the trial. The random stream of a place is a hash of it and of the place's number.
+        identity: whatever changes a place; places of another one are drawn anew.
+        batch_size: places per block. A block that lacks a place is drawn whole.
+        draw: gives an image and its prompt for each generator.
+    """
+    name = config_id(dict(identity))
+    there = _recorded(folder, name)
+    blocks = [range(n, min(n + batch_size, count)) for n in range(0, count, batch_size)]
+    todo = [block for block in blocks if any(file_name(n) not in there for n in block)]
+    if todo:
+        with RecordWriter(folder, name, (0, 1)) as writer:
+            for block in progress_bar(iterable=todo, desc="places", unit="block"):
+                streams = [stable_hash("place", seed, number) for number in block]
+                drawn = draw([torch.Generator().manual_seed(stream) for stream in streams])
+                for number, (image, prompt) in zip(block, drawn):
+                    path = folder / file_name(number)
+                    with atomic_path(path) as temporary:
+                        image.save(temporary, format="PNG")
+                    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+                    writer.write({"file_name": path.name, "prompt": prompt, "sha256": sha256})
+        there = _recorded(folder, name)
+    return [there[file_name(number)] for number in range(count)]
+
+
+def file_name(number: int) -> str:
+    return f"{number:06d}.png"
+
+
+def _recorded(folder: Path, identity: str) -> dict[str, Place]:
+    """The places that are there to their end, and are what their record says."""
+    lines = {line["file_name"]: line for line in read_lines(folder, identity) if "sha256" in line}
+    return {
+        name: Place(folder / name, lines[name]["prompt"], lines[name]["sha256"])
+        for name in whole_images(folder, lines)
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() == lines[name]["sha256"]
+    }
+
+
+def from_prompts(pipeline, lines: Sequence[str], generators, *, options: Mapping[str, Any]) -> list:
+    """Places drawn from text alone."""
+    from diffusers import AutoPipelineForText2Image
+
+    drawing = AutoPipelineForText2Image.from_pipe(pipeline)
+    drawing.set_progress_bar_config(disable=True)
+    own = side_of(pipeline.unet.config.sample_size) * pipeline.vae_scale_factor
+    side = options.get("resolution") or own
+    prompts = [lines[int(torch.randint(len(lines), (), generator=g))] for g in generators]
+    images = drawing(
+        prompt=prompts,
+        generator=list(generators),
+        num_inference_steps=options["num_inference_steps"],
+        guidance_scale=options["guidance_scale"],
+        height=side,
+        width=side,
+        output_type="np",
+    ).images
+    if not np.isfinite(images).all():
+        raise UserError("a place has values that are no numbers: use --mixed_precision bf16 or no")
+    return list(zip(drawing.image_processor.numpy_to_pil(images), prompts))
+
+
+def from_photos(background, dataset, generators) -> list:
+    """Places as new surroundings of photos, whose objects are then painted over.
+
+    Args:
+        background: a `Background`.
+        dataset: the trial.
+    """
+    every = range(len(dataset))
+    usable = sorted(set(every) - without_object(dataset, every).keys())
+    chosen = [usable[int(torch.randint(len(usable), (), generator=g))] for g in generators]
+    masks = [dataset.get_mask_by_idx(idx) for idx in chosen]
+    metadata = [{"name": "", "mask": mask} for mask in masks]
+    photos = [dataset.get_image_by_idx(idx) for idx in chosen]
+    labels = [dataset.get_label_by_idx(idx) for idx in chosen]
+    images, edits = background.augment(photos, labels, metadata, generators)
+    emptied_images = map(emptied, images, masks)
+    return [(image, str(edit.prompt)) for image, (edit,) in zip(emptied_images, edits)]
+
+
+class LastUsed:
+    """A function's images, by what they were made of; those that were not used for longest go.
+
+    Args:
+        make: gives an image for a key.
+        size: megapixels that are kept.
+    """
+
+    def __init__(self, make: Callable[[Any], Image.Image], size: float = 200.0):
+        self.make, self.size, self.images = make, size * 1e6, dict[Any, Image.Image]()
+
+    def __call__(self, key: Any) -> Image.Image:
+        image = self.images.pop(key, None)
+        self.images[key] = image = image or self.make(key)
+        while sum(i.width * i.height for i in self.images.values()) > self.size:
+            if len(self.images) == 1:
+                break
+            self.images.pop(next(iter(self.images)))
+        return image
