@@ -4,6 +4,7 @@ Both diffusion augmentations are thin classes over these functions: they differ 
 stand for the class.
 """
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -145,6 +146,8 @@ class SDEditor:
         components = {**(components or {}), **({"controlnet": controlnet} if controlnet else {})}
         self.pipeline = task.from_pipe(pipeline, **components)
         self.pipeline.set_progress_bar_config(disable=True)
+        if mask:  # this pipeline's call takes no latents: it encodes by this method of its own
+            self.pipeline._encode_vae_image = self._encode_pixels
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for each in self.prompts:
             check_prompt(each)
@@ -303,18 +306,29 @@ class SDEditor:
         The pipeline would encode the photo again for each of its variants. The draw is the one
         that it would make.
         """
-        from diffusers.utils.torch_utils import randn_tensor
-
         pipeline = self.pipeline
 
         def encode():
             pixels = pipeline.image_processor.preprocess(image)
             return encode_image(pipeline.vae, pixels.to(pipeline._execution_device))
 
-        key = hashlib.sha256(image.tobytes()).digest()
+        return self._drawn(hashlib.sha256(image.tobytes()).digest(), encode, generator)
+
+    def _encode_pixels(self, image: torch.Tensor, generator) -> torch.Tensor:
+        """Latents [N, C, h, w] of pixels [N, 3, H, W] in [-1, 1], each encoded once."""
+        vae, latents = self.pipeline.vae, []
+        for pixels, own in zip(image.split(1), generator):
+            key = hashlib.sha256(pixels.float().cpu().numpy().tobytes()).digest()
+            latents.append(self._drawn(key, functools.partial(encode_image, vae, pixels), own))
+        return torch.cat(latents).to(image.dtype)
+
+    def _drawn(self, key: bytes, encode: Callable, generator: torch.Generator) -> torch.Tensor:
+        """A draw from the posterior of an image, which `encode` gives where it is not known."""
+        from diffusers.utils.torch_utils import randn_tensor
+
         mean, deviation = _cached(self._photos, key, encode)
         noise = randn_tensor(mean.shape, generator, mean.device, mean.dtype)
-        return scale_latents(pipeline.vae, mean + deviation * noise)
+        return scale_latents(self.pipeline.vae, mean + deviation * noise)
 
 
 # What a pipeline's encode_prompt returns, an SDXL's all four.
