@@ -193,11 +193,11 @@ def draw_layout(layouts: Layouts, mask: np.ndarray, generator: torch.Generator) 
     if any(all(extent.cut) for extent in extents):
         low = fitting  # smaller, a gap would open
     scale = between(min(low, fitting), min(max(low, high), fitting), size)
-    shift = tuple(
-        shift_within(extent, ends, layouts.shift, share)
-        for extent, ends, share in zip(extents, reach * scale, (across, down))
+    shift = (
+        shift_within(extents[0], reach[0] * scale, layouts.shift, across),
+        shift_within(extents[1], reach[1] * scale, layouts.shift, down),
     )
-    return Layout(scale, angle, (shift[0], shift[1]), mirror, colour)
+    return Layout(scale, angle, shift, mirror, colour)
 
 
 def between(low: float, high: float, share: float) -> float:
