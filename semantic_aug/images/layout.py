@@ -10,8 +10,6 @@ from PIL import Image, ImageOps
 
 from semantic_aug import UserError
 
-RIM = 2  # transparent pixels around a cut-out, so that resampling has an edge to soften
-
 
 @dataclass(frozen=True)
 class Layouts:
@@ -106,9 +104,15 @@ class Extent(NamedTuple):
     def fitting(self) -> float:
         """The largest scale that leaves the object whole, if it is not turned."""
         if all(self.cut):
-            return 1.0  # smaller, a gap would open; larger, more of it would be cut off
-        # Resampling softens free ends by a pixel; at its own size the object always fits.
-        return max(1.0, (self.length - self.cut.count(False)) / (self.end - self.start))
+            return 1.0  # larger, more of it would be cut off
+        # Resampling widens free ends, by half of a pixel before and of one after; at its own size
+        # the object fits.
+        free = self.cut.count(False)
+        return max(1.0, (self.length - free) / (self.end - self.start + free / 2))
+
+    def fitting_turned(self, reach: np.ndarray) -> float:
+        """The largest scale that leaves the object whole, if it reaches so far when turned."""
+        return max(1, self.length - 4) / (reach[1] - reach[0] + 1.5)  # turning widens it again
 
 
 def extents_of(mask: np.ndarray) -> tuple[Extent, Extent] | None:
@@ -173,25 +177,27 @@ def draw_layout(layouts: Layouts, mask: np.ndarray, generator: torch.Generator) 
         1.6 ** (layouts.colour * (2 * brightness - 1)),
     )
     angle = layouts.rotate * (2 * turn - 1)
-    extents = extents_of(mask[:, ::-1] if mirror else mask)
+    if mirror:
+        mask = mask[:, ::-1]
+    extents = extents_of(mask)
     if extents is None:  # nothing can be cut off
         shift = (layouts.shift * (2 * across - 1), layouts.shift * (2 * down - 1))
         return Layout(between(*layouts.scale, size), angle, shift, mirror, colour)
     if any(any(extent.cut) for extent in extents):
         angle = 0.0
-    reach = turned_reach(mask[:, ::-1] if mirror else mask, extents, angle)
+    reach = turned_reach(mask, extents, angle)
     low, high = layouts.scale
     fitting = min(extent.fitting for extent in extents)
     if angle:
-        fitting = min((e.length - 2) / (end - start) for e, (start, end) in zip(extents, reach))
+        fitting = min(extent.fitting_turned(ends) for extent, ends in zip(extents, reach))
     if any(all(extent.cut) for extent in extents):
-        low = fitting
+        low = fitting  # smaller, a gap would open
     scale = between(min(low, fitting), min(max(low, high), fitting), size)
-    shift = tuple(
-        shift_within(extent, ends, layouts.shift, share)
-        for extent, ends, share in zip(extents, reach * scale, (across, down))
+    shift = (
+        shift_within(extents[0], reach[0] * scale, layouts.shift, across),
+        shift_within(extents[1], reach[1] * scale, layouts.shift, down),
     )
-    return Layout(scale, angle, (shift[0], shift[1]), mirror, colour)
+    return Layout(scale, angle, shift, mirror, colour)
 
 
 def between(low: float, high: float, share: float) -> float:
@@ -240,9 +246,11 @@ def cut_out(
     moved = (layout.scale, layout.angle, *layout.shift) != (1, 0, 0, 0)
     if extents is None or not moved:
         return recoloured(photo, layout.colour), alpha
-    # A cut side has no rim: it stays as hard as the photo's edge.
+    # As many transparent pixels around it as are resampled into one, so that its edge is soft; none
+    # where it is cut, which stays as hard as the photo's edge.
+    rim = 1 + math.ceil(1 / layout.scale)
     across, down = (
-        (extent.start - RIM * (not extent.cut[0]), extent.end + RIM * (not extent.cut[1]))
+        (extent.start - rim * (not extent.cut[0]), extent.end + rim * (not extent.cut[1]))
         for extent in extents
     )
     box = (across[0], down[0], across[1], down[1])

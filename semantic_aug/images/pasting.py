@@ -8,10 +8,10 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 from scipy import fft, ndimage
 
 SIDE = 96  # pixels, the longest side at which it is found out what fills a hole
-GROWTH = 0.1  # how far a hole reaches beyond its object, as a share of the object's size
-BELOW = 0.1  # how much further it reaches below, where shadows lie
+GROWTH = 0.13  # how far a hole reaches beyond its object, as a share of the object's size
+BELOW = 0.08  # how much further it reaches below, where shadows lie
 BAND = 3  # pixels around a hole that tell how well a piece fits
-HEIGHT = 1.0  # by what share a piece costs more that is a photo's height away: sky stays above
+HEIGHT = 2.0  # how much more a piece costs per height of the photo that it moves up or down
 PRICE = 0.02  # of a piece, in variances of the photo; the higher, the fewer and larger the pieces
 LEAST = 0.01  # of the hole, what a piece must fill
 PIECES = 16  # at most
@@ -40,7 +40,7 @@ def emptied(photo: Image.Image, mask: np.ndarray) -> Image.Image:
     small = np.asarray(photo.resize((width, height), Image.Resampling.BOX), np.float64)
     result, pixels = photo.copy(), np.asarray(photo)
     for region, shift, shading in pieces(small, hole_around(np.asarray(shown) > 0)):
-        left, top, right, bottom = Image.fromarray(region).getbbox()
+        left, top, right, bottom = Image.fromarray(region).getbbox() or (0, 0, *region.shape[::-1])
         box = (  # a pixel wider, for the soft edge of an enlarged mask
             max(0, int((left - 1) * x)),
             max(0, int((top - 1) * y)),
