@@ -203,7 +203,9 @@ def _itself(given: GenerativeAugmentation) -> GenerativeAugmentation:
     return given
 
 
-def _made(cls: type[GenerativeAugmentation], pipeline: Callable, options: Mapping) -> GenerativeAugmentation:
+def _made(
+    cls: type[GenerativeAugmentation], pipeline: Callable, options: Mapping
+) -> GenerativeAugmentation:
     make: Callable = cls
     return make(pipeline=pipeline() if cls.needs_model else pipeline, **options)
 

@@ -754,7 +754,10 @@ def test_augmentations_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("real_guidance", "expected real-guidance, textual-inversion, or package"),
+        (
+            "real_guidance",
+            "expected real-guidance, textual-inversion, background, paste, or package",
+        ),
         ("", "expected real-guidance"),
         ("no_such_module:X", "cannot import 'no_such_module'"),
         (":X", "got ':X', expected real-guidance"),
