@@ -13,7 +13,7 @@ from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.experiment.config import config_id
-from semantic_aug.experiment.names import CACHE, Trial, aug_dir
+from semantic_aug.experiment.names import CACHE, PLACES, Trial, aug_dir
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_of
 from semantic_aug.experiment.timing import GENERATE, timed
@@ -116,6 +116,8 @@ def generate(
     """
     run, experiment, trials = prepared(run), experiment_of(run), trials_of(run)
     shard = shard_of(settings.shard_index, settings.num_shards)
+    if settings.aug_name == PLACES and not any((experiment / PLACES).glob("seed=*")):
+        raise UserError(f"--aug_name: {PLACES} is the folder of generated places; choose another")
     settings, objects = split_objects(named_model(settings, pipeline))
     command = command or command_line("generate", run, settings)  # which names no object
     settings, embed_paths = choose_words(settings, experiment, trials)
