@@ -32,7 +32,9 @@ OF_USE = ("utilization", "synthetic_probability")
 log = logging.getLogger(__name__)
 
 
-def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | None) -> list[dict]:
+def write_summary(
+    folder: Path, method: str, experiment: Path, aug_names: Sequence[str]
+) -> list[dict]:
     """Derive summary.csv from all result files of a method. Returns its rows.
 
     Beside accuracy and interval: `gain`, the mean difference to the method `real` in the trials
@@ -43,7 +45,7 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
 
     Args:
         experiment: where the seconds of its stages lie.
-        aug_name: the images the method uses; None for real photos only.
+        aug_names: the sets of images the method uses; none for real photos only.
     """
     results = read_results(folder)
     rows, gains = summarise(results, method), {}
@@ -52,7 +54,7 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
             (row["examples_per_class"], row["split"]): row["difference"]
             for row in paired_differences(results, read_results(folder.parent / REAL))
         }
-    words = {} if aug_name is None else _words_of(experiment / aug_name, results)
+    words = _words_of([experiment / name for name in aug_names], results)
     config = read_config(folder)
     if words and config:
         write_config(folder, config["settings"], config["arguments"], {BORROWED_WORDS: words})
@@ -67,8 +69,8 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
     for row in rows:
         k = row["examples_per_class"]
         trials = [Trial(seed, k).name for seed in row["values"]]
-        known = aug_name is None or words.keys() >= {*trials}
-        seconds = seconds_per_trial(experiment, method, aug_name, k)
+        known = not aug_names or words.keys() >= {*trials}
+        seconds = seconds_per_trial(experiment, method, aug_names, k)
         gain = gains.get((k, row["split"]), math.nan)
         minutes = sum(seconds.values()) / 60
         row |= {
@@ -83,10 +85,19 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
     return rows
 
 
-def _words_of(images: Path, trials: Iterable[Trial]) -> dict[str, str | None]:
-    """By trial, as far as it is known: of which other trial the words of its images are."""
-    configs = {trial.name: read_config(images / trial.name) or {} for trial in trials}
-    return {name: each[BORROWED_WORDS] for name, each in configs.items() if BORROWED_WORDS in each}
+def _words_of(sets: Sequence[Path], trials: Iterable[Trial]) -> dict[str, str | None]:
+    """By trial, as far as it is known: of which other trial the words of its images are.
+
+    Of several sets, one with words of another trial suffices; else all have to be known.
+    """
+    found = {}
+    for trial in trials:
+        configs = [read_config(images / trial.name) or {} for images in sets]
+        noted = [each[BORROWED_WORDS] for each in configs if BORROWED_WORDS in each]
+        borrowed = dict.fromkeys(name for name in noted if name is not None)
+        if borrowed or (sets and len(noted) == len(sets)):
+            found[trial.name] = ", ".join(borrowed) or None
+    return found
 
 
 def _write(path: Path, rows: Sequence[Mapping]) -> None:

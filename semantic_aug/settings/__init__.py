@@ -64,6 +64,7 @@ def setting(
     repeated: bool = False,
     early: bool = False,
     takes_objects: bool = False,
+    one_alone: bool = False,
     positional: bool = False,
 ) -> Any:
     """A field of a class of settings.
@@ -83,10 +84,12 @@ def setting(
         repeated: a flag that is given again adds values.
         early: stands before the dataset among the arguments in `config.json`.
         takes_objects: Python may give an object instead of a name.
+        one_alone: of several values, one by itself is written as if there could be only one; for
+            settings of which there could be only one before.
         positional: Python may give it without its name.
     """
     keys = ("help", "check", "choices", "flags", "metavar", "result", "of", "named", "bare",
-            "shorthand", "repeated", "early", "takes_objects")  # fmt: skip
+            "shorthand", "repeated", "early", "takes_objects", "one_alone")  # fmt: skip
     given = locals()
     metadata = {key: given[key] for key in keys}
     return dataclasses.field(default=default, kw_only=not positional, metadata=metadata)
@@ -239,8 +242,17 @@ def compared(facts: Mapping[str, Any], *given) -> dict:
         for name, field in fields_of(type(each)).items():
             value, result = getattr(each, name), field.metadata["result"]
             if result is True and name not in facts and value != field.default:
-                found[name] = list(value) if isinstance(value, tuple) else value
+                found[name] = written(each, name)
     return found
+
+
+def written(given, name: str) -> Any:
+    """The value of a setting as config.json and commands to be pasted have it; several as a list."""
+    value = getattr(given, name)
+    if not isinstance(value, tuple):
+        return value
+    alone = fields_of(type(given))[name].metadata["one_alone"] and len(value) == 1
+    return value[0] if alone else list(value)
 
 
 # --- flags -----------------------------------------------------------------------------------

@@ -104,9 +104,9 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         shard_of(settings.shard_index, settings.num_shards),
     )
     options, uses_synthetic = training_options(settings), wants_synthetic(settings)
-    everyones = trials_of(run)
-    aug_dirs = {trial: aug_dir(experiment, settings.aug_name, trial) for trial in everyones}
-    method = settings.method or (settings.aug_name if uses_synthetic else REAL)
+    sets, everyones = settings.aug_name, trials_of(run)
+    aug_dirs = {t: {name: aug_dir(experiment, name, t) for name in sets} for t in everyones}
+    method = settings.method or ("+".join(sets) if uses_synthetic else REAL)
     check_component("--method", method)
     folder = check_writable(Path(settings.logdir or experiment / RESULTS) / method)
     trials = [everyones[number] for number in sorted(shard_blocks(len(everyones), *shard))]
@@ -122,19 +122,18 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
 
     @functools.cache
     def train_set(trial: Trial) -> FewShotDataset:
-        variants = aug_dirs[trial] if uses_synthetic else None
-        return training_photos(run, settings, trial, subset(trial), variants)
+        folders = aug_dirs[trial].values() if uses_synthetic else ()
+        return training_photos(run, settings, trial, subset(trial), folders)
 
     finished = {trial for trial in trials if is_finished(folder, trial)}
     for trial in trials:
         if settings.overwrite or trial not in finished:
             check_class_names([train_set(trial), *splits.values()])
-    if uses_synthetic:
-        of_results = {
-            t: aug_dir(experiment, settings.aug_name, t) for t in trials_with_files(folder)
-        }
+    for name in sets if uses_synthetic else ():
+        together = sorted({*everyones, *trials_with_files(folder)})
+        folders = {trial: aug_dir(experiment, name, trial) for trial in together}
         mixed = settings.overwrite or settings.mixed_settings
-        check_alike(dict(sorted((aug_dirs | of_results).items())), mixed)
+        check_alike(folders, mixed, name if len(sets) > 1 else "")
     evaluated = {name: photos_of(dataset, settings.classes) for name, dataset in splits.items()}
     # Of all trials, whoever has which: every process writes the same config.json.
     trained = {trial: photos_of(subset(trial), settings.classes) for trial in everyones}
@@ -177,8 +176,8 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
                 folder, reporter,
             )  # fmt: skip
         finally:  # also when one of several trials fails
-            augmented = settings.aug_name if uses_synthetic else None
-            summary = from_all(lambda: write_summary(folder, method, experiment, augmented))
+            used = sets if uses_synthetic else ()
+            summary = from_all(lambda: write_summary(folder, method, experiment, used))
     comparison = []
     if others:
         comparison = from_all(lambda: write_comparison(folder, method, others))
@@ -203,7 +202,9 @@ def training_options(settings: Classification) -> TrainingOptions:
     Raises:
         UserError: settings that do not go together.
     """
-    names = settings.augmentation
+    names, sets = settings.augmentation, settings.aug_name
+    if len(set(sets)) < len(sets):
+        raise UserError(f"--aug_name: got {' '.join(sets)}, expected each set once")
     if len(names) > 1 and ("none" in names or len(set(names)) < len(names)):
         raise UserError(
             f"--augmentation: got {' '.join(names)}, expected none alone, or each name once"
