@@ -11,7 +11,9 @@ import pandas as pd
 
 from semantic_aug.evaluation.results import (
     COMPARISON_FILE,
+    ELSEWHERE,
     SUMMARY_FILE,
+    Result,
     paired_differences,
     read_results,
     summarise,
@@ -24,6 +26,7 @@ from semantic_aug.settings.classification import REAL
 
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 EVALUATION_PHOTOS = "evaluation photos"  # which older results do not record
+ELSEWHERE_PHOTOS = "elsewhere"  # which changes no other result
 # What methods may differ in where it is their images that are compared.
 OF_IMAGES = ("aug_name", "num_synthetic")
 # And how they use them, where only one of two methods has any.
@@ -115,15 +118,22 @@ def write_comparison(folder: Path, method: str, others: Mapping[str, Path]) -> l
 
     Columns: method, other, and those of `paired_differences`.
     """
-    rows, results = [], read_results(folder)
+    rows, mine = [], read_results(folder)
     for name, other in others.items():
         _name_differences(folder, name, other)
-        pairs = paired_differences(results, read_results(other))
+        theirs = read_results(other)
+        pairs = paired_differences(mine, theirs)
         if not pairs:
             log.warning("%s and %s have finished no trial in common", method, name)
+        elif ELSEWHERE in _splits(mine) - _splits(theirs):
+            log.warning("%s has no results %s: it was made without --elsewhere", name, ELSEWHERE)
         rows += [{"method": method, "other": name, **row} for row in pairs]
     _write(folder / COMPARISON_FILE, rows)
     return rows
+
+
+def _splits(results: Mapping[Trial, Result]) -> set[str]:
+    return {split for each in results.values() for split, found in each.values.items() if found}
 
 
 def _name_differences(folder: Path, name: str, other: Path) -> None:
@@ -139,7 +149,7 @@ def _name_differences(folder: Path, name: str, other: Path) -> None:
         and not key.startswith(IMAGES_OF)
         # What belongs to one trial says something only where both have it.
         and (key in both or not re.search(r"seed=-?\d+_ex=\d+$", key))
-        and (key in both or key != EVALUATION_PHOTOS)
+        and (key in both or key not in (EVALUATION_PHOTOS, ELSEWHERE_PHOTOS))
     ]
     if differing:
         log.warning("%s was made with other settings: %s; not images alone make the difference",

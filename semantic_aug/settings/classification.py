@@ -189,6 +189,14 @@ class Results:
         metavar="METHOD",
     )
     logdir: str | None = setting(None, "where results go (default: output/EXP/results)")
+    elsewhere: bool = setting(
+        False,
+        "evaluate also on validation photos whose objects are pasted on places of other classes, "
+        "as split Elsewhere: how much less is right there shows what surroundings decide; needs "
+        "masks",
+        newer=True,
+        result=True,
+    )
 
 
 @settings()

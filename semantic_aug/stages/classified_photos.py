@@ -8,7 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.evaluation.results import TEST, TRAINING, VALIDATION
+from semantic_aug.evaluation.elsewhere import Elsewhere
+from semantic_aug.evaluation.results import ELSEWHERE, TEST, TRAINING, VALIDATION
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
@@ -50,6 +51,24 @@ def evaluation_splits(
         reported = " and ".join((TRAINING, *found))
         log.warning("no %s split, reported: %s alone: %s", split, reported, reason)
     return found
+
+
+def pasted_elsewhere(
+    run: Run, settings: Classification, splits: Mapping[str, FewShotDataset]
+) -> dict[str, Elsewhere]:
+    """The split Elsewhere by its name in the results, where it is asked for.
+
+    Raises:
+        UserError: photos or masks do not suffice for it.
+    """
+    if not settings.elsewhere:
+        return {}
+    if VALIDATION not in splits:
+        raise UserError("--elsewhere needs photos in split 'val', and there are none")
+    whole = splits[VALIDATION]
+    if run.crop_to_object:  # places are emptied before they are cropped
+        whole = dataset_of(dataclasses.replace(run, crop_to_object=False), "val")
+    return {ELSEWHERE: Elsewhere(whole, settings.classes, run.crop_to_object)}
 
 
 def check_command(run: Run) -> str:
