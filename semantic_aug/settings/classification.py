@@ -66,10 +66,15 @@ _DEFAULT = TrainingOptions()
 
 @settings("synthetic images")
 class Synthetic:
-    aug_name: str = setting("aug", "which set of images of the experiment", result=True)
+    aug_name: tuple[str, ...] = setting(
+        ("aug",),
+        "which set of images of the experiment, or several sets, whose images a photo has together",
+        result=True,
+        one_alone=True,
+    )
     num_synthetic: int | None = setting(
         None,
-        "at most that many per photo; 0 means real photos only (default: all there are)",
+        "at most that many per photo and set; 0 means real photos only (default: all there are)",
         check=whole(0),
         result=True,
     )
@@ -174,7 +179,9 @@ class Machine:
 @settings("results")
 class Results:
     method: str | None = setting(
-        None, f"name of these results (default: --aug_name, or {REAL} without synthetic images)"
+        None,
+        "name of these results (default: --aug_name, names of several sets joined by +; or "
+        f"{REAL} without synthetic images)",
     )
     compare: tuple[str, ...] = setting(
         (),
@@ -182,6 +189,14 @@ class Results:
         metavar="METHOD",
     )
     logdir: str | None = setting(None, "where results go (default: output/EXP/results)")
+    elsewhere: bool = setting(
+        False,
+        "evaluate also on validation photos whose objects are pasted on places of other classes, "
+        "as split Elsewhere: how much less is right there shows what surroundings decide; needs "
+        "masks",
+        newer=True,
+        result=True,
+    )
 
 
 @settings()

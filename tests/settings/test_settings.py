@@ -167,7 +167,7 @@ def test_other_results_exactly_where_it_is_declared(tmp_path):
         )  # fmt: skip
         trial = Trial(0, 1)
         found = result_settings.result_settings(
-            RUN, made, options, backbone, photos, {}, {trial: folder}
+            RUN, made, options, backbone, photos, {}, {trial: {"aug": folder}}
         )
         return config_id(found | {"backbone_precision": made.backbone_precision})
 
