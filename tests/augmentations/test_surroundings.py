@@ -191,8 +191,13 @@ def test_the_places_of_this_package_name_no_class():
 
 @pytest.mark.parametrize(
     "text, message",
-    [("", "is empty"), ("\n \n", "is empty"), ("a {name} on sand\n", "without braces"), (None, "cannot read")],
-)  # fmt: skip
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ("a {name} on sand\n", "without braces"),
+        (None, "cannot read"),
+    ],
+)
 def test_files_of_places_that_cannot_be(tmp_path, text, message):
     path = tmp_path / "places.txt"
     if text is not None:
