@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.evaluation.elsewhere import Elsewhere
 from semantic_aug.evaluation.results import ELSEWHERE, TEST, TRAINING, VALIDATION
 from semantic_aug.experiment.config import read_config
@@ -17,6 +17,7 @@ from semantic_aug.settings.classification import BEST_VAL, MIX, Classification, 
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
 from semantic_aug.stages.common import command_line, dataset_of
+from semantic_aug.synthesis.records import read_left_out
 from semantic_aug.synthesis.variants import MissingImages
 
 log = logging.getLogger(__name__)
@@ -107,10 +108,24 @@ def training_photos(
             instead = instead if settings.utilization == MIX else ""
             raise UserError(f"{error}; make them with: {command}{again}{instead}") from error
         sets.append(dataset.synthetic_examples or {})
+        say_without(dataset, folder, [idx for idx in indices if not sets[-1].get(idx)])
     dataset.synthetic_examples = {
         idx: in_turn([variants.get(idx, ()) for variants in sets]) for idx in indices
     }
     return dataset
+
+
+def say_without(dataset: FewShotDataset, folder: Path, bare: list[int]) -> None:
+    """Say how many of the photos without variants were left out when images were made."""
+    left_out = read_left_out(folder) if bare else {}
+    sources = dataset.sources() if left_out else []
+    without = [idx for idx in bare if sources and sources[idx] in left_out]
+    if without:
+        first = sources[without[0]]
+        log.warning(
+            "%s: %s without variants, as %s: %s",
+            folder, counted(len(without), "photo"), first, left_out[first],
+        )  # fmt: skip
 
 
 def in_turn(sets: Sequence[Sequence[tuple]]) -> list[tuple]:

@@ -100,7 +100,7 @@ def test_pasting_loads_no_model_and_takes_photos_of_the_whole_trial(masked):
     assert {record["precision"] for record in records_of()} == {"no"}
 
 
-def test_photos_without_an_object_are_left_out(masked, photos, resnet):
+def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
     masks = photos.parent / "masks" / "train"
     (masks / "cat" / "0.png").unlink()
     Image.new("L", (48, 40), 0).save(masks / "cat" / "1.png")
@@ -115,11 +115,13 @@ def test_photos_without_an_object_are_left_out(masked, photos, resnet):
                             seed=0, examples_per_class=3)  # fmt: skip
     found = read_variants(folder, dataset)
     assert len(found) == 6 and all(len(each) == 2 for each in found.values())
+    capsys.readouterr()
     train_classifier.main([
         "--dataset=folder", f"--data_dir={photos}", "--experiment_name=e", "--device=cpu",
         f"--dataset_args=masks={photos.parent / 'masks'}", f"--classifier_backbone={resnet}",
         "--num_epochs=1", "--iterations_per_epoch=1", "--examples_per_class=3",
     ])  # fmt: skip
+    assert "3 photos without variants, as " in capsys.readouterr().err
 
     # A photo whose mask has come since is wanted again.
     Image.open(masks / "cat" / "2.png").save(masks / "cat" / "0.png")
