@@ -63,6 +63,7 @@ def setting(
     shorthand: Mapping[str, Any] | None = None,
     repeated: bool = False,
     early: bool = False,
+    newer: bool = False,
     takes_objects: bool = False,
     positional: bool = False,
 ) -> Any:
@@ -82,11 +83,12 @@ def setting(
         shorthand: flags that mean one of its values.
         repeated: a flag that is given again adds values.
         early: stands before the dataset among the arguments in `config.json`.
+        newer: than experiments that there are: it stands there only where it has not its default.
         takes_objects: Python may give an object instead of a name.
         positional: Python may give it without its name.
     """
     keys = ("help", "check", "choices", "flags", "metavar", "result", "of", "named", "bare",
-            "shorthand", "repeated", "early", "takes_objects")  # fmt: skip
+            "shorthand", "repeated", "early", "newer", "takes_objects")  # fmt: skip
     given = locals()
     metadata = {key: given[key] for key in keys}
     return dataclasses.field(default=default, kw_only=not positional, metadata=metadata)

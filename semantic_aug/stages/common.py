@@ -105,7 +105,10 @@ def has_older_list(run: Run) -> bool:
 
 
 def arguments_of(run: Run, settings) -> dict[str, Any]:
-    """All settings by their names, for config.json, in the order in which they have stood there."""
+    """All settings by their names, for config.json, in the order in which they have stood there.
+
+    A setting that is newer than older files is left out where it has its default.
+    """
     of_run, of_stage = fields_of(type(run)), fields_of(type(settings))
     first = list(fields_of(Experiment))
     early = [name for name, field in of_stage.items() if field.metadata["early"]]
@@ -113,6 +116,9 @@ def arguments_of(run: Run, settings) -> dict[str, Any]:
     found |= {name: getattr(settings, name) for name in early}
     found |= {name: getattr(run, name) for name in of_run if name not in first}
     found |= {name: getattr(settings, name) for name in of_stage if name not in early}
+    for name, field in (of_run | of_stage).items():
+        if field.metadata["newer"] and found[name] == field.default:
+            del found[name]
     return found | ({} if run.older_list is None else {"older_list": run.older_list})
 
 
