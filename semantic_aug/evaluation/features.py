@@ -138,7 +138,7 @@ def cached_features(
     path = None
     if cache is not None and not backbone.trained:
         path = cache / f"{_key(backbone, images, views)}.safetensors"
-    found = None if path is None else _read(path, len(images), views.number, backbone)
+    found = None if path is None else _read(path, len(images), backbone, views.number)
     if found is None:
         found = _compute(backbone, images, title, views)
         # Broken pictures are named in every run: what they lack is not kept.
@@ -201,7 +201,7 @@ def _key(backbone: Backbone, images: Images, views: Views) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _read(path: Path, number: int, views: int, backbone: Backbone) -> tuple | None:
+def _read(path: Path, number: int, backbone: Backbone, views: int = 1) -> tuple | None:
     from safetensors.torch import load_file
 
     if not path.is_file():

@@ -6,14 +6,15 @@ weaken the baseline that synthetic images are compared with.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from kornia import enhance
 from kornia.geometry import transform as geometry
 from scipy import special
 
-Streams = torch.Generator | Sequence[torch.Generator]  # one for a batch, or one for each image
+# One stream for a batch, or one for each image.
+Streams: TypeAlias = torch.Generator | Sequence[torch.Generator]
 Augmentation = Callable[[torch.Tensor, Streams], torch.Tensor]
 Mix = Callable[[torch.Tensor, torch.Generator], "Mixture"]
 

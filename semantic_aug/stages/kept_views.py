@@ -16,6 +16,7 @@ from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings.classification import FROZEN, Classification, TrainingOptions
 
 LONG = 300  # seconds of training from which on it is worth a word
+FEW = 1000  # images that pass a backbone in less, wherever it is
 SUGGESTED = 16
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def advise(
     draws = len(images) * options.num_epochs * options.iterations_per_epoch * options.batch_size
     kept = SUGGESTED * sum(images.values())
     fits = SUGGESTED * max(images.values()) * backbone.num_features * 4 <= memory * MEGABYTE
-    if not fits or 2 * kept > draws:
+    if not fits or draws < max(2 * kept, FEW):
         return
     each = _seconds_per_image(backbone, options)
     if draws * each > LONG:
