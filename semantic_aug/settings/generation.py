@@ -196,31 +196,38 @@ class Surroundings:
         "comes with this package)",
         metavar="FILE",
         result="place lines",
+        newer=True,
     )
     layout_scale: tuple[float, ...] | None = setting(
         None,
         "smallest and largest factor of the object's size",
         check=POSITIVE,
         result=True,
+        newer=True,
     )
     layout_rotate: float = setting(
         0.0,
         "the object is turned by up to that many degrees, either way",
         check=(Check(lambda value: 0 <= value <= 180, "degrees in [0, 180]"),),
         result=True,
+        newer=True,
     )
     layout_shift: float = setting(
         0.0,
         "the object is moved by up to that share of the photo's sides",
         check=FRACTION,
         result=True,
+        newer=True,
     )
-    layout_mirror: bool = setting(False, "mirror the object half of the time", result=True)
+    layout_mirror: bool = setting(
+        False, "mirror the object half of the time", result=True, newer=True
+    )
     layout_colour: float = setting(
         0.0,
         "how far hue, saturation and brightness of the object alone change, in [0, 1]",
         check=FRACTION,
         result=True,
+        newer=True,
     )
     harmonize: float = setting(
         0.0,
@@ -228,15 +235,17 @@ class Surroundings:
         "shadow meet; 0 for none",
         check=FRACTION,
         result=True,
+        newer=True,
     )
     backgrounds: str = setting(
         PHOTOS,
         "paste: photos, which are other photos of the trial with their objects painted over; "
         "generated, places that the model draws; or a folder of images",
         result=True,
+        newer=True,
     )
     num_places: int = setting(
-        64, "generated: places drawn for a trial", check=whole(1, 100_000), result=True
+        64, "generated: places drawn for a trial", check=whole(1, 100_000), result=True, newer=True
     )
     places_from: str = setting(
         PROMPTS,
@@ -244,11 +253,15 @@ class Surroundings:
         "object is then painted over, for a model that draws no place without an object",
         choices=(PROMPTS, PHOTOS),
         result=True,
+        newer=True,
     )
     shadow: float = setting(
-        0.4, "paste: darkness of the object's soft contact shadow, 0 for none", check=FRACTION,
+        0.4,
+        "paste: darkness of the object's soft contact shadow, 0 for none",
+        check=FRACTION,
         result=True,
-    )  # fmt: skip
+        newer=True,
+    )
 
 
 @settings(

@@ -58,6 +58,7 @@ def result_settings(
         "aug_name": written(settings, "aug_name") if aug_dirs else None,
         "num_synthetic": settings.num_synthetic if aug_dirs else 0,
     }
+    del facts["views"]  # which older folders do not have: it follows where it is given
     if not aug_dirs or options.utilization != MIX:
         facts["synthetic_probability"] = 0.0 if not aug_dirs else None
     for trial, folders in aug_dirs.items():

@@ -79,6 +79,7 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
+from semantic_aug.stages.kept_views import advise, check_memory, check_views, images_of
 from semantic_aug.stages.made_alike import check_alike
 from semantic_aug.stages.result_settings import (
     PHOTOS_OF,
@@ -132,9 +133,9 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         return training_photos(run, settings, trial, subset(trial), folders)
 
     finished = {trial for trial in trials if is_finished(folder, trial)}
-    for trial in trials:
-        if settings.overwrite or trial not in finished:
-            check_class_names([train_set(trial), *splits.values()])
+    open_trials = [t for t in trials if settings.overwrite or t not in finished]
+    for trial in open_trials:
+        check_class_names([train_set(trial), *splits.values()])
     for name in sets if uses_synthetic else ():
         together = sorted({*everyones, *trials_with_files(folder)})
         folders = {trial: aug_dir(experiment, name, trial) for trial in together}
@@ -158,6 +159,8 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         settings.from_scratch,
         settings.backbone_precision,
     )
+    sizes = images_of(open_trials, train_set, settings.classes)
+    check_memory(sizes, backbone, options, settings.image_memory)
     found = result_settings(
         run, settings, options, backbone, train, splits, aug_dirs if uses_synthetic else {}
     )
@@ -242,6 +245,7 @@ def training_options(settings: Classification) -> TrainingOptions:
             f"{settings.batch_size} are an epoch of {images:,} images, expected {MOST_IMAGES:,} at "
             "most; give more --num_epochs"
         )
+    check_views(settings)
     given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingOptions)}
     given["augmentation"] = tuple(name for name in names if name != "none")
     return TrainingOptions(**{key: value for key, value in given.items() if value is not None})
@@ -307,6 +311,8 @@ def run_trials(
         return
     method = folder.name
     cache = experiment / CACHE
+    sizes = images_of(trials, train_set, settings.classes)
+    advise(sizes, backbone, options, settings.image_memory)
     class_names = train_set(trials[0]).class_names
     check_class_names([train_set(trials[0]), *splits.values()])
     with timed(experiment, TRAIN, method, device=backbone.device) as work:  # once for all trials
