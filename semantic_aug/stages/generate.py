@@ -34,16 +34,10 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
-from semantic_aug.stages.editing import (
-    build_pipeline,
-    check_given,
-    check_model,
-    load_extras,
-    named_model,
-    weights_of,
-)
-from semantic_aug.stages.edits import list_edits, split_objects, uses_model
-from semantic_aug.stages.planning import Plan, plan_trial
+from semantic_aug.stages.editing import build_pipeline, load_extras, named_model
+from semantic_aug.stages.edits import list_edits, split_objects
+from semantic_aug.stages.estimating import cost_teller, say_quicker, warm_up_blocks
+from semantic_aug.stages.planning import Plan, images_to_make, plan_trials
 from semantic_aug.synthesis.jobs import Job
 from semantic_aug.synthesis.making import generate as make_all
 from semantic_aug.synthesis.records import find_images, read_records, write_metadata
@@ -97,17 +91,8 @@ def generate(
     command = command or command_line("generate", run, settings)  # which names no object
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
-    info = check_model(settings, edits) if uses_model(settings, edits) else None
     device = pick_device(settings.device)
-    if pipeline is not None:
-        check_given(settings, pipeline, device)
-    weights = weights_of(settings, info) if info else {}
-    plans: list[Plan] = []
-    for trial, path in embed_paths.items():
-        already = sum(plan.num_blocks for plan in plans)
-        plans.append(
-            plan_trial(run, settings, trial, path, info, weights, edits, objects, device, already)
-        )
+    info, plans = plan_trials(run, settings, embed_paths, edits, objects, pipeline)
     quality = None
     if settings.filter:
         quality = make_filter(settings.filter, settings.filter_model, settings.filter_quantile)
@@ -126,6 +111,11 @@ def generate(
     extras = functools.cache(
         functools.partial(load_extras, settings, info, device) if info else dict
     )
+    tell = cost_teller(
+        functools.partial(images_to_make, plans, shard),
+        functools.partial(say_quicker, settings, edits, info, plans[0].dataset),
+        warm_up_blocks(settings, device),
+    )
     found = {}
     wanted = {plan.trial: (len(plan.jobs),) * 2 for plan in plans}
     with at_work(experiment, GENERATE, wanted, settings.aug_name, shard) as reporter:
@@ -136,7 +126,7 @@ def generate(
                 experiment, GENERATE, settings.aug_name, trial, device, settings.overwrite
             ) as work:
                 made = make_images(
-                    run, settings, command, plan, load, extras, shard, reporter.count
+                    run, settings, command, plan, load, extras, shard, reporter.count, tell
                 )
                 work.images = made
                 if quality:
@@ -156,11 +146,11 @@ def generate(
 # --- doing it --------------------------------------------------------------------------------
 
 
-def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, count) -> int:
+def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, count, tell) -> int:
     """This process's share of the images that are missing; how many were made."""
     return make_all(
         plan.dataset,
-        lambda: plan.make_augmentation(pipeline, extras()),
+        lambda: plan.make_augmentation(plan.folder, pipeline, extras()),
         plan.folder,
         plan.compared,
         num_synthetic=settings.num_synthetic,
@@ -175,6 +165,7 @@ def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, cou
         of_class=plan.of_class,
         left_out=plan.left_out,
         count=count,
+        computed=tell,
     )
 
 

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from semantic_aug import UserError, counted
 from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
+from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.experiment.config import config_id
 from semantic_aug.experiment.names import Trial, aug_dir
 from semantic_aug.few_shot_dataset import FewShotDataset
@@ -18,8 +19,15 @@ from semantic_aug.settings.generation import PARALLEL, Generation
 from semantic_aug.stages.checking import check_fields, check_objects, check_photos
 from semantic_aug.stages.choosing_words import details_of_classes, words_note
 from semantic_aug.stages.common import dataset_of, experiment_of
-from semantic_aug.stages.editing import build_augmentation, class_unets, precision_of
-from semantic_aug.stages.edits import facts_of_places, uses_masks
+from semantic_aug.stages.editing import (
+    build_augmentation,
+    check_given,
+    check_model,
+    class_unets,
+    precision_of,
+    weights_of,
+)
+from semantic_aug.stages.edits import facts_of_places, uses_masks, uses_model
 from semantic_aug.synthesis.jobs import Job, make_jobs, share_of
 from semantic_aug.synthesis.records import check_settings, differing_keys, find_images
 
@@ -41,8 +49,8 @@ class Plan:
         constants: what all records share.
         notes: for config.json, beside that.
         left_out: why a photo gets no images, by source; None where none can.
-        make_augmentation: gives the augmentation, from a function that gives the pipeline, and
-            what `load_extras` gives.
+        make_augmentation: gives the augmentation, from the folder of the images, a function that
+            gives the pipeline, and what `load_extras` gives.
     """
 
     trial: Trial
@@ -69,9 +77,49 @@ class Plan:
         return share_of(self.jobs, self.batch_size, shard, self.already)
 
 
+def plan_trials(
+    run: Run, settings: Generation, embed_paths: Mapping[Trial, Path | None], edits, objects,
+    pipeline=None, datasets: Mapping[Trial, FewShotDataset] | None = None,
+) -> tuple[ModelInfo | None, list[Plan]]:  # fmt: skip
+    """What is to be made of some trials, and with which model, where one is needed.
+
+    Args:
+        pipeline: the model, if it is loaded already.
+        datasets: of the trials, where they are there already.
+
+    Raises:
+        UserError: whatever of it cannot be.
+    """
+    info = check_model(settings, edits) if uses_model(settings, edits) else None
+    device = pick_device(settings.device)
+    if pipeline is not None:
+        check_given(settings, pipeline, device)
+    weights = weights_of(settings, info) if info else {}
+    plans: list[Plan] = []
+    for trial, path in embed_paths.items():
+        dataset = (datasets or {}).get(trial) or dataset_of(run, "train", trial)
+        already = sum(plan.num_blocks for plan in plans)
+        plans.append(
+            plan_trial(
+                run, settings, trial, dataset, path, info, weights, edits, objects, device, already
+            )
+        )
+    return info, plans
+
+
+def images_to_make(plans: Iterable[Plan], shard: tuple[int, int]) -> int:
+    """How many images one process will compute; a block that lacks one is computed whole."""
+    return sum(
+        len(block)
+        for plan in plans
+        for block in plan.share_of(shard)
+        if any(job.file_name not in plan.there for job in block)
+    )
+
+
 def plan_trial(
-    run: Run, settings: Generation, trial, embed_path, info, weights, edits, objects, device,
-    already: int,
+    run: Run, settings: Generation, trial, dataset, embed_path, info, weights, edits, objects,
+    device, already: int,
 ) -> Plan:  # fmt: skip
     """What is to be made of a trial, where nothing stands in its way.
 
@@ -80,7 +128,6 @@ def plan_trial(
             holds images that were made with other settings.
     """
     folder = aug_dir(experiment_of(run), settings.aug_name, trial)
-    dataset = dataset_of(run, "train", trial)
     indices = dataset.indices(settings.classes)
     if len(indices) * settings.num_synthetic > MOST_IMAGES:
         raise UserError(
@@ -138,9 +185,7 @@ def plan_trial(
         constants,
         words_note(embed_path, trial),
         left_out,
-        functools.partial(
-            build_augmentation, settings, edits, objects, info, embed_path, unets, folder
-        ),
+        functools.partial(build_augmentation, settings, edits, objects, info, embed_path, unets),
     )
 
 
