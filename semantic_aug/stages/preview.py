@@ -283,8 +283,9 @@ def with_places(settings: Generation, num_photos: int) -> Generation:
 
 def title_of(edit: Mapping) -> str:
     """What an edit is called: its method and strength, and what of a photo it edits."""
-    made, strength = augmentation_class(edit["aug"]), edit["strength"]
-    if strength is None and "strength" not in made.fixed:
+    made = augmentation_class(edit["aug"])
+    strength = edit.get("options", edit).get("strength")  # an object has its own, or none
+    if strength is None and "options" not in edit and "strength" not in made.fixed:
         strength = made.default_strength
     parts = [edit["aug"], *([] if strength is None else [f"{strength:g}"])]
     if edit["mask"] and "mask" not in made.fixed:
