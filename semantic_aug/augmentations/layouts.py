@@ -29,10 +29,11 @@ def layouts_of(options: Mapping[str, Any]) -> Layouts:
         raise UserError(f"--layout_scale: got {len(scale)} numbers, expected the smallest and the "
                         "largest factor, such as 0.6 1.1")  # fmt: skip
     found = Layouts(
-        (float(scale[0]), float(scale[1])),
-        *(options.get(name) or 0.0 for name in ("layout_rotate", "layout_shift")),
-        bool(options.get("layout_mirror")),
-        options.get("layout_colour") or 0.0,
+        scale=(float(scale[0]), float(scale[1])),
+        rotate=options.get("layout_rotate") or 0.0,
+        shift=options.get("layout_shift") or 0.0,
+        mirror=bool(options.get("layout_mirror")),
+        colour=options.get("layout_colour") or 0.0,
     )
     check_layouts(found)
     return found

@@ -47,6 +47,7 @@ class Paste(GenerativeAugmentation):
         places: text file with a place per line; default the list of this package.
         places_from: `prompts` or `photos`, see `places.from_prompts` and `places.from_photos`.
         places_dir: folder that keeps generated places.
+        made_with: digests of the weights that draw them: places of other weights do not count.
         shadow: darkness of a soft contact shadow, in [0, 1].
         options: `layout_scale` and so on, as `layouts_of` takes them; those of an edit, for places
             that are generated.
@@ -64,12 +65,13 @@ class Paste(GenerativeAugmentation):
     def __init__(
         self, pipeline=None, *, backgrounds: str = PHOTOS, num_places: int = 64,
         places: str | None = None, places_from: str = PROMPTS,
-        places_dir: str | Path | None = None, shadow: float = 0.4, **options,
+        places_dir: str | Path | None = None, made_with: Mapping | None = None,
+        shadow: float = 0.4, **options,
     ):  # fmt: skip
         self.layouts, self.shadow = layouts_of(options), shadow
         self.pipeline, self.backgrounds, self.num_places = pipeline, backgrounds, num_places
         self.lines, self.places, self.places_from = read_places(places), places, places_from
-        self.places_dir = places_dir
+        self.places_dir, self.made_with = places_dir, made_with
         self.options = {k: v for k, v in options.items() if k not in LAYOUT_SETTINGS}
         self.choose: Callable[[str, torch.Generator], tuple[Image.Image, dict]] | None = None
 
@@ -135,7 +137,7 @@ class Paste(GenerativeAugmentation):
         identity = options | {
             "lines": self.lines,
             "from": self.places_from,
-            "made_with": self.options.get("made_with"),
+            "made_with": self.made_with,
             "photos": dataset.photo_digest() if self.places_from == PHOTOS else None,
         }
 
@@ -146,7 +148,7 @@ class Paste(GenerativeAugmentation):
                 pipeline = pipeline_or_load(pipeline and pipeline(), None)
             if self.places_from == PROMPTS:
                 return functools.partial(from_prompts, pipeline, self.lines, options=options)
-            taken = {k: v for k, v in self.options.items() if k not in ("made_with", "strength")}
+            taken = {k: v for k, v in self.options.items() if k != "strength"}
             return functools.partial(
                 from_photos, Background(pipeline, places=self.places, **taken), dataset
             )

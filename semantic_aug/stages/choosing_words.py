@@ -54,6 +54,7 @@ def details_of_classes(
     for name, digest in word_digests(embed_path, dataset, info).items():
         details[name]["embeddings"] = digest
     for name, path in unets.items():
+        assert info is not None  # it says what these weights are for
         details[name]["unet"] = check_unet(info, path)
     for name, digest in masks_by_class(dataset, masked).items():
         details[name]["masks"] = digest

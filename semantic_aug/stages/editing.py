@@ -134,12 +134,14 @@ def home_of(settings: Generation, device) -> torch.device:
     return torch.device("cpu") if offloads(settings, device) else device
 
 
-def build_pipeline(settings: Generation, info: ModelInfo, device, given=None):
+def build_pipeline(settings: Generation, info: ModelInfo | None, device, given=None):
     """The model, loaded and set up as the settings say, but for `offload`.
 
     Args:
+        info: None where no edit needs the model: then nothing asks for it.
         given: the model, if it is loaded already; it stays as it is.
     """
+    assert info is not None
     if given is None:
         pipeline = load_pipeline(info, home_of(settings, device), dtype_of(settings, device))
     else:
@@ -201,8 +203,11 @@ def _itself(given: GenerativeAugmentation) -> GenerativeAugmentation:
     return given
 
 
-def _made(cls: type, pipeline: Callable, options: Mapping) -> GenerativeAugmentation:
-    return cls(pipeline=pipeline() if cls.needs_model else pipeline, **options)
+def _made(
+    cls: type[GenerativeAugmentation], pipeline: Callable, options: Mapping
+) -> GenerativeAugmentation:
+    make: Callable = cls
+    return make(pipeline=pipeline() if cls.needs_model else pipeline, **options)
 
 
 def build_augmentation(
@@ -240,6 +245,7 @@ def build_augmentation(
         options |= options_taken(settings, made)
         if "places_dir" in made.takes:
             options["places_dir"] = places_dir(folder)
+            options["made_with"] = weights_of(settings, info) if info else None
         try:
             inspect.signature(made).bind(pipeline=None, **options)
         except TypeError as error:

@@ -75,7 +75,7 @@ def list_edits(
     Raises:
         UserError: lists of different lengths, or values that no edit can have.
     """
-    lists = {key: getattr(settings, key) or (None,) for key in EDIT_FLAGS}
+    lists: dict[str, tuple] = {key: getattr(settings, key) or (None,) for key in EDIT_FLAGS}
     count = max(map(len, lists.values()))
     for key, values in lists.items():
         if len(values) not in (1, count):

@@ -101,9 +101,12 @@ def generate(
     kept = sum(job.file_name in finished for block in mine for job in block)
     if not todo and not finished:
         return 0  # a shard without a share
-    augmentation, made = make_augmentation() if todo else None, 0
-    if augmentation is not None:
+    augmentation, made = None, 0
+    details: tuple[str, ...] = ()
+    if todo:
+        augmentation = make_augmentation()
         augmentation.bind(dataset)
+        details = augmentation.details
     # From here on the folder changes: not before the model has been loaded. What is out of date
     # goes before anything is made, so that no record ever stands for another image.
     write_config(folder, settings, arguments or {}, notes)
@@ -142,8 +145,7 @@ def generate(
                         images.append(image)
                         if job.file_name in finished:
                             continue
-                        keys = augmentation.details
-                        record = _record(dataset, job, sources, edits, constants or {}, keys)
+                        record = _record(dataset, job, sources, edits, constants or {}, details)
                         record |= (of_class or {}).get(record["class_name"], {})
                         saving = pool.submit(_save, image, folder / job.file_name)
                         writing.append((saving, record))

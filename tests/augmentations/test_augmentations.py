@@ -741,7 +741,7 @@ def test_augmentation_without_methods_says_so():
 def test_augmentations_by_name(tmp_path, monkeypatch):
     assert augmentation_class("real-guidance") is RealGuidance
     assert augmentation_class("textual-inversion") is TextualInversion
-    assert set(AUGMENTATIONS) == {"real-guidance", "textual-inversion"}
+    assert set(AUGMENTATIONS) == {"real-guidance", "textual-inversion", "background", "paste"}
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
     (tmp_path / "my_augs_of_this_test.py").write_text(
@@ -754,7 +754,10 @@ def test_augmentations_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("real_guidance", "expected real-guidance, textual-inversion, or package"),
+        (
+            "real_guidance",
+            "expected real-guidance, textual-inversion, background, paste, or package",
+        ),
         ("", "expected real-guidance"),
         ("no_such_module:X", "cannot import 'no_such_module'"),
         (":X", "got ':X', expected real-guidance"),

@@ -42,6 +42,7 @@ from semantic_aug.settings.names import differences
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
 from semantic_aug.stages import editing, fine_tune, planning, result_settings, train_classifier
+from semantic_aug.stages import edits as edits_module
 from semantic_aug.synthesis.records import read_records
 from semantic_aug.words.templates import load_templates
 
@@ -109,12 +110,14 @@ def test_other_images_exactly_where_it_is_declared(small_model, monkeypatch):
     for name in ("check_lora", "check_controlnet", "check_safety_checker", "check_unet"):
         monkeypatch.setattr(editing, name, lambda info, path: str(path))
     monkeypatch.setattr(editing, "find_unet", lambda path: path)
+    monkeypatch.setattr(edits_module, "check_taken", lambda made, edits: None)
+    monkeypatch.setattr(generate, "facts_of_places", lambda made, edits: {"lines": made.places})
     info = inspect_model(small_model)
     dataset = SimpleNamespace(photo_digest=lambda: "x")
 
     def identity(made):
         mine = dataclasses.replace(info, identity=f"{made.model} {made.revision} {made.variant}")
-        edits = editing.list_edits(dataclasses.replace(made, aug=("real-guidance",) * 2))
+        edits = edits_module.list_edits(dataclasses.replace(made, aug=("real-guidance",) * 2))
         for edit, aug in zip(edits, made.aug):
             edit["aug"] = aug
         weights = editing.weights_of(made, mine)
