@@ -34,7 +34,7 @@ PAGES = (
     ("aggregate_embeddings.py", "`semantic-aug aggregate`, `aggregate(run, ...)`", (Merging,)),
     (
         "generate_augmentations.py",
-        "`semantic-aug generate`, `generate(run, ...)`; `preview(run, ...)` is the flag `--preview`",
+        "`semantic-aug generate`, `generate(run, ...)`, with `--preview` `preview(run, ...)`",
         (Generation, Previewing),
     ),
     (
