@@ -8,6 +8,9 @@ learned by fine_tune.py and merged by aggregate_embeddings.py are used where the
 class names (--aug says which). What is there already is not made again, so that the same command
 goes on after an interruption. Next: train_classifier.py.
 
+With --preview the same command makes a sheet to look at first, output/EXP/report/preview_*.png,
+and says how long all images will take.
+
     python generate_augmentations.py --reproduce output/EXP/AUG/seed=S_ex=N/000000-000.png
 
 makes one image again and says whether it is equal.
@@ -27,7 +30,7 @@ from semantic_aug.cli.scripts import words_of
 from semantic_aug.settings import add_flags, build_all, setting, settings
 from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Run
-from semantic_aug.settings.generation import Generation
+from semantic_aug.settings.generation import Generation, Previewing
 from semantic_aug.settings.reproducing import Reproduction
 from semantic_aug.stages.common import command_line
 
@@ -43,7 +46,7 @@ def parse_args(argv=None):
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    add_flags(parser, Run, Generation)
+    add_flags(parser, Run, Generation, Previewing)
     return parser
 
 
@@ -52,7 +55,10 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else [str(arg) for arg in argv]
     if any(arg.split("=")[0] == "--reproduce" for arg in argv):
         return make_again(argv)
-    run, settings = build_all(vars(parse_args(argv)), Run, Generation)
+    run, settings, wanted = build_all(vars(parse_args(argv)), Run, Generation, Previewing)
+    if wanted.preview:
+        semantic_aug.preview(run, settings)
+        return
     command = shlex.join([*words_of("generate"), *argv])
     made = semantic_aug.generate(run, settings, command=command)
     if made:

@@ -10,7 +10,7 @@ from semantic_aug.settings import fields_of, kind_of
 from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
-from semantic_aug.settings.generation import Generation
+from semantic_aug.settings.generation import Generation, Previewing
 from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.names import text_of
 from semantic_aug.settings.reporting import Reporting
@@ -32,7 +32,11 @@ PAGES = (
     ),
     ("fine_tune.py", "`semantic-aug fine-tune`, `fine_tune(run, ...)`", (FineTuning,)),
     ("aggregate_embeddings.py", "`semantic-aug aggregate`, `aggregate(run, ...)`", (Merging,)),
-    ("generate_augmentations.py", "`semantic-aug generate`, `generate(run, ...)`", (Generation,)),
+    (
+        "generate_augmentations.py",
+        "`semantic-aug generate`, `generate(run, ...)`, with `--preview` `preview(run, ...)`",
+        (Generation, Previewing),
+    ),
     (
         "generate_augmentations.py --reproduce",
         "`reproduce(image, ...)`: what lies elsewhere now",

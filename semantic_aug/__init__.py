@@ -12,6 +12,7 @@ _FACE = {
     "fine_tune": "semantic_aug.stages.fine_tune",
     "aggregate": "semantic_aug.stages.aggregate",
     "generate": "semantic_aug.stages.generate",
+    "preview": "semantic_aug.stages.preview",
     "reproduce": "semantic_aug.stages.reproduce",
     "train_classifier": "semantic_aug.stages.train_classifier",
 }

@@ -7,7 +7,8 @@ output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, summary.cs
 output/EXP/places/AUG/seed=S_ex=N/{number:06d}.png, records/: places that a model has drawn
 output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
 output/EXP/processes/ and slurm/: what each process does, and what SLURM jobs have written
-output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png
+output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png,
+    preview_seed=S_ex=N.png
 """
 
 import hashlib

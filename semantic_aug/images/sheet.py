@@ -11,29 +11,33 @@ def contact_sheet(
     rows: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]],
     headings: Sequence[str],
     cell: int = 96,
+    letters: int | None = None,
 ) -> Image.Image:
     """Pictures in rows and groups of columns, with names at the left and above.
 
     Args:
         rows: a name, and for each heading a list of pictures; where a list is shorter than those
             of other rows, the rest stays white.
-        headings: one name per group.
+        headings: one name per group, of one or several lines.
         cell: side of a picture in pixels; wide and tall ones are fitted in, not squeezed.
+        letters: size of letters in pixels; default a seventh of `cell`.
     """
-    font = ImageFont.load_default(size=max(10, cell // 7))
+    font = ImageFont.load_default(size=letters or max(10, cell // 7))
     line = int(font.getbbox("Ag")[3]) + 6
+    above = line * max(heading.count("\n") + 1 for heading in headings)
     names = [_shortened(name, font, 3 * cell) for name, _ in rows]
     margin = max(int(font.getlength(name)) for name in names) + 8
     columns = [max(1, *map(len, group)) for group in zip(*(groups for _, groups in rows))]
     widths = [count * (cell + GAP) + 6 for count in columns]
-    sheet = Image.new("RGB", (margin + sum(widths), line + len(rows) * (cell + GAP)), "white")
+    sheet = Image.new("RGB", (margin + sum(widths), above + len(rows) * (cell + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     left = margin
     for heading, width in zip(headings, widths):
-        draw.text((left, 2), _shortened(heading, font, width), "black", font)
+        for number, text in enumerate(heading.split("\n")):
+            draw.text((left, 2 + number * line), _shortened(text, font, width), "black", font)
         left += width
     for number, (name, (_, groups)) in enumerate(zip(names, rows)):
-        top = line + number * (cell + GAP)
+        top = above + number * (cell + GAP)
         draw.text((4, top + cell // 2 - line // 2), name, "black", font)
         left = margin
         for group, width in zip(groups, widths):

@@ -296,3 +296,12 @@ class Generation(
     Gate, Surroundings, Edits, Sharing, Adapters, Precision, Model, Selection, Name, Stage
 ):
     """All settings of generate_augmentations.py but those of its run."""
+
+
+@settings()
+class Previewing:
+    preview: bool = setting(
+        False,
+        "make no images, but a sheet of what strengths and methods would make of a few photos, and "
+        "say what it costs to make all: seconds, hours, megabytes",
+    )

@@ -3,21 +3,16 @@
 import dataclasses
 import functools
 import logging
-import math
-from collections.abc import Callable
 from pathlib import Path
 
 from semantic_aug import UserError, counted
-from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.cli.notices import RESULT
-from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.experiment.config import config_id
-from semantic_aug.experiment.names import CACHE, PLACES, Trial, aug_dir
+from semantic_aug.experiment.names import CACHE, PLACES, Trial
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_of
 from semantic_aug.experiment.timing import GENERATE, timed
-from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.gate import (
     Filter,
     check_trial,
@@ -27,51 +22,27 @@ from semantic_aug.gate import (
     score_images,
     unscored,
 )
-from semantic_aug.settings import compared
 from semantic_aug.settings.common import Run
-from semantic_aug.settings.generation import PARALLEL, Generation
-from semantic_aug.stages.checking import check_fields, check_objects, check_photos
-from semantic_aug.stages.choosing_words import choose_words, details_of_classes, words_note
+from semantic_aug.settings.generation import Generation
+from semantic_aug.stages.choosing_words import choose_words
 from semantic_aug.stages.common import (
     arguments_of,
     command_line,
-    dataset_of,
     experiment_of,
     nothing_to_do,
     prepared,
     stage,
     trials_of,
 )
-from semantic_aug.stages.editing import (
-    build_augmentation,
-    build_pipeline,
-    check_given,
-    check_model,
-    class_unets,
-    load_extras,
-    named_model,
-    precision_of,
-    weights_of,
-)
-from semantic_aug.stages.edits import (
-    facts_of_places,
-    list_edits,
-    split_objects,
-    uses_masks,
-    uses_model,
-)
-from semantic_aug.synthesis.jobs import Job, make_jobs, share_of
+from semantic_aug.stages.editing import build_pipeline, load_extras, named_model
+from semantic_aug.stages.edits import list_edits, split_objects
+from semantic_aug.stages.estimating import cost_teller, say_quicker, warm_up_blocks
+from semantic_aug.stages.planning import Plan, images_to_make, plan_trials
+from semantic_aug.synthesis.jobs import Job
 from semantic_aug.synthesis.making import generate as make_all
-from semantic_aug.synthesis.records import (
-    check_settings,
-    differing_keys,
-    find_images,
-    read_records,
-    write_metadata,
-)
+from semantic_aug.synthesis.records import find_images, read_records, write_metadata
 
 log = logging.getLogger(__name__)
-MOST_IMAGES = 10_000_000  # of a trial: the list of them must fit into memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +93,8 @@ def generate(
     command = command or command_line("generate", run, settings)  # which names no object
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
-    info = check_model(settings, edits) if uses_model(settings, edits) else None
     device = pick_device(settings.device)
-    if pipeline is not None:
-        check_given(settings, pipeline, device)
-    weights = weights_of(settings, info) if info else {}
-    plans: list[Plan] = []
-    for trial, path in embed_paths.items():
-        already = sum(plan.num_blocks for plan in plans)
-        plans.append(
-            plan_trial(run, settings, trial, path, info, weights, edits, objects, device, already)
-        )
+    info, plans = plan_trials(run, settings, embed_paths, edits, objects, pipeline)
     quality = None
     if settings.filter:
         quality = make_filter(settings.filter, settings.filter_model, settings.filter_quantile)
@@ -151,6 +113,11 @@ def generate(
     extras = functools.cache(
         functools.partial(load_extras, settings, info, device) if info else dict
     )
+    tell = cost_teller(
+        functools.partial(images_to_make, plans, shard),
+        functools.partial(say_quicker, settings, edits, info, plans[0].dataset),
+        warm_up_blocks(settings, device),
+    )
     found = {}
     wanted = {plan.trial: (len(plan.jobs),) * 2 for plan in plans}
     with at_work(experiment, GENERATE, wanted, settings.aug_name, shard) as reporter:
@@ -161,7 +128,7 @@ def generate(
                 experiment, GENERATE, settings.aug_name, trial, device, settings.overwrite
             ) as work:
                 made = make_images(
-                    run, settings, command, plan, load, extras, shard, reporter.count
+                    run, settings, command, plan, load, extras, shard, reporter.count, tell
                 )
                 work.images = made
                 if quality:
@@ -178,181 +145,14 @@ def generate(
     return found
 
 
-# --- what is to be done ----------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be made of one trial.
-
-    Attributes:
-        indices: the photos to be edited.
-        there: names of the images that were there when this began.
-        jobs: all images that are wanted of them, whoever makes them.
-        batch_size: images per block.
-        already: how many blocks were dealt out before those of this trial.
-        compared: whatever changes an image, for config.json.
-        of_class: what may change while that stays, by class and by its key in records.
-        constants: what all records share.
-        notes: for config.json, beside that.
-        left_out: why a photo gets no images, by source; None where none can.
-        make_augmentation: gives the augmentation, from a function that gives the pipeline, and
-            what `load_extras` gives.
-    """
-
-    trial: Trial
-    folder: Path
-    dataset: FewShotDataset
-    indices: list[int]
-    there: set[str]
-    jobs: list[Job]
-    batch_size: int
-    already: int
-    compared: dict
-    of_class: dict[str, dict]
-    constants: dict
-    notes: dict
-    left_out: dict[str, str] | None
-    make_augmentation: Callable
-
-    @property
-    def num_blocks(self) -> int:
-        return math.ceil(len(self.jobs) / self.batch_size)
-
-    def share_of(self, shard: tuple[int, int]) -> list[list[Job]]:
-        """The blocks of one process."""
-        return share_of(self.jobs, self.batch_size, shard, self.already)
-
-
-def plan_trial(
-    run: Run, settings: Generation, trial, embed_path, info, weights, edits, objects, device,
-    already: int,
-) -> Plan:  # fmt: skip
-    """What is to be made of a trial, where nothing stands in its way.
-
-    Raises:
-        UserError: a photo lacks what its edits need, weights do not fit the model, or the folder
-            holds images that were made with other settings.
-    """
-    folder = aug_dir(experiment_of(run), settings.aug_name, trial)
-    dataset = dataset_of(run, "train", trial)
-    indices = dataset.indices(settings.classes)
-    if len(indices) * settings.num_synthetic > MOST_IMAGES:
-        raise UserError(
-            f"--num_synthetic: got {settings.num_synthetic} for {counted(len(indices), 'photo')}, "
-            f"expected {MOST_IMAGES:,} images of a trial at most"
-        )
-    left_out = check_objects(settings, edits, dataset)
-    sources = dataset.sources()
-    edited = [idx for idx in indices if sources[idx] not in (left_out or ())]
-    check_photos(dataset, edited, embed_path, info, any(edit["mask"] for edit in edits))
-    check_fields(settings.prompt, edits, dataset, edited)
-    names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
-    unets = class_unets(settings, names)
-    common = compared_of(run, settings, dataset, info, weights, edits)
-    common = check_settings(folder, common, settings.overwrite)
-    masked = indices if uses_masks(run, edits) else []
-    details = details_of_classes(dataset, embed_path, info, unets, masked)
-    precision = precision_of(settings, device) if info else "no"
-    of_class = {name: details[name] | {"precision": precision} for name in dict.fromkeys(names)}
-    there, stale = find_images(folder, config_id(common), of_class)
-    if stale and not settings.overwrite:
-        raise UserError(
-            f"{folder} holds images made {what_differs(stale, of_class, embed_path)}; choose "
-            "another --aug_name or pass --overwrite to make them again"
-        )
-    # Augmentations of which one is drawn per image get their images from more jobs, so that each
-    # has a full batch all the same.
-    alternatives = len(edits) if settings.compose == PARALLEL else 1
-    constants = {
-        "seed": trial.seed,
-        "examples_per_class": trial.examples_per_class,
-    }
-    if info:
-        constants |= {
-            "num_inference_steps": settings.num_inference_steps,
-            "resolution": check_resolution(info, settings.resolution),
-            "model": settings.model,
-        }
-    for key in ("lora", "unet_path", "controlnet", "safety_checker") if info else ():
-        if getattr(settings, key):
-            constants[key] = getattr(settings, key)
-            if hasattr(settings, f"{key}_scale"):
-                constants[f"{key}_scale"] = getattr(settings, f"{key}_scale")
-    return Plan(
-        trial,
-        folder,
-        dataset,
-        edited,
-        there,
-        make_jobs(edited, settings.num_synthetic),
-        settings.batch_size * alternatives,
-        already,
-        common,
-        of_class,
-        constants,
-        words_note(embed_path, trial),
-        left_out,
-        functools.partial(
-            build_augmentation, settings, edits, objects, info, embed_path, unets, folder
-        ),
-    )
-
-
-def compared_of(
-    run: Run, settings: Generation, dataset, info: ModelInfo | None, weights: dict,
-    edits: list[dict],
-) -> dict:  # fmt: skip
-    """Whatever changes an image, for config.json."""
-    masked = any(edit["mask"] for edit in edits)
-    facts = {
-        "dataset": run.dataset,
-        "dataset_args": sorted(run.dataset_args),
-        "crop_to_object": run.crop_to_object,
-        "photos": dataset.photo_digest(),
-        **weights,
-        "resolution": check_resolution(info, settings.resolution) if info else None,
-        "num_inference_steps": settings.num_inference_steps,
-        "scheduler": settings.scheduler,
-        "fit": settings.fit,
-        "mask_grow_radius": settings.mask_grow_radius if masked else 0,
-        "mask_feather": settings.mask_feather if masked else 0,
-        "prompt": list(settings.prompt),
-        "edits": edits,
-        "compose": settings.compose if len(edits) > 1 else None,
-        "probs": check_probs(settings.probs, len(edits), settings.compose),
-        **facts_of_places(settings, edits),
-    }
-    return compared(facts, run, settings)
-
-
-def what_differs(stale: dict[str, dict], of_class: dict[str, dict], embed_path) -> str:
-    """With what images that are out of date were made, and of which classes they are."""
-    what = {
-        "embeddings": f"with other words than those in {embed_path}",
-        "unet": "with other weights",
-        "masks": "with other masks",
-    }
-    names: dict[str, set[str]] = {}
-    for record in stale.values():
-        name = record["class_name"]
-        for key in differing_keys(record, of_class[name]):
-            now = f"in another precision (there {record[key]}, now {of_class[name][key]})"
-            names.setdefault(what.get(key, now), set()).add(name)
-    return ", and ".join(
-        f"{text} for: {', '.join(name for name in of_class if name in each)}"
-        for text, each in names.items()
-    )
-
-
 # --- doing it --------------------------------------------------------------------------------
 
 
-def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, count) -> int:
+def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, count, tell) -> int:
     """This process's share of the images that are missing; how many were made."""
     return make_all(
         plan.dataset,
-        lambda: plan.make_augmentation(pipeline, extras()),
+        lambda: plan.make_augmentation(plan.folder, pipeline, extras()),
         plan.folder,
         plan.compared,
         num_synthetic=settings.num_synthetic,
@@ -367,6 +167,7 @@ def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, cou
         of_class=plan.of_class,
         left_out=plan.left_out,
         count=count,
+        computed=tell,
     )
 
 

@@ -6,10 +6,13 @@ interruptions.
 
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from PIL import Image
 
 from semantic_aug import counted
 from semantic_aug.experiment.config import config_id, write_config
@@ -57,6 +60,7 @@ def generate(
     of_class: Mapping[str, Mapping[str, str | None]] | None = None,
     left_out: Mapping[str, str] | None = None,
     count: Callable[[int], None] = lambda images: None,
+    computed: Callable[[float, Sequence[Image.Image]], None] = lambda seconds, images: None,
 ) -> int:
     """Make what is missing of a trial's synthetic images.
 
@@ -80,6 +84,8 @@ def generate(
             says otherwise are removed and made again.
         left_out: why a photo gets no images, by its source, for `records/`; None where none can.
         count: told from time to time how many images have been made since.
+        computed: told after each block in how many seconds which images were computed; what is
+            loaded before the first block does not count.
 
     Returns:
         How many images were made.
@@ -133,14 +139,17 @@ def generate(
         ):
             try:
                 for block in todo:
-                    before = made
+                    before, began = made, time.monotonic()
+                    images: list[Image.Image] = []
                     for job, image, edits in compute(dataset, augmentation, block, sources, seed):
+                        images.append(image)
                         if job.file_name in finished:
                             continue
                         record = _record(dataset, job, sources, edits, constants or {}, details)
                         record |= (of_class or {}).get(record["class_name"], {})
                         saving = pool.submit(_save, image, folder / job.file_name)
                         writing.append((saving, record))
+                    computed(time.monotonic() - began, images)
                     while len(writing) > len(block):  # those of the block before
                         finish_oldest()
                     if made > before:

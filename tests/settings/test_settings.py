@@ -41,7 +41,7 @@ from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.names import differences
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
-from semantic_aug.stages import editing, fine_tune, generate, result_settings, train_classifier
+from semantic_aug.stages import editing, fine_tune, planning, result_settings, train_classifier
 from semantic_aug.stages import edits as edits_module
 from semantic_aug.synthesis.records import read_records
 from semantic_aug.words.templates import load_templates
@@ -111,7 +111,7 @@ def test_other_images_exactly_where_it_is_declared(small_model, monkeypatch):
         monkeypatch.setattr(editing, name, lambda info, path: str(path))
     monkeypatch.setattr(editing, "find_unet", lambda path: path)
     monkeypatch.setattr(edits_module, "check_taken", lambda made, edits: None)
-    monkeypatch.setattr(generate, "facts_of_places", lambda made, edits: {"lines": made.places})
+    monkeypatch.setattr(planning, "facts_of_places", lambda made, edits: {"lines": made.places})
     info = inspect_model(small_model)
     dataset = SimpleNamespace(photo_digest=lambda: "x")
 
@@ -121,7 +121,7 @@ def test_other_images_exactly_where_it_is_declared(small_model, monkeypatch):
         for edit, aug in zip(edits, made.aug):
             edit["aug"] = aug
         weights = editing.weights_of(made, mine)
-        return config_id(generate.compared_of(RUN, made, dataset, mine, weights, edits))
+        return config_id(planning.compared_of(RUN, made, dataset, mine, weights, edits))
 
     base = {
         "aug": ("real-guidance", "textual-inversion"), "mask": 1, "inverted": 1, "lora": "l",

@@ -25,8 +25,7 @@ from semantic_aug.experiment.config import config_id, read_config, write_config
 from semantic_aug.experiment.names import Trial, merged_file
 from semantic_aug.experiment.sharding import shard_blocks
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
-from semantic_aug.stages import editing
-from semantic_aug.stages import generate as generate_stage
+from semantic_aug.stages import editing, planning
 from semantic_aug.stages.made_alike import differing_settings
 from semantic_aug.synthesis import making
 from semantic_aug.synthesis import records as synthesis_records
@@ -650,7 +649,7 @@ def test_images_of_another_precision_are_refused(make, monkeypatch, capsys):
     # Older records do not say it: the arguments do.
     rewrite_records(folder, lambda record: {k: v for k, v in record.items() if k != "precision"})
     assert make()[0] == 0
-    monkeypatch.setattr(generate_stage, "precision_of", lambda args, device: "bf16")
+    monkeypatch.setattr(planning, "precision_of", lambda args, device: "bf16")
     status, err = make()
     assert status == 2 and "made in another precision (there no, now bf16) for: cat, stop" in err
 
