@@ -93,6 +93,8 @@ class SDEditor:
         aug: the name that records give this edit.
         components: parts that take the place of the pipeline's, by name.
         prompt: one or several, of which one is drawn for each image.
+        negative_prompt: what no image shall show: it takes the place of the empty prompt in
+            classifier-free guidance (arXiv 2207.12598, equation 6), and means nothing without.
         strength: how much of the photo is replaced, in (0, 1].
         guidance_scale: weight of classifier-free guidance, finite; 1 or less turns it off.
         mask: edit only the object.
@@ -120,6 +122,7 @@ class SDEditor:
         aug: str,
         components: Mapping | None = None,
         prompt: str | Sequence[str] = DEFAULT_PROMPT,
+        negative_prompt: str = "",
         strength: float = 0.5,
         guidance_scale: float = 7.5,
         mask: bool = False,
@@ -148,6 +151,7 @@ class SDEditor:
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for each in self.prompts:
             check_prompt(each)
+        self.negative_prompt = negative_prompt
         self.aug, self.mask, self.inverted = aug, bool(mask), bool(inverted)
         self.strength = check_strength(float(strength), num_inference_steps)
         self.guidance_scale = check_guidance_scale(float(guidance_scale))
@@ -292,6 +296,7 @@ class SDEditor:
                 device=self.pipeline._execution_device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=self.guidance_scale > 1 and not takes_guidance,
+                negative_prompt=self.negative_prompt or None,  # "" is not none to an SDXL
             )
             return {key: each for key, each in zip(_STATES, states) if each is not None}
 

@@ -107,6 +107,12 @@ class Edits:
         "file, one is drawn per image",
         result=True,
     )
+    negative_prompt: str = setting(
+        "",
+        "what no image shall show, for all edits; needs a --guidance_scale above 1",
+        metavar="TEXT",
+        result=True,
+    )
     strength: tuple[float, ...] = setting(
         (0.5,), "how much of a photo is replaced, in (0, 1]", check=FRACTION_ABOVE_0, result="edits"
     )

@@ -64,6 +64,11 @@ def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
     info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting and not all(edit["mask"] for edit in edits):
         raise UserError(f"{settings.model} is for inpainting alone: it needs --mask 1")
+    if settings.negative_prompt and info.is_told_guidance:
+        raise UserError(
+            f"--negative_prompt: {settings.model} works without classifier-free guidance, which "
+            "it needs: leave it out"
+        )
     check_resolution(info, settings.resolution)
     check_steps(info, settings.scheduler, settings.num_inference_steps)
     if info.few_steps and settings.num_inference_steps > 10:
@@ -259,6 +264,11 @@ def list_edits(
         if (aug := objects_of(number, objects, settings)) is not None:
             row["options"] = options_of(aug)
     check_probs(settings.probs, count, settings.compose)
+    if settings.negative_prompt and all(row["guidance_scale"] <= 1 for row in rows):
+        raise UserError(
+            "--negative_prompt means nothing without guidance: give a --guidance_scale above 1, "
+            "or leave it out"
+        )
     return rows
 
 
@@ -315,6 +325,8 @@ def build_augmentation(
             "mask_feather": settings.mask_feather,
             **extras,
         }
+        if settings.negative_prompt:  # classes that others have written need not know it
+            options["negative_prompt"] = settings.negative_prompt
         if edit["aug"] == TEXTUAL_INVERSION:
             options["embed_path"] = embed_path
         made = augmentation_class(edit["aug"])

@@ -265,7 +265,7 @@ def plan_trial(
         "resolution": check_resolution(info, settings.resolution),
         "model": settings.model,
     }
-    for key in ("lora", "unet_path", "controlnet", "safety_checker"):
+    for key in ("negative_prompt", "lora", "unet_path", "controlnet", "safety_checker"):
         if getattr(settings, key):
             constants[key] = getattr(settings, key)
             if hasattr(settings, f"{key}_scale"):
