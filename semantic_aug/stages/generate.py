@@ -4,12 +4,11 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from semantic_aug import UserError, counted
 from semantic_aug.augmentations.compose import check_probs
-from semantic_aug.augmentations.sdedit import fill_prompt, words_of
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
@@ -31,6 +30,7 @@ from semantic_aug.gate import (
 from semantic_aug.settings import compared
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import PARALLEL, Generation
+from semantic_aug.stages.checking_photos import check_fields, check_photos
 from semantic_aug.stages.choosing_words import choose_words, details_of_classes, words_note
 from semantic_aug.stages.common import (
     arguments_of,
@@ -64,13 +64,6 @@ from semantic_aug.synthesis.records import (
     find_images,
     read_records,
     write_metadata,
-)
-from semantic_aug.words.embeddings import (
-    check_widths,
-    class_tokens,
-    read_header,
-    read_words,
-    token_for,
 )
 
 log = logging.getLogger(__name__)
@@ -409,43 +402,3 @@ def lacks_scores(plan: Plan, quality: Filter, shard: tuple[int, int]) -> bool:
     todo = {record["file_name"] for record in unscored(plan.folder, identity, quality)}
     names = names_to_score(plan, quality, shard)
     return bool(names & todo or names - there)
-
-
-def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bool) -> None:
-    """Raise UserError where a photo lacks what its edits need: a learned word, a mask."""
-    present = {dataset.get_label_by_idx(idx) for idx in indices}
-    names = [dataset.class_names[label] for label in sorted(present)]
-    if not names:
-        raise UserError("none of the classes chosen has a photo")
-    if dataset.empty_classes():
-        empty = ", ".join(dataset.empty_classes())
-        log.warning("classes without a training photo, left out: %s", empty)
-    if embed_path is not None:
-        embeddings, *rest = read_words(embed_path, len(info.embedding_dims))
-        check_widths(embed_path, [embeddings, *rest], info.embedding_dims)
-        known = class_tokens(read_header(embed_path), embeddings)
-        without = [name for name in names if token_for(name, known, embeddings) is None]
-        if without:
-            raise UserError(
-                f"{embed_path} has no word for: {', '.join(without)}; run fine_tune.py and "
-                "aggregate_embeddings.py for them (its --word CLASS=FILE takes a word from "
-                "elsewhere), or leave them out with --classes"
-            )
-    if needs_mask:
-        sources = dataset.sources()
-        for idx in indices:
-            on_object = (dataset.get_mask_by_idx(idx) > 0).mean()
-            if on_object in (0, 1):
-                what = "empty" if on_object == 0 else "the whole photo"
-                log.warning("%s: its mask is %s", sources[idx], what)
-
-
-def check_fields(prompts: Iterable[str], edits: list[dict], dataset, indices) -> None:
-    """Raise UserError for a prompt that asks what no edit knows: a learned word, a description."""
-    prompts = [each for each in prompts if "{token}" in each or "{description}" in each]
-    known = {"real-guidance": {}, "textual-inversion": {"token": [""]}}  # others' own is theirs
-    for aug in known.keys() & {edit["aug"] for edit in edits} if prompts else ():
-        for idx in indices:
-            (fields,) = words_of([dataset.get_metadata_by_idx(idx)], **known[aug])
-            for prompt in prompts:
-                fill_prompt(prompt, fields)
