@@ -99,7 +99,8 @@ class SDEditor:
         guidance_scale: weight of classifier-free guidance, finite; 1 or less turns it off.
         mask: edit only the object.
         inverted: with `mask`, edit only what is not the object.
-        mask_grow_radius: with `mask`, by how many of the photo's pixels the region grows.
+        mask_grow_radius: with `mask`, by how many of the photo's pixels the region grows; below
+            0, it shrinks.
         mask_feather: with `mask`, width in the photo's pixels of the seam around the region.
         fit: how a photo that is no square gets into the model's: `pad`, `crop` or `squash`, see
             `framing.frame_of`.

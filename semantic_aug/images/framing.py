@@ -92,8 +92,14 @@ def from_square(edited: Image.Image, photo: Image.Image, frame: Frame) -> Image.
 
 
 def grow(region: np.ndarray, radius: float) -> np.ndarray:
-    """A region, bool [H, W], with all pixels within `radius` pixels of it."""
-    if radius <= 0 or not region.any():
+    """A region, bool [H, W], with all pixels within `radius` pixels of it.
+
+    With a radius below 0 it loses all pixels that near to what is not of it; it may vanish. The
+    edges of the photo are no edges of a region.
+    """
+    if radius < 0:
+        return ~grow(~region, -radius)
+    if radius == 0 or not region.any():
         return region
     return ndimage.distance_transform_edt(~region) <= radius
 

@@ -127,8 +127,8 @@ class Edits:
     )
     mask_grow_radius: float = setting(
         0.0,
-        "by how many pixels of the photo the edited region grows",
-        check=NON_NEGATIVE,
+        "by how many pixels of the photo the edited region grows; below 0, it shrinks",
+        check=FINITE,
         result=True,
     )
     mask_feather: float = setting(

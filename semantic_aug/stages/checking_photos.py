@@ -4,8 +4,9 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.augmentations.sdedit import fill_prompt, words_of
+from semantic_aug.images.framing import grow
 from semantic_aug.words.embeddings import (
     check_widths,
     class_tokens,
@@ -17,8 +18,8 @@ from semantic_aug.words.embeddings import (
 log = logging.getLogger(__name__)
 
 
-def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bool) -> None:
-    """Raise UserError where a photo lacks what its edits need: a learned word, a mask."""
+def check_photos(dataset, indices, embed_path: Path | None, info) -> None:
+    """Raise UserError where there are no photos, or a class of theirs has no learned word."""
     present = {dataset.get_label_by_idx(idx) for idx in indices}
     names = [dataset.class_names[label] for label in sorted(present)]
     if not names:
@@ -37,13 +38,33 @@ def check_photos(dataset, indices, embed_path: Path | None, info, needs_mask: bo
                 "aggregate_embeddings.py for them (its --word CLASS=FILE takes a word from "
                 "elsewhere), or leave them out with --classes"
             )
-    if needs_mask:
-        sources = dataset.sources()
-        for idx in indices:
-            on_object = (dataset.get_mask_by_idx(idx) > 0).mean()
-            if on_object in (0, 1):
-                what = "empty" if on_object == 0 else "the whole photo"
-                log.warning("%s: its mask is %s", sources[idx], what)
+
+
+def check_masks(dataset, indices, edits: list[dict], radius: float) -> None:
+    """Raise UserError where a photo lacks a mask; say where a mask leaves nothing to be edited.
+
+    Args:
+        radius: `--mask_grow_radius`.
+    """
+    inverted = {bool(edit["inverted"]) for edit in edits if edit["mask"]}
+    if not inverted:
+        return
+    sources, vanished = dataset.sources(), []
+    for idx in indices:
+        on_object = dataset.get_mask_by_idx(idx) > 0
+        if on_object.all() or not on_object.any():
+            what = "the whole photo" if on_object.any() else "empty"
+            log.warning("%s: its mask is %s", sources[idx], what)
+        elif radius < 0 and not all(grow(on_object != each, radius).any() for each in inverted):
+            vanished.append(sources[idx])
+    if vanished:
+        log.warning(
+            "--mask_grow_radius %g leaves nothing of the edited region of %s, such as %s: such "
+            "an edit gives the photo itself",
+            radius,
+            counted(len(vanished), "photo"),
+            vanished[0],
+        )
 
 
 def check_fields(prompts: Iterable[str], edits: list[dict], dataset, indices) -> None:

@@ -30,7 +30,7 @@ from semantic_aug.gate import (
 from semantic_aug.settings import compared
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import PARALLEL, Generation
-from semantic_aug.stages.checking_photos import check_fields, check_photos
+from semantic_aug.stages.checking_photos import check_fields, check_masks, check_photos
 from semantic_aug.stages.choosing_words import choose_words, details_of_classes, words_note
 from semantic_aug.stages.common import (
     arguments_of,
@@ -232,7 +232,8 @@ def plan_trial(
             f"--num_synthetic: got {settings.num_synthetic} for {counted(len(indices), 'photo')}, "
             f"expected {MOST_IMAGES:,} images of a trial at most"
         )
-    check_photos(dataset, indices, embed_path, info, any(edit["mask"] for edit in edits))
+    check_photos(dataset, indices, embed_path, info)
+    check_masks(dataset, indices, edits, settings.mask_grow_radius)
     check_fields(settings.prompt, edits, dataset, indices)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)

@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import images_of
+from PIL import Image
+from scipy import ndimage
 
 import generate_augmentations
 from semantic_aug.experiment.config import read_config
@@ -13,7 +16,7 @@ from semantic_aug.experiment.config import read_config
 FOLDER = Path("output/e/aug/seed=0_ex=1")
 
 
-def again(capsys, name="000001-001.png") -> str:
+def again(capsys, name="000000-001.png") -> str:
     """What --reproduce says of an image."""
     capsys.readouterr()
     generate_augmentations.main([f"--reproduce={FOLDER / name}", "--device=cpu"])
@@ -55,3 +58,30 @@ def test_a_negative_prompt_for_a_model_that_is_told_the_guidance(make, small_mod
     config.write_text(json.dumps(json.loads(config.read_text()) | {"time_cond_proj_dim": 16}))
     status, err = make("--model_path=model", "--negative_prompt", "a dog")
     assert status == 2 and "--negative_prompt: model works without classifier-free" in err
+
+
+# --- a region that shrinks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inverted", [0, 1])
+def test_a_region_shrinks_and_where_it_vanishes_the_photo_stays(make, photos, capsys, inverted):
+    masks = photos.parent / "masks"
+    flags = ("--mask=1", f"--inverted={inverted}", "--strength=1", "--dataset_args",
+             f"masks={masks}", "--classes=cat", "--batch_size=1")  # fmt: skip
+    # Ellipses of 21 pixels; of the ground around them, there is always more than that.
+    status, err = make(*flags, "--mask_grow_radius=-4")
+    assert status == 0 and "--mask_grow_radius" not in err
+    for record in records():
+        photo = np.asarray(Image.open(photos / record["source"])).astype(int)
+        on_object = np.asarray(Image.open(masks / record["source"])) > 0
+        region = ndimage.distance_transform_edt(on_object != inverted) > 4
+        changed = (images_of()[record["file_name"]] != photo).any(axis=-1)
+        assert region.any() and changed[region].mean() > 0.9 and not changed[~region].any()
+    assert again(capsys) == "equal"
+    status, err = make(*flags, "--mask_grow_radius=-11", "--overwrite")
+    assert status == 0
+    warned = "--mask_grow_radius -11 leaves nothing of the edited region of 1 photo, such as train"
+    assert (warned in err) is (not inverted)
+    for record in records() if not inverted else ():
+        photo = np.asarray(Image.open(photos / record["source"])).astype(int)
+        assert (images_of()[record["file_name"]] == photo).all()
