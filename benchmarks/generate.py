@@ -158,9 +158,9 @@ def ours(args) -> dict:
     blocks = []
     compute = making.compute
 
-    def timed_block(*arguments):
+    def timed_block(*arguments, **options):
         started = time.perf_counter()
-        found = compute(*arguments)
+        found = compute(*arguments, **options)
         blocks.append((started, time.perf_counter()))
         return found
 

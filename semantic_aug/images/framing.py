@@ -25,6 +25,29 @@ class Frame:
     side: int
 
 
+def size_within(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
+    """The (width, height) of a photo whose longer side is to be `longest` pixels at most."""
+    if longest is None or max(size) <= longest:
+        return size
+    width, height = (max(1, round(length * longest / max(size))) for length in size)
+    return width, height
+
+
+def photo_within(image: Image.Image, longest: int | None) -> Image.Image:
+    """A photo in its `size_within`; itself where it has that."""
+    size = size_within(image.size, longest)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def mask_within(mask: np.ndarray, longest: int | None) -> np.ndarray:
+    """A mask, uint8 [H, W], in the `size_within` of its photo; itself where it has that."""
+    height, width = mask.shape
+    size = size_within((width, height), longest)
+    if size == (width, height):
+        return mask
+    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+
+
 def frame_of(size: tuple[int, int], side: int, fit: str) -> Frame:
     """The frame of a photo of this (width, height).
 

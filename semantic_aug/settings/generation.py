@@ -144,6 +144,13 @@ class Edits:
         choices=FITS,
         result=True,
     )
+    save_size: int | None = setting(
+        None,
+        "longer side of the images in pixels: larger photos are reduced, and so are their masks, "
+        "before the edit (default: each as large as its photo)",
+        check=whole(1),
+        result=True,
+    )
     compose: str = setting(
         PARALLEL,
         "of several augmentations, one per image, or one after the other",

@@ -30,7 +30,12 @@ from semantic_aug.gate import (
 from semantic_aug.settings import compared
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import PARALLEL, Generation
-from semantic_aug.stages.checking_photos import check_fields, check_masks, check_photos
+from semantic_aug.stages.checking_photos import (
+    check_fields,
+    check_masks,
+    check_photos,
+    suggest_save_size,
+)
 from semantic_aug.stages.choosing_words import choose_words, details_of_classes, words_note
 from semantic_aug.stages.common import (
     arguments_of,
@@ -127,6 +132,9 @@ def generate(
         plans.append(
             plan_trial(run, settings, trial, path, info, weights, edits, objects, device, already)
         )
+    if settings.save_size is None:
+        fresh = [(plan.dataset, plan.indices) for plan in plans if not plan.there]
+        suggest_save_size(fresh, check_resolution(info, settings.resolution), settings)
     quality = None
     if settings.filter:
         quality = make_filter(settings.filter, settings.filter_model, settings.filter_quantile)
@@ -233,7 +241,7 @@ def plan_trial(
             f"expected {MOST_IMAGES:,} images of a trial at most"
         )
     check_photos(dataset, indices, embed_path, info)
-    check_masks(dataset, indices, edits, settings.mask_grow_radius)
+    check_masks(dataset, indices, edits, settings)
     check_fields(settings.prompt, edits, dataset, indices)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)
@@ -345,6 +353,7 @@ def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, cou
         arguments={**arguments_of(run, settings), "command": command},
         notes=plan.notes,
         of_class=plan.of_class,
+        save_size=settings.save_size,
         count=count,
     )
 

@@ -162,7 +162,7 @@ def reproduce(
         functools.cache(lambda: build_pipeline(made_by, info, device, pipeline)),
         load_extras(made_by, info, device),
     )
-    ((_, again, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
+    ((_, again, _),) = compute(dataset, augmentation, [job], sources, trial.seed, made_by.save_size)
     if again.size != there.size:
         return again, None
     difference = ImageChops.difference(again, there)

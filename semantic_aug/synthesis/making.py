@@ -16,6 +16,7 @@ from semantic_aug.experiment.config import config_id, write_config
 from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
+from semantic_aug.images.framing import mask_within, photo_within
 from semantic_aug.synthesis.jobs import Job, job_generator, make_jobs, share_of
 from semantic_aug.synthesis.records import (
     RecordWriter,
@@ -48,6 +49,7 @@ def generate(
     arguments: Mapping | None = None,
     notes: Mapping | None = None,
     of_class: Mapping[str, Mapping[str, str | None]] | None = None,
+    save_size: int | None = None,
     count: Callable[[int], None] = lambda images: None,
 ) -> int:
     """Make what is missing of a trial's synthetic images.
@@ -70,6 +72,7 @@ def generate(
         of_class: what may change while `settings` stay, such as the sha256 of a class's learned
             word, by class and by the key it has in records (`CLASS_KEYS`); images whose record
             says otherwise are removed and made again.
+        save_size: as `compute` takes it.
         count: told from time to time how many images have been made since.
 
     Returns:
@@ -118,7 +121,8 @@ def generate(
             try:
                 for block in todo:
                     before = made
-                    for job, image, edits in compute(dataset, augmentation, block, sources, seed):
+                    results = compute(dataset, augmentation, block, sources, seed, save_size)
+                    for job, image, edits in results:
                         if job.file_name in finished:
                             continue
                         record = _record(dataset, job, sources, edits, constants or {})
@@ -149,13 +153,21 @@ def _save(image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
-def compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Iterator[tuple]:
-    """(job, image, edits) of a block."""
+def compute(
+    dataset, augmentation, block: Sequence[Job], sources, seed, save_size: int | None = None
+) -> Iterator[tuple]:
+    """(job, image, edits) of a block.
+
+    Args:
+        save_size: longer side in pixels to which larger photos are reduced before they are edited.
+    """
     images, labels, metadata = [], [], []
-    photos = {job.index: dataset.get_image_by_idx(job.index) for job in block}  # decoded once
+    indices = dict.fromkeys(job.index for job in block)  # each is decoded once
+    photos = {index: photo_within(dataset.get_image_by_idx(index), save_size) for index in indices}
     masks = {}
     if augmentation.needs_mask:
-        masks = {index: dataset.get_mask_by_idx(index) for index in photos}
+        found = {index: dataset.get_mask_by_idx(index) for index in indices}
+        masks = {index: mask_within(mask, save_size) for index, mask in found.items()}
     for job in block:
         meta = dict(dataset.get_metadata_by_idx(job.index))
         if augmentation.needs_mask:

@@ -13,7 +13,10 @@ from semantic_aug.images.framing import (
     from_square,
     grow,
     mask_to_square,
+    mask_within,
+    photo_within,
     share_of_photo,
+    size_within,
     to_square,
 )
 from semantic_aug.settings.generation import FITS
@@ -97,6 +100,20 @@ def test_mask_lies_where_its_object_does(fit):
     inside = (slice(top, bottom), slice(left, right))
     assert ((square[inside] > 127) == (mask[inside] > 127)).mean() > 0.97
     assert mask.sum() > 0
+
+
+@given(sizes, st.integers(1, 90))
+def test_a_photo_and_its_mask_are_reduced_alike_and_never_enlarged(size, longest):
+    photo, mask = picture(size), np.full(size[::-1], 255, np.uint8)
+    small = photo_within(photo, longest)
+    assert small.size == size_within(size, longest) == mask_within(mask, longest).shape[::-1]
+    assert max(small.size) == min(longest, max(size))
+    for short, long in zip(small.size, size):
+        assert 1 <= short <= long and abs(short - long * max(small.size) / max(size)) < 1
+    if max(size) <= longest:
+        assert small is photo and mask_within(mask, longest) is mask
+    assert photo_within(photo, None) is photo
+    assert set(np.unique(mask_within(mask, longest))) == {255}
 
 
 def test_a_radius_is_a_radius():

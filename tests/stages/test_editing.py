@@ -1,17 +1,23 @@
 """Settings of edits through the command: config.json, records, resumption, one image again."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import images_of
+from conftest import draw_photo, images_of
 from PIL import Image
 from scipy import ndimage
 
 import generate_augmentations
+from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment.config import read_config
+from semantic_aug.images.framing import photo_within
+from semantic_aug.report.__main__ import main as report
+from semantic_aug.stages.checking_photos import png_bytes
+from semantic_aug.synthesis.variants import read_variants
 
 FOLDER = Path("output/e/aug/seed=0_ex=1")
 
@@ -85,3 +91,84 @@ def test_a_region_shrinks_and_where_it_vanishes_the_photo_stays(make, photos, ca
     for record in records() if not inverted else ():
         photo = np.asarray(Image.open(photos / record["source"])).astype(int)
         assert (images_of()[record["file_name"]] == photo).all()
+
+
+# --- smaller images --------------------------------------------------------------------------
+
+
+def test_photos_and_masks_are_reduced_before_the_edit(make, photos, small_model, capsys):
+    masks = photos.parent / "masks"
+    flags = ("--mask=1", "--strength=1", "--dataset_args", f"masks={masks}", "--batch_size=1")
+    flags += ("--save_size=24", "--classes=cat")
+    assert make(*flags, "--mask_feather=2")[0] == 0
+    before = {path.name: path.read_bytes() for path in FOLDER.glob("*.png")}
+    for record in records():
+        image = images_of()[record["file_name"]]
+        photo = Image.open(photos / record["source"]).convert("RGB").resize((24, 20), 3)
+        mask = Image.open(masks / record["source"]).resize((24, 20), 0)
+        on_object = np.asarray(mask) > 0
+        changed = (image != np.asarray(photo)).any(axis=-1)
+        assert image.shape == (20, 24, 3) and changed[on_object].mean() > 0.9
+        assert not changed[ndimage.distance_transform_edt(~on_object) > 2].any()
+    assert again(capsys) == "equal"
+    # It is compared, and what is lost is made again.
+    assert read_config(FOLDER)["settings"]["save_size"] == 24
+    status, err = make(*flags, "--mask_feather=2", "--save_size=30")
+    assert status == 2 and "--save_size: there 24, now 30" in err
+    (FOLDER / "000000-000.png").unlink()
+    assert make(*flags, "--mask_feather=2")[0] == 0
+    assert {path.name: path.read_bytes() for path in FOLDER.glob("*.png")} == before
+    # Who reads variants does not mind that they are smaller than their photos.
+    common = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e", "--classes=cat"]
+    report([*common, "--dataset_args", f"masks={masks}"])
+    assert (Path("output/e/report") / FOLDER.name / "cat.png").is_file()
+    dataset = build_dataset("folder", "train", data_dir=photos, examples_per_class=1)
+    assert len(read_variants(FOLDER, dataset, classes=["cat"])[0]) == 2
+
+
+def test_photos_are_never_enlarged(make):
+    assert make("--classes=cat")[0] == 0
+    whole = images_of()
+    assert make("--classes=cat", "--save_size=48", name="b")[0] == 0
+    assert all((images_of("b")[name] == image).all() for name, image in whole.items())
+
+
+def test_an_object_too_small_for_the_size_is_named(make, photos):
+    masks = photos.parent / "masks"
+    for path in (masks / "train/cat").iterdir():
+        mask = Image.new("L", (48, 40))
+        mask.putpixel((1, 1), 255)
+        mask.save(path)
+    flags = ("--mask=1", "--classes=cat", "--dataset_args", f"masks={masks}")
+    status, err = make(*flags, "--save_size=9")
+    assert status == 0 and "--save_size 9: nothing is left of the edited region of 1 photo" in err
+    assert "nothing is left" not in make(*flags, name="whole")[1]
+
+
+def test_large_photos_are_a_reason_to_save_smaller_images(make, photos):
+    for path in (photos / "train/cat").iterdir():
+        draw_photo(path, (220, 40, 40), 3, size=(160, 120))
+    said = (
+        "photos have up to 160x120 pixels, the model works at 32: --save_size 64 would save about "
+        "0 MB, by an estimate of 1.5 bytes per pixel, less where an edit is enlarged"
+    )
+    flags = ("--classes=cat", "--num_inference_steps=2")
+    assert said in make(*flags)[1]
+    assert "--save_size" not in make(*flags)[1]  # which is too late: the images are there
+    for more in ("--save_size=64", "--resolution=80"):
+        assert "--save_size" not in make(*flags, more, name=more[2:6])[1]
+
+
+def test_the_estimate_is_that_of_png(real_data):
+    """Within a half of what photos take, as they are and enlarged."""
+    paths = sorted((real_data / "coco2017").rglob("*.jpg"))[:6]
+    for side, factor in ((256, 1), (256, 3)):
+        taken = estimated = 0.0
+        for path in paths:
+            small = photo_within(Image.open(path).convert("RGB"), side)
+            large = small.resize((small.width * factor, small.height * factor), 3)
+            written = io.BytesIO()
+            large.save(written, format="PNG")
+            taken += len(written.getvalue())
+            estimated += png_bytes(large.size, side)
+        assert 0.67 < estimated / taken < 1.5
