@@ -36,6 +36,7 @@ from semantic_aug.images.framing import (
     to_square,
 )
 from semantic_aug.settings.generation import DEFAULT_PROMPT, SAFETY_RETRIES
+from semantic_aug.words.class_names import older_words
 
 log = logging.getLogger(__name__)
 
@@ -369,11 +370,11 @@ def _draw(prompts: Sequence[str], generator: torch.Generator) -> str:
 def words_of(metadata: Sequence[Mapping], **fields: Sequence[str]) -> list[dict[str, str]]:
     """What fills each image's prompt: `name`, `description` where there is one, and `fields`.
 
-    A name is written as captions write it, "ball bearing" for the class `ball_bearing`.
+    A name is written as its `words` say, or "ball bearing" for the class `ball_bearing`.
     """
     words = [{k: m[k] for k in ("name", "description") if m.get(k)} for m in metadata]
-    for each in words:
-        each["name"] = each["name"].replace("_", " ")
+    for each, meta in zip(words, metadata):
+        each["name"] = meta.get("words") or older_words(meta["name"])
     for key, values in fields.items():
         for each, value in zip(words, values):
             each[key] = value

@@ -13,6 +13,7 @@ from semantic_aug.settings import (
 )
 from semantic_aug.settings.common import Model, Selection, Sharing, Stage
 
+NAME_STYLES = ("words", "raw")
 FITS = ("pad", "crop", "squash")
 PRECISIONS = ("no", "fp16", "bf16")
 # Samplers by name: a class of diffusers, and what differs from the model's configuration.
@@ -105,6 +106,12 @@ class Edits:
         "{name} is the class name or its learned word, {token} the latter alone, "
         "{description} what the dataset says of a photo; of several, or of the lines of a text "
         "file, one is drawn per image",
+        result=True,
+    )
+    name_style: str = setting(
+        "words",
+        "how {name} writes a class: as words, bevel gear for bevel_gear and BevelGear, or as it is",
+        choices=NAME_STYLES,
         result=True,
     )
     negative_prompt: str = setting(

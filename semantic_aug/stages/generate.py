@@ -12,7 +12,7 @@ from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
-from semantic_aug.experiment.config import config_id
+from semantic_aug.experiment.config import Newer, config_id
 from semantic_aug.experiment.names import CACHE, Trial, aug_dir
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_of
@@ -70,6 +70,7 @@ from semantic_aug.synthesis.records import (
     read_records,
     write_metadata,
 )
+from semantic_aug.words.class_names import say_classes
 
 log = logging.getLogger(__name__)
 MOST_IMAGES = 10_000_000  # of a trial: the list of them must fit into memory
@@ -195,6 +196,7 @@ class Plan:
         of_class: what may change while that stays, by class and by its key in records.
         constants: what all records share.
         notes: for config.json, beside that.
+        words: what prompts say for each class.
         make_augmentation: gives the augmentation, from a function that gives the pipeline, and
             what `load_extras` gives.
     """
@@ -211,6 +213,7 @@ class Plan:
     of_class: dict[str, dict]
     constants: dict
     notes: dict
+    words: dict[str, str]
     make_augmentation: Callable
 
     @property
@@ -246,7 +249,13 @@ def plan_trial(
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)
     common = compared_of(run, settings, dataset, info, weights, edits)
+    styles = [say_classes(dataset.class_names, style) for style in (settings.name_style, None)]
+    if settings.name_style == "words" and styles[0] != styles[1]:
+        common["name_style"] = Newer("words")
     common = check_settings(folder, common, settings.overwrite)
+    words = say_classes(dataset.class_names, common.get("name_style"))
+    if words != styles[0]:
+        log.info("%s: prompts name the classes as those of the images there do", folder)
     masked = indices if uses_masks(run, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     precision = precision_of(settings, device)
@@ -285,6 +294,7 @@ def plan_trial(
         of_class,
         constants,
         words_note(embed_path, trial),
+        words,
         functools.partial(build_augmentation, settings, edits, objects, info, embed_path, unets),
     )
 
@@ -354,6 +364,7 @@ def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, cou
         notes=plan.notes,
         of_class=plan.of_class,
         save_size=settings.save_size,
+        words=plan.words,
         count=count,
     )
 
@@ -374,7 +385,7 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
             folder,
             identity,
             quality,
-            lambda: load_judge()(plan.dataset, plan.trial, cache),
+            lambda: load_judge()(plan.dataset, plan.trial, cache, plan.words),
             plan.dataset,
             names_to_score(plan, quality, shard),
             shard,

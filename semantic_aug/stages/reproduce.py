@@ -33,6 +33,7 @@ from semantic_aug.stages.editing import (
 from semantic_aug.synthesis.jobs import Job
 from semantic_aug.synthesis.making import compute
 from semantic_aug.synthesis.records import older_precision, read_records
+from semantic_aug.words.class_names import say_classes
 
 MADE_WITH = {
     "model": "weights of the model",
@@ -150,6 +151,7 @@ def reproduce(
                     f"--reproduce: {path} was made with other {MADE_WITH.get(key, key)}: "
                     f"then {stored.get(key)}, now {value}"
                 )
+    words = say_classes(dataset.class_names, compared.get("name_style"))
     device = pick_device(made_by.device)
     job = Job(sources.index(record["source"]), record["repeat"])
     augmentation = build_augmentation(
@@ -162,7 +164,9 @@ def reproduce(
         functools.cache(lambda: build_pipeline(made_by, info, device, pipeline)),
         load_extras(made_by, info, device),
     )
-    ((_, again, _),) = compute(dataset, augmentation, [job], sources, trial.seed, made_by.save_size)
+    ((_, again, _),) = compute(
+        dataset, augmentation, [job], sources, trial.seed, made_by.save_size, words
+    )
     if again.size != there.size:
         return again, None
     difference = ImageChops.difference(again, there)

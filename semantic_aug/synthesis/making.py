@@ -50,6 +50,7 @@ def generate(
     notes: Mapping | None = None,
     of_class: Mapping[str, Mapping[str, str | None]] | None = None,
     save_size: int | None = None,
+    words: Mapping[str, str] | None = None,
     count: Callable[[int], None] = lambda images: None,
 ) -> int:
     """Make what is missing of a trial's synthetic images.
@@ -72,7 +73,7 @@ def generate(
         of_class: what may change while `settings` stay, such as the sha256 of a class's learned
             word, by class and by the key it has in records (`CLASS_KEYS`); images whose record
             says otherwise are removed and made again.
-        save_size: as `compute` takes it.
+        save_size, words: as `compute` takes them.
         count: told from time to time how many images have been made since.
 
     Returns:
@@ -121,7 +122,7 @@ def generate(
             try:
                 for block in todo:
                     before = made
-                    results = compute(dataset, augmentation, block, sources, seed, save_size)
+                    results = compute(dataset, augmentation, block, sources, seed, save_size, words)
                     for job, image, edits in results:
                         if job.file_name in finished:
                             continue
@@ -154,12 +155,19 @@ def _save(image, path: Path) -> None:
 
 
 def compute(
-    dataset, augmentation, block: Sequence[Job], sources, seed, save_size: int | None = None
+    dataset,
+    augmentation,
+    block: Sequence[Job],
+    sources,
+    seed,
+    save_size: int | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> Iterator[tuple]:
     """(job, image, edits) of a block.
 
     Args:
         save_size: longer side in pixels to which larger photos are reduced before they are edited.
+        words: what prompts say for a class, by its name.
     """
     images, labels, metadata = [], [], []
     indices = dict.fromkeys(job.index for job in block)  # each is decoded once
@@ -170,6 +178,8 @@ def compute(
         masks = {index: mask_within(mask, save_size) for index, mask in found.items()}
     for job in block:
         meta = dict(dataset.get_metadata_by_idx(job.index))
+        if words and meta["name"] in words:
+            meta["words"] = words[meta["name"]]
         if augmentation.needs_mask:
             meta["mask"] = masks[job.index]
         images.append(photos[job.index])

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_photo, images_of
+from conftest import build_clip, draw_photo, images_of
 from PIL import Image
 from scipy import ndimage
 
 import generate_augmentations
+from semantic_aug import gate
 from semantic_aug.datasets import build_dataset
 from semantic_aug.experiment.config import read_config
 from semantic_aug.images.framing import photo_within
 from semantic_aug.report.__main__ import main as report
+from semantic_aug.stages import generate
 from semantic_aug.stages.checking_photos import png_bytes
 from semantic_aug.synthesis.variants import read_variants
+from semantic_aug.words.class_names import say_classes
 
 FOLDER = Path("output/e/aug/seed=0_ex=1")
 
@@ -29,8 +32,8 @@ def again(capsys, name="000000-001.png") -> str:
     return capsys.readouterr().out.removeprefix(f"{FOLDER / name}: ").strip()
 
 
-def records() -> list[dict]:
-    return [json.loads(line) for line in (FOLDER / "metadata.jsonl").read_text().splitlines()]
+def records(folder=FOLDER) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
 
 
 # --- a negative prompt -----------------------------------------------------------------------
@@ -172,3 +175,66 @@ def test_the_estimate_is_that_of_png(real_data):
             taken += len(written.getvalue())
             estimated += png_bytes(large.size, side)
         assert 0.67 < estimated / taken < 1.5
+
+
+# --- names of classes ------------------------------------------------------------------------
+
+
+def prompts(folder=FOLDER) -> set[str]:
+    return {record["prompt"] for record in records(folder)}
+
+
+def test_names_of_folders_reach_prompts_as_words(make, photos, capsys):
+    for split in ("train", "val", "test"):
+        (photos / split / "cat").rename(photos / split / "BevelGear")
+    assert make("--batch_size=1")[0] == 0
+    assert prompts() == {
+        f"a photo of a {name}" for name in ("bevel gear", "stop sign", "toy train")
+    }
+    assert read_config(FOLDER)["settings"]["name_style"] == "words"
+    assert again(capsys) == "equal"
+    status, err = make("--name_style=raw")
+    assert status == 2 and "--name_style: there words, now raw" in err
+    assert make("--name_style=raw", "--batch_size=1", "--overwrite")[0] == 0
+    assert "a photo of a BevelGear" in prompts() and again(capsys) == "equal"
+
+
+def test_older_folders_keep_the_words_that_they_have(make, photos, monkeypatch, capsys):
+    for split in ("train", "val", "test"):
+        (photos / split / "cat").rename(photos / split / "BevelGear")
+    flags = ("--classes=BevelGear", "--batch_size=1")
+    with monkeypatch.context() as older:
+        older.setattr(generate, "say_classes", lambda names, _: say_classes(names, None))
+        assert make(*flags)[0] == 0
+    config, images = (FOLDER / "config.json").read_bytes(), images_of()
+    assert prompts() == {"a photo of a BevelGear"} and b'"name_style": null' not in config
+    assert "name_style" not in read_config(FOLDER)["settings"]
+    (FOLDER / "000000-000.png").unlink()
+    status, err = make(*flags)
+    assert status == 0 and "prompts name the classes as those of the images there do" in err
+    assert (FOLDER / "config.json").read_bytes() == config
+    assert all((images_of()[name] == image).all() for name, image in images.items())
+    assert again(capsys) == "equal"
+    assert make(*flags, "--seed=1")[0] == 0  # a trial beside it, whose images go with these
+    assert prompts(FOLDER.with_name("seed=1_ex=1")) == {"a photo of a BevelGear"}
+    status, err = make(*flags, "--name_style=raw")
+    assert status == 2 and "--name_style: there none, now raw" in err
+    (FOLDER / "config.json").unlink()
+    (FOLDER.with_name("seed=1_ex=1") / "config.json").unlink()
+    assert make(*flags)[0] == 0 and prompts() == {"a photo of a BevelGear"}
+    assert make(*flags, name="newer")[0] == 0
+    assert prompts(Path("output/e/newer/seed=0_ex=1")) == {"a photo of a bevel gear"}
+
+
+def test_the_gate_names_classes_as_prompts_do(make, photos, tmp_path, monkeypatch):
+    for split in ("train", "val", "test"):
+        (photos / split / "cat").rename(photos / split / "BevelGear")
+    named, scorer = [], gate._clip_scorer
+    monkeypatch.setattr(
+        gate, "_clip_scorer", lambda *given: named.append(given[-1]) or scorer(*given)
+    )
+    clip = build_clip(tmp_path / "clip")
+    for style, words in (("words", "bevel gear"), ("raw", "BevelGear")):
+        flags = ("--filter=clip", f"--filter_model={clip}", f"--name_style={style}")
+        assert make(*flags, "--classes=BevelGear", name=style)[0] == 0
+        assert named.pop()["BevelGear"] == words
