@@ -44,7 +44,10 @@ class Name:
 @settings("model")
 class Precision:
     mixed_precision: str | None = setting(
-        None, "precision of the model (default: fp16 on a GPU, else no)", choices=PRECISIONS
+        None,
+        "precision of the model (default: fp16 on a GPU, else no); a CPU without instructions for "
+        "bf16 is slow in it",
+        choices=PRECISIONS,
     )
 
 

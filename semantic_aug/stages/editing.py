@@ -124,7 +124,9 @@ def uses_masks(run: Run, edits: list[dict]) -> bool:
 
 def precision_of(settings: Generation, device) -> str:
     """In which precision the model works, as records say it."""
-    return "no" if device.type == "cpu" else settings.mixed_precision or "fp16"
+    if device.type == "cpu":
+        return "bf16" if settings.mixed_precision == "bf16" else "no"
+    return settings.mixed_precision or "fp16"
 
 
 def dtype_of(settings: Generation, device):

@@ -11,7 +11,7 @@ from semantic_aug import UserError, counted
 from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
-from semantic_aug.diffusion.loading import pick_device
+from semantic_aug.diffusion.loading import pick_device, warn_if_slow
 from semantic_aug.experiment.config import Newer, config_id
 from semantic_aug.experiment.names import CACHE, Trial, aug_dir
 from semantic_aug.experiment.processes import at_work
@@ -124,6 +124,7 @@ def generate(
     edits = list_edits(settings, objects)
     info = check_model(settings, edits)
     device = pick_device(settings.device)
+    warn_if_slow(device, precision_of(settings, device))
     if pipeline is not None:
         check_given(settings, pipeline, device)
     weights = weights_of(settings, info)

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 
 from semantic_aug import UserError
 from semantic_aug.diffusion.inspecting import inspect_model
-from semantic_aug.diffusion.loading import pick_device
+from semantic_aug.diffusion.loading import pick_device, warn_if_slow
 from semantic_aug.experiment.config import is_called, read_config
 from semantic_aug.experiment.names import CONFIG_FILE, Trial
 from semantic_aug.images.reading import read_image
@@ -27,6 +27,7 @@ from semantic_aug.stages.editing import (
     class_unets,
     list_edits,
     load_extras,
+    precision_of,
     uses_masks,
     weights_of,
 )
@@ -153,6 +154,7 @@ def reproduce(
                 )
     words = say_classes(dataset.class_names, compared.get("name_style"))
     device = pick_device(made_by.device)
+    warn_if_slow(device, precision_of(made_by, device))
     job = Job(sources.index(record["source"]), record["repeat"])
     augmentation = build_augmentation(
         made_by,

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import build_clip, draw_photo, images_of
 from PIL import Image
+from safetensors.torch import load_file
 from scipy import ndimage
 
 import generate_augmentations
-from semantic_aug import gate
+from semantic_aug import Run, fine_tune, gate
 from semantic_aug.datasets import build_dataset
+from semantic_aug.diffusion import loading
 from semantic_aug.experiment.config import read_config
 from semantic_aug.images.framing import photo_within
 from semantic_aug.report.__main__ import main as report
@@ -238,3 +241,35 @@ def test_the_gate_names_classes_as_prompts_do(make, photos, tmp_path, monkeypatc
         flags = ("--filter=clip", f"--filter_model={clip}", f"--name_style={style}")
         assert make(*flags, "--classes=BevelGear", name=style)[0] == 0
         assert named.pop()["BevelGear"] == words
+
+
+# --- bfloat16 on the CPU ---------------------------------------------------------------------
+
+
+def test_the_cpu_works_in_bfloat16_where_that_is_asked_for(make, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "cpu_has_bf16", lambda: False)
+    flags = ("--classes=cat", "--batch_size=1")
+    assert "bfloat16" not in make(*flags, name="whole")[1]
+    status, err = make(*flags, "--mixed_precision=bf16")
+    assert status == 0 and err.count("this CPU has no instructions for bfloat16") == 1
+    assert {record["precision"] for record in records()} == {"bf16"}
+    differences = [abs(images_of()[name] - image) for name, image in images_of("whole").items()]
+    assert all(0 < each.mean() < 10 for each in differences)
+    assert again(capsys) == "equal"
+    status, err = make(*flags, "--mixed_precision=no")
+    assert status == 2 and "in another precision (there bf16, now no) for: cat" in err
+
+
+def test_a_word_in_bfloat16_on_the_cpu(photos, small_model, workdir, monkeypatch, caplog):
+    monkeypatch.setattr(loading, "cpu_has_bf16", lambda: False)
+    given = {"model": small_model, "device": "cpu", "classes": "cat", "report_to": "none",
+             "max_train_steps": 2, "learning_rate": 0.05, "train_batch_size": 2}  # fmt: skip
+    rows = []
+    for precision in ("bf16", "no"):
+        run = Run(precision, dataset="folder", data_dir=photos)
+        (path,) = fine_tune(run, mixed_precision=precision, **given).made
+        rows.append(load_file(path)["<cat>"])
+    assert torch.isfinite(rows[0]).all() and not torch.equal(*rows)
+    assert torch.cosine_similarity(*rows).min() > 0.8
+    warned = [each for each in caplog.messages if "no instructions for bfloat16" in each]
+    assert len(warned) == 1
