@@ -16,6 +16,7 @@ from semantic_aug.settings import (
 )
 from semantic_aug.settings.common import Model, Selection, Sharing, Stage
 
+NAME_STYLES = ("words", "raw")
 FITS = ("pad", "crop", "squash")
 PRECISIONS = ("no", "fp16", "bf16")
 # Samplers by name: a class of diffusers, and what differs from the model's configuration.
@@ -50,7 +51,10 @@ class Name:
 @settings("model")
 class Precision:
     mixed_precision: str | None = setting(
-        None, "precision of the model (default: fp16 on a GPU, else no)", choices=PRECISIONS
+        None,
+        "precision of the model (default: fp16 on a GPU, else no); a CPU without instructions for "
+        "bf16 is slow in it",
+        choices=PRECISIONS,
     )
 
 
@@ -115,6 +119,20 @@ class Edits:
         "file, one is drawn per image",
         result=True,
     )
+    name_style: str = setting(
+        "words",
+        "how {name} writes a class: as words, bevel gear for bevel_gear and BevelGear, or as it is",
+        choices=NAME_STYLES,
+        result=True,
+        newer=True,
+    )
+    negative_prompt: str = setting(
+        "",
+        "what no image shall show, for all edits; needs a --guidance_scale above 1",
+        metavar="TEXT",
+        result=True,
+        newer=True,
+    )
     strength: tuple[float, ...] | None = setting(
         None,
         "how much of a photo is replaced, in (0, 1] (default 0.5, of background 1.0)",
@@ -132,8 +150,8 @@ class Edits:
     )
     mask_grow_radius: float = setting(
         0.0,
-        "by how many pixels of the photo the edited region grows",
-        check=NON_NEGATIVE,
+        "by how many pixels of the photo the edited region grows; below 0, it shrinks",
+        check=FINITE,
         result=True,
     )
     mask_feather: float = setting(
@@ -148,6 +166,14 @@ class Edits:
         "or squeezed",
         choices=FITS,
         result=True,
+    )
+    save_size: int | None = setting(
+        None,
+        "longer side of the images in pixels: larger photos are reduced, and so are their masks, "
+        "before the edit (default: each as large as its photo)",
+        check=whole(1),
+        result=True,
+        newer=True,
     )
     compose: str = setting(
         PARALLEL,
