@@ -13,7 +13,7 @@ from semantic_aug.settings.generation import Generation
 from semantic_aug.stages.aggregate import classes_of
 from semantic_aug.stages.classified_photos import generation_command
 from semantic_aug.stages.common import arguments_of
-from semantic_aug.stages.editing import EDIT_FLAGS, list_edits
+from semantic_aug.stages.edits import EDIT_FLAGS, list_edits
 from semantic_aug.stages.reproduce import flags_of_edits, settings_of
 from semantic_aug.words.session import note_loss
 
