@@ -62,7 +62,7 @@ def main(argv=None):
     command = shlex.join([*words_of("generate"), *argv])
     made = semantic_aug.generate(run, settings, command=command)
     if made:
-        next_one = Classification(aug_name=settings.aug_name, classes=settings.classes)
+        next_one = Classification(aug_name=(settings.aug_name,), classes=settings.classes)
         print(f"next: {command_line('train_classifier', run, next_one)}")
 
 

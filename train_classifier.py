@@ -64,7 +64,7 @@ def _next(run: Run, settings: Classification, folder: Path) -> str:
         return command_line("train_classifier", run, replace(settings, compare=(REAL,)))
     if folder == real:
         return command_line("generate", run, Generation(classes=settings.classes))
-    shown = Reporting(aug_name=(settings.aug_name,), classes=settings.classes)
+    shown = Reporting(aug_name=settings.aug_name, classes=settings.classes)
     return command_line("report", run, shown)
 
 

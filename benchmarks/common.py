@@ -35,7 +35,7 @@ def report_side(found: dict) -> None:
 
 
 def compare(script: str, sides: tuple[str, str], rounds: int, arguments: list[str]) -> dict:
-    """Run the plain side and ours in turns; the medians, and their ratio of seconds.
+    """Run two sides in turns, `plain` and `ours` say; the medians, and their ratio of seconds.
 
     Returns:
         ratio, plain_s, ours_s, plain_peak_mb, ours_peak_mb, and `rounds`: what each side returned.
@@ -46,14 +46,12 @@ def compare(script: str, sides: tuple[str, str], rounds: int, arguments: list[st
             found = run_side(script, side, arguments)
             runs[side].append(found)
             print(f"round {number + 1}: {side}: {found['seconds']:.2f} s", flush=True)
-    plain, ours = (statistics.median(run["seconds"] for run in runs[side]) for side in sides)
+    seconds = [statistics.median(run["seconds"] for run in runs[side]) for side in sides]
     memory = [statistics.median(run["peak_mb"] for run in runs[side]) for side in sides]
     return {
-        "ratio": round(plain / ours, 2),
-        "plain_s": round(plain, 2),
-        "ours_s": round(ours, 2),
-        "plain_peak_mb": memory[0],
-        "ours_peak_mb": memory[1],
+        "ratio": round(seconds[0] / seconds[1], 2),
+        **{f"{side}_s": round(median, 2) for side, median in zip(sides, seconds)},
+        **{f"{side}_peak_mb": median for side, median in zip(sides, memory)},
         "rounds": runs,
     }
 

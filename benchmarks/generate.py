@@ -6,8 +6,10 @@
 The plain loop is what earlier implementations do: one pipeline call per image, photo and prompt
 encoded every time, images written before the next is begun. Same model, photos, strengths, steps
 and random streams; the images of both sides are compared. Start-up (imports, loading the model) is
-measured by itself. Approximations are rows of their own, with their ratio to the plain loop and the
-mean difference of their pixels from its images, of 255.
+measured by itself. With --precision bf16 on the CPU, a row compares it with float32: seconds of the
+processor per image, and the mean difference of the pixels, of 255. Approximations are rows of their
+own, with their ratio to the plain loop and the mean difference of their pixels from its images, of
+255.
 
 With --device cuda, --model sd14 measures a Stable Diffusion 1.4 of the real shape with random
 weights at 512 pixels.
@@ -62,19 +64,23 @@ def main(argv=None):
         return
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or folder
+        work = Path(args.work)
         args.model = model_folder(args.model, args.work)
         keys = ("model", "data_dir", "classes", "variants", "steps", "batch_size", "device",
                 "precision", "work")  # fmt: skip
         arguments = [f"--{key}={getattr(args, key)}" for key in keys]
         arguments += ["--compile"] * args.compile
         result = compare(__file__, ("plain", "ours"), args.rounds, arguments)
-        result["largest_difference"] = max(differences(Path(args.work)))[0]
+        result["largest_difference"] = max(differences(ours_in(work), work / "plain"))[0]
+        if (args.device, args.precision) == ("cpu", "bf16"):
+            result["bf16"] = against_float32(arguments, args)
+            print(f"bf16 against float32: {result['bf16']}", flush=True)
         result["approximations"] = {}
         for name, (divisor, scheduler) in APPROXIMATIONS.items():
             changed = [f"--steps={args.steps // divisor}"]
             changed += [f"--scheduler={scheduler}"] if scheduler else []
             found = run_side(__file__, "ours", arguments + changed)
-            means = [mean for _, mean in differences(Path(args.work))]
+            means = [mean for _, mean in differences(ours_in(work), work / "plain")]
             result["approximations"][name] = {
                 "ratio": round(result["plain_s"] / found["seconds"], 2),
                 "mean_difference": round(statistics.mean(means), 2),
@@ -87,6 +93,18 @@ def main(argv=None):
     result["images"] = images
     result["images_per_s"] = round(images / result["ours_s"], 2)
     print(json.dumps(result))
+
+
+def against_float32(arguments: list[str], args) -> dict:
+    """Our side in bfloat16 and in float32."""
+    seconds, folders = {}, []
+    for name, precision in (("bf16", "bf16"), ("float32", "no")):
+        found = run_side(__file__, "ours", [*arguments, f"--precision={precision}"])
+        images = K * args.classes * args.variants
+        seconds[f"{name}_s_per_image"] = round(found["processor"] / images, 3)
+        folders.append(ours_in(Path(args.work)))
+    means = [mean for _, mean in differences(*folders)]
+    return seconds | {"mean_difference": round(statistics.mean(means), 2)}
 
 
 def photos_of(args):
@@ -149,18 +167,20 @@ def draw_strength(strengths, generator) -> float:
 def ours(args) -> dict:
     """The command itself; start-up is what passes before the first block.
 
-    `first_block` is the seconds of that block, in which a UNet is compiled.
+    `first_block` is the seconds of that block, in which a UNet is compiled; `processor`, those of
+    all cores.
     """
     began = time.perf_counter()
     import generate_augmentations
     from semantic_aug.synthesis import making
 
-    blocks = []
+    blocks, processor = [], []
     compute = making.compute
 
-    def timed_block(*arguments):
+    def timed_block(*arguments, **options):
         started = time.perf_counter()
-        found = compute(*arguments)
+        processor.append(time.process_time())
+        found = compute(*arguments, **options)
         blocks.append((started, time.perf_counter()))
         return found
 
@@ -177,21 +197,30 @@ def ours(args) -> dict:
         "--classes", *dataset.class_names[: args.classes],
     ])  # fmt: skip
     seconds = time.perf_counter() - blocks[0][0]
+    spent = time.process_time() - processor[0]
     making.compute = compute
     startup, first = blocks[0][0] - began, blocks[0][1] - blocks[0][0]
-    return {"seconds": seconds, "startup": round(startup, 2), "first_block": round(first, 2)}
+    return {
+        "seconds": seconds,
+        "startup": round(startup, 2),
+        "first_block": round(first, 2),
+        "processor": spent,
+    }
 
 
-def differences(work: Path) -> list[tuple[int, float]]:
-    """Of each image of our last run, the largest and the mean difference from the plain one's."""
+def ours_in(work: Path) -> Path:
+    """The images of our last run."""
+    return next(max(work.glob("ours-*")).glob("aug/*"))
+
+
+def differences(folder: Path, other: Path) -> list[tuple[int, float]]:
+    """Of each image in a folder, the largest and the mean difference from that in the other."""
     import numpy as np
     from PIL import Image
 
     found = []
-    for path in sorted(max(work.glob("ours-*")).glob("aug/*/*.png")):
-        one, two = (
-            np.asarray(Image.open(p)).astype(int) for p in (path, work / "plain" / path.name)
-        )
+    for path in sorted(folder.glob("*.png")):
+        one, two = (np.asarray(Image.open(p)).astype(int) for p in (path, other / path.name))
         found.append((int(np.abs(one - two).max()), float(np.abs(one - two).mean())))
     return found
 

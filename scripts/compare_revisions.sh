@@ -148,6 +148,9 @@ part_classifier() { # frozen and trained, all ways to use images, shares, kills
     --augmentation none --crop_to_object
   call 0 "${train[@]}" --method scratch --finetune all --from_scratch --use_randaugment \
     --num_synthetic 1 --synthetic_probability 0.7
+  call 0 generate_augmentations.py "${all[@]}" "${sd[@]}" --aug own:Mirror --num_synthetic 1 \
+    --aug_name more
+  call 0 "${train[@]}" --aug_name aug more --elsewhere --compare real
   for shard in 1 0; do
     call 0 "${train[@]}" --method shares --shard_index $shard --num_shards 2
   done

@@ -87,7 +87,9 @@ def check_trial(quality: Filter, dataset) -> None:
 
 
 def load_scorer(quality: Filter, device: torch.device) -> Callable[..., Scorer]:
-    """Load the filter's model once: a function of (dataset, trial, cache) that gives a scorer.
+    """Load the filter's model once: a function of (dataset, trial, cache, words) gives a scorer.
+
+    `words` is what prompts say for each class.
 
     Raises:
         UserError: weights are missing or broken.
@@ -139,9 +141,9 @@ def _load_clip(name: str, device: torch.device) -> tuple:
     return model.requires_grad_(False).eval().to(device), tokenizer, mean, std
 
 
-def _clip_scorer(model, tokenizer, mean, std, dataset, trial, cache) -> Scorer:
+def _clip_scorer(model, tokenizer, mean, std, dataset, trial, cache, words) -> Scorer:
     """Cosines between images and the names of their classes."""
-    sentences = [SENTENCE.format(name.replace("_", " ")) for name in dataset.class_names]
+    sentences = [SENTENCE.format(words[name]) for name in dataset.class_names]
     limit = model.config.text_config.max_position_embeddings
     texts = []
     for start in range(0, len(sentences), CHUNK):
@@ -154,13 +156,13 @@ def _clip_scorer(model, tokenizer, mean, std, dataset, trial, cache) -> Scorer:
         ).to(mean.device)
         with torch.no_grad():
             texts.append(model.get_text_features(**tokens).pooler_output)
-    words = torch.nn.functional.normalize(torch.cat(texts), dim=-1)
+    directions = torch.nn.functional.normalize(torch.cat(texts), dim=-1)
 
     def score(images: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
         pixels = (images.to(mean.device).float() / 255 - mean) / std
         with torch.no_grad():
             seen = model.get_image_features(pixel_values=pixels).pooler_output
-        return (torch.nn.functional.normalize(seen, dim=-1) * words[list(labels)]).sum(dim=-1)
+        return (torch.nn.functional.normalize(seen, dim=-1) * directions[list(labels)]).sum(dim=-1)
 
     side = model.config.vision_config.image_size
     return Scorer((side, side), score)
@@ -169,7 +171,7 @@ def _clip_scorer(model, tokenizer, mean, std, dataset, trial, cache) -> Scorer:
 # --- a classifier of the trial's photos ------------------------------------------------------
 
 
-def _classifier_scorer(backbone, dataset, trial: Trial, cache: Path | None) -> Scorer:
+def _classifier_scorer(backbone, dataset, trial: Trial, cache: Path | None, words) -> Scorer:
     """Probabilities by a head that has learned from the photos of the whole trial."""
     # Imported late: it draws in the library of standard augmentations, which takes a second.
     from semantic_aug.evaluation.features import LabelledFeatures, cached_features

@@ -98,8 +98,8 @@ class GenerativeAugmentation:
         Args:
             images: PIL RGB, of any sizes.
             labels: class indices.
-            metadata: one mapping per image with `name`, perhaps `description`, and `mask` where
-                `needs_mask`.
+            metadata: one mapping per image with `name`, perhaps `words`, how prompts write that
+                name, and `description`; and `mask` where `needs_mask`.
             generators: one CPU generator per image; whatever is random about image i is drawn
                 from generator i and from nothing else.
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ settings.load_profile("patient")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # several threads slow such small models down
+# A script's background job ignores Ctrl-C, and all that it starts does so too; tests send Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 # How variables begin in whose presence commands share their work, or scripts do something else.

@@ -58,10 +58,10 @@ def test_a_setting_is_one_line():
     scope = {"setting": setting, "settings": settings, "Generation": Generation}
     exec(f"@settings('')\nclass Newer(Generation):\n    {SETTING}", scope)
     newer = scope["Newer"]
-    made = build(newer, {"negative_prompt": "fog"})
-    assert compared({}, made)["negative_prompt"] == "fog"
-    assert "negative_prompt" not in compared({}, build(newer, {}))
+    made = build(newer, {"prompt_suffix": "fog"})
+    assert compared({}, made)["prompt_suffix"] == "fog"
+    assert "prompt_suffix" not in compared({}, build(newer, {}))
     parser = Parser("")
     add_flags(parser, Run, newer)
-    given = ["--experiment_name=e", "--dataset=folder", "--negative-prompt=fog"]
+    given = ["--experiment_name=e", "--dataset=folder", "--prompt-suffix=fog"]
     assert build_all(vars(parser.parse_args(given)), Run, newer)[1] == made

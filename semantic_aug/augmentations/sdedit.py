@@ -37,6 +37,7 @@ from semantic_aug.images.framing import (
     to_square,
 )
 from semantic_aug.settings.generation import DEFAULT_PROMPT, SAFETY_RETRIES
+from semantic_aug.words.class_names import older_words
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +95,14 @@ class SDEditor:
         aug: the name that records give this edit.
         components: parts that take the place of the pipeline's, by name.
         prompt: one or several, of which one is drawn for each image.
+        negative_prompt: what no image shall show: it takes the place of the empty prompt in
+            classifier-free guidance (arXiv 2207.12598, equation 6), and means nothing without.
         strength: how much of the photo is replaced, in (0, 1].
         guidance_scale: weight of classifier-free guidance, finite; 1 or less turns it off.
         mask: edit only the object.
         inverted: with `mask`, edit only what is not the object.
-        mask_grow_radius: with `mask`, by how many of the photo's pixels the region grows.
+        mask_grow_radius: with `mask`, by how many of the photo's pixels the region grows; below
+            0, it shrinks.
         mask_feather: with `mask`, width in the photo's pixels of the seam around the region.
         fit: how a photo that is no square gets into the model's: `pad`, `crop` or `squash`, see
             `framing.frame_of`.
@@ -121,6 +125,7 @@ class SDEditor:
         aug: str,
         components: Mapping | None = None,
         prompt: str | Sequence[str] = DEFAULT_PROMPT,
+        negative_prompt: str = "",
         strength: float = 0.5,
         guidance_scale: float = 7.5,
         mask: bool = False,
@@ -151,6 +156,7 @@ class SDEditor:
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for each in self.prompts:
             check_prompt(each)
+        self.negative_prompt = negative_prompt
         self.aug, self.mask, self.inverted = aug, bool(mask), bool(inverted)
         self.strength = check_strength(float(strength), num_inference_steps)
         self.guidance_scale = check_guidance_scale(float(guidance_scale))
@@ -295,6 +301,7 @@ class SDEditor:
                 device=self.pipeline._execution_device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=self.guidance_scale > 1 and not takes_guidance,
+                negative_prompt=self.negative_prompt or None,  # "" is not none to an SDXL
             )
             return {key: each for key, each in zip(_STATES, states) if each is not None}
 
@@ -377,11 +384,11 @@ def _draw(prompts: Sequence[str], generator: torch.Generator) -> str:
 def words_of(metadata: Sequence[Mapping], **fields: Sequence[str]) -> list[dict[str, str]]:
     """What fills each image's prompt: `name`, `description` where there is one, and `fields`.
 
-    A name is written as captions write it, "ball bearing" for the class `ball_bearing`.
+    A name is written as its `words` say, or "ball bearing" for the class `ball_bearing`.
     """
     words = [{k: m[k] for k in ("name", "description") if m.get(k)} for m in metadata]
-    for each in words:
-        each["name"] = each["name"].replace("_", " ")
+    for each, meta in zip(words, metadata):
+        each["name"] = meta.get("words") or older_words(meta["name"])
     for key, values in fields.items():
         for each, value in zip(words, values):
             each[key] = value

@@ -31,6 +31,8 @@ class ModelInfo:
         for_inpainting: whether its UNet sees a mask and the masked photo beside the latents.
         few_steps: whether it looks like one that was distilled to a few steps, as LCM and the Turbo
             models are.
+        is_told_guidance: whether its UNet is told the guidance scale, and there is no
+            classifier-free guidance (arXiv 2310.04378, section 4.2).
     """
 
     name: str
@@ -42,6 +44,7 @@ class ModelInfo:
     embedding_dims: tuple[int, ...]
     for_inpainting: bool = False
     few_steps: bool = False
+    is_told_guidance: bool = False
 
     @property
     def is_xl(self) -> bool:
@@ -106,6 +109,7 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
         embedding_dims=dims,
         for_inpainting=channels != latents,
         few_steps=few_steps,
+        is_told_guidance=unet.get("time_cond_proj_dim") is not None,
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import logging
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,30 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def pick_dtype(device: torch.device, mixed_precision: str) -> torch.dtype:
-    """float16 or bfloat16 where asked for and a GPU is there; float32 on the CPU."""
+    """The type that was asked for; on the CPU, which computes in float16 slowly, float32 for it."""
     dtype = DTYPES[mixed_precision]
-    if device.type == "cpu" and dtype != torch.float32:
+    if device.type == "cpu" and dtype == torch.float16:
         log.warning("no GPU: float32 is used in place of --mixed_precision=%s", mixed_precision)
         return torch.float32
     return dtype
+
+
+def warn_if_slow(device: torch.device, mixed_precision: str) -> None:
+    """Say where bfloat16 was asked for on a CPU that has no instructions for it."""
+    if device.type == "cpu" and DTYPES[mixed_precision] == torch.bfloat16 and not cpu_has_bf16():
+        log.warning(
+            "this CPU has no instructions for bfloat16: --mixed_precision=bf16 is many times "
+            "slower than float32, which --mixed_precision=no means"
+        )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies in bfloat16: AVX-512 BF16 or AMX, or Arm's BF16."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")  # which converts, where it has not
+    native = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
+    return not is_x86 or any(each() for each in native)
 
 
 def load_tokenizer(info: ModelInfo):
@@ -226,8 +245,12 @@ def set_scheduler(pipeline, name: str | None) -> None:
 
 
 def tune_for_speed(pipeline, compile_unet: bool) -> None:
-    """Weights in the order that convolutions of GPUs want, and a compiled UNet if asked for."""
-    if pipeline.device.type == "cuda":
+    """Weights in the order that convolutions want, and a compiled UNet if asked for.
+
+    Convolutions in float32 on the CPU want none, and would round differently.
+    """
+    on_cpu_in_half = pipeline.device.type == "cpu" and pipeline.unet.dtype == torch.bfloat16
+    if pipeline.device.type == "cuda" or on_cpu_in_half:
         for part in (pipeline.unet, pipeline.vae):
             part.to(memory_format=torch.channels_last)
     if compile_unet:

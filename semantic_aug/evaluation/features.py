@@ -1,12 +1,13 @@
-"""Features of pictures that nothing changes: computed once, and kept on disk for the next run.
+"""Features of pictures, or of fixed views of them: computed once, and kept for the next run.
 
 output/EXP/cache/KEY.safetensors holds those of one list of pictures. KEY depends on the backbone,
 the size and the content of the files, so that a wrong one is never read.
 """
 
 import hashlib
+import itertools
 import logging
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from semantic_aug import UserError
 from semantic_aug.evaluation.backbone import CHUNK, Backbone, default_precision
 from semantic_aug.evaluation.pictures import Images
+from semantic_aug.evaluation.views import AS_IT_IS, Views
 from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.few_shot_dataset import FewShotDataset
@@ -119,51 +121,69 @@ def split_features(backbone: Backbone, split: Split, cache: Path | None = None) 
 
 
 def cached_features(
-    backbone: Backbone, images: Images, title: str, cache: Path | None = None
+    backbone: Backbone,
+    images: Images,
+    title: str,
+    cache: Path | None = None,
+    views: Views = AS_IT_IS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [M, F] of the pictures that can be read, and which of all N these are, [N] bool.
+    """Features of the pictures that can be read, and which of all N these are, [N] bool.
+
+    Returns:
+        [M * V, F] for M readable pictures of V views each, those of one picture side by side.
 
     Raises:
         UserError: the backbone gives numbers that are not finite.
     """
     path = None
     if cache is not None and not backbone.trained:
-        path = cache / f"{_key(backbone, images)}.safetensors"
-    found = None if path is None else _read(path, len(images), backbone)
+        path = cache / f"{_key(backbone, images, views)}.safetensors"
+    found = None if path is None else _read(path, len(images), backbone, views.number)
     if found is None:
-        found = _compute(backbone, images, title)
+        found = _compute(backbone, images, title, views)
         # Broken pictures are named in every run: what they lack is not kept.
         if path is not None and found[1].all():
             _write(path, found[0])
     return found
 
 
-def _compute(backbone: Backbone, images: Images, title: str) -> tuple[torch.Tensor, torch.Tensor]:
-    features, chunk = [], []
+def _compute(
+    backbone: Backbone, images: Images, title: str, views: Views
+) -> tuple[torch.Tensor, torch.Tensor]:
     read = torch.ones(len(images), dtype=torch.bool)
-    bar = progress_bar(total=len(images), desc=title, unit="image", disable=bool(backbone.trained))
-    with bar as progress:
-        for number, pixels in enumerate(images.each()):
-            if _unreadable(pixels):
-                read[number] = False
-            else:
-                chunk.append(pixels)
-            if len(chunk) == CHUNK or (chunk and number + 1 == len(images)):
-                features.append(backbone.features(torch.stack(chunk)))
-                chunk = []
-            progress.update()
-    if chunk:
-        features.append(backbone.features(torch.stack(chunk)))
-    result = torch.cat(features) if features else torch.empty(0, backbone.num_features)
-    if not backbone.trained and not result.isfinite().all():
+    pixels_of = progress_bar(
+        iterable=images.each(),
+        total=len(images),
+        desc=title,
+        unit="image",
+        disable=bool(backbone.trained),
+    )
+
+    def all_views() -> Iterator[tuple]:
+        for position, pixels in enumerate(pixels_of):
+            read[position] = not _unreadable(pixels)
+            if read[position]:
+                for stream in views.of(images, position):
+                    yield pixels, stream
+
+    features = torch.empty(
+        len(images) * views.number, backbone.num_features, device=backbone.device
+    )
+    rest, done = all_views(), 0
+    while chunk := list(itertools.islice(rest, CHUNK)):
+        pixels, streams = zip(*chunk)
+        batch = torch.stack(pixels).to(backbone.device)
+        features[done : done + len(chunk)] = backbone.features(views.shown(batch, streams))
+        done += len(chunk)
+    if not backbone.trained and not features[:done].isfinite().all():
         raise UserError("--classifier_backbone: its features are not finite numbers")
-    return result, read
+    return features[:done], read
 
 
 # --- on disk ---------------------------------------------------------------------------------
 
 
-def _key(backbone: Backbone, images: Images) -> str:
+def _key(backbone: Backbone, images: Images, views: Views) -> str:
     computed = backbone.device.type
     if backbone.precision != default_precision(backbone.device):
         computed += f" {backbone.precision}"
@@ -176,11 +196,12 @@ def _key(backbone: Backbone, images: Images) -> str:
         images.digest(),
         READING,
         getattr(images.dataset, "bits", None),
+        *views.key(images),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _read(path: Path, number: int, backbone: Backbone) -> tuple | None:
+def _read(path: Path, number: int, backbone: Backbone, views: int = 1) -> tuple | None:
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -190,7 +211,7 @@ def _read(path: Path, number: int, backbone: Backbone) -> tuple | None:
     except Exception as error:  # whatever a damaged file brings about
         log.warning("%s cannot be read (%s): made again", path, error)
         return None
-    if features.shape != (number, backbone.num_features):
+    if features.shape != (number * views, backbone.num_features):
         return None
     if features.dtype != torch.float32 or not features.isfinite().all():
         log.warning("%s holds what no backbone has given: made again", path)

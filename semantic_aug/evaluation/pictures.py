@@ -3,6 +3,7 @@
 If they do not, worker threads decode them again each time, a few batches ahead.
 """
 
+import functools
 import hashlib
 import os
 from collections import deque
@@ -16,6 +17,7 @@ from PIL import Image
 from semantic_aug import UserError
 from semantic_aug.experiment.digests import file_digests
 from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.images.contents import pixel_digest
 from semantic_aug.images.reading import read_image, resized_pixels, to_rgb
 
 AHEAD = 64  # pictures that are decoded before they are asked for
@@ -132,6 +134,17 @@ class Images:
         records = getattr(self.dataset, "records", None)
         return records[item].source if records else f"photo {item} of split {self.dataset.split!r}"
 
+    def identity(self, number: int) -> str:
+        """What a picture is, wherever it stands here: a photo's source, the name of a file."""
+        item = self.items[number]
+        if isinstance(item, int):
+            return self._sources[item]
+        return item.name if isinstance(item, Path) else pixel_digest(item)
+
+    @functools.cached_property
+    def _sources(self) -> list[str]:
+        return self.dataset.sources()
+
     def digest(self) -> str:
         """sha256 of the content of all pictures in order, whatever they are called.
 
@@ -145,7 +158,11 @@ class Images:
             if isinstance(file, Path):
                 files[number] = file
         contents = dict(zip(files, file_digests(files.values())))
-        others = [number for number in range(len(self)) if number not in files]
+        if type(self.dataset).content_digests is not FewShotDataset.content_digests:
+            # It knows what its photos show without making them, which may take long.
+            own = {n: item for n, item in enumerate(self.items) if isinstance(item, int)}
+            contents |= zip(own, self.dataset.content_digests(own.values()))
+        others = [number for number in range(len(self)) if number not in contents]
         with ThreadPoolExecutor(self._workers) as threads:
             contents.update(zip(others, threads.map(self._pixel_digest, others)))
         for number in range(len(self)):

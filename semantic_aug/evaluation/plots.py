@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from semantic_aug.evaluation.results import (
+    ELSEWHERE,
     ENOUGH,
     TEST,
     VALIDATION,
@@ -34,26 +35,37 @@ SMALL, LARGE = 8, 9  # points of type
 def plot_results(folders: Mapping[str, Path], folder: Path, class_names: Sequence[str]) -> None:
     """accuracy.png and per_class.png of all these methods, confusion.png of the first, in `folder`.
 
+    Those show Test or, without it, Validation. Where the first has Elsewhere, pictures of it have
+    `_elsewhere` in their names, and the methods that have it.
+
     Args:
         folders: where the results of each method lie, by what it is called in the legend.
     """
     results = {name: read_results(path) for name, path in folders.items()}
     tables = {name: summarise(each, name) for name, each in results.items()}
+    splits = {name: {row["split"] for row in rows} for name, rows in tables.items()}
     first = next(iter(folders))
-    there = {row["split"] for row in tables[first]} & {TEST, VALIDATION}
-    if not there:
-        return
-    split = TEST if TEST in there else VALIDATION
-    _save(accuracy_figure(tables, split), folder / "accuracy.png")
+    if there := splits[first] & {TEST, VALIDATION}:
+        split = TEST if TEST in there else VALIDATION
+        _plot_split(results, tables, folder, class_names, split)
+    if ELSEWHERE in splits[first]:
+        results = {name: each for name, each in results.items() if ELSEWHERE in splits[name]}
+        tables = {name: tables[name] for name in results}
+        _plot_split(results, tables, folder, class_names, ELSEWHERE, "_elsewhere")
+
+
+def _plot_split(results, tables, folder: Path, class_names, split: str, ending: str = "") -> None:
+    first = next(iter(results))
+    _save(accuracy_figure(tables, split), folder / f"accuracy{ending}.png")
     most = max(row["examples_per_class"] for row in tables[first] if row["split"] == split)
     of_most = {
         name: [each for trial, each in found.items() if trial.examples_per_class == most]
         for name, found in results.items()
     }
-    _save(per_class_figure(of_most, class_names, most, split), folder / "per_class.png")
+    _save(per_class_figure(of_most, class_names, most, split), folder / f"per_class{ending}.png")
     counts, number = confusion_counts(of_most[first], class_names, split), len(of_most[first])
     title = f"{first}: {split.lower()}, {_per_class(most)}, {number} trial{'s'[: number > 1]}"
-    _save(confusion_figure(counts, class_names, title), folder / "confusion.png")
+    _save(confusion_figure(counts, class_names, title), folder / f"confusion{ending}.png")
 
 
 def accuracy_figure(tables: Mapping[str, Sequence[Mapping]], split: str) -> Figure:

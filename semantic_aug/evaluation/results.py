@@ -26,7 +26,9 @@ from semantic_aug.evaluation.metrics import Evaluation, Scores
 from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.names import Trial
 
-TRAINING, VALIDATION, TEST = RESULT_SPLITS = ("Training", "Validation", "Test")
+RESULT_SPLITS = ("Training", "Validation", "Test", "Elsewhere")
+TRAINING, VALIDATION, TEST, ELSEWHERE = RESULT_SPLITS
+ONCE = (TEST, ELSEWHERE)  # evaluated after the selected epoch alone: nothing is chosen by them
 RESULT_COLUMNS = ("seed", "examples_per_class", "epoch", "value", "metric", "split")
 CONFUSION_COLUMNS = ("split", "true", "predicted", "count")
 SUMMARY_FILE, COMPARISON_FILE = "summary.csv", "comparison.csv"
@@ -176,7 +178,7 @@ def read_result(folder: Path, trial: Trial) -> Result | None:
     try:
         values = _read_selected(path, trial)
         confusions = _read_confusions(other)
-        for split in (VALIDATION, TEST):
+        for split in (VALIDATION, *ONCE):
             if not _agree(values[split], confusions[split]):
                 raise ValueError(f"its {split} rows and {other.name} differ")
     except (FileNotFoundError, ValueError, csv.Error) as error:
@@ -216,7 +218,7 @@ def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
     if epochs != {*range(len(epochs))} or selected[0] not in epochs:
         raise ValueError("rows of whole epochs are missing")
     for split, by_epoch in found.items():
-        wanted = {selected[0]} if split == TEST else epochs
+        wanted = {selected[0]} if split in ONCE else epochs
         if by_epoch.keys() not in (wanted, set()) or len({*map(frozenset, by_epoch.values())}) > 1:
             raise ValueError(f"rows of {split} are missing")
     return {split: by_epoch.get(selected[0], {}) for split, by_epoch in found.items()}
@@ -258,7 +260,7 @@ def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
 def _agree(values: Mapping[str, float], confusions: Mapping[tuple[str, str], int]) -> bool:
     """Whether the metrics of a split are all there, and say what its confusions say."""
     if not values and not confusions:
-        return True  # the dataset does not have this split
+        return True  # there is no such split, or it was not asked for
     shown: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for (true, predicted), count in confusions.items():
@@ -332,12 +334,12 @@ def paired_differences(
 ) -> list[dict]:
     """How much better a method is than another in the trials that both have finished.
 
-    One row per number of examples and split (Validation, Test): the mean difference of mean
+    One row per number of examples and split (all but Training): the mean difference of mean
     accuracy, Student's 95 % interval of it, the two-sided p-value of the paired t-test, and
     `values`, the difference of each trial by its seed.
     """
     rows: list[dict[str, Any]] = []
-    for split in (VALIDATION, TEST):
+    for split in (VALIDATION, *ONCE):
         theirs = accuracies(others, split)
         for k, mine in accuracies(results, split).items():
             other = theirs.get(k, {})

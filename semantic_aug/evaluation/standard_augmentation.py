@@ -6,18 +6,28 @@ weaken the baseline that synthetic images are compared with.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from kornia import enhance
 from kornia.geometry import transform as geometry
 from scipy import special
 
-Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+# One stream for a batch, or one for each image.
+Streams: TypeAlias = torch.Generator | Sequence[torch.Generator]
+Augmentation = Callable[[torch.Tensor, Streams], torch.Tensor]
 Mix = Callable[[torch.Tensor, torch.Generator], "Mixture"]
 
 
-def flip_rotate(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _uniform(count: int, images: torch.Tensor, generator: Streams, dtype=None) -> torch.Tensor:
+    """[count, B] in [0, 1), on the CPU."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand((count, len(images)), generator=generator, dtype=dtype)
+    own = [torch.rand(count, generator=each, dtype=dtype) for each in generator]
+    return torch.stack(own, dim=1)
+
+
+def flip_rotate(images: torch.Tensor, generator: Streams) -> torch.Tensor:
     """Each image mirrored with probability 0.5 and turned by an angle uniform in ±15°.
 
     Args:
@@ -26,12 +36,12 @@ def flip_rotate(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 
     What a turned image lacks at its corners is its own mirror image, not black.
     """
-    mirrored, turned = torch.rand((2, len(images)), generator=generator).to(images.device)
+    mirrored, turned = _uniform(2, images, generator).to(images.device)
     images = torch.where((mirrored < 0.5)[:, None, None, None], images.flip(-1), images)
     return _warp(images, angle=30 * turned - 15)
 
 
-def rand_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def rand_augment(images: torch.Tensor, generator: Streams) -> torch.Tensor:
     """RandAugment (arXiv 1909.13719): two operations per image, drawn from fourteen.
 
     Magnitudes are uniform in [0, 0.6], on average the usual 9 of 30.
@@ -45,7 +55,7 @@ def rand_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tens
     return images
 
 
-def trivial_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def trivial_augment(images: torch.Tensor, generator: Streams) -> torch.Tensor:
     """TrivialAugment (arXiv 2103.10158) in RandAugment's space: one operation per image.
 
     Magnitudes are uniform in [0, 1].
@@ -57,12 +67,12 @@ def trivial_augment(images: torch.Tensor, generator: torch.Generator) -> torch.T
     return _random_operation(images, generator, 1.0)
 
 
-def _random_operation(images, generator, max_magnitude: float) -> torch.Tensor:
+def _random_operation(images, generator: Streams, max_magnitude: float) -> torch.Tensor:
     """One of `OPERATIONS` on each image, its magnitude and sign drawn per image too.
 
     So equal images of a batch come out different.
     """
-    which, magnitude = torch.rand((2, len(images)), generator=generator, dtype=torch.float64)
+    which, magnitude = _uniform(2, images, generator, torch.float64)
     operation = (which * 2 * len(OPERATIONS)).long()
     sign = 1 - 2 * (operation % 2)
     operation = operation // 2
@@ -215,13 +225,13 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 MIXES: dict[str, Mix] = {"cutmix": cutmix, "mixup": mixup}
 
 
-def augment(names: Sequence[str], images: torch.Tensor, generator: torch.Generator) -> Mixture:
+def augment(names: Sequence[str], images: torch.Tensor, generator: Streams) -> Mixture:
     """Everything that is asked for by name: changes of each image in the order given, then mixes.
 
     Args:
         names: of `AUGMENTATIONS` and `MIXES`; of several mixes one is drawn per image.
         images: [B, 3, H, W] float in [0, 1].
-        generator: on the CPU.
+        generator: on the CPU; without mixes, it may be one of each image's own.
     """
     for name in names:
         if name in AUGMENTATIONS:

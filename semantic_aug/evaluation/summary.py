@@ -11,7 +11,9 @@ import pandas as pd
 
 from semantic_aug.evaluation.results import (
     COMPARISON_FILE,
+    ELSEWHERE,
     SUMMARY_FILE,
+    Result,
     paired_differences,
     read_results,
     summarise,
@@ -24,6 +26,7 @@ from semantic_aug.settings.classification import REAL
 
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 EVALUATION_PHOTOS = "evaluation photos"  # which older results do not record
+ELSEWHERE_PHOTOS = "elsewhere"  # which changes no other result
 # What methods may differ in where it is their images that are compared.
 OF_IMAGES = ("aug_name", "num_synthetic")
 # And how they use them, where only one of two methods has any.
@@ -32,7 +35,9 @@ OF_USE = ("utilization", "synthetic_probability")
 log = logging.getLogger(__name__)
 
 
-def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | None) -> list[dict]:
+def write_summary(
+    folder: Path, method: str, experiment: Path, aug_names: Sequence[str]
+) -> list[dict]:
     """Derive summary.csv from all result files of a method. Returns its rows.
 
     Beside accuracy and interval: `gain`, the mean difference to the method `real` in the trials
@@ -43,7 +48,7 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
 
     Args:
         experiment: where the seconds of its stages lie.
-        aug_name: the images the method uses; None for real photos only.
+        aug_names: the sets of images the method uses; none for real photos only.
     """
     results = read_results(folder)
     rows, gains = summarise(results, method), {}
@@ -52,7 +57,7 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
             (row["examples_per_class"], row["split"]): row["difference"]
             for row in paired_differences(results, read_results(folder.parent / REAL))
         }
-    words = {} if aug_name is None else _words_of(experiment / aug_name, results)
+    words = _words_of([experiment / name for name in aug_names], results)
     config = read_config(folder)
     if words and config:
         write_config(folder, config["settings"], config["arguments"], {BORROWED_WORDS: words})
@@ -67,8 +72,8 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
     for row in rows:
         k = row["examples_per_class"]
         trials = [Trial(seed, k).name for seed in row["values"]]
-        known = aug_name is None or words.keys() >= {*trials}
-        seconds = seconds_per_trial(experiment, method, aug_name, k)
+        known = not aug_names or words.keys() >= {*trials}
+        seconds = seconds_per_trial(experiment, method, aug_names, k)
         gain = gains.get((k, row["split"]), math.nan)
         minutes = sum(seconds.values()) / 60
         row |= {
@@ -83,10 +88,19 @@ def write_summary(folder: Path, method: str, experiment: Path, aug_name: str | N
     return rows
 
 
-def _words_of(images: Path, trials: Iterable[Trial]) -> dict[str, str | None]:
-    """By trial, as far as it is known: of which other trial the words of its images are."""
-    configs = {trial.name: read_config(images / trial.name) or {} for trial in trials}
-    return {name: each[BORROWED_WORDS] for name, each in configs.items() if BORROWED_WORDS in each}
+def _words_of(sets: Sequence[Path], trials: Iterable[Trial]) -> dict[str, str | None]:
+    """By trial, as far as it is known: of which other trial the words of its images are.
+
+    Of several sets, one with words of another trial suffices; else all have to be known.
+    """
+    found = {}
+    for trial in trials:
+        configs = [read_config(images / trial.name) or {} for images in sets]
+        noted = [each[BORROWED_WORDS] for each in configs if BORROWED_WORDS in each]
+        borrowed = dict.fromkeys(name for name in noted if name is not None)
+        if borrowed or (sets and len(noted) == len(sets)):
+            found[trial.name] = ", ".join(borrowed) or None
+    return found
 
 
 def _write(path: Path, rows: Sequence[Mapping]) -> None:
@@ -104,15 +118,22 @@ def write_comparison(folder: Path, method: str, others: Mapping[str, Path]) -> l
 
     Columns: method, other, and those of `paired_differences`.
     """
-    rows, results = [], read_results(folder)
+    rows, mine = [], read_results(folder)
     for name, other in others.items():
         _name_differences(folder, name, other)
-        pairs = paired_differences(results, read_results(other))
+        theirs = read_results(other)
+        pairs = paired_differences(mine, theirs)
         if not pairs:
             log.warning("%s and %s have finished no trial in common", method, name)
+        elif ELSEWHERE in _splits(mine) - _splits(theirs):
+            log.warning("%s has no results %s: it was made without --elsewhere", name, ELSEWHERE)
         rows += [{"method": method, "other": name, **row} for row in pairs]
     _write(folder / COMPARISON_FILE, rows)
     return rows
+
+
+def _splits(results: Mapping[Trial, Result]) -> set[str]:
+    return {split for each in results.values() for split, found in each.values.items() if found}
 
 
 def _name_differences(folder: Path, name: str, other: Path) -> None:
@@ -128,7 +149,7 @@ def _name_differences(folder: Path, name: str, other: Path) -> None:
         and not key.startswith(IMAGES_OF)
         # What belongs to one trial says something only where both have it.
         and (key in both or not re.search(r"seed=-?\d+_ex=\d+$", key))
-        and (key in both or key != EVALUATION_PHOTOS)
+        and (key in both or key not in (EVALUATION_PHOTOS, ELSEWHERE_PHOTOS))
     ]
     if differing:
         log.warning("%s was made with other settings: %s; not images alone make the difference",

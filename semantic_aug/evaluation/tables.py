@@ -3,21 +3,24 @@
 import math
 from collections.abc import Iterator, Mapping
 
-from semantic_aug.evaluation.results import ENOUGH, TEST, VALIDATION
+from semantic_aug.evaluation.results import ELSEWHERE, ENOUGH, TEST, VALIDATION
 
 
 def summary_lines(summary: list[dict]) -> Iterator[str]:
     """One line per number of examples: trials, and accuracy in percent with its interval."""
     cells = {(row["examples_per_class"], row["split"]): row for row in summary}
-    heads = ("examples_per_class", "trials", "val accuracy %", "test accuracy %")
+    splits = {VALIDATION: "val accuracy %", TEST: "test accuracy %"}
+    if any(split == ELSEWHERE for _, split in cells):
+        splits[ELSEWHERE] = "elsewhere accuracy %"
+    heads = ("examples_per_class", "trials", *splits.values())
     lines: list[tuple[str, ...]] = [heads]
     for k in sorted({k for k, _ in cells}):
         number = max(row["num_trials"] for (n, _), row in cells.items() if n == k)
-        columns = (_percent(cells.get((k, split))) for split in (VALIDATION, TEST))
+        columns = (_percent(cells.get((k, split))) for split in splits)
         lines.append((str(k), str(number), *columns))
     wide = max(16, *(len(cell) for line in lines for cell in line[2:]))
     for line in lines if cells else []:
-        yield "{:>18}  {:>6}  {:>{wide}}  {:>{wide}}".format(*line, wide=wide)
+        yield "  ".join([f"{line[0]:>18}", f"{line[1]:>6}", *(f"{c:>{wide}}" for c in line[2:])])
 
 
 def comparison_lines(rows: list[dict]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from semantic_aug.evaluation.features import LabelledFeatures, cached_features
 from semantic_aug.evaluation.metrics import Evaluation, Scores, class_scores, evaluation
 from semantic_aug.evaluation.sampling import Examples, draw_epoch
 from semantic_aug.evaluation.standard_augmentation import augment
+from semantic_aug.evaluation.views import Views
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.settings.classification import BEST_VAL, FROZEN, LAST, TrainingOptions
@@ -92,12 +93,12 @@ def train_trial(
     """Train a head, and what is to be trained of the backbone, on one trial.
 
     With a frozen backbone and without random augmentation every image passes the backbone once,
-    however many epochs.
+    however many epochs; with `options.views` so many random views of it do.
 
     Args:
         validation: gives the features of the validation split by the backbone as it is now; None
             where there is no such split.
-        cache: folder where features of untouched images are kept between runs.
+        cache: folder where features of images or their views are kept between runs.
 
     Raises:
         UserError: an image cannot be read, or the loss is no longer finite.
@@ -112,27 +113,29 @@ def train_trial(
         own = {"params": backbone.trained_parameters(), "lr": options.backbone_learning_rate}
         groups.append(own)
     optimizer = torch.optim.Adam(groups)
-    untouched = not options.augmentation and not backbone.trained
-    if untouched:
-        features = _whole_features(backbone, examples, trial, cache)
+    names = tuple(options.augmentation)
+    is_kept = not backbone.trained and (not names or options.views is not None)
+    views = Views(names, options.views or 1, trial.seed)
+    if is_kept:
+        features = _whole_features(backbone, examples, trial, cache, views)
     else:
         examples.images.hold()
 
     def batches(draws: torch.Tensor) -> Iterator[tuple]:
         """(features, partner, share) of every batch."""
-        if untouched:
-            for indices in draws.to(features.device):
-                yield features[indices], None, None
+        if is_kept:
+            for rows in views.draw(draws, generator).to(features.device):
+                yield features[rows], None, None
             return
         for pixels in examples.images.batches(draws):
             images = pixels.to(backbone.device).float() / 255
-            mixture = augment(options.augmentation, images, generator)
+            mixture = augment(names, images, generator)
             yield backbone(mixture.images), mixture.partner, mixture.share
 
     history: list[tuple[Scores, Evaluation | None]] = []
     selected, best = 0, None
     bar = progress_bar(total=options.num_epochs, desc=trial.name, unit="epoch")
-    with bar as progress, _one_thread() if untouched else _dropout_of(trial, backbone):
+    with bar as progress, _one_thread() if is_kept else _dropout_of(trial, backbone):
         for epoch in range(options.num_epochs):
             draws = draw_epoch(examples, options, generator, epoch)
             with backbone.training():
@@ -157,8 +160,9 @@ def train_trial(
     return TrainedTrial(head, history, selected)
 
 
-def _whole_features(backbone, examples: Examples, trial: Trial, cache) -> torch.Tensor:
-    features, read = cached_features(backbone, examples.images, f"{trial.name} features", cache)
+def _whole_features(backbone, examples: Examples, trial: Trial, cache, views) -> torch.Tensor:
+    title = f"{trial.name} features"
+    features, read = cached_features(backbone, examples.images, title, cache, views)
     if not read.all():
         examples.images.read(int((~read).nonzero()[0]))  # raises, and names it
     return features

@@ -44,18 +44,24 @@ class Identity(str):
         return made
 
 
+class Newer(str):
+    """The value of a setting that older folders do not have: they go on without it."""
+
+
 def is_called(value: object, stored: object) -> bool:
     """Whether `stored` is this value, or the older name of the same weights."""
     return stored in (value, getattr(value, "older", value))
 
 
 def as_stored(settings: Mapping, stored: Mapping) -> dict:
-    """`settings` with the older names of weights that `stored` has, so that its id stays."""
+    """`settings` as `stored` has them, so that its id stays: with the older names of weights, and
+    without newer settings that it does not have."""
     return {
         key: value.older
         if isinstance(value, Identity) and stored.get(key) == value.older
         else value
         for key, value in settings.items()
+        if not (isinstance(value, Newer) and stored and key not in stored)
     }
 
 
@@ -103,7 +109,8 @@ def check_config(
 
     Returns:
         The settings to go on with: those given, but weights keep the older name that they have in
-        this folder, or, in a folder that is new, in one of another trial beside it.
+        this folder, or, in a folder that is new, in one of another trial beside it. A `Newer`
+        value is left out where that folder has none.
 
     Raises:
         UserError: with the differing keys and both values; or nothing says how results were made.
@@ -114,6 +121,8 @@ def check_config(
         for path in beside:
             settings = as_stored(settings, (read_config(path.parent) or {}).get("settings", {}))
         made = set() if overwrite or not has_results else {None} if ids is None else set(ids())
+        older = {key: value for key, value in settings.items() if not isinstance(value, Newer)}
+        settings = older if made == {config_id(older)} else settings
         if made - {config_id(settings)}:
             raise UserError(
                 f"{folder} holds results, but no config.json that can be read and says how they "

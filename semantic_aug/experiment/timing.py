@@ -17,7 +17,7 @@ from typing import Any
 
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.files import derive, hostname, write_text
-from semantic_aug.experiment.names import RESERVED_NAMES, TIMING, Trial
+from semantic_aug.experiment.names import TIMING, Trial
 
 FINE_TUNE, AGGREGATE, GENERATE, TRAIN = STAGES = (
     "fine_tune", "aggregate_embeddings", "generate_augmentations", "train_classifier",
@@ -190,25 +190,27 @@ def write_timing(experiment: Path) -> None:
 
 
 def seconds_per_trial(
-    experiment: Path, method: str, aug_name: str | None, examples_per_class: int
+    experiment: Path, method: str, aug_names: Sequence[str], examples_per_class: int
 ) -> dict[str, float]:
     """What one trial of a method took on average, by stage; only stages that were timed.
 
     Args:
-        aug_name: the images it used; None for real photos only.
+        aug_names: the sets of images it used, whose seconds are added up; none for real photos
+            only.
     """
-    names = {TRAIN: method}
-    if aug_name and aug_name not in RESERVED_NAMES:
-        names[GENERATE] = aug_name
-        if _uses_words(experiment / aug_name):
-            names |= {FINE_TUNE: "", AGGREGATE: ""}
-    seconds: dict[str, dict] = {}
+    wanted = {(TRAIN, method), *((GENERATE, name) for name in aug_names)}
+    if any(_uses_words(experiment / name) for name in aug_names):
+        wanted |= {(FINE_TUNE, ""), (AGGREGATE, "")}
+    seconds: dict[tuple[str, str], dict] = {}
     for row in read_timing(experiment):
-        mine = row["examples_per_class"] == examples_per_class
-        if mine and names.get(row["stage"]) == row["method"]:
-            of_stage = seconds.setdefault(row["stage"], {})
-            of_stage[row["seed"]] = of_stage.get(row["seed"], 0.0) + row["seconds"]
-    return {stage: sum(each.values()) / len(each) for stage, each in seconds.items()}
+        key = (row["stage"], row["method"])
+        if row["examples_per_class"] == examples_per_class and key in wanted:
+            by_seed = seconds.setdefault(key, {})
+            by_seed[row["seed"]] = by_seed.get(row["seed"], 0.0) + row["seconds"]
+    found: dict[str, float] = {}
+    for (stage, _), by_seed in seconds.items():
+        found[stage] = found.get(stage, 0.0) + sum(by_seed.values()) / len(by_seed)
+    return found
 
 
 def seconds_per_image(experiment: Path, aug_name: str, trial: Trial) -> float | None:

@@ -25,6 +25,29 @@ class Frame:
     side: int
 
 
+def size_within(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
+    """The (width, height) of a photo whose longer side is to be `longest` pixels at most."""
+    if longest is None or max(size) <= longest:
+        return size
+    width, height = (max(1, round(length * longest / max(size))) for length in size)
+    return width, height
+
+
+def photo_within(image: Image.Image, longest: int | None) -> Image.Image:
+    """A photo in its `size_within`; itself where it has that."""
+    size = size_within(image.size, longest)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def mask_within(mask: np.ndarray, longest: int | None) -> np.ndarray:
+    """A mask, uint8 [H, W], in the `size_within` of its photo; itself where it has that."""
+    height, width = mask.shape
+    size = size_within((width, height), longest)
+    if size == (width, height):
+        return mask
+    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+
+
 def frame_of(size: tuple[int, int], side: int, fit: str) -> Frame:
     """The frame of a photo of this (width, height).
 
@@ -92,8 +115,14 @@ def from_square(edited: Image.Image, photo: Image.Image, frame: Frame) -> Image.
 
 
 def grow(region: np.ndarray, radius: float) -> np.ndarray:
-    """A region, bool [H, W], with all pixels within `radius` pixels of it."""
-    if radius <= 0 or not region.any():
+    """A region, bool [H, W], with all pixels within `radius` pixels of it.
+
+    With a radius below 0 it loses all pixels that near to what is not of it; it may vanish. The
+    edges of the photo are no edges of a region.
+    """
+    if radius < 0:
+        return ~grow(~region, -radius)
+    if radius == 0 or not region.any():
         return region
     return ndimage.distance_transform_edt(~region) <= radius
 

@@ -63,7 +63,9 @@ def setting(
     shorthand: Mapping[str, Any] | None = None,
     repeated: bool = False,
     early: bool = False,
+    newer: bool = False,
     takes_objects: bool = False,
+    one_alone: bool = False,
     positional: bool = False,
 ) -> Any:
     """A field of a class of settings.
@@ -82,11 +84,14 @@ def setting(
         shorthand: flags that mean one of its values.
         repeated: a flag that is given again adds values.
         early: stands before the dataset among the arguments in `config.json`.
+        newer: than experiments that there are: it stands there only where it has not its default.
         takes_objects: Python may give an object instead of a name.
+        one_alone: of several values, one by itself is written as if there could be only one; for
+            settings of which there could be only one before.
         positional: Python may give it without its name.
     """
     keys = ("help", "check", "choices", "flags", "metavar", "result", "of", "named", "bare",
-            "shorthand", "repeated", "early", "takes_objects")  # fmt: skip
+            "shorthand", "repeated", "early", "newer", "takes_objects", "one_alone")  # fmt: skip
     given = locals()
     metadata = {key: given[key] for key in keys}
     return dataclasses.field(default=default, kw_only=not positional, metadata=metadata)
@@ -239,8 +244,17 @@ def compared(facts: Mapping[str, Any], *given) -> dict:
         for name, field in fields_of(type(each)).items():
             value, result = getattr(each, name), field.metadata["result"]
             if result is True and name not in facts and value != field.default:
-                found[name] = list(value) if isinstance(value, tuple) else value
+                found[name] = written(each, name)
     return found
+
+
+def written(given, name: str) -> Any:
+    """A setting's value as config.json and commands to be pasted have it; of several, a list."""
+    value = getattr(given, name)
+    if not isinstance(value, tuple):
+        return value
+    alone = fields_of(type(given))[name].metadata["one_alone"] and len(value) == 1
+    return value[0] if alone else list(value)
 
 
 # --- flags -----------------------------------------------------------------------------------

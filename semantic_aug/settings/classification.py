@@ -41,6 +41,8 @@ class TrainingOptions:
         synthetic_probability: how often a drawn photo is replaced by one of its own synthetic
             variants, in [0, 1] (DA-Fusion, section 4); for utilization `mix`.
         augmentation: names of standard augmentations, as `augment` takes them.
+        views: how many views of each image a frozen backbone sees, from which batches are drawn;
+            None for a fresh view in every step.
         utilization: how synthetic images are used, one of `UTILIZATIONS`.
         class_balanced: draw every class equally often, however many images it has.
         select: report the `last` epoch, or the one with the best validation accuracy, `best_val`.
@@ -54,6 +56,7 @@ class TrainingOptions:
     learning_rate: float = 1e-4
     synthetic_probability: float = 0.5
     augmentation: Sequence[str] = ("flip-rotate",)
+    views: int | None = None
     utilization: str = MIX
     class_balanced: bool = False
     select: str = LAST
@@ -66,10 +69,15 @@ _DEFAULT = TrainingOptions()
 
 @settings("synthetic images")
 class Synthetic:
-    aug_name: str = setting("aug", "which set of images of the experiment", result=True)
+    aug_name: tuple[str, ...] = setting(
+        ("aug",),
+        "which set of images of the experiment, or several sets, whose images a photo has together",
+        result=True,
+        one_alone=True,
+    )
     num_synthetic: int | None = setting(
         None,
-        "at most that many per photo; 0 means real photos only (default: all there are)",
+        "at most that many per photo and set; 0 means real photos only (default: all there are)",
         check=whole(0),
         result=True,
     )
@@ -150,6 +158,14 @@ class Classifier:
         shorthand={"--use_randaugment": (RANDAUGMENT,)},
         result=True,
     )
+    views: int | None = setting(
+        None,
+        "random views of each image that pass a frozen backbone, once; batches are drawn from "
+        "them, in place of a fresh view in every step; with 16 much faster (default: fresh views)",
+        check=whole(1),
+        newer=True,
+        result=True,
+    )
     select: str = setting(
         _DEFAULT.select,
         "report the last epoch, or the one with the best validation accuracy",
@@ -163,7 +179,8 @@ class Machine:
     device: str | None = setting(None, BEST_DEVICE)
     image_memory: int = setting(
         4096,
-        "megabytes for decoded images; where they need more, they are read again each time",
+        "megabytes for decoded images; where they need more, they are read again each time; with "
+        "--views, for the features of one trial, which must fit",
         check=whole(0),
     )
     num_workers: int | None = setting(
@@ -174,7 +191,9 @@ class Machine:
 @settings("results")
 class Results:
     method: str | None = setting(
-        None, f"name of these results (default: --aug_name, or {REAL} without synthetic images)"
+        None,
+        "name of these results (default: --aug_name, names of several sets joined by +; or "
+        f"{REAL} without synthetic images)",
     )
     compare: tuple[str, ...] = setting(
         (),
@@ -182,6 +201,14 @@ class Results:
         metavar="METHOD",
     )
     logdir: str | None = setting(None, "where results go (default: output/EXP/results)")
+    elsewhere: bool = setting(
+        False,
+        "evaluate also on validation photos whose objects are pasted on places of other classes, "
+        "as split Elsewhere: how much less is right there shows what surroundings decide; needs "
+        "masks",
+        newer=True,
+        result=True,
+    )
 
 
 @settings()

@@ -16,6 +16,7 @@ from semantic_aug.settings import (
 )
 from semantic_aug.settings.common import Model, Selection, Sharing, Stage
 
+NAME_STYLES = ("words", "raw")
 FITS = ("pad", "crop", "squash")
 PRECISIONS = ("no", "fp16", "bf16")
 # Samplers by name: a class of diffusers, and what differs from the model's configuration.
@@ -50,7 +51,10 @@ class Name:
 @settings("model")
 class Precision:
     mixed_precision: str | None = setting(
-        None, "precision of the model (default: fp16 on a GPU, else no)", choices=PRECISIONS
+        None,
+        "precision of the model (default: fp16 on a GPU, else no); a CPU without instructions for "
+        "bf16 is slow in it",
+        choices=PRECISIONS,
     )
 
 
@@ -115,6 +119,20 @@ class Edits:
         "file, one is drawn per image",
         result=True,
     )
+    name_style: str = setting(
+        "words",
+        "how {name} writes a class: as words, bevel gear for bevel_gear and BevelGear, or as it is",
+        choices=NAME_STYLES,
+        result=True,
+        newer=True,
+    )
+    negative_prompt: str = setting(
+        "",
+        "what no image shall show, for all edits; needs a --guidance_scale above 1",
+        metavar="TEXT",
+        result=True,
+        newer=True,
+    )
     strength: tuple[float, ...] | None = setting(
         None,
         "how much of a photo is replaced, in (0, 1] (default 0.5, of background 1.0)",
@@ -132,8 +150,8 @@ class Edits:
     )
     mask_grow_radius: float = setting(
         0.0,
-        "by how many pixels of the photo the edited region grows",
-        check=NON_NEGATIVE,
+        "by how many pixels of the photo the edited region grows; below 0, it shrinks",
+        check=FINITE,
         result=True,
     )
     mask_feather: float = setting(
@@ -148,6 +166,14 @@ class Edits:
         "or squeezed",
         choices=FITS,
         result=True,
+    )
+    save_size: int | None = setting(
+        None,
+        "longer side of the images in pixels: larger photos are reduced, and so are their masks, "
+        "before the edit (default: each as large as its photo)",
+        check=whole(1),
+        result=True,
+        newer=True,
     )
     compose: str = setting(
         PARALLEL,
@@ -196,31 +222,38 @@ class Surroundings:
         "comes with this package)",
         metavar="FILE",
         result="place lines",
+        newer=True,
     )
     layout_scale: tuple[float, ...] | None = setting(
         None,
         "smallest and largest factor of the object's size",
         check=POSITIVE,
         result=True,
+        newer=True,
     )
     layout_rotate: float = setting(
         0.0,
         "the object is turned by up to that many degrees, either way",
         check=(Check(lambda value: 0 <= value <= 180, "degrees in [0, 180]"),),
         result=True,
+        newer=True,
     )
     layout_shift: float = setting(
         0.0,
         "the object is moved by up to that share of the photo's sides",
         check=FRACTION,
         result=True,
+        newer=True,
     )
-    layout_mirror: bool = setting(False, "mirror the object half of the time", result=True)
+    layout_mirror: bool = setting(
+        False, "mirror the object half of the time", result=True, newer=True
+    )
     layout_colour: float = setting(
         0.0,
         "how far hue, saturation and brightness of the object alone change, in [0, 1]",
         check=FRACTION,
         result=True,
+        newer=True,
     )
     harmonize: float = setting(
         0.0,
@@ -228,15 +261,17 @@ class Surroundings:
         "shadow meet; 0 for none",
         check=FRACTION,
         result=True,
+        newer=True,
     )
     backgrounds: str = setting(
         PHOTOS,
         "paste: photos, which are other photos of the trial with their objects painted over; "
         "generated, places that the model draws; or a folder of images",
         result=True,
+        newer=True,
     )
     num_places: int = setting(
-        64, "generated: places drawn for a trial", check=whole(1, 100_000), result=True
+        64, "generated: places drawn for a trial", check=whole(1, 100_000), result=True, newer=True
     )
     places_from: str = setting(
         PROMPTS,
@@ -244,11 +279,15 @@ class Surroundings:
         "object is then painted over, for a model that draws no place without an object",
         choices=(PROMPTS, PHOTOS),
         result=True,
+        newer=True,
     )
     shadow: float = setting(
-        0.4, "paste: darkness of the object's soft contact shadow, 0 for none", check=FRACTION,
+        0.4,
+        "paste: darkness of the object's soft contact shadow, 0 for none",
+        check=FRACTION,
         result=True,
-    )  # fmt: skip
+        newer=True,
+    )
 
 
 @settings(

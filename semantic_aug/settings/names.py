@@ -48,7 +48,7 @@ def _columns(key: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
 
 def text_of(value: Any) -> str:
     """A value as a person would give it to its flag."""
-    if value is None or value in ([], ()):
+    if value is None or value in ([], (), ""):
         return "none"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " ".join(map(text_of, value))

@@ -3,11 +3,13 @@
 import dataclasses
 import logging
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
-from semantic_aug import UserError
-from semantic_aug.evaluation.results import TEST, TRAINING, VALIDATION
+from semantic_aug import UserError, counted
+from semantic_aug.evaluation.elsewhere import Elsewhere
+from semantic_aug.evaluation.results import ELSEWHERE, TEST, TRAINING, VALIDATION
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
@@ -15,6 +17,7 @@ from semantic_aug.settings.classification import BEST_VAL, MIX, Classification, 
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
 from semantic_aug.stages.common import command_line, dataset_of
+from semantic_aug.synthesis.records import read_left_out
 from semantic_aug.synthesis.variants import MissingImages
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,24 @@ def evaluation_splits(
     return found
 
 
+def pasted_elsewhere(
+    run: Run, settings: Classification, splits: Mapping[str, FewShotDataset]
+) -> dict[str, Elsewhere]:
+    """The split Elsewhere by its name in the results, where it is asked for.
+
+    Raises:
+        UserError: photos or masks do not suffice for it.
+    """
+    if not settings.elsewhere:
+        return {}
+    if VALIDATION not in splits:
+        raise UserError("--elsewhere needs photos in split 'val', and there are none")
+    whole = splits[VALIDATION]
+    if run.crop_to_object:  # places are emptied before they are cropped
+        whole = dataset_of(dataclasses.replace(run, crop_to_object=False), "val")
+    return {ELSEWHERE: Elsewhere(whole, settings.classes, run.crop_to_object)}
+
+
 def check_command(run: Run) -> str:
     """What lists the photos that lie in several splits, to be pasted."""
     words = ["python", "-m", "semantic_aug.datasets", "check", run.dataset]
@@ -60,13 +81,22 @@ def check_command(run: Run) -> str:
 
 
 def training_photos(
-    run: Run, settings: Classification, trial: Trial, dataset: FewShotDataset, folder: Path | None
+    run: Run,
+    settings: Classification,
+    trial: Trial,
+    dataset: FewShotDataset,
+    folders: Iterable[Path] = (),
 ) -> FewShotDataset:
-    """The photos of a trial, with their synthetic variants from `folder` if there is one."""
-    dataset.synthetic_examples = {}
-    if not dataset.indices(settings.classes):
+    """The photos of a trial, with their synthetic variants from all these folders.
+
+    A photo has the variants of all sets in turn: a way of using images that takes the first few
+    takes as many of each set.
+    """
+    indices = dataset.indices(settings.classes)
+    if not indices:
         raise UserError("no training photo of the selected classes")
-    if folder is not None:
+    sets: list[Mapping[int, Sequence[tuple]]] = []
+    for folder in folders:
         try:
             dataset.load_synthetic(
                 folder, settings.num_synthetic, settings.classes, settings.ignore_filter
@@ -77,7 +107,30 @@ def training_photos(
             command = generation_command(run, settings, trial, folder)
             instead = instead if settings.utilization == MIX else ""
             raise UserError(f"{error}; make them with: {command}{again}{instead}") from error
+        sets.append(dataset.synthetic_examples or {})
+        say_without(dataset, folder, [idx for idx in indices if not sets[-1].get(idx)])
+    dataset.synthetic_examples = {
+        idx: in_turn([variants.get(idx, ()) for variants in sets]) for idx in indices
+    }
     return dataset
+
+
+def say_without(dataset: FewShotDataset, folder: Path, bare: list[int]) -> None:
+    """Say how many of the photos without variants were left out when images were made."""
+    left_out = read_left_out(folder) if bare else {}
+    sources = dataset.sources() if left_out else []
+    without = [idx for idx in bare if sources and sources[idx] in left_out]
+    if without:
+        first = sources[without[0]]
+        log.warning(
+            "%s: %s without variants, as %s: %s",
+            folder, counted(len(without), "photo"), first, left_out[first],
+        )  # fmt: skip
+
+
+def in_turn(sets: Sequence[Sequence[tuple]]) -> list[tuple]:
+    """The first of each set, the second of each, and so on."""
+    return [each for turn in zip_longest(*sets) for each in turn if each is not None]
 
 
 def generation_command(run: Run, settings: Classification, trial: Trial, folder: Path) -> str:
@@ -102,7 +155,7 @@ def generation_command(run: Run, settings: Classification, trial: Trial, folder:
         run, seed=trial.seed, num_trials=1, examples_per_class=(trial.examples_per_class,)
     )
     images = Generation(
-        aug_name=settings.aug_name,
+        aug_name=folder.parent.name,
         classes=settings.classes,
         num_synthetic=settings.num_synthetic or 10,
     )

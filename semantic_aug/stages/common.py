@@ -23,7 +23,7 @@ from semantic_aug.experiment.names import (
     fine_tuned_dir,
     folder_names,
 )
-from semantic_aug.settings import build, build_all, fields_of
+from semantic_aug.settings import build, build_all, fields_of, written
 from semantic_aug.settings.common import Experiment, Model, Run, Selection
 
 MOST_TRIALS = 100_000
@@ -105,14 +105,20 @@ def has_older_list(run: Run) -> bool:
 
 
 def arguments_of(run: Run, settings) -> dict[str, Any]:
-    """All settings by their names, for config.json, in the order in which they have stood there."""
+    """All settings by their names, for config.json, in the order in which they have stood there.
+
+    A setting that is newer than older files is left out where it has its default.
+    """
     of_run, of_stage = fields_of(type(run)), fields_of(type(settings))
     first = list(fields_of(Experiment))
     early = [name for name, field in of_stage.items() if field.metadata["early"]]
     found = {name: getattr(run, name) for name in first}
-    found |= {name: getattr(settings, name) for name in early}
+    found |= {name: written(settings, name) for name in early}
     found |= {name: getattr(run, name) for name in of_run if name not in first}
-    found |= {name: getattr(settings, name) for name in of_stage if name not in early}
+    found |= {name: written(settings, name) for name in of_stage if name not in early}
+    for name, field in (of_run | of_stage).items():
+        if field.metadata["newer"] and found[name] == field.default:
+            del found[name]
     return found | ({} if run.older_list is None else {"older_list": run.older_list})
 
 
@@ -125,12 +131,14 @@ def command_line(stage: str, *given, of: type | None = None) -> str:
     words = words_here(stage)
     for settings in given:
         for name, field in fields_of(of or type(settings)).items():
-            value, flag = getattr(settings, name), (field.metadata["flags"] or (f"--{name}",))[0]
+            value, flag = written(settings, name), (field.metadata["flags"] or (f"--{name}",))[0]
+            if getattr(settings, name) in (None, field.default):
+                continue
             if value is True:
                 words.append(flag)
-            elif isinstance(value, tuple) and value != field.default:
+            elif isinstance(value, list):
                 words += [flag, *map(str, value)]
-            elif value != field.default and value is not None:
+            else:
                 words.append(f"{flag}={value}")
     return shlex.join(words)
 

@@ -67,6 +67,11 @@ def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
     info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting and not all(edit["mask"] for edit in edits):
         raise UserError(f"{settings.model} is for inpainting alone: it needs --mask 1")
+    if settings.negative_prompt and info.is_told_guidance:
+        raise UserError(
+            f"--negative_prompt: {settings.model} works without classifier-free guidance, which "
+            "it needs: leave it out"
+        )
     check_resolution(info, settings.resolution)
     check_steps(info, settings.scheduler, settings.num_inference_steps)
     if info.few_steps and settings.num_inference_steps > 10:
@@ -116,7 +121,9 @@ def class_unets(settings: Generation, class_names: Iterable[str]) -> dict[str, P
 
 def precision_of(settings: Generation, device) -> str:
     """In which precision the model works, as records say it."""
-    return "no" if device.type == "cpu" else settings.mixed_precision or "fp16"
+    if device.type == "cpu":
+        return "bf16" if settings.mixed_precision == "bf16" else "no"
+    return settings.mixed_precision or "fp16"
 
 
 def dtype_of(settings: Generation, device):
@@ -239,6 +246,8 @@ def build_augmentation(
             "mask_feather": settings.mask_feather,
             **extras,
         }
+        if settings.negative_prompt:  # classes that others have written need not know it
+            options["negative_prompt"] = settings.negative_prompt
         if edit["aug"] == TEXTUAL_INVERSION:
             options["embed_path"] = embed_path
         made = augmentation_class(edit["aug"])

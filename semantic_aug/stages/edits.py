@@ -104,6 +104,11 @@ def list_edits(
         if (aug := objects_of(number, objects, settings)) is not None:
             row["options"] = options_of(aug)
     check_probs(settings.probs, count, settings.compose)
+    if settings.negative_prompt and all(row["guidance_scale"] <= 1 for row in rows):
+        raise UserError(
+            "--negative_prompt means nothing without guidance: give a --guidance_scale above 1, "
+            "or leave it out"
+        )
     return rows
 
 

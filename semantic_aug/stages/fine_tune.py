@@ -13,6 +13,7 @@ from semantic_aug.diffusion.loading import (
     make_scheduler,
     pick_device,
     pick_dtype,
+    warn_if_slow,
 )
 from semantic_aug.experiment.config import check_config, config_id, read_config, write_config
 from semantic_aug.experiment.files import remove_leftovers
@@ -91,6 +92,7 @@ def fine_tune(run: Run, settings: FineTuning, *, pipeline=None) -> Learned:
         )
     settings = dataclasses.replace(settings, resolution=check_resolution(info, settings.resolution))
     device = pick_device(settings.device)
+    warn_if_slow(device, settings.mixed_precision)
     make_scheduler(info, "DDPMScheduler")  # found wrong here, not after the model is loaded
     tokenizer = load_tokenizer(info)
     check_num_vectors(tokenizer, settings.num_vectors, templates)

@@ -5,11 +5,12 @@ import functools
 import logging
 from pathlib import Path
 
-from semantic_aug import counted
+from semantic_aug import UserError, counted
 from semantic_aug.cli.notices import RESULT
-from semantic_aug.diffusion.loading import pick_device
+from semantic_aug.diffusion.inspecting import check_resolution
+from semantic_aug.diffusion.loading import pick_device, warn_if_slow
 from semantic_aug.experiment.config import config_id
-from semantic_aug.experiment.names import CACHE, Trial
+from semantic_aug.experiment.names import CACHE, PLACES, Trial
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_of
 from semantic_aug.experiment.timing import GENERATE, timed
@@ -24,6 +25,7 @@ from semantic_aug.gate import (
 )
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
+from semantic_aug.stages.checking_photos import suggest_save_size
 from semantic_aug.stages.choosing_words import choose_words
 from semantic_aug.stages.common import (
     arguments_of,
@@ -34,7 +36,7 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
-from semantic_aug.stages.editing import build_pipeline, load_extras, named_model
+from semantic_aug.stages.editing import build_pipeline, load_extras, named_model, precision_of
 from semantic_aug.stages.edits import list_edits, split_objects
 from semantic_aug.stages.estimating import cost_teller, say_quicker, warm_up_blocks
 from semantic_aug.stages.planning import Plan, images_to_make, plan_trials
@@ -87,12 +89,18 @@ def generate(
     """
     run, experiment, trials = prepared(run), experiment_of(run), trials_of(run)
     shard = shard_of(settings.shard_index, settings.num_shards)
+    if settings.aug_name == PLACES and not any((experiment / PLACES).glob("seed=*")):
+        raise UserError(f"--aug_name: {PLACES} is the folder of generated places; choose another")
     settings, objects = split_objects(named_model(settings, pipeline))
     command = command or command_line("generate", run, settings)  # which names no object
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
     device = pick_device(settings.device)
+    warn_if_slow(device, precision_of(settings, device))
     info, plans = plan_trials(run, settings, embed_paths, edits, objects, pipeline)
+    if settings.save_size is None and info:
+        fresh = [(plan.dataset, plan.indices) for plan in plans if not plan.there]
+        suggest_save_size(fresh, check_resolution(info, settings.resolution), settings)
     quality = None
     if settings.filter:
         quality = make_filter(settings.filter, settings.filter_model, settings.filter_quantile)
@@ -164,6 +172,8 @@ def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, cou
         notes=plan.notes,
         of_class=plan.of_class,
         left_out=plan.left_out,
+        save_size=plan.save_size,
+        words=plan.words,
         count=count,
         computed=tell,
     )
@@ -185,7 +195,7 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
             folder,
             identity,
             quality,
-            lambda: load_judge()(plan.dataset, plan.trial, cache),
+            lambda: load_judge()(plan.dataset, plan.trial, cache, plan.words),
             plan.dataset,
             names_to_score(plan, quality, shard),
             shard,

@@ -16,8 +16,11 @@ from semantic_aug.words.embeddings import embedding_files, read_header, read_wor
 log = logging.getLogger(__name__)
 
 
-def check_alike(folders: dict[Trial, Path], mixed: bool) -> None:
+def check_alike(folders: dict[Trial, Path], mixed: bool, name: str = "") -> None:
     """Name the settings in which the images of several trials differ.
+
+    Args:
+        name: of the set, where there are several.
 
     Raises:
         UserError: there are such settings, and they are not to be `mixed`.
@@ -29,7 +32,8 @@ def check_alike(folders: dict[Trial, Path], mixed: bool) -> None:
             values = {trial: _edits_alone(value, edits) for trial, value in values.items()}
         shown = ", ".join(f"{trial}: {json.dumps(value)}" for trial, value in values.items())
         differing.append(f"{key} ({shown})")
-    said = "the synthetic images of these trials were made with different settings: "
+    of = f"in set {name!r} of" if name else "of"
+    said = f"the synthetic images {of} these trials were made with different settings: "
     said += "; ".join(differing)
     if differing and mixed:
         log.warning("%s; their results are taken together", said)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,13 +11,18 @@ from semantic_aug import UserError, counted
 from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
-from semantic_aug.experiment.config import config_id
+from semantic_aug.experiment.config import Newer, config_id
 from semantic_aug.experiment.names import Trial, aug_dir
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings import compared
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import PARALLEL, Generation
-from semantic_aug.stages.checking import check_fields, check_objects, check_photos
+from semantic_aug.stages.checking_photos import (
+    check_fields,
+    check_masks,
+    check_objects,
+    check_photos,
+)
 from semantic_aug.stages.choosing_words import details_of_classes, words_note
 from semantic_aug.stages.common import dataset_of, experiment_of
 from semantic_aug.stages.editing import (
@@ -30,6 +36,9 @@ from semantic_aug.stages.editing import (
 from semantic_aug.stages.edits import facts_of_places, uses_masks, uses_model
 from semantic_aug.synthesis.jobs import Job, make_jobs, share_of
 from semantic_aug.synthesis.records import check_settings, differing_keys, find_images
+from semantic_aug.words.class_names import say_classes
+
+log = logging.getLogger(__name__)
 
 MOST_IMAGES = 10_000_000  # of a trial: the list of them must fit into memory
 
@@ -49,6 +58,8 @@ class Plan:
         constants: what all records share.
         notes: for config.json, beside that.
         left_out: why a photo gets no images, by source; None where none can.
+        words: what prompts say for each class.
+        save_size: longer side to which larger photos are reduced before they are edited, in pixels.
         make_augmentation: gives the augmentation, from the folder of the images, a function that
             gives the pipeline, and what `load_extras` gives.
     """
@@ -66,6 +77,8 @@ class Plan:
     constants: dict
     notes: dict
     left_out: dict[str, str] | None
+    words: dict[str, str]
+    save_size: int | None
     make_augmentation: Callable
 
     @property
@@ -137,12 +150,19 @@ def plan_trial(
     left_out = check_objects(settings, edits, dataset)
     sources = dataset.sources()
     edited = [idx for idx in indices if sources[idx] not in (left_out or ())]
-    check_photos(dataset, edited, embed_path, info, any(edit["mask"] for edit in edits))
+    check_photos(dataset, edited, embed_path, info)
+    check_masks(dataset, edited, edits, settings)
     check_fields(settings.prompt, edits, dataset, edited)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)
     common = compared_of(run, settings, dataset, info, weights, edits)
+    styles = [say_classes(dataset.class_names, style) for style in (settings.name_style, None)]
+    if settings.name_style == "words" and styles[0] != styles[1]:
+        common["name_style"] = Newer("words")
     common = check_settings(folder, common, settings.overwrite)
+    words = say_classes(dataset.class_names, common.get("name_style"))
+    if words != styles[0]:
+        log.info("%s: prompts name the classes as those of the images there do", folder)
     masked = indices if uses_masks(run, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     precision = precision_of(settings, device) if info else "no"
@@ -166,7 +186,9 @@ def plan_trial(
             "resolution": check_resolution(info, settings.resolution),
             "model": settings.model,
         }
-    for key in ("lora", "unet_path", "controlnet", "safety_checker") if info else ():
+    for key in (
+        ("negative_prompt", "lora", "unet_path", "controlnet", "safety_checker") if info else ()
+    ):
         if getattr(settings, key):
             constants[key] = getattr(settings, key)
             if hasattr(settings, f"{key}_scale"):
@@ -185,6 +207,8 @@ def plan_trial(
         constants,
         words_note(embed_path, trial),
         left_out,
+        words,
+        settings.save_size,
         functools.partial(build_augmentation, settings, edits, objects, info, embed_path, unets),
     )
 

@@ -322,7 +322,9 @@ def make(plan: Plan, shown: Sequence[int], pipeline: Callable, extras, warm_up: 
         augmentation.bind(dataset)
         files = [path for path in Path(temporary).rglob("*") if path.is_file()]
         once = Cost(time.monotonic() - began, sum(path.stat().st_size for path in files))
-        compute_all = functools.partial(compute, dataset, augmentation)
+        compute_all = functools.partial(
+            compute, dataset, augmentation, save_size=plan.save_size, words=plan.words
+        )
         for block in blocks[:warm_up]:
             compute_all(block, sources, plan.trial.seed)
         began = time.monotonic()

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 
 from semantic_aug import UserError
 from semantic_aug.diffusion.inspecting import inspect_model
-from semantic_aug.diffusion.loading import pick_device
+from semantic_aug.diffusion.loading import pick_device, warn_if_slow
 from semantic_aug.experiment.config import is_called, read_config
 from semantic_aug.experiment.names import CONFIG_FILE, Trial
 from semantic_aug.images.reading import read_image
@@ -25,6 +25,7 @@ from semantic_aug.stages.editing import (
     build_pipeline,
     class_unets,
     load_extras,
+    precision_of,
     weights_of,
 )
 from semantic_aug.stages.edits import (
@@ -37,6 +38,7 @@ from semantic_aug.stages.edits import (
 from semantic_aug.synthesis.jobs import Job
 from semantic_aug.synthesis.making import compute
 from semantic_aug.synthesis.records import older_precision, read_records
+from semantic_aug.words.class_names import say_classes
 
 MADE_WITH = {
     "model": "weights of the model",
@@ -164,7 +166,9 @@ def reproduce(
                     f"--reproduce: {path} was made with other {MADE_WITH.get(key, key)}: "
                     f"then {stored.get(key)}, now {value}"
                 )
+    words = say_classes(dataset.class_names, compared.get("name_style"))
     device = pick_device(made_by.device)
+    warn_if_slow(device, precision_of(made_by, device))
     job = Job(sources.index(record["source"]), record["repeat"])
     augmentation = build_augmentation(
         made_by,
@@ -178,7 +182,9 @@ def reproduce(
         load_extras(made_by, info, device) if info else {},
     )
     augmentation.bind(dataset)
-    ((_, again, _),) = compute(dataset, augmentation, [job], sources, trial.seed)
+    ((_, again, _),) = compute(
+        dataset, augmentation, [job], sources, trial.seed, made_by.save_size, words
+    )
     if again.size != there.size:
         return again, None
     difference = ImageChops.difference(again, there)

@@ -16,7 +16,7 @@ from semantic_aug.experiment.config import check_config, read_config, write_conf
 from semantic_aug.experiment.files import remove_leftovers
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.settings import compared
+from semantic_aug.settings import compared, written
 from semantic_aug.settings.classification import MIX, Classification, TrainingOptions
 from semantic_aug.settings.common import Run
 from semantic_aug.synthesis.records import read_records, read_scores
@@ -40,7 +40,8 @@ def result_settings(
     """Everything that changes a result; for every trial, also which synthetic images it uses.
 
     Args:
-        aug_dirs: folder of the synthetic images by trial; empty where none are used.
+        aug_dirs: by trial, the folder of each set of synthetic images by the set's name; empty
+            where none are used.
     """
     facts = {
         "dataset": run.dataset,
@@ -54,26 +55,37 @@ def result_settings(
         "image_std": backbone.std.flatten().tolist(),
         **dataclasses.asdict(options),
         "augmentation": list(options.augmentation),
-        "aug_name": settings.aug_name if aug_dirs else None,
+        "aug_name": written(settings, "aug_name") if aug_dirs else None,
         "num_synthetic": settings.num_synthetic if aug_dirs else 0,
     }
+    del facts["views"]  # which older folders do not have: it follows where it is given
     if not aug_dirs or options.utilization != MIX:
         facts["synthetic_probability"] = 0.0 if not aug_dirs else None
-    for trial, folder in aug_dirs.items():
-        records = read_records(folder)
-        if records:
-            used = (r for r in records if r["repeat"] < (settings.num_synthetic or math.inf))
-            words = sorted(set(map(made_with, used)))
-            identity = (read_config(folder) or {}).get("id", "unknown")
-            identity += f", words {stable_hash(*words):x}"
-            if settings.num_synthetic is None:  # then how many there are changes the result
-                identity += f", {1 + max(record['repeat'] for record in records)} per photo"
-            scores = {} if settings.ignore_filter else read_scores(folder)
-            rejected = sorted(name for name, each in scores.items() if each.get("kept") is False)
-            if rejected:
-                identity += f", {len(rejected)} rejected {stable_hash(*rejected):x}"
-            facts[IMAGES_OF + trial.name] = identity
+    for trial, folders in aug_dirs.items():
+        found = {name: images_identity(folder, settings) for name, folder in folders.items()}
+        if all(found.values()):
+            several = (f"{name}: {each}" for name, each in found.items())
+            one = len(found) == 1
+            facts[IMAGES_OF + trial.name] = "; ".join(found.values() if one else several)
     return compared(facts, run, settings)
+
+
+def images_identity(folder: Path, settings: Classification) -> str:
+    """What changes when the images that are used of a set change; empty where there are none."""
+    records = read_records(folder)
+    if not records:
+        return ""
+    used = (r for r in records if r["repeat"] < (settings.num_synthetic or math.inf))
+    words = sorted(set(map(made_with, used)))
+    identity = (read_config(folder) or {}).get("id", "unknown")
+    identity += f", words {stable_hash(*words):x}"
+    if settings.num_synthetic is None:  # then how many there are changes the result
+        identity += f", {1 + max(record['repeat'] for record in records)} per photo"
+    scores = {} if settings.ignore_filter else read_scores(folder)
+    rejected = sorted(name for name, each in scores.items() if each.get("kept") is False)
+    if rejected:
+        identity += f", {len(rejected)} rejected {stable_hash(*rejected):x}"
+    return identity
 
 
 def made_with(record: dict) -> str:

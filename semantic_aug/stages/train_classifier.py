@@ -16,8 +16,8 @@ from semantic_aug.evaluation.features import LabelledFeatures, load_split, reada
 from semantic_aug.evaluation.leaks import check_splits, photos_of
 from semantic_aug.evaluation.plots import plot_results
 from semantic_aug.evaluation.results import (
+    ONCE,
     SUMMARY_FILE,
-    TEST,
     TRAINING,
     VALIDATION,
     confusion_file,
@@ -32,7 +32,12 @@ from semantic_aug.evaluation.results import (
     write_results,
 )
 from semantic_aug.evaluation.sampling import load_examples
-from semantic_aug.evaluation.summary import EVALUATION_PHOTOS, write_comparison, write_summary
+from semantic_aug.evaluation.summary import (
+    ELSEWHERE_PHOTOS,
+    EVALUATION_PHOTOS,
+    write_comparison,
+    write_summary,
+)
 from semantic_aug.evaluation.training import evaluate, train_trial
 from semantic_aug.experiment.files import check_writable, derive
 from semantic_aug.experiment.names import (
@@ -62,6 +67,7 @@ from semantic_aug.stages.classified_photos import (
     check_class_names,
     check_command,
     evaluation_splits,
+    pasted_elsewhere,
     training_photos,
 )
 from semantic_aug.stages.common import (
@@ -73,6 +79,7 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
+from semantic_aug.stages.kept_views import advise, check_memory, check_views, images_of
 from semantic_aug.stages.made_alike import check_alike
 from semantic_aug.stages.result_settings import (
     PHOTOS_OF,
@@ -104,9 +111,9 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         shard_of(settings.shard_index, settings.num_shards),
     )
     options, uses_synthetic = training_options(settings), wants_synthetic(settings)
-    everyones = trials_of(run)
-    aug_dirs = {trial: aug_dir(experiment, settings.aug_name, trial) for trial in everyones}
-    method = settings.method or (settings.aug_name if uses_synthetic else REAL)
+    sets, everyones = settings.aug_name, trials_of(run)
+    aug_dirs = {t: {name: aug_dir(experiment, name, t) for name in sets} for t in everyones}
+    method = settings.method or ("+".join(sets) if uses_synthetic else REAL)
     check_component("--method", method)
     folder = check_writable(Path(settings.logdir or experiment / RESULTS) / method)
     trials = [everyones[number] for number in sorted(shard_blocks(len(everyones), *shard))]
@@ -122,19 +129,18 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
 
     @functools.cache
     def train_set(trial: Trial) -> FewShotDataset:
-        variants = aug_dirs[trial] if uses_synthetic else None
-        return training_photos(run, settings, trial, subset(trial), variants)
+        folders = aug_dirs[trial].values() if uses_synthetic else ()
+        return training_photos(run, settings, trial, subset(trial), folders)
 
     finished = {trial for trial in trials if is_finished(folder, trial)}
-    for trial in trials:
-        if settings.overwrite or trial not in finished:
-            check_class_names([train_set(trial), *splits.values()])
-    if uses_synthetic:
-        of_results = {
-            t: aug_dir(experiment, settings.aug_name, t) for t in trials_with_files(folder)
-        }
+    open_trials = [t for t in trials if settings.overwrite or t not in finished]
+    for trial in open_trials:
+        check_class_names([train_set(trial), *splits.values()])
+    for name in sets if uses_synthetic else ():
+        together = sorted({*everyones, *trials_with_files(folder)})
+        folders = {trial: aug_dir(experiment, name, trial) for trial in together}
         mixed = settings.overwrite or settings.mixed_settings
-        check_alike(dict(sorted((aug_dirs | of_results).items())), mixed)
+        check_alike(folders, mixed, name if len(sets) > 1 else "")
     evaluated = {name: photos_of(dataset, settings.classes) for name, dataset in splits.items()}
     # Of all trials, whoever has which: every process writes the same config.json.
     trained = {trial: photos_of(subset(trial), settings.classes) for trial in everyones}
@@ -142,6 +148,7 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         trial: check_splits(trial.name, photos, evaluated, check_command(run))
         for trial, photos in trained.items()
     }
+    pasted = pasted_elsewhere(run, settings, splits)
 
     size = None if settings.image_size is None else (settings.image_size, settings.image_size)
     backbone = load_backbone(
@@ -152,12 +159,18 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         settings.from_scratch,
         settings.backbone_precision,
     )
+    sizes = images_of(open_trials, train_set, settings.classes)
+    check_memory(sizes, backbone, options, settings.image_memory)
     found = result_settings(
         run, settings, options, backbone, train, splits, aug_dirs if uses_synthetic else {}
     )
     found[EVALUATION_PHOTOS] = content_digest(*evaluated.values())
     for trial, photos in trained.items():
         found[PHOTOS_OF + trial.name] = training_identity(photos, left_out[trial])
+    for split, dataset in pasted.items():
+        splits[split], found[ELSEWHERE_PHOTOS] = dataset, dataset.digest
+        for each in left_out.values():
+            each[split] = {n for n, idx in enumerate(dataset.of) if idx in each[VALIDATION]}
     if backbone.precision != default_precision(device, settings.finetune):  # what older ones mean
         found["backbone_precision"] = backbone.precision
     claim(folder, found, trials, arguments_of(run, settings))
@@ -177,8 +190,8 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
                 folder, reporter,
             )  # fmt: skip
         finally:  # also when one of several trials fails
-            augmented = settings.aug_name if uses_synthetic else None
-            summary = from_all(lambda: write_summary(folder, method, experiment, augmented))
+            used = sets if uses_synthetic else ()
+            summary = from_all(lambda: write_summary(folder, method, experiment, used))
     comparison = []
     if others:
         comparison = from_all(lambda: write_comparison(folder, method, others))
@@ -203,7 +216,9 @@ def training_options(settings: Classification) -> TrainingOptions:
     Raises:
         UserError: settings that do not go together.
     """
-    names = settings.augmentation
+    names, sets = settings.augmentation, settings.aug_name
+    if len(set(sets)) < len(sets):
+        raise UserError(f"--aug_name: got {' '.join(sets)}, expected each set once")
     if len(names) > 1 and ("none" in names or len(set(names)) < len(names)):
         raise UserError(
             f"--augmentation: got {' '.join(names)}, expected none alone, or each name once"
@@ -230,6 +245,7 @@ def training_options(settings: Classification) -> TrainingOptions:
             f"{settings.batch_size} are an epoch of {images:,} images, expected {MOST_IMAGES:,} at "
             "most; give more --num_epochs"
         )
+    check_views(settings)
     given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingOptions)}
     given["augmentation"] = tuple(name for name in names if name != "none")
     return TrainingOptions(**{key: value for key, value in given.items() if value is not None})
@@ -295,6 +311,8 @@ def run_trials(
         return
     method = folder.name
     cache = experiment / CACHE
+    sizes = images_of(trials, train_set, settings.classes)
+    advise(sizes, backbone, options, settings.image_memory)
     class_names = train_set(trials[0]).class_names
     check_class_names([train_set(trials[0]), *splits.values()])
     with timed(experiment, TRAIN, method, device=backbone.device) as work:  # once for all trials
@@ -329,18 +347,19 @@ def run_trials(
                 cache,
             )
             trained = set(examples.labels.tolist())
-            tested = None
-            if TEST in features_of and trained & present[TEST]:
-                tested = evaluate(result.head, features_of[TEST]())  # once; nothing is chosen by it
+            once = {
+                split: evaluate(result.head, features_of[split]())
+                for split in ONCE
+                if split in features_of and trained & present[split]
+            }
             work.images = options.num_epochs * options.iterations_per_epoch * options.batch_size
         reporter.count(work.images)
         evaluated = {split: trained & labels for split, labels in present.items()}
-        rows = _result_rows(trial, metric_names(class_names), trained, evaluated, result, tested)
-        found = {VALIDATION: result.validation, TEST: tested}
-        scores = {split: each for split, each in found.items() if each is not None}
+        rows = _result_rows(trial, metric_names(class_names), trained, evaluated, result, once)
+        scores = ({VALIDATION: result.validation} if result.validation else {}) | once
         write_confusions(confusion_file(folder, trial), scores, class_names)
         write_results(results_file(folder, trial), rows)
-        names = {VALIDATION: "val", TEST: "test"}
+        names = {split: split.lower() for split in scores} | {VALIDATION: "val"}
         said = [f"{names[split]} {each.mean_accuracy:.1%}" for split, each in scores.items()]
         said += [f"epoch {result.selected}"] if options.select == BEST_VAL else []
         line = ", ".join(said) or "trained, and evaluated on nothing"
@@ -395,16 +414,16 @@ def _describe(trial: Trial, examples, class_names, classes, present: dict) -> No
     )
 
 
-def _result_rows(trial, names, trained, evaluated, result, tested) -> list[tuple]:
-    """Training and Validation of every epoch, and Test of the selected one, each with classes."""
+def _result_rows(trial, names, trained, evaluated, result, once) -> list[tuple]:
+    """Training and Validation of every epoch, other splits of the selected one; with classes."""
     rows = []
     for epoch, (running, validated) in enumerate(result.history):
         rows += score_rows(trial, epoch, TRAINING, running, names, trained)
         if validated is not None:
             rows += score_rows(trial, epoch, VALIDATION, validated, names, evaluated[VALIDATION])
     rows.append(selected_row(trial, result.selected))
-    if tested:
-        rows += score_rows(trial, result.selected, TEST, tested, names, evaluated[TEST])
+    for split, scores in once.items():
+        rows += score_rows(trial, result.selected, split, scores, names, evaluated[split])
     return rows
 
 

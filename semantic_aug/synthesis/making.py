@@ -19,6 +19,7 @@ from semantic_aug.experiment.config import config_id, write_config
 from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.generative_augmentation import GenerativeAugmentation, augmented
+from semantic_aug.images.framing import mask_within, photo_within
 from semantic_aug.synthesis.jobs import (
     Job,
     job_generator,
@@ -59,6 +60,8 @@ def generate(
     notes: Mapping | None = None,
     of_class: Mapping[str, Mapping[str, str | None]] | None = None,
     left_out: Mapping[str, str] | None = None,
+    save_size: int | None = None,
+    words: Mapping[str, str] | None = None,
     count: Callable[[int], None] = lambda images: None,
     computed: Callable[[float, Sequence[Image.Image]], None] = lambda seconds, images: None,
 ) -> int:
@@ -83,6 +86,7 @@ def generate(
             word, by class and by the key it has in records (`CLASS_KEYS`); images whose record
             says otherwise are removed and made again.
         left_out: why a photo gets no images, by its source, for `records/`; None where none can.
+        save_size, words: as `compute` takes them.
         count: told from time to time how many images have been made since.
         computed: told after each block in how many seconds which images were computed; what is
             loaded before the first block does not count.
@@ -141,7 +145,8 @@ def generate(
                 for block in todo:
                     before, began = made, time.monotonic()
                     images: list[Image.Image] = []
-                    for job, image, edits in compute(dataset, augmentation, block, sources, seed):
+                    results = compute(dataset, augmentation, block, sources, seed, save_size, words)
+                    for job, image, edits in results:
                         images.append(image)
                         if job.file_name in finished:
                             continue
@@ -174,15 +179,32 @@ def _save(image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
-def compute(dataset, augmentation, block: Sequence[Job], sources, seed) -> Iterator[tuple]:
-    """(job, image, edits) of a block."""
+def compute(
+    dataset,
+    augmentation,
+    block: Sequence[Job],
+    sources,
+    seed,
+    save_size: int | None = None,
+    words: Mapping[str, str] | None = None,
+) -> Iterator[tuple]:
+    """(job, image, edits) of a block.
+
+    Args:
+        save_size: longer side in pixels to which larger photos are reduced before they are edited.
+        words: what prompts say for a class, by its name.
+    """
     images, labels, metadata = [], [], []
-    photos = {job.index: dataset.get_image_by_idx(job.index) for job in block}  # decoded once
+    indices = dict.fromkeys(job.index for job in block)  # each is decoded once
+    photos = {index: photo_within(dataset.get_image_by_idx(index), save_size) for index in indices}
     masks = {}
     if augmentation.needs_mask:
-        masks = {index: dataset.get_mask_by_idx(index) for index in photos}
+        found = {index: dataset.get_mask_by_idx(index) for index in indices}
+        masks = {index: mask_within(mask, save_size) for index, mask in found.items()}
     for job in block:
         meta = {"source": sources[job.index], **dataset.get_metadata_by_idx(job.index)}
+        if words and meta["name"] in words:
+            meta["words"] = words[meta["name"]]
         if augmentation.needs_mask:
             meta["mask"] = masks[job.index]
         images.append(photos[job.index])

@@ -83,9 +83,10 @@ def read_variants(
             "names and have changed since"
         )
     without = {position.get(source) for source in read_left_out(folder)} - by_photo.keys()
-    wanted = [idx for idx in dataset.indices(classes) if idx not in without]
+    chosen = dataset.indices(classes)
+    wanted = [idx for idx in chosen if idx not in without]
     made_with = {record["class_name"]: record["masks"] for record in records if "masks" in record}
-    for name, digest in masks_by_class(dataset, wanted if made_with else ()).items():
+    for name, digest in masks_by_class(dataset, chosen if made_with else ()).items():
         if made_with.get(name, digest) != digest:
             raise UserError(f"{folder} was made with other masks of {name!r} than there are now")
     made = 1 + max(record["repeat"] for record in recorded)

@@ -10,14 +10,18 @@ from conftest import build_pipeline
 from diffusers import StableDiffusionPipeline
 
 from semantic_aug import UserError
+from semantic_aug.diffusion import loading
 from semantic_aug.diffusion.inspecting import check_resolution, inspect_model
 from semantic_aug.diffusion.loading import (
     check_steps,
+    cpu_has_bf16,
     load_pipeline,
     load_tokenizer,
     make_scheduler,
     pick_device,
     pick_dtype,
+    tune_for_speed,
+    warn_if_slow,
 )
 
 CPU = torch.device("cpu")
@@ -114,8 +118,39 @@ def test_devices_and_precisions(caplog):
     assert notices(caplog) == []
     assert pick_dtype(CPU, "fp16") == torch.float32
     assert notices(caplog) == ["no GPU: float32 is used in place of --mixed_precision=fp16"]
+    assert pick_dtype(CPU, "bf16") == torch.bfloat16
     assert pick_dtype(torch.device("cuda"), "fp16") == torch.float16
     assert pick_dtype(torch.device("cuda", 1), "bf16") == torch.bfloat16
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_without_bfloat16_is_a_warning(has, monkeypatch, caplog):
+    monkeypatch.setattr(loading, "cpu_has_bf16", lambda: has)
+    for device, precision in ((CPU, "no"), (CPU, "fp16"), (torch.device("cuda"), "bf16")):
+        warn_if_slow(device, precision)
+    assert notices(caplog) == []
+    warn_if_slow(CPU, "bf16")
+    assert [text.partition(": ")[0] for text in notices(caplog)] == [
+        "this CPU has no instructions for bfloat16"
+    ] * (not has)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="no Linux")
+def test_what_the_cpu_has_is_what_linux_says():
+    says = Path("/proc/cpuinfo").read_text().split()
+    assert cpu_has_bf16() == any(flag in says for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_of_the_cpu_have_channels_last_in_bfloat16_alone(small_model, dtype):
+    pipeline = load(small_model, dtype)
+    tune_for_speed(pipeline, False)
+    for part in (pipeline.unet, pipeline.vae):
+        weights = [m.weight for m in part.modules() if isinstance(m, torch.nn.Conv2d)]
+        last = [
+            w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.shape[2] > 1
+        ]
+        assert last and all(each is (dtype == torch.bfloat16) for each in last)
 
 
 def test_processes_of_one_launch_take_one_gpu_each(workdir, monkeypatch):

@@ -266,7 +266,10 @@ def test_shuffled_labels_stay_at_chance(workdir, resnet):
     assert final(file, TEST) == pytest.approx(1 / 3)
 
 
-def test_every_image_passes_the_backbone_once(data, resnet, monkeypatch):
+@pytest.mark.parametrize(
+    "flags, views", [(["none"], 1), (["flip-rotate", "--views=5"], 5), (["flip-rotate"], None)]
+)
+def test_every_image_or_view_passes_the_backbone_once(data, resnet, monkeypatch, flags, views):
     passed, load = [], load_backbone
 
     def counting(*args):
@@ -283,8 +286,56 @@ def test_every_image_passes_the_backbone_once(data, resnet, monkeypatch):
         "--examples_per_class",
         1,
         2,
+        "--augmentation",
+        *flags,
     )
-    assert sum(passed) == 3 * (COUNTS["val"] + COUNTS["test"] + 2 * (1 + 2))
+    evaluated, trained = 3 * (COUNTS["val"] + COUNTS["test"]), 2 * 3 * (1 + 2) * (views or 0)
+    if views is None:  # every draw of four trials
+        trained = 4 * 4 * 5 * 4
+    assert sum(passed) == evaluated + trained
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["none"], "--views 4 means nothing with --augmentation none"),
+        (["flip-rotate", "cutmix"], "--views 4: cutmix mixes the images of a batch"),
+        (["mixup"], "--views 4: mixup mixes the images of a batch"),
+        (
+            ["flip-rotate", "--finetune=all"],
+            "--views 4 needs a frozen backbone, and --finetune all",
+        ),
+        (["flip-rotate", "--finetune=last:1"], "--finetune last:1 trains it"),
+    ],
+)
+def test_views_that_cannot_be_kept_are_refused(data, resnet, capsys, monkeypatch, flags, expected):
+    monkeypatch.setattr(stage, "load_backbone", lambda *_: 1 / 0)
+    line = fails(capsys, resnet, "--num_synthetic=0", "--views=4", "--augmentation", *flags)
+    assert expected in line
+    assert not (data / "output").exists()
+
+
+def test_views_are_compared_and_leave_no_trace_where_they_are_not_given(data, resnet, capsys):
+    flags = ["--num_synthetic=0", "--augmentation=flip-rotate"]
+    run(resnet, *flags)
+    folder = data / "output/exp/results"
+    assert "views" not in (folder / "real/config.json").read_text()
+    assert "--views: there none, now 2;" in fails(capsys, resnet, *flags, "--views=2")
+    run(resnet, *flags, "--views=2", "--method=kept")
+    config = read_config(folder / "kept")
+    assert config["settings"]["views"] == config["arguments"]["views"] == 2
+    fresh, kept = ((folder / name / "results_0_1.csv").read_bytes() for name in ("real", "kept"))
+    assert fresh != kept
+
+
+def test_views_that_do_not_fit_are_refused_before_results_are_removed(data, resnet, capsys):
+    flags = ["--num_synthetic=0", "--augmentation=flip-rotate"]
+    run(resnet, *flags)
+    line = fails(
+        capsys, resnet, *flags, "--overwrite", "--views=9999", "--image_memory=1", "--batch_size=3"
+    )
+    assert "--views 9999 of 3 images in seed=0_ex=1 are" in line
+    assert (data / "output/exp/results/real/results_0_1.csv").exists()
 
 
 def test_test_split_is_scored_once_per_trial_and_after_the_last_epoch(data, resnet, monkeypatch):
@@ -300,8 +351,10 @@ def test_test_split_is_scored_once_per_trial_and_after_the_last_epoch(data, resn
     assert scored == [3 * COUNTS["val"]] * 3 + [3 * COUNTS["test"]]
 
 
-@pytest.mark.parametrize("augmentation", ["none", "flip-rotate", "randaugment"])
-def test_equal_seeds_give_equal_files_whatever_the_order_of_photos(data, resnet, augmentation):
+@pytest.mark.parametrize(
+    "flags", [["none"], ["flip-rotate"], ["randaugment"], ["randaugment", "--views=3"]]
+)
+def test_equal_seeds_give_equal_files_whatever_the_order_of_photos(data, resnet, flags):
     draw_photos(data / "again", order=1)
     make_synthetic(data / "output/exp/aug/seed=0_ex=2", 0, 2, 2)
     files = []
@@ -313,7 +366,8 @@ def test_equal_seeds_give_equal_files_whatever_the_order_of_photos(data, resnet,
             f"--method={number}",
             f"--data_dir={root}",
             "--examples_per_class=2",
-            f"--augmentation={augmentation}",
+            "--augmentation",
+            *flags,
         )
         assert torch.equal(torch.random.get_rng_state(), before)
         files.append((data / f"output/exp/results/{number}/results_0_2.csv").read_bytes())

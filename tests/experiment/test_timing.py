@@ -100,7 +100,7 @@ def test_torn_and_damaged_lines_are_left_out(tmp_path, clock, caplog):
         file.write_text(text, encoding="latin-1")
         assert [row["seconds"] for row in read_timing(tmp_path)] == [6], change
         assert f"{file}: a line that tells of no work is left out" in caplog.text
-        assert seconds_per_trial(tmp_path, "real", None, 1) == {TRAIN: 6}
+        assert seconds_per_trial(tmp_path, "real", (), 1) == {TRAIN: 6}
 
 
 @pytest.mark.parametrize("aug, expected", [("textual-inversion", 30), ("real-guidance", None)])
@@ -113,8 +113,8 @@ def test_words_cost_where_they_are_used(tmp_path, clock, aug, expected):
         work(clock, tmp_path, 8, 5, GENERATE, "aug", Trial(seed, 1), CPU)
         work(clock, tmp_path, 2, 5, TRAIN, "aug", trial, CPU)
         write_config(tmp_path / "aug" / trial.name, {"edits": [{"aug": aug}]}, {})
-    found = seconds_per_trial(tmp_path, "aug", "aug", 4)
+    found = seconds_per_trial(tmp_path, "aug", ["aug"], 4)
     assert found.pop(FINE_TUNE, None) == expected
     assert found == {GENERATE: 6, TRAIN: 2}
-    assert seconds_per_trial(tmp_path, "aug", None, 4) == {TRAIN: 2}
-    assert seconds_per_trial(tmp_path, "real", None, 4) == {}
+    assert seconds_per_trial(tmp_path, "aug", (), 4) == {TRAIN: 2}
+    assert seconds_per_trial(tmp_path, "real", (), 4) == {}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from semantic_aug.images.framing import (
@@ -12,7 +13,10 @@ from semantic_aug.images.framing import (
     from_square,
     grow,
     mask_to_square,
+    mask_within,
+    photo_within,
     share_of_photo,
+    size_within,
     to_square,
 )
 from semantic_aug.settings.generation import FITS
@@ -98,6 +102,20 @@ def test_mask_lies_where_its_object_does(fit):
     assert mask.sum() > 0
 
 
+@given(sizes, st.integers(1, 90))
+def test_a_photo_and_its_mask_are_reduced_alike_and_never_enlarged(size, longest):
+    photo, mask = picture(size), np.full(size[::-1], 255, np.uint8)
+    small = photo_within(photo, longest)
+    assert small.size == size_within(size, longest) == mask_within(mask, longest).shape[::-1]
+    assert max(small.size) == min(longest, max(size))
+    for short, long in zip(small.size, size):
+        assert 1 <= short <= long and abs(short - long * max(small.size) / max(size)) < 1
+    if max(size) <= longest:
+        assert small is photo and mask_within(mask, longest) is mask
+    assert photo_within(photo, None) is photo
+    assert set(np.unique(mask_within(mask, longest))) == {255}
+
+
 def test_a_radius_is_a_radius():
     region = np.zeros((41, 41), bool)
     region[20, 20] = True
@@ -106,6 +124,27 @@ def test_a_radius_is_a_radius():
         assert np.array_equal(grow(region, radius), x**2 + y**2 <= radius**2)
     assert not grow(np.zeros((5, 5), bool), 3).any()
     assert grow(np.ones((5, 5), bool), 3).all()
+    square = np.pad(np.ones((9, 9), bool), 4)
+    for radius, side in ((-1, 7), (-1.4, 7), (-2, 5), (-4, 1)):
+        assert grow(square, radius).sum() == side**2
+    assert not grow(square, -5).any() and square.sum() == 81
+    assert grow(np.ones((5, 5), bool), -3).all()  # the edges of the photo are none of the object
+
+
+@settings(deadline=None)
+@given(
+    arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12)),
+    st.floats(0.5, 8),
+    st.floats(0, 4),
+)
+def test_to_shrink_a_region_is_to_grow_what_is_not_of_it(region, radius, more):
+    smaller, larger = grow(region, -radius), grow(region, radius)
+    assert np.array_equal(smaller, ~grow(~region, radius))
+    assert np.array_equal(larger, ~grow(~region, -radius))
+    assert (smaller <= region).all() and (region <= larger).all()
+    assert (grow(region, -radius - more) <= smaller).all()
+    assert (grow(smaller, radius) <= region).all()  # what has vanished does not come back
+    assert (region <= grow(larger, -radius)).all()
 
 
 @settings(deadline=None)

@@ -167,7 +167,7 @@ def test_other_results_exactly_where_it_is_declared(tmp_path):
         )  # fmt: skip
         trial = Trial(0, 1)
         found = result_settings.result_settings(
-            RUN, made, options, backbone, photos, {}, {trial: folder}
+            RUN, made, options, backbone, photos, {}, {trial: {"aug": folder}}
         )
         return config_id(found | {"backbone_precision": made.backbone_precision})
 
@@ -175,7 +175,7 @@ def test_other_results_exactly_where_it_is_declared(tmp_path):
             "backbone_precision": "float32"}  # fmt: skip
     found = ids_by_field(Classification, base, lambda made: identity(
         dataclasses.replace(made, finetune="none", backbone_learning_rate=None)
-        if made.backbone_precision != "float32" else made
+        if made.backbone_precision != "float32" or made.views else made
     ))  # fmt: skip
     assert found | {"classes": False} == declared(Classification)
 
@@ -193,17 +193,17 @@ def test_the_run_changes_results_where_it_is_declared():
 def test_a_new_setting_is_compared_by_its_declaration_alone():
     @settings("new")
     class Newer(Generation):
-        negative_prompt: str = setting("", "what is not to be seen", result=True)
+        prompt_suffix: str = setting("", "what every prompt ends with", result=True)
         colour: tuple[float, ...] = setting((), "shares", result=True)
 
     facts = {"photos": "x"}
     assert compared(facts, Newer()) == facts  # folders without it mean its default
-    newer = build(Newer, {"negative_prompt": "blurred", "colour": 1})
-    assert compared(facts, newer) == facts | {"negative_prompt": "blurred", "colour": [1.0]}
+    newer = build(Newer, {"prompt_suffix": "blurred", "colour": 1})
+    assert compared(facts, newer) == facts | {"prompt_suffix": "blurred", "colour": [1.0]}
     parser = Parser("")
     add_flags(parser, Run, Newer)
-    args = vars(parser.parse_args(["--experiment_name=e", "--dataset=d", "--negative-prompt=x"]))
-    assert build_all(args, Run, Newer)[1].negative_prompt == "x"
+    args = vars(parser.parse_args(["--experiment_name=e", "--dataset=d", "--prompt-suffix=x"]))
+    assert build_all(args, Run, Newer)[1].prompt_suffix == "x"
 
 
 def test_differences_are_in_the_words_of_the_flags():

@@ -1,0 +1,187 @@
+"""`--aug background` and `--aug paste` by the command: records, shards, photos left out, errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import images_of
+from PIL import Image
+
+import train_classifier
+from semantic_aug import UserError
+from semantic_aug.datasets.folder import FolderDataset
+from semantic_aug.synthesis.records import read_left_out
+from semantic_aug.synthesis.variants import read_variants
+
+LAYOUT = ["--layout_scale", "0.6", "1.2", "--layout_rotate=30", "--layout_shift=0.2",
+          "--layout_mirror", "--layout_colour=0.4"]  # fmt: skip
+METHODS = {
+    "background": ["--aug=background", *LAYOUT],
+    "paste": ["--aug=paste", *LAYOUT],
+    "generated": ["--aug=paste", "--backgrounds=generated", "--num_places=5", *LAYOUT],
+    "drawn": ["--aug=paste", "--backgrounds=generated", "--num_places=2", "--places_from=photos"],
+    "both": ["--aug", "real-guidance", "paste", "background", "--probs", "0.4", "0.3", "0.3"],
+}
+
+
+@pytest.fixture
+def masked(make, photos):
+    def masked(*flags, name="aug"):
+        return make(f"--dataset_args=masks={photos.parent / 'masks'}", *flags, name=name)
+
+    return masked
+
+
+def records_of(name="aug"):
+    with open(f"output/e/{name}/seed=0_ex=2/metadata.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def pixels(name):
+    folder = f"output/e/{name}/seed=0_ex=2"
+    return {r["file_name"]: np.asarray(Image.open(f"{folder}/{r['file_name']}"), int)
+            for r in records_of(name)}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shards_order_and_batches(masked, method, capsys):
+    flags = [*METHODS[method], "--examples_per_class=2", "--batch_size=4"]
+    assert masked(*flags, name="whole")[0] == 0
+    for shard in (1, 0):
+        shared = [f"--shard_index={shard}", "--num_shards=2"]
+        assert masked(*flags, *shared, name="shared")[0] == 0
+    whole = pixels("whole")
+    assert len(whole) == 12
+    for name, image in pixels("shared").items():
+        assert (image == whole[name]).all()
+    if method != "drawn":  # whose places are 2 of 255 apart, and what was painted out is not
+        assert masked(*flags[:-1], "--batch_size=3", name="other")[0] == 0
+        for name, image in pixels("other").items():
+            assert abs(image - whole[name]).max() <= 2
+    import generate_augmentations
+
+    image = f"output/e/whole/seed=0_ex=2/{records_of('whole')[3]['file_name']}"
+    generate_augmentations.main(["--reproduce", image, "--device=cpu"])
+    assert "0" in capsys.readouterr().out
+
+
+def test_records_say_what_was_done(masked):
+    assert masked(*METHODS["both"], *LAYOUT, "--examples_per_class=2")[0] == 0
+    keys = ["scale", "angle", "shift", "mirror", "colour"]
+    seen = set()
+    for record in records_of():
+        (aug,) = record["aug"]
+        seen.add(aug)
+        for key in (*keys, "place", "place_sha256", "other_photo"):
+            assert len(record[key]) == 1, key
+        assert (record["scale"] == [None]) == (aug == "real-guidance")
+        assert (record["place"] == [None]) == (aug != "background")
+        assert (record["other_photo"] == [None]) == (aug != "paste")
+        assert record["strength"] == [{"real-guidance": 0.5, "paste": None, "background": 1.0}[aug]]
+        assert record["other_photo"][0] != record["source"]
+    assert seen == {"real-guidance", "paste", "background"}
+    assert masked("--aug=real-guidance", "--examples_per_class=2", name="plain")[0] == 0
+    assert not {"scale", "place"} & records_of("plain")[0].keys()
+
+
+def test_a_given_strength_counts_for_every_edit(masked):
+    flags = ["--aug", "real-guidance", "background", "--strength=0.5"]
+    assert masked(*flags, "--examples_per_class=2")[0] == 0
+    assert {record["strength"][0] for record in records_of()} == {0.5}
+
+
+def test_pasting_loads_no_model_and_takes_photos_of_the_whole_trial(masked):
+    flags = ["--aug=paste", "--model_path=no/such/model", "--classes", "cat", "--num_synthetic=12"]
+    assert masked(*flags, "--examples_per_class=2")[0] == 0
+    others = {record["other_photo"][0].split("/")[-2] for record in records_of()}
+    assert others == {"cat", "stop sign", "toy train"}
+    assert {record["class_name"] for record in records_of()} == {"cat"}
+    assert {record["precision"] for record in records_of()} == {"no"}
+
+
+def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
+    masks = photos.parent / "masks" / "train"
+    (masks / "cat" / "0.png").unlink()
+    Image.new("L", (48, 40), 0).save(masks / "cat" / "1.png")
+    Image.new("L", (48, 40), 255).save(masks / "stop sign" / "0.png")
+    status, said = masked("--aug=paste", "--examples_per_class=3")
+    assert status == 0 and "3 photos of 9 get no variants" in said
+    folder = Path("output/e/aug/seed=0_ex=3").absolute()
+    assert sorted(read_left_out(folder).values()) == [
+        "it has no mask", "its mask is empty", "its mask is the whole photo",
+    ]  # fmt: skip
+    dataset = FolderDataset(split="train", data_dir=photos, masks=photos.parent / "masks",
+                            seed=0, examples_per_class=3)  # fmt: skip
+    found = read_variants(folder, dataset)
+    assert len(found) == 6 and all(len(each) == 2 for each in found.values())
+    capsys.readouterr()
+    train_classifier.main([
+        "--dataset=folder", f"--data_dir={photos}", "--experiment_name=e", "--device=cpu",
+        f"--dataset_args=masks={photos.parent / 'masks'}", f"--classifier_backbone={resnet}",
+        "--num_epochs=1", "--iterations_per_epoch=1", "--examples_per_class=3",
+    ])  # fmt: skip
+    assert "3 photos without variants, as " in capsys.readouterr().err
+
+    # A photo whose mask has come since is wanted again.
+    Image.open(masks / "cat" / "2.png").save(masks / "cat" / "0.png")
+    with pytest.raises(UserError):
+        read_variants(folder, FolderDataset(split="train", data_dir=photos,
+                      masks=photos.parent / "masks", seed=0, examples_per_class=3))  # fmt: skip
+    assert masked("--aug=paste", "--examples_per_class=3", "--overwrite")[0] == 0
+    assert len(read_left_out(folder)) == 2
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--aug=background", "--layout_scale", "5", "6"], "does not fit into its photo"),
+        (["--aug=paste", "--layout_scale", "2", "1"], "--layout_scale"),
+        (["--aug=paste", "--layout_scale", "1"], "got 1 numbers"),
+        (["--aug=background", "--places=none.txt"], "--places: cannot read none.txt"),
+        (["--aug=background", "--harmonize=0.1"], "--harmonize: 0.1 of 4 steps is no step"),
+        (["--aug=paste", "--backgrounds=nowhere"], "expected photos, generated or a folder"),
+        (["--aug=paste", "--strength=0.5"], "--strength means nothing to --aug paste"),
+        (["--aug=paste", "--places=x.txt"], "--places means nothing without --backgrounds gen"),
+        (["--aug=paste", "--num_places=3"], "--num_places means nothing without --backgrounds"),
+        (["--aug=real-guidance", "--places=x.txt"], "it belongs to background and paste"),
+        (["--aug=real-guidance", "--shadow=0.1"], "it belongs to paste"),
+        (["--aug=background", "--classes=cat", "--aug_name=places"], "is the folder of generated"),
+    ],
+)
+def test_bad_input(masked, flags, message):
+    status, said = masked("--examples_per_class=2", *flags)
+    assert status == 2 and message in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+def test_no_photo_has_a_mask(make):
+    status, said = make("--aug=background")
+    assert status == 2 and "needs masks that show the objects" in said and "masks=FOLDER" in said
+
+
+def test_one_photo_has_no_other_place(masked, photos):
+    for path in (photos.parent / "masks" / "train").rglob("*.png"):
+        if (path.parent.name, path.name) != ("cat", "1.png"):
+            path.unlink()
+    status, said = masked("--aug=paste", "--examples_per_class=3")
+    assert status == 2 and "a photo never stands on its own place" in said
+
+
+def test_other_places_are_other_images(masked, workdir):
+    (workdir / "places.txt").write_text("a beach\n")
+    flags = ["--aug=background", "--places=places.txt", "--examples_per_class=2"]
+    assert masked(*flags)[0] == 0
+    before = pixels("aug")
+    (workdir / "places.txt").write_text("a beach\n\na wood\n")
+    status, said = masked(*flags)
+    assert status == 2 and "place_lines" in said
+    assert all((image == before[name]).all() for name, image in pixels("aug").items())
+    (workdir / "places.txt").rename(workdir / "elsewhere.txt")
+    (workdir / "elsewhere.txt").write_text("\na beach")
+    assert masked(*flags[:1], "--places=elsewhere.txt", flags[2])[0] == 0
+
+
+def test_images_of(masked):
+    assert masked("--aug=paste", "--examples_per_class=1", name="one")[0] == 0
+    assert len(images_of("one")) == 6
