@@ -191,7 +191,9 @@ def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
     log.log(RESULT, "%s: variants of %s", sheet, counted(len(shown), "photo"))
     for title, made in found.items():
         log.log(RESULT, "%s", line_of(title, made, shares[title]))
-    by = f", for {processes} processes together" if processes > 1 else ""
+    by = ""
+    if processes > 1:
+        by = f"; {duration(cost.seconds / processes)} for each of {processes} processes"
     log.log(RESULT, "the command makes %s: %s on %s%s",
             counted(wanted, "image"), cost, device_name(device), by)  # fmt: skip
     say_quicker(settings, edits, info, dataset, cost)
