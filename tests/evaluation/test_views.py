@@ -152,7 +152,7 @@ def test_features_that_do_not_fit_are_refused_with_what_would(backbone):
         (0.002, {}, "training takes about 21 min for 2 trials; with --views 16 each image passes "
                     "the backbone 16 times, in place of once per draw: about 1 min"),
         (0.1, {}, "training takes about 18 h for 2 trials; with --views 16 each image passes "
-                  "the backbone 16 times, in place of once per draw: about 53 min"),
+                  "the backbone 16 times, in place of once per draw: about 54 min"),
         (0.0001, {}, None),
         (1, {"views": 16}, None),
         (1, {"augmentation": ()}, None),
