@@ -1,7 +1,7 @@
 """The names of classes as prompts say them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 UPPER, LOWER = "A-ZÀ-ÖØ-Þ", "a-zß-öø-ÿ"
 # BevelGear, bevelGear2: words of three letters at least, so that McLaren, iPod and FA stay whole.
@@ -36,7 +36,7 @@ def older_words(name: str) -> str:
     return name.replace("_", " ")
 
 
-STYLES = {"words": as_words, "raw": str, None: older_words}
+STYLES: dict[str | None, Callable[[str], str]] = {"words": as_words, "raw": str, None: older_words}
 
 
 def say_classes(names: Iterable[str], style: str | None) -> dict[str, str]:
