@@ -32,7 +32,7 @@ from semantic_aug.settings import build_all
 from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Experiment, Run
 from semantic_aug.settings.fine_tuning import FineTuning
-from semantic_aug.settings.generation import Generation
+from semantic_aug.settings.generation import Generation, Previewing
 from semantic_aug.settings.merging import Merging
 from semantic_aug.stages.common import experiment_of
 
@@ -40,7 +40,7 @@ SECTIONS = tuple(SCRIPTS)
 SETTINGS = {
     "fine_tune": (Run, FineTuning),
     "aggregate": (Experiment, Merging),
-    "generate": (Run, Generation),
+    "generate": (Run, Generation, Previewing),
     "train_classifier": (Run, Classification),
 }
 # For other processes: where this package is found, whichever folder they stand in.
@@ -137,7 +137,9 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = SECTIONS) -> list[
                 *over,
             ]
             args = parsers[stage].parse_args(argv)
-            run, _ = build_all(vars(args), *SETTINGS[stage])
+            run, *_ = build_all(vars(args), *SETTINGS[stage])
+            if getattr(args, "preview", False):
+                raise UserError("--preview makes no images that a classifier could learn from")
             if isinstance(run, Run):  # better refused here than by a job, hours later
                 parse_dataset_args(dataset_class(run.dataset), run.dataset_args)
             commands.append(Command(stage, tuple(argv), run))

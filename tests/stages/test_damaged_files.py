@@ -55,7 +55,8 @@ def test_arguments_that_no_flags_give_are_named(tmp_path, key, value):
     whole = {"arguments": arguments, "settings": {"edits": list_edits(ONE)}}
     stored = json.loads(json.dumps(whole))
     run, settings = settings_of(tmp_path, stored)
-    assert (run, settings) == (dataclasses.replace(RUN, older_list=False), SETTINGS)
+    strength = dataclasses.replace(SETTINGS, strength=(0.5,))  # what not to give it means
+    assert (run, settings) == (dataclasses.replace(RUN, older_list=False), strength)
     edits = stored["settings"]["edits"]
     (edits[0] if key in EDIT_FLAGS else stored["arguments"])[key] = value
     with pytest.raises(UserError, match=rf"config\.json is damaged: {key}: got .*, expected"):

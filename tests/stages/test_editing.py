@@ -20,7 +20,7 @@ from semantic_aug.diffusion import loading
 from semantic_aug.experiment.config import read_config
 from semantic_aug.images.framing import photo_within
 from semantic_aug.report.__main__ import main as report
-from semantic_aug.stages import generate
+from semantic_aug.stages import planning
 from semantic_aug.stages.checking_photos import png_bytes
 from semantic_aug.synthesis.variants import read_variants
 from semantic_aug.words.class_names import say_classes
@@ -92,7 +92,9 @@ def test_a_region_shrinks_and_where_it_vanishes_the_photo_stays(make, photos, ca
     assert again(capsys) == "equal"
     status, err = make(*flags, "--mask_grow_radius=-11", "--overwrite")
     assert status == 0
-    warned = "--mask_grow_radius -11 leaves nothing of the edited region of 1 photo, such as train"
+    warned = (
+        "--mask_grow_radius -11: nothing is left of the edited region of 1 photo, such as train"
+    )
     assert (warned in err) is (not inverted)
     for record in records() if not inverted else ():
         photo = np.asarray(Image.open(photos / record["source"])).astype(int)
@@ -207,7 +209,7 @@ def test_older_folders_keep_the_words_that_they_have(make, photos, monkeypatch, 
         (photos / split / "cat").rename(photos / split / "BevelGear")
     flags = ("--classes=BevelGear", "--batch_size=1")
     with monkeypatch.context() as older:
-        older.setattr(generate, "say_classes", lambda names, _: say_classes(names, None))
+        older.setattr(planning, "say_classes", lambda names, _: say_classes(names, None))
         assert make(*flags)[0] == 0
     config, images = (FOLDER / "config.json").read_bytes(), images_of()
     assert prompts() == {"a photo of a BevelGear"} and b'"name_style": null' not in config
