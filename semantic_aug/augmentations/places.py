@@ -108,17 +108,28 @@ def _recorded(folder: Path, identity: str) -> dict[str, Place]:
     }
 
 
-def from_prompts(pipeline, lines: Sequence[str], generators, *, options: Mapping[str, Any]) -> list:
-    """Places drawn from text alone."""
+def text_to_image(pipeline):
+    """A pipeline with the parts of another that draws from text alone."""
     from diffusers import AutoPipelineForText2Image
 
     drawing = AutoPipelineForText2Image.from_pipe(pipeline)
     drawing.set_progress_bar_config(disable=True)
-    own = side_of(pipeline.unet.config.sample_size) * pipeline.vae_scale_factor
-    side = options.get("resolution") or own
+    return drawing
+
+
+def from_prompts(drawing, lines: Sequence[str], generators, *, options: Mapping[str, Any]) -> list:
+    """Places drawn from text alone.
+
+    Args:
+        drawing: what `text_to_image` gives.
+    """
+    side = options.get("resolution")
+    side = side or side_of(drawing.unet.config.sample_size) * drawing.vae_scale_factor
+    unwanted = options.get("negative_prompt")
     prompts = [lines[int(torch.randint(len(lines), (), generator=g))] for g in generators]
     images = drawing(
         prompt=prompts,
+        negative_prompt=[unwanted] * len(prompts) if unwanted else None,
         generator=list(generators),
         num_inference_steps=options["num_inference_steps"],
         guidance_scale=options["guidance_scale"],
