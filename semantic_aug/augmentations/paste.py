@@ -25,8 +25,10 @@ from semantic_aug.augmentations.places import (
     from_photos,
     from_prompts,
     read_places,
+    text_to_image,
 )
 from semantic_aug.augmentations.sdedit import masks_of, pipeline_or_load
+from semantic_aug.diffusion.loading import offload
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
 from semantic_aug.images.layout import cut_out, draw_layout
 from semantic_aug.images.pasting import emptied, fill_frame, on_place
@@ -48,6 +50,7 @@ class Paste(GenerativeAugmentation):
         places_from: `prompts` or `photos`, see `places.from_prompts` and `places.from_photos`.
         places_dir: folder that keeps generated places.
         made_with: digests of the weights that draw them: places of other weights do not count.
+        offload_to: the device that draws them, where the model waits in the CPU's memory.
         shadow: darkness of a soft contact shadow, in [0, 1].
         options: `layout_scale` and so on, as `layouts_of` takes them; those of an edit, for places
             that are generated.
@@ -66,12 +69,13 @@ class Paste(GenerativeAugmentation):
         self, pipeline=None, *, backgrounds: str = PHOTOS, num_places: int = 64,
         places: str | None = None, places_from: str = PROMPTS,
         places_dir: str | Path | None = None, made_with: Mapping | None = None,
-        shadow: float = 0.4, **options,
+        offload_to=None, shadow: float = 0.4, **options,
     ):  # fmt: skip
         self.layouts, self.shadow = layouts_of(options), shadow
         self.pipeline, self.backgrounds, self.num_places = pipeline, backgrounds, num_places
         self.lines, self.places, self.places_from = read_places(places), places, places_from
         self.places_dir, self.made_with = places_dir, made_with
+        self.offload_to = offload_to
         self.options = {k: v for k, v in options.items() if k not in LAYOUT_SETTINGS}
         self.choose: Callable[[str, torch.Generator], tuple[Image.Image, dict]] | None = None
 
@@ -146,12 +150,17 @@ class Paste(GenerativeAugmentation):
             pipeline = self.pipeline
             if not hasattr(pipeline, "unet"):  # a pipeline can be called, too
                 pipeline = pipeline_or_load(pipeline and pipeline(), None)
-            if self.places_from == PROMPTS:
-                return functools.partial(from_prompts, pipeline, self.lines, options=options)
             taken = {k: v for k, v in self.options.items() if k != "strength"}
-            return functools.partial(
-                from_photos, Background(pipeline, places=self.places, **taken), dataset
-            )
+            if self.places_from == PROMPTS:
+                drawing = text_to_image(pipeline)
+                draw = functools.partial(from_prompts, drawing, self.lines, options=options)
+            else:
+                background = Background(pipeline, places=self.places, **taken)
+                drawing = background.edit.pipeline
+                draw = functools.partial(from_photos, background, dataset)
+            if self.offload_to is not None:
+                offload([drawing], self.offload_to)
+            return draw
 
         folder = self.places_dir
         if folder is None:

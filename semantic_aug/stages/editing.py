@@ -255,6 +255,7 @@ def build_augmentation(
         if "places_dir" in made.takes:
             options["places_dir"] = places_dir(folder)
             options["made_with"] = weights_of(settings, info) if info else None
+            options["offload_to"] = device if offloads(settings, device) else None
         try:
             inspect.signature(made).bind(pipeline=None, **options)
         except TypeError as error:
