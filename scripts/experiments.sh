@@ -66,11 +66,29 @@ for set in ${SETS:-common novel}; do
       --compare "$name"
   done
 
-  # 3. New surroundings alone: the part keeps its pixels.
-  run "$some" generate_augmentations.py "${edits[@]}" --aug real-guidance --aug_name surroundings \
-    --mask 1 --inverted 1 --strength 1.0 --controlnet sample/controlnet --num_synthetic 2
-  run "$some" train_classifier.py "${head[@]}" --aug_name surroundings --augmentation randaugment \
-    --method surroundings-randaugment --compare real randaugment
+  # 3. The part keeps its pixels: new surroundings, and pasting on other places, each with the
+  # part's colour changed and not.
+  places=(--controlnet sample/controlnet --places sample/places.txt)
+  drawn=(--backgrounds generated --num_places 32 --places_from photos)
+  seen=("${head[@]}" --views 16)
+  run "$numbers" train_classifier.py "${seen[@]}" --num_synthetic 0 --method views-real
+  run "$numbers" train_classifier.py "${seen[@]}" --num_synthetic 0 --augmentation randaugment \
+    --method views-randaugment --compare views-real
+  for colour in 0 0.4; do
+    run "$numbers" generate_augmentations.py "${edits[@]}" --aug paste --aug_name paste-$colour \
+      --layout_colour $colour --num_synthetic 8
+    run "$numbers" generate_augmentations.py "${edits[@]}" "${places[@]}" "${drawn[@]}" --aug paste \
+      --aug_name generated-$colour --layout_colour $colour --num_synthetic 8
+    run "$numbers" generate_augmentations.py "${edits[@]}" "${places[@]}" --aug background \
+      --aug_name background-$colour --layout_colour $colour --num_synthetic 4
+    for name in paste generated background; do
+      for share in 0.5 0.75; do
+        run "$numbers" train_classifier.py "${seen[@]}" --aug_name $name-$colour \
+          --augmentation randaugment --synthetic_probability $share \
+          --method $name-$colour-$share --compare views-real views-randaugment
+      done
+    done
+  done
 
   "$venv/bin/python" scripts/experiments_tables.py "${OUTPUT_DIR:-output}/$experiment" |
     tee "${OUTPUT_DIR:-output}/$experiment/tables.md"
