@@ -46,8 +46,10 @@ from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.settings import fields_of
 from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.settings.generation import (
+    GENERATED,
     OWN,
     PARALLEL,
+    PROMPTS,
     TEXTUAL_INVERSION,
     Generation,
 )
@@ -67,6 +69,13 @@ def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
     info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting and not all(edit["mask"] for edit in edits):
         raise UserError(f"{settings.model} is for inpainting alone: it needs --mask 1")
+    if info.for_inpainting and settings.harmonize:
+        raise UserError(f"--harmonize edits whole images, which {settings.model} cannot do")
+    text_alone = settings.backgrounds == GENERATED and settings.places_from == PROMPTS
+    if info.for_inpainting and text_alone:
+        raise UserError(
+            f"{settings.model} is for inpainting alone: generated places need --places_from photos"
+        )
     if settings.negative_prompt and info.is_told_guidance:
         raise UserError(
             f"--negative_prompt: {settings.model} works without classifier-free guidance, which "

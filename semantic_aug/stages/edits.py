@@ -16,7 +16,13 @@ from semantic_aug.experiment.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.settings import fields_of
 from semantic_aug.settings.common import Run
-from semantic_aug.settings.generation import GENERATED, PHOTOS, Generation, Surroundings
+from semantic_aug.settings.generation import (
+    DEFAULT_PROMPT,
+    GENERATED,
+    PHOTOS,
+    Generation,
+    Surroundings,
+)
 
 log = logging.getLogger(__name__)
 EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
@@ -136,6 +142,11 @@ def check_taken(settings: Generation, edits: list[dict]) -> None:
             and not any(name in each.takes and each.needs_model for each in classes)
         ):
             raise UserError(f"--{name} means nothing without --backgrounds {values[0]}")
+    if settings.prompt != (DEFAULT_PROMPT,) and all("places" in each.takes for each in classes):
+        raise UserError(
+            f"--prompt means nothing to --aug {' '.join(edit['aug'] for edit in edits)}: what is "
+            "around the object is named by --places"
+        )
     strengths = settings.strength is not None
     if strengths and all(edit["strength"] is None for edit in edits):
         raise UserError(f"--strength means nothing to --aug {edits[0]['aug']}: leave it out")

@@ -144,6 +144,7 @@ def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
         (["--aug=paste", "--strength=0.5"], "--strength means nothing to --aug paste"),
         (["--aug=paste", "--places=x.txt"], "--places means nothing without --backgrounds gen"),
         (["--aug=paste", "--num_places=3"], "--num_places means nothing without --backgrounds"),
+        (["--aug=background", "--prompt=a {name}"], "--prompt means nothing to --aug background"),
         (["--aug=real-guidance", "--places=x.txt"], "it belongs to background and paste"),
         (["--aug=real-guidance", "--shadow=0.1"], "it belongs to paste"),
         (["--aug=background", "--classes=cat", "--aug_name=places"], "is the folder of generated"),
@@ -153,6 +154,19 @@ def test_bad_input(masked, flags, message):
     status, said = masked("--examples_per_class=2", *flags)
     assert status == 2 and message in said
     assert len(said.strip().splitlines()) <= 2
+
+
+def test_an_inpainting_model_makes_surroundings_alone(masked, inpainting_model):
+    model = [f"--model_path={inpainting_model}", "--classes=cat"]
+    assert masked("--aug=background", *model)[0] == 0
+    drawn = ["--aug=paste", "--backgrounds=generated", "--num_places=2", *model]
+    assert masked(*drawn, "--places_from=photos", "--classes=cat", name="drawn")[0] == 0
+    for flags, message in (
+        (["--aug=background", "--harmonize=0.5", *model], "--harmonize edits whole images"),
+        (drawn, "generated places need --places_from photos"),
+    ):
+        status, said = masked(*flags, name="refused")
+        assert status == 2 and message in said
 
 
 def test_no_photo_has_a_mask(make):
