@@ -18,6 +18,7 @@ from PIL import Image
 
 from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset
+from semantic_aug.experiment.config import write_config
 from semantic_aug.experiment.files import hostname
 from semantic_aug.experiment.names import places_dir
 from semantic_aug.experiment.timing import GENERATE, Work
@@ -694,19 +695,23 @@ def many_records(variants_per_photo: int, examples_per_class: int) -> None:
     )
     folder = Path(f"output/e/aug/seed=0_ex={examples_per_class}")
     (folder / "records").mkdir(parents=True)
+    identity = write_config(folder, {"a": 1}, {})
     Image.effect_noise((64, 48), 60).convert("RGB").save("noise.png")
     sources = dataset.sources()
-    with open(folder / "records" / "x.1.jsonl", "w") as file:
+    with open(folder / "records" / f"{identity}.1.jsonl", "w") as file:
         for idx in range(len(dataset)):
             label = dataset.get_label_by_idx(idx)
             for repeat in range(variants_per_photo):
                 name = f"{idx:06d}-{repeat:03d}.png"
+                layout = Layout(0.5 + idx % 97 / 90, repeat, (idx % 89 / 90, 0.1), True)
                 os.link("noise.png", folder / name)
                 record = {
                     "file_name": name, "label": label, "class_name": dataset.class_names[label],
                     "source": sources[idx], "index": idx, "repeat": repeat, "seconds": 1.5,
                     "prompt": f"a photo of class {label}", "strength": [[0.25, 0.5][repeat % 2]],
                     "score": idx * repeat / 50_000, "kept": True,
+                    "other_photo": [sources[repeat % len(sources)]],
+                    **{key: [value] for key, value in layout.details().items()},
                 }  # fmt: skip
                 file.write(json.dumps(record) + "\n")
 
