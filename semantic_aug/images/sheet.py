@@ -16,8 +16,8 @@ def contact_sheet(
     """Pictures in rows and groups of columns, with names at the left and above.
 
     Args:
-        rows: a name, and for each heading a list of pictures; where a list is shorter than those
-            of other rows, the rest stays white.
+        rows: a name, of one or several lines, and for each heading a list of pictures; where a
+            list is shorter than those of other rows, the rest stays white.
         headings: one name per group, of one or several lines.
         cell: side of a picture in pixels; wide and tall ones are fitted in, not squeezed.
         letters: size of letters in pixels; default a seventh of `cell`.
@@ -25,8 +25,8 @@ def contact_sheet(
     font = ImageFont.load_default(size=letters or max(10, cell // 7))
     line = int(font.getbbox("Ag")[3]) + 6
     above = line * max(heading.count("\n") + 1 for heading in headings)
-    names = [_shortened(name, font, 3 * cell) for name, _ in rows]
-    margin = max(int(font.getlength(name)) for name in names) + 8
+    names = [[_shortened(text, font, 3 * cell) for text in name.split("\n")] for name, _ in rows]
+    margin = max(int(font.getlength(text)) for lines in names for text in lines) + 8
     columns = [max(1, *map(len, group)) for group in zip(*(groups for _, groups in rows))]
     widths = [count * (cell + GAP) + 6 for count in columns]
     sheet = Image.new("RGB", (margin + sum(widths), above + len(rows) * (cell + GAP)), "white")
@@ -36,9 +36,11 @@ def contact_sheet(
         for number, text in enumerate(heading.split("\n")):
             draw.text((left, 2 + number * line), _shortened(text, font, width), "black", font)
         left += width
-    for number, (name, (_, groups)) in enumerate(zip(names, rows)):
+    for number, (lines, (_, groups)) in enumerate(zip(names, rows)):
         top = above + number * (cell + GAP)
-        draw.text((4, top + cell // 2 - line // 2), name, "black", font)
+        first = top + cell // 2 - line * len(lines) // 2
+        for below, text in enumerate(lines):
+            draw.text((4, first + below * line), text, "black", font)
         left = margin
         for group, width in zip(groups, widths):
             for column, picture in enumerate(group):

@@ -39,6 +39,7 @@ def main(argv=None):
     # Imported late: --help needs no numpy.
     from semantic_aug.report.page import write_page
     from semantic_aug.report.sheets import check_width, records_by_photo, write_sheets
+    from semantic_aug.synthesis.records import read_left_out
 
     run, experiment = prepared(run), experiment_of(run)
     for trial in trials_of(run):
@@ -50,6 +51,7 @@ def main(argv=None):
         variants = {
             name: records_by_photo(folder, dataset, indices) for name, folder in folders.items()
         }
+        left_out = {name: read_left_out(folder) for name, folder in folders.items()}
         check_width(variants, settings.variants, settings.cell)
         path = experiment / "report" / f"{trial.name}.html"
         for folder in (path.parent, path.with_suffix(""), path.with_suffix("") / "photos"):
@@ -66,6 +68,7 @@ def main(argv=None):
             indices,
             folders,
             variants,
+            left_out,
             settings.embed,
             settings.near_duplicate,
             seconds,
@@ -76,6 +79,7 @@ def main(argv=None):
             indices,
             folders,
             variants,
+            left_out,
             settings.variants,
             settings.cell,
         )

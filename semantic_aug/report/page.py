@@ -13,24 +13,29 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import quote
 
 from PIL import Image
 
 from semantic_aug.experiment.files import atomic_path, write_text
+from semantic_aug.experiment.names import places_dir
 from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.images.layout import Layout
 from semantic_aug.images.likeness import change_of, reduced
 from semantic_aug.images.reading import read_image
 from semantic_aug.settings.reporting import EMBED, NEAR_DUPLICATE
+from semantic_aug.synthesis.records import read_lines
 
 PHOTO, VARIANT = 256, 128  # longer sides of thumbnails in pixels
 
 # What says something about one image; the rest of a record is shared by many.
 _OWN = {
     "file_name", "label", "class_name", "source", "index", "repeat", "seed", "examples_per_class",
-    "score", "kept", "seconds",
+    "score", "kept", "seconds", "place", "place_sha256", "other_photo",
 }  # fmt: skip
+_LAYOUT = tuple(Layout().details())
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,7 @@ def write_page(
     indices: Sequence[int],
     folders: Mapping[str, Path],
     variants: Mapping[str, Mapping[int, Sequence[dict]]],
+    left_out: Mapping[str, Mapping[str, str]],
     embed: int = EMBED,
     near_duplicate: float = NEAR_DUPLICATE,
     seconds: Mapping[str, float | None] | None = None,
@@ -58,6 +64,7 @@ def write_page(
         folders: where the images of each set lie, by the name of the set.
         variants: of each set, the records of each photo; a record may have `score`, `kept` and
             `seconds`.
+        left_out: of each set, why photos get no variants, by their source.
         near_duplicate: variants whose `change_of` is less, of 255, are flagged.
         seconds: what an image of each set took on average, where it is known.
 
@@ -67,7 +74,7 @@ def write_page(
     total = len(indices) + sum(
         len(records[idx]) for records in variants.values() for idx in indices
     )
-    data = page_data(dataset, indices, folders, variants, embed=total <= embed, page=path)
+    data = page_data(dataset, indices, folders, variants, left_out, embed=total <= embed, page=path)
     data["near_duplicate"] = near_duplicate
     for each in data["sets"]:
         each["seconds"] = _number((seconds or {}).get(each["name"]))
@@ -84,15 +91,19 @@ def write_page(
         )
 
 
-def page_data(dataset, indices, folders, variants, *, embed: bool, page: Path) -> dict:
+def page_data(dataset, indices, folders, variants, left_out, *, embed: bool, page: Path) -> dict:
     """What the page shows, in JSON types.
 
     Returns:
-        `classes`, `sets` (name and relative address of the folder), `settings` (what made images,
-        each once), `photos` and `variants`, of which each refers to the others by number.
+        `classes`, `sets` (name, relative address of the folder, and why photos were left out, by
+        their number), `settings` (what made images, each once), `places` (texts, each once),
+        `photos` and `variants`, of which each refers to the others by number.
     """
     sources = dataset.sources()
+    prompts = {name: prompts_of_places(folder) for name, folder in folders.items()}
+    reasons: list[dict[int, str]] = [{} for _ in folders]
     settings: dict[str, int] = {}
+    places: dict[str, int] = {}
     photos, small, rows, files = [], [], [], []
     for number, idx in enumerate(progress_bar(iterable=indices, desc="photos", unit="photo")):
         image = dataset.get_image_by_idx(idx)
@@ -109,13 +120,21 @@ def page_data(dataset, indices, folders, variants, *, embed: bool, page: Path) -
             {"class": dataset.get_label_by_idx(idx), "source": sources[idx], "image": address}
         )
         for set_number, (name, folder) in enumerate(folders.items()):
+            if not variants[name][idx] and sources[idx] in left_out[name]:
+                reasons[set_number][number] = left_out[name][sources[idx]]
             for record in variants[name][idx]:
-                shared = {key: value for key, value in record.items() if key not in _OWN}
+                place, layouts = place_in_words(record, prompts[name]), whole_layouts(record)
+                own = _OWN.union(() if layouts is None else _LAYOUT)
+                if place == record.get("prompt"):
+                    own |= {"prompt"}  # it is said once
+                shared = {key: value for key, value in record.items() if key not in own}
                 key = json.dumps(shared)
                 row = {
                     "photo": number,
                     "set": set_number,
                     "settings": settings.setdefault(key, len(settings)),
+                    "place": places.setdefault(place, len(places)) if place else None,
+                    "layouts": layouts or None,
                     "file": record["file_name"],
                     "score": _number(record.get("score")),
                     "kept": record.get("kept"),
@@ -138,13 +157,64 @@ def page_data(dataset, indices, folders, variants, *, embed: bool, page: Path) -
     return {
         "classes": list(dataset.class_names),
         "sets": [
-            {"name": name, "folder": quote(_relative(folder, page.parent), safe="/=")}
-            for name, folder in folders.items()
+            {
+                "name": name,
+                "folder": quote(_relative(folder, page.parent), safe="/="),
+                "left_out": of_set,
+            }
+            for (name, folder), of_set in zip(folders.items(), reasons)
         ],
         "settings": [json.loads(key) for key in settings],
+        "places": list(places),
         "photos": photos,
         "variants": rows,
     }
+
+
+def prompts_of_places(folder: Path) -> dict[str, str]:
+    """What places that were drawn for the images in `folder` were asked to be, by their sha256."""
+    lines = read_lines(places_dir(folder))
+    return {line["sha256"]: line["prompt"] for line in lines if "sha256" in line}
+
+
+def place_in_words(record: Mapping, prompts: Mapping[str, str]) -> str:
+    """Where the object of an image stands; nothing where its record does not say."""
+    found = []
+    told = (record.get(key) or () for key in ("place", "place_sha256", "other_photo"))
+    for place, sha256, other_photo in zip_longest(*told):
+        if other_photo is not None:
+            found.append(f"the photo {other_photo} without its object")
+        elif sha256 in prompts:
+            found.append(f"{prompts[sha256]} ({place})")
+        elif place is not None:
+            found.append(str(place))
+    return " + ".join(found)
+
+
+def whole_layouts(record: Mapping) -> list[list[int]] | None:
+    """The layouts of a record that change something, in whole numbers, which are short.
+
+    Returns:
+        Of each: size in percent; degrees counter-clockwise; shift to the right and down in percent;
+        1 if mirrored; degrees of hue, saturation and brightness in percent. None where the record
+        has no layouts, or what it has under their names is something else.
+    """
+    try:
+        edits = zip(*(record[key] for key in _LAYOUT), strict=True)
+        layouts = [whole_layout(*edit) for edit in edits if edit[0] is not None]
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return None
+    return [layout for layout in layouts if layout != whole_layout(**Layout().details())]
+
+
+def whole_layout(scale, angle, shift, mirror, colour) -> list[int]:
+    """See `whole_layouts`."""
+    (right, down), (hue, saturation, brightness) = shift, colour
+    numbers = (
+        100 * scale, angle, 100 * right, 100 * down, mirror,
+        360 * hue, 100 * saturation, 100 * brightness,
+    )  # fmt: skip
+    return [round(number) for number in numbers]
 
 
 def script_json(data) -> str:

@@ -63,18 +63,23 @@ def write_sheets(
     indices: Sequence[int],
     folders: Mapping[str, Path],
     variants: Mapping[str, Mapping[int, Sequence[dict]]],
+    left_out: Mapping[str, Mapping[str, str]],
     shown: int,
     cell: int,
 ) -> None:
     """The sheet `folder`.png with a photo of every class, and `folder`/CLASS.png of each class.
 
+    Of a class it is the first photo that no set leaves out, if there is such a photo.
+
     Args:
         indices: photos of the dataset.
         folders: where the images of each set lie.
         variants: of each set, the records of each photo.
+        left_out: of each set, why photos get no variants, by their source.
         shown: variants of each photo and set.
         cell: side of a picture in pixels.
     """
+    sources = dataset.sources()
     by_class: dict[str, list[int]] = {}
     for idx in indices:
         name = dataset.class_names[dataset.get_label_by_idx(idx)]
@@ -92,12 +97,20 @@ def write_sheets(
             sheet = contact_sheet(list(rows), ["photo", *folders], cell)
             sheet.save(temporary, format="PNG")
 
-    firsts = [(name, photos[0]) for name, photos in by_class.items()]
+    def reasons(idx: int) -> list[str]:
+        said = [left_out[key].get(sources[idx]) for key in folders if not variants[key][idx]]
+        return list(dict.fromkeys(reason for reason in said if reason))
+
+    firsts = [(name, min(photos, key=lambda i: len(reasons(i)) > 0))
+              for name, photos in by_class.items()]  # fmt: skip
     fitting = min(SHEET_ROWS, SHEET_SIDE // (cell + GAP) - 1)
     write(folder.with_name(f"{folder.name}.png"), (row(*first) for first in firsts[:fitting]))
-    names, sources = folder_names(dataset.class_names), dataset.sources()
+    names = folder_names(dataset.class_names)
     for name, photos in progress_bar(iterable=by_class.items(), desc="sheets", unit="class"):
-        rows = (row(Path(sources[idx]).name, idx) for idx in photos[:fitting])
+        rows = (
+            row("\n".join([Path(sources[idx]).name, *reasons(idx)]), idx)
+            for idx in photos[:fitting]
+        )
         write(folder / f"{names[name]}.png", rows)
     if max(len(firsts), *map(len, by_class.values())) > fitting:
         log.info("sheets have the first %s; the page has all", counted(fitting, "row"))

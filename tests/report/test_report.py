@@ -12,25 +12,35 @@ import pytest
 import torch
 from browser import CHROMIUM, Browser
 from conftest import draw_photo
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from semantic_aug import UserError
 from semantic_aug.datasets import build_dataset
+from semantic_aug.experiment.config import write_config
 from semantic_aug.experiment.files import hostname
+from semantic_aug.experiment.names import places_dir
 from semantic_aug.experiment.timing import GENERATE, Work
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
+from semantic_aug.images.layout import Layout
 from semantic_aug.images.likeness import change_of, reduced
 from semantic_aug.images.sheet import contact_sheet
 from semantic_aug.report import sheets
 from semantic_aug.report.__main__ import main as report
-from semantic_aug.report.page import NEAR_DUPLICATE, script_json
+from semantic_aug.report.page import NEAR_DUPLICATE, script_json, whole_layouts
 from semantic_aug.synthesis.making import generate
-from semantic_aug.synthesis.records import read_records, read_scores
+from semantic_aug.synthesis.records import RecordWriter, read_records, read_scores
 
 EVIL_CLASS = '<img src=x onerror=hacked=1> & "it\'s"'
 EVIL_PROMPT = "</script><script>hacked=1</script> a \"photo\" & 'more' <!-- of a {name}"
 STRENGTHS = (0.25, 0.5, 0.75)
 FLAGS = ["--dataset=folder", "--data_dir=photos", "--experiment_name=e", "--examples_per_class=2"]
+
+
+def noise_like(image, generator):
+    noise = torch.randint(256, (*image.size[::-1], 3), generator=generator)
+    return Image.fromarray(noise.numpy().astype(np.uint8))
 
 
 class Stub(GenerativeAugmentation):
@@ -39,22 +49,42 @@ class Stub(GenerativeAugmentation):
     def augment(self, images, labels, metadata, generators):
         results, edits = [], []
         for number, (image, generator) in enumerate(zip(images, generators)):
-            noise = torch.randint(256, (*image.size[::-1], 3), generator=generator)
-            changed = Image.fromarray(noise.numpy().astype(np.uint8))
-            results.append(image if number == 0 else changed)
+            results.append(image if number == 0 else noise_like(image, generator))
             edits.append([Edit("stub", EVIL_PROMPT, STRENGTHS[number], 7.5, False, False)])
         return results, edits
 
 
-def make_images(name="aug", examples_per_class=2, repeats=3):
+LAYOUT = Layout(0.849, -6.2, (-0.156, 0.035), True, (-0.183, 1.0, 1.265))
+REASON = "its <b>mask</b> is empty"
+
+
+class Pasting(GenerativeAugmentation):
+    """Noise: variant 0 of a photo as `background` says it, 1 and 2 as `paste`, 3 as a sequence."""
+
+    details = (*LAYOUT.details(), "place", "place_sha256", "other_photo")
+
+    def augment(self, images, labels, metadata, generators):
+        moved, still = LAYOUT.details(), Layout().details()
+        places = [{"place": "a desk"}, {"place": "000001.png", "place_sha256": "a" * 64}]
+        other = {"other_photo": "cat/<b>.png"}
+        background = Edit("background", "a desk", 1.0, 7.5, True, True, details=moved | places[0])
+        pasted = [Edit("paste", None, None, None, True, True, details=each)
+                  for each in (moved | places[1], still | other, moved | other)]  # fmt: skip
+        stub = Edit("stub", "a photo", 0.5, 7.5, False, False)
+        edits = [[background], [pasted[0]], [pasted[1]], [stub, pasted[2]]]
+        return list(map(noise_like, images, generators)), edits
+
+
+def make_images(name="aug", examples_per_class=2, repeats=3, aug=Stub, left_out=None):
     """Synthetic images of the photos in `photos/`, with records as the command writes them."""
     dataset = build_dataset(
         "folder", "train", data_dir="photos", examples_per_class=examples_per_class
     )
     folder = Path("output/e") / name / f"seed=0_ex={examples_per_class}"
     constants = {"seed": 0, "examples_per_class": examples_per_class, "model": "m & m"}
-    generate(dataset, Stub, folder, {"a": 1}, num_synthetic=repeats, batch_size=repeats,
-             constants=constants)  # fmt: skip
+    indices = [n for n, source in enumerate(dataset.sources()) if source not in (left_out or {})]
+    generate(dataset, aug, folder, {"a": 1}, num_synthetic=repeats, batch_size=repeats,
+             constants=constants, indices=indices, left_out=left_out)  # fmt: skip
     return dataset, folder
 
 
@@ -299,6 +329,102 @@ def test_sheet_with_rows_of_different_lengths():
     assert (255, 0, 0) in colours and (0, 0, 255) in colours
 
 
+# --- edits of a layout and a place -----------------------------------------------------------
+
+
+@pytest.fixture
+def pasted(photos, workdir):
+    """Sets `plain` and `pasted`; the latter leaves out the first photo of cats."""
+    dataset, _ = make_images("plain")
+    first = dataset.sources()[0]
+    _, folder = make_images("pasted", repeats=4, aug=Pasting, left_out={first: REASON})
+    with RecordWriter(places_dir(folder), "x", (0, 1)) as writer:
+        writer.write({"file_name": "000001.png", "prompt": "a bench", "sha256": "a" * 64})
+    return first
+
+
+def test_places_and_layouts_are_packed(pasted):
+    report([*FLAGS, "--aug_name", "plain", "pasted"])
+    data = page_data()
+    assert data["places"] == [
+        "a desk", "a bench (000001.png)", "the photo cat/<b>.png without its object"]  # fmt: skip
+    assert [each["left_out"] for each in data["sets"]] == [{}, {"0": REASON}]
+    moved = [85, -6, -16, 4, 1, -66, 100, 126]
+    own = [{key: v[key] for key in ("photo", "place", "layouts") if key in v}
+           for v in data["variants"] if v["set"] == 1][:4]  # fmt: skip
+    assert own == [
+        {"photo": 1, "place": 0, "layouts": [moved]},
+        {"photo": 1, "place": 1, "layouts": [moved]},
+        {"photo": 1, "place": 2},
+        {"photo": 1, "place": 2, "layouts": [moved]},
+    ]
+    of_edits = [each for each in data["settings"] if each["aug"] != ["stub"]]
+    assert len(of_edits) == 3  # all photos and places share them
+    assert not any(set(each) & set(Pasting.details) for each in of_edits)
+    assert [each.get("prompt") for each in of_edits] == [None, "", "a photo"]
+
+
+SHARES = st.floats(-1, 1)
+
+
+@given(st.builds(
+    Layout, st.floats(0.01, 9), st.floats(-180, 180), st.tuples(SHARES, SHARES), st.booleans(),
+    st.tuples(SHARES, st.floats(0.5, 2), st.floats(0.5, 2)),
+))  # fmt: skip
+def test_whole_numbers_are_close(layout):
+    details = layout.details()
+    layouts = whole_layouts({key: [None, value] for key, value in details.items()})
+    scale, angle, (right, down), mirror, (hue, *factors) = details.values()
+    exact = [100 * scale, angle, 100 * right, 100 * down, mirror, 360 * hue,
+             *(100 * factor for factor in factors)]  # fmt: skip
+    found = layouts[0] if layouts else [100, 0, 0, 0, 0, 0, 100, 100]
+    assert np.abs(np.subtract(found, exact)).max() < 0.5 + 1e-9
+
+
+JUNK = [None, [], [[]], 1.5, "x", ["x"], [{}], [float("nan")], [float("inf")], [[1, None]], [1, 2]]
+
+
+@given(st.sampled_from([*LAYOUT.details()]), st.sampled_from(JUNK))
+def test_what_only_has_the_name_of_a_layout_is_none(key, junk):
+    record = {key: [value] for key, value in LAYOUT.details().items()}
+    assert whole_layouts(record) is not None
+    assert whole_layouts(record | {key: junk}) is None
+
+
+def test_layouts_of_several_edits_and_of_none():
+    unlike = {key: [None, value, "other"] for key, value in LAYOUT.details().items()}
+    assert whole_layouts(unlike) is None
+    both = {key: [value, None, value] for key, value in LAYOUT.details().items()}
+    assert whole_layouts(both) == 2 * [[85, -6, -16, 4, 1, -66, 100, 126]]
+    assert whole_layouts({key: [None] for key in both}) == []
+    assert whole_layouts({key: [value] for key, value in Layout().details().items()}) == []
+
+
+def test_sheets_say_why_a_photo_was_left_out(pasted, monkeypatch):
+    rows = []
+    monkeypatch.setattr(sheets, "contact_sheet",
+                        lambda of, *rest: rows.append(of) or contact_sheet(of, *rest))  # fmt: skip
+    report([*FLAGS, "--aug_name", "plain", "pasted", "--classes", "cat"])
+    overview, of_class = rows
+    name = Path(pasted).name
+    (first, groups), (second, _) = of_class
+    assert (first, list(map(len, groups))) == (f"{name}\n{REASON}", [1, 3, 0])
+    assert "\n" not in second
+    assert [list(map(len, groups)) for _, groups in overview] == [[1, 3, 4]]  # the second photo
+
+
+def test_names_of_several_lines_stand_below_each_other():
+    white = Image.new("RGB", (20, 20), "white")
+
+    def ink(name):
+        pixels = np.asarray(contact_sheet([(name, [[white]])], [""], 60).convert("L")) < 128
+        return pixels.any(axis=1).sum(), pixels.any(axis=0).sum()
+
+    (height, width), (twice, same) = ink("HH"), ink("HH\nHH")
+    assert (twice, same) == (2 * height, width)
+    assert width > 0
+
+
 # --- in a browser ----------------------------------------------------------------------------
 
 
@@ -468,6 +594,61 @@ def test_an_embedded_page_can_be_sent_alone(browser, page, tmp_path):
     browser.complaints.clear()  # that the large image is not there
 
 
+def facts(browser, number: int) -> dict[str, str]:
+    """What the details of a variant say, by its number on the page."""
+    browser.run(f"showDetail({number})")
+    pairs = browser.run("[...document.querySelectorAll('#detail dl *')].map(e => e.textContent)")
+    browser.run("detail.close()")
+    return dict(zip(pairs[::2], pairs[1::2]))
+
+
+def test_places_and_layouts_in_words(browser, pasted):
+    report([*FLAGS, "--aug_name", "pasted", "plain"])
+    address = Path("output/e/report/seed=0_ex=2.html").resolve().as_uri()
+    browser.window(1280, 900)
+    browser.open(f"{address}#method=pasted")
+    moved = {
+        "object size": "85 % of its own", "object turned": "6° clockwise",
+        "object moved": "16 % of the width to the left, 4 % of the height down",
+        "object mirrored": "left and right", "object colour": "hue −66°, brightness 126 %",
+    }  # fmt: skip
+    drawn, pasted_on, unmoved, after = (facts(browser, number) for number in range(4))
+    assert drawn.items() >= (moved | {"place": "a desk", "strength": "1"}).items()
+    assert (
+        pasted_on.items()
+        >= (
+            moved | {"place": "a bench (000001.png)", "strength": "–", "guidance scale": "–"}
+        ).items()
+    )
+    assert unmoved["place"] == "the photo cat/<b>.png without its object"
+    assert not moved.keys() & unmoved.keys()
+    assert after.items() >= (moved | {"prompt": "a photo", "strength": "0.5 + –"}).items()
+    assert not any("prompt" in each for each in (drawn, pasted_on, unmoved))
+    assert not any("null" in text for text in (drawn | pasted_on | after).values())
+    assert browser.run("visible.map(button => button.ariaLabel)")[:2] == [
+        "cat, pasted, strength 1", "cat, pasted"]  # fmt: skip
+    assert browser.complaints == []
+
+
+def test_photos_left_out_and_edits_without_a_strength(browser, pasted):
+    report([*FLAGS, "--aug_name", "pasted", "plain"])
+    address = Path("output/e/report/seed=0_ex=2.html").resolve().as_uri()
+    browser.open(address)
+    assert [row[:3] for row in cells(browser, "methods")] == [
+        ["", "images", "photos left out"], ["pasted", "20", "1"], ["plain", "18", "0"]]  # fmt: skip
+    text = "document.querySelector('article').innerText"
+    assert f"pasted\n\nleft out, as {REASON}" in browser.run(text)
+    assert browser.run("[...document.querySelector('[name=strength]').options].map(o => o.value)"
+                       ) == ["", "–", "0.25", "0.5", "0.5 + –", "0.75", "1"]  # fmt: skip
+    for choice, variants in (("–", 10), ("0.5 + –", 5), ("1", 5)):
+        choose(browser, "strength", choice)
+        said = f"'{variants} variants of 5 photos'"
+        browser.wait_for(f"document.getElementById('found').textContent === {said}")
+    browser.open(f"{address}#method=plain")
+    assert "left out" not in browser.run(text)
+    assert browser.complaints == []
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_and_dark_colours(browser, page, dark):
     browser.window(360, 740, dark=dark, phone=True)
@@ -514,19 +695,23 @@ def many_records(variants_per_photo: int, examples_per_class: int) -> None:
     )
     folder = Path(f"output/e/aug/seed=0_ex={examples_per_class}")
     (folder / "records").mkdir(parents=True)
+    identity = write_config(folder, {"a": 1}, {})
     Image.effect_noise((64, 48), 60).convert("RGB").save("noise.png")
     sources = dataset.sources()
-    with open(folder / "records" / "x.1.jsonl", "w") as file:
+    with open(folder / "records" / f"{identity}.1.jsonl", "w") as file:
         for idx in range(len(dataset)):
             label = dataset.get_label_by_idx(idx)
             for repeat in range(variants_per_photo):
                 name = f"{idx:06d}-{repeat:03d}.png"
+                layout = Layout(0.5 + idx % 97 / 90, repeat, (idx % 89 / 90, 0.1), True)
                 os.link("noise.png", folder / name)
                 record = {
                     "file_name": name, "label": label, "class_name": dataset.class_names[label],
                     "source": sources[idx], "index": idx, "repeat": repeat, "seconds": 1.5,
                     "prompt": f"a photo of class {label}", "strength": [[0.25, 0.5][repeat % 2]],
                     "score": idx * repeat / 50_000, "kept": True,
+                    "other_photo": [sources[repeat % len(sources)]],
+                    **{key: [value] for key, value in layout.details().items()},
                 }  # fmt: skip
                 file.write(json.dumps(record) + "\n")
 
