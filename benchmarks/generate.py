@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py            # 12 classes x 4 photos x 4 variants
     python benchmarks/generate.py --quick    # within a minute
+    python benchmarks/generate.py --mask     # edits of the object, and new surroundings
 
 The plain loop is what earlier implementations do: one pipeline call per image, photo and prompt
 encoded every time, images written before the next is begun. Same model, photos, strengths, steps
@@ -10,6 +11,10 @@ measured by itself. With --precision bf16 on the CPU, a row compares it with flo
 processor per image, and the mean difference of the pixels, of 255. Approximations are rows of their
 own, with their ratio to the plain loop and the mean difference of their pixels from its images, of
 255.
+
+With --mask, each of two methods has its own plain loop around the inpainting pipeline of diffusers:
+edits of the whole object at the same strengths, and new surroundings (`background`) at strength 1.
+3 classes x 4 photos x 8 variants each; `ratio` is the smaller of both ratios.
 
 With --device cuda, --model sd14 measures a Stable Diffusion 1.4 of the real shape with random
 weights at 512 pixels.
@@ -31,28 +36,37 @@ APPROXIMATIONS = {  # name: (divisor of the steps, --scheduler)
     "DPM-Solver++, half the steps": (2, "dpm++"),
     "DPM-Solver++, a third of the steps": (3, "dpm++"),
 }
+METHODS = {  # what is compared: the strengths, of which one is drawn per image, and other flags
+    "edits": (STRENGTHS, ["--aug=real-guidance"]),
+    "masked": (STRENGTHS, ["--aug=real-guidance", "--mask=1"]),
+    "background": ((1.0,), ["--aug=background"]),
+}
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(ROOT / "sample/model"))
     parser.add_argument("--data_dir", default=str(ROOT / "sample/mvip"))
-    parser.add_argument("--classes", type=int, default=12)
-    parser.add_argument("--variants", type=int, default=4)
+    parser.add_argument("--mask", action="store_true", help="edits of the object, and around it")
+    parser.add_argument("--classes", type=int, help="default 12, with --mask 3")
+    parser.add_argument("--variants", type=int, help="of each photo, default 4, with --mask 8")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="3 classes, 2 variants, 1 round")
+    parser.add_argument("--quick", action="store_true", help="3 classes, with --mask 1; 2 variants")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default="no")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--work", help="folder for what is made (default: a temporary one)")
     parser.add_argument("--scheduler", help="of our side (default: the model's own)")
     parser.add_argument("--side", choices=("plain", "ours"), help=argparse.SUPPRESS)
-    parser.set_defaults(strengths=STRENGTHS)
+    parser.add_argument("--method", choices=METHODS, default="edits", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    args.strengths, _ = METHODS[args.method]
     if args.quick:
-        args.classes, args.variants, args.rounds = 3, 2, 1
+        args.classes, args.variants, args.rounds = 1 if args.mask else 3, 2, 1
+    args.classes = args.classes or (3 if args.mask else 12)
+    args.variants = args.variants or (8 if args.mask else 4)
     return args
 
 
@@ -64,35 +78,54 @@ def main(argv=None):
         return
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or folder
-        work = Path(args.work)
         args.model = model_folder(args.model, args.work)
-        keys = ("model", "data_dir", "classes", "variants", "steps", "batch_size", "device",
-                "precision", "work")  # fmt: skip
-        arguments = [f"--{key}={getattr(args, key)}" for key in keys]
-        arguments += ["--compile"] * args.compile
-        result = compare(__file__, ("plain", "ours"), args.rounds, arguments)
-        result["largest_difference"] = max(differences(ours_in(work), work / "plain"))[0]
-        if (args.device, args.precision) == ("cpu", "bf16"):
-            result["bf16"] = against_float32(arguments, args)
-            print(f"bf16 against float32: {result['bf16']}", flush=True)
-        result["approximations"] = {}
-        for name, (divisor, scheduler) in APPROXIMATIONS.items():
-            changed = [f"--steps={args.steps // divisor}"]
-            changed += [f"--scheduler={scheduler}"] if scheduler else []
-            found = run_side(__file__, "ours", arguments + changed)
-            means = [mean for _, mean in differences(ours_in(work), work / "plain")]
-            result["approximations"][name] = {
-                "ratio": round(result["plain_s"] / found["seconds"], 2),
-                "mean_difference": round(statistics.mean(means), 2),
-            }
-            print(f"{name}: {result['approximations'][name]}", flush=True)
-    runs = result.pop("rounds")
-    for side, found in runs.items():
-        result[f"{side}_startup_s"] = statistics.median(run["startup"] for run in found)
+        if args.mask:
+            result = {method: compared(args, method)[0] for method in ("masked", "background")}
+            result = {"ratio": min(found["ratio"] for found in result.values()), **result}
+        else:
+            result, arguments = compared(args, "edits")
+            result |= variations(args, arguments, result["plain_s"])
+    print(json.dumps(result))
+
+
+def compared(args, method: str) -> tuple[dict, list[str]]:
+    """What a method costs in the plain loop and here, and the arguments of both sides."""
+    work = Path(args.work) / method
+    work.mkdir(parents=True, exist_ok=True)
+    keys = ("model", "data_dir", "classes", "variants", "steps", "batch_size", "device",
+            "precision")  # fmt: skip
+    arguments = [f"--{key}={getattr(args, key)}" for key in keys]
+    arguments += [f"--method={method}", f"--work={work}", *["--compile"] * args.compile]
+    print(f"{method}:", flush=True)
+    result = compare(__file__, ("plain", "ours"), args.rounds, arguments)
+    for side, runs in result.pop("rounds").items():
+        result[f"{side}_startup_s"] = statistics.median(run["startup"] for run in runs)
+        result[f"{side}_processor_s"] = statistics.median(run["processor"] for run in runs)
     images = K * args.classes * args.variants
     result["images"] = images
     result["images_per_s"] = round(images / result["ours_s"], 2)
-    print(json.dumps(result))
+    result["largest_difference"] = max(differences(ours_in(work), work / "plain"))[0]
+    return result, arguments
+
+
+def variations(args, arguments: list[str], plain_s: float) -> dict:
+    """Our side in bfloat16, if that is asked for, and with approximations."""
+    work, result = Path(args.work) / "edits", {}
+    if (args.device, args.precision) == ("cpu", "bf16"):
+        result["bf16"] = against_float32(arguments, args)
+        print(f"bf16 against float32: {result['bf16']}", flush=True)
+    result["approximations"] = {}
+    for name, (divisor, scheduler) in APPROXIMATIONS.items():
+        changed = [f"--steps={args.steps // divisor}"]
+        changed += [f"--scheduler={scheduler}"] if scheduler else []
+        found = run_side(__file__, "ours", arguments + changed)
+        means = [mean for _, mean in differences(ours_in(work), work / "plain")]
+        result["approximations"][name] = {
+            "ratio": round(plain_s / found["seconds"], 2),
+            "mean_difference": round(statistics.mean(means), 2),
+        }
+        print(f"{name}: {result['approximations'][name]}", flush=True)
+    return result
 
 
 def against_float32(arguments: list[str], args) -> dict:
@@ -102,7 +135,7 @@ def against_float32(arguments: list[str], args) -> dict:
         found = run_side(__file__, "ours", [*arguments, f"--precision={precision}"])
         images = K * args.classes * args.variants
         seconds[f"{name}_s_per_image"] = round(found["processor"] / images, 3)
-        folders.append(ours_in(Path(args.work)))
+        folders.append(ours_in(Path(args.work) / "edits"))
     means = [mean for _, mean in differences(*folders)]
     return seconds | {"mean_difference": round(statistics.mean(means), 2)}
 
@@ -117,41 +150,66 @@ def photos_of(args):
 
 
 def plain(args) -> dict:
-    """One image after the other."""
+    """One image after the other; `processor` is the seconds of all cores."""
     began = time.perf_counter()
     import torch
-    from diffusers import AutoPipelineForImage2Image
-    from PIL import Image
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
     from semantic_aug.synthesis.jobs import job_generator
 
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
-    pipeline = AutoPipelineForImage2Image.from_pretrained(
-        args.model, dtype=dtype, safety_checker=None
-    ).to(args.device)
+    task = AutoPipelineForImage2Image if args.method == "edits" else AutoPipelineForInpainting
+    pipeline = task.from_pretrained(args.model, dtype=dtype, safety_checker=None).to(args.device)
     pipeline.set_progress_bar_config(disable=True)
     dataset, indices = photos_of(args)
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     folder = Path(args.work) / "plain"
     folder.mkdir(exist_ok=True)
     startup, began = time.perf_counter() - began, time.perf_counter()
+    processor = time.process_time()
     for index in indices:
-        name = dataset.get_metadata_by_idx(index)["name"]
         for repeat in range(args.variants):
             generator = job_generator(SEED, dataset.sources()[index], repeat)
             strength = draw_strength(args.strengths, generator)
-            photo = dataset.get_image_by_idx(index)
-            image = pipeline(
-                f"a photo of a {name}",
-                image=photo.resize((side, side), Image.Resampling.BICUBIC),
-                strength=strength,
-                num_inference_steps=args.steps,
-                guidance_scale=7.5,
-                generator=generator,
-            ).images[0]
-            image = image.resize(photo.size, Image.Resampling.BICUBIC)
+            image = plain_image(args, pipeline, dataset, index, strength, generator)
             image.save(folder / f"{index:06d}-{repeat:03d}.png")
-    return {"seconds": time.perf_counter() - began, "startup": round(startup, 2)}
+    return {
+        "seconds": time.perf_counter() - began,
+        "startup": round(startup, 2),
+        "processor": round(time.process_time() - processor, 2),
+    }
+
+
+def plain_image(args, pipeline, dataset, index: int, strength: float, generator):
+    """One call of a pipeline; what lies outside of the edited region is set into its image."""
+    import torch
+    from PIL import Image, ImageChops
+
+    from semantic_aug.augmentations.places import read_places
+
+    photo = dataset.get_image_by_idx(index)
+    name = dataset.get_metadata_by_idx(index)["name"].replace("_", " ")
+    prompt, start, region = f"a photo of a {name}", photo, None
+    if args.method != "edits":
+        region = Image.fromarray(dataset.get_mask_by_idx(index))
+    if args.method == "background":
+        torch.rand(8, generator=generator, dtype=torch.float64)  # a layout that changes nothing
+        places = read_places(None)
+        prompt = places[int(torch.randint(len(places), (), generator=generator))]
+        start = Image.composite(photo, Image.new("RGB", photo.size, "grey"), region)
+        region = ImageChops.invert(region)
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    masks = {"mask_image": region.resize((side, side), Image.Resampling.NEAREST)} if region else {}
+    image = pipeline(
+        prompt,
+        image=start.resize((side, side), Image.Resampling.BICUBIC),
+        strength=strength,
+        num_inference_steps=args.steps,
+        guidance_scale=7.5,
+        generator=generator,
+        **masks,
+    ).images[0]
+    image = image.resize(photo.size, Image.Resampling.BICUBIC)
+    return Image.composite(image, photo, region) if region else image
 
 
 def draw_strength(strengths, generator) -> float:
@@ -191,8 +249,9 @@ def ours(args) -> dict:
         f"--experiment_name=ours-{time.time_ns()}", f"--model_path={args.model}",
         f"--seed={SEED}", f"--examples_per_class={K}", f"--num_synthetic={args.variants}",
         f"--num_inference_steps={args.steps}", f"--batch_size={args.batch_size}",
-        "--aug=real-guidance", "--strength", *map(str, args.strengths), f"--device={args.device}",
-        f"--mixed_precision={args.precision}", *["--compile"] * args.compile,
+        *METHODS[args.method][1], "--strength", *map(str, args.strengths),
+        f"--device={args.device}", f"--mixed_precision={args.precision}",
+        *["--compile"] * args.compile,
         *([f"--scheduler={args.scheduler}"] if args.scheduler else []),
         "--classes", *dataset.class_names[: args.classes],
     ])  # fmt: skip
@@ -204,7 +263,7 @@ def ours(args) -> dict:
         "seconds": seconds,
         "startup": round(startup, 2),
         "first_block": round(first, 2),
-        "processor": spent,
+        "processor": round(spent, 2),
     }
 
 

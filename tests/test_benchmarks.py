@@ -1,4 +1,4 @@
-"""benchmarks/on_gpu.sh: every row is there, whatever fails."""
+"""Benchmarks: every row of on_gpu.sh is there, whatever fails; plain loops make the same images."""
 
 import importlib
 import json
@@ -8,14 +8,66 @@ import sys
 import time
 from argparse import Namespace
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, build_pipeline
+
+from semantic_aug.augmentations.background import Background
+from semantic_aug.augmentations.paste import Paste
+from semantic_aug.augmentations.real_guidance import RealGuidance
+from semantic_aug.synthesis.jobs import Job, job_generator
+from semantic_aug.synthesis.making import compute
 
 
 @pytest.fixture
-def on_gpu(monkeypatch):
+def benchmark(monkeypatch):
+    """Imports a benchmark by name."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("on_gpu")
+    return importlib.import_module
+
+
+@pytest.fixture
+def on_gpu(benchmark):
+    return benchmark("on_gpu")
+
+
+def difference(image, other) -> float:
+    return np.abs(np.asarray(image, float) - np.asarray(other, float)).max()
+
+
+@pytest.mark.parametrize("method", ["masked", "background"])
+def test_the_plain_loop_of_generation_makes_the_images_that_we_make(benchmark, method):
+    from diffusers import AutoPipelineForInpainting
+
+    generate, model = benchmark("generate"), build_pipeline()
+    args = generate.parse_args(["--mask", f"--method={method}", "--classes=1", "--steps=4"])
+    options = {"strength": args.strengths[-1], "num_inference_steps": args.steps}
+    aug = Background(model, **options)
+    if method == "masked":
+        aug = RealGuidance(model, mask=True, **options)
+    dataset, indices = generate.photos_of(args)
+    jobs = [Job(indices[0], 0), Job(indices[0], 1)]
+    ours = [image for _, image, _ in compute(dataset, aug, jobs, dataset.sources(), generate.SEED)]
+    inpainting = AutoPipelineForInpainting.from_pipe(model)
+    inpainting.set_progress_bar_config(disable=True)
+    for job, image in zip(jobs, ours):
+        generator = job_generator(generate.SEED, dataset.sources()[job.index], job.repeat)
+        plain = generate.plain_image(
+            args, inpainting, dataset, job.index, options["strength"], generator
+        )
+        assert difference(image, plain) <= 1
+    assert difference(*ours) > 10
+
+
+def test_the_plain_loop_of_pasting_makes_the_images_that_we_make(benchmark):
+    paste = benchmark("paste")
+    dataset = paste.enlarged_photos(Namespace(data_dir=ROOT / "sample/mvip", classes=1, pixels=96))
+    aug = Paste(shadow=paste.SHADOW)
+    aug.bind(dataset)
+    jobs = [Job(0, 0), Job(1, 0), Job(0, 1)]
+    for job, image, _ in compute(dataset, aug, jobs, dataset.sources(), paste.SEED):
+        assert image.size == (96, 96)
+        assert difference(image, paste.plain_image(dataset, job)) <= 4
 
 
 def test_a_row_that_fails_or_takes_too_long_is_written_and_the_next_follows(on_gpu, tmp_path):
