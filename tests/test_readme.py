@@ -18,7 +18,7 @@ from semantic_aug.settings import fields_of
 from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
-from semantic_aug.settings.generation import Generation
+from semantic_aug.settings.generation import Generation, Previewing
 from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
@@ -197,20 +197,32 @@ def test_own_dataset_says_what_is_missing(world, small_model, capsys):
     assert "unknown key 'kamera'; WeldDataset has: camera" in capsys.readouterr().err
 
 
+def flags() -> set[str]:
+    """Every flag of the commands."""
+    known = set()
+    for settings in (Run, FineTuning, Merging, Generation, Previewing, Remade, Reproduction,
+                     Classification, Reporting, Showing):  # fmt: skip
+        for name, field in fields_of(settings).items():
+            known |= {*(field.metadata["flags"] or (f"--{name}",))}
+            known |= {*(field.metadata["shorthand"] or ())}
+    for name in ("cluster/chain", "datasets/__main__"):  # which have flags beside their settings
+        known |= set(re.findall(r'"(--\w+)"', (ROOT / f"semantic_aug/{name}.py").read_text()))
+    return known
+
+
 def test_readme_names_every_script_and_no_flag_that_does_not_exist():
     scripts = {command[1] for command in commands()}
     assert scripts == {
         "fine_tune.py", "fine_tune_upstream.py", "aggregate_embeddings.py",
         "generate_augmentations.py", "train_classifier.py", "semantic_aug.report",
     }  # fmt: skip
-    known = set()
-    for settings in (Run, FineTuning, Merging, Generation, Remade, Reproduction, Classification,
-                     Reporting, Showing):  # fmt: skip
-        for name, field in fields_of(settings).items():
-            known |= {*(field.metadata["flags"] or (f"--{name}",))}
-            known |= {*(field.metadata["shorthand"] or ())}
-    for name in ("cluster/chain", "datasets/__main__"):  # which have flags beside their settings
-        known |= set(re.findall(r'"(--\w+)"', (ROOT / f"semantic_aug/{name}.py").read_text()))
     used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--logdir", "--fast"}
     of_others = {"--gpus", "--partition", "--time"} | {"--multi_gpu", "--num_processes"}
-    assert used - of_others <= known  # sbatch's, and those of accelerate launch
+    assert used - of_others <= flags()  # sbatch's, and those of accelerate launch
+
+
+def test_the_page_of_methods_names_no_flag_and_no_picture_that_does_not_exist():
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"--\w+", text)) - {"--output", "--out"} <= flags()  # of its pictures
+    pictures = set(re.findall(r"\]\((methods/\w+\.webp)\)", text))
+    assert pictures == {f"methods/{path.name}" for path in (ROOT / "docs/methods").iterdir()}
