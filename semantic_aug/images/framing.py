@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,8 @@ def grow(region: np.ndarray, radius: float) -> np.ndarray:
     With a radius below 0 it loses all pixels that near to what is not of it; it may vanish. The
     edges of the photo are no edges of a region.
     """
+    from scipy import ndimage  # whoever reads photos alone needs none of it
+
     if radius < 0:
         return ~grow(~region, -radius)
     if radius == 0 or not region.any():
@@ -135,6 +136,8 @@ def blend(
     The edit's share falls evenly from 1 at the region's edge to 0 beyond `feather` pixels from it,
     where the photo's pixels are untouched.
     """
+    from scipy import ndimage  # whoever reads photos alone needs none of it
+
     if not region.any():
         return photo.copy()
     share = region.astype(np.float64)
