@@ -2,8 +2,7 @@
 
     python sample/build/methods.py --output output --out docs/methods
 
-Run the commands of that page first: every picture shows some sets of images of theirs, one photo of
-each class at the left.
+Run the commands of that page first. A picture shows one or two of their sets, a photo in each row.
 """
 
 import argparse
@@ -13,8 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from semantic_aug.images.sheet import contact_sheet
 
 # Of each picture: the sets that it shows, what stands above them, how many variants of a photo.
@@ -28,7 +26,7 @@ PICTURES = {
     "layout": [("recoloured", "colour", 3), ("moved", "colour, size, turn and shift", 3)],
     "several": [("either", "one of two", 3), ("both", "one after the other", 3)],
 }
-NTH = 1  # which photo of a class is shown
+PHOTOS = Path(__file__).resolve().parents[1] / "mvip"
 
 
 def main(argv=None):
@@ -41,9 +39,10 @@ def main(argv=None):
     for name, sets in PICTURES.items():
         found = [variants(output, aug_name) for aug_name, _, _ in sets]
         rows = []
-        for photo, kind in shown(found[0]):
+        for photo in sorted(found[0]):
+            kind = photo.relative_to(PHOTOS).parts[0].replace("_", " ")
             cells = [of[photo][:count] for of, (_, _, count) in zip(found, sets)]
-            rows.append((kind.replace("_", " "), [[Image.open(photo)], *cells]))
+            rows.append((kind, [[Image.open(photo)], *cells]))
         save(contact_sheet(rows, ["photo", *(title for _, title, _ in sets)], 104, 14), out, name)
     rows = []
     for aug_name, title, _ in PICTURES["generated"]:
@@ -56,22 +55,14 @@ def main(argv=None):
 
 
 def variants(output: Path, aug_name: str) -> dict[Path, list[Image.Image]]:
-    """The images of a set by the files of their photos, which `shown` gives a class."""
+    """The images of a set by the files of their photos."""
     (folder,) = output.glob(f"methods-*/{aug_name}/seed=*")
     found: dict[Path, list[Image.Image]] = {}
     for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        photo = ROOT / "sample" / "mvip" / record["source"]
-        found.setdefault(photo, []).append(Image.open(folder / record["file_name"]))
+        image = Image.open(folder / record["file_name"])
+        found.setdefault(PHOTOS / record["source"], []).append(image)
     return found
-
-
-def shown(found: dict[Path, list[Image.Image]]) -> list[tuple[Path, str]]:
-    """One photo of each class, and the class."""
-    of_class: dict[str, list[Path]] = {}
-    for photo in found:
-        of_class.setdefault(photo.relative_to(ROOT / "sample" / "mvip").parts[0], []).append(photo)
-    return [(photos[NTH], kind) for kind, photos in of_class.items()]
 
 
 def save(sheet: Image.Image, out: Path, name: str) -> None:
