@@ -238,7 +238,7 @@ def test_results_with_and_without_are_not_mixed(drawn, train):
     assert f"--elsewhere: there {digest}, now " in train("--method=m", status=2)
 
 
-@pytest.mark.parametrize("finetune", ["none", "all"])
+@pytest.mark.parametrize("finetune", ["none", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_photo_that_is_trained_on_is_left_out_here_too(drawn, train, finetune):
     draw_all(count=11)
     for root in ("photos", "masks"):
