@@ -66,7 +66,7 @@ def variants(output: Path, aug_name: str) -> dict[Path, list[Image.Image]]:
 
 
 def save(sheet: Image.Image, out: Path, name: str) -> None:
-    sheet.save(out / f"{name}.webp", quality=85, method=6)
+    sheet.save(out / f"{name}.webp", quality=82, method=6)
 
 
 if __name__ == "__main__":
