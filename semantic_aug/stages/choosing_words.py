@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from semantic_aug import UserError
+from semantic_aug.augmentations import augmentation_class
 from semantic_aug.diffusion.adapters import check_unet
 from semantic_aug.diffusion.inspecting import ModelInfo
 from semantic_aug.experiment.names import BORROWED_WORDS, FINE_TUNED, MERGED, Trial, merged_file
@@ -103,6 +104,8 @@ def report_words(
             f"no learned words for {', '.join(missing)} in {experiment / MERGED}; run fine_tune.py "
             "and aggregate_embeddings.py, or use --aug real-guidance"
         )
+    if all("places" in augmentation_class(aug).takes for aug in settings.aug or ()):
+        return  # they name no class
     if not uses_words and len(missing) < len(embed_paths):
         log.warning("the experiment has learned words, and they are not used")
     elif not uses_words and any((experiment / FINE_TUNED).glob("seed=*/*/learned_embeds.*")):
