@@ -183,6 +183,7 @@ def test_the_last_shard_marks_and_marks_as_one_process_does(gate, clip, order):
     assert len(names) == len(set(names)) == 18
 
 
+@pytest.mark.slow
 def test_classes_judged_apart_are_judged_as_together(gate, clip, tmp_path):
     backbone = build_backbone(tmp_path / "backbone")
     for kind, model in (("clip", clip), ("classifier", backbone)):

@@ -312,6 +312,7 @@ def test_latents_have_unit_scale_and_decode_to_the_photo(pipeline):
 
 @needs_model
 @needs_mvip
+@pytest.mark.slow
 def test_strength_moves_the_picture_further(pipeline):
     images = [small(p) for _, p in photos("train")[::192]]
     moved = []
@@ -334,6 +335,7 @@ def test_strength_moves_the_picture_further(pipeline):
 
 
 @needs_model
+@pytest.mark.slow
 def test_the_prompt_says_where_the_part_lies(pipeline):
     """From one noise, `on a green mat` is greener than `on white paper`, which is brighter."""
     gray = torch.full((4, 3, 64, 64), 0.5)
@@ -388,6 +390,7 @@ def test_stock_inpainting_keeps_what_the_mask_keeps():
 @needs_model
 @needs_controlnet
 @needs_mvip
+@pytest.mark.slow
 def test_edges_survive_full_strength_and_prompts_are_obeyed(pipeline):
     from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline
 

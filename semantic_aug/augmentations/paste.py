@@ -77,7 +77,7 @@ class Paste(GenerativeAugmentation):
         self.places_dir, self.made_with = places_dir, made_with
         self.offload_to = offload_to
         self.options = {k: v for k, v in options.items() if k not in LAYOUT_SETTINGS}
-        self.choose: Callable[[str, torch.Generator], tuple[Image.Image, dict]] | None = None
+        self._choose: Callable[[str, torch.Generator], tuple[Image.Image, dict]] | None = None
 
     @classmethod
     def uses_model(cls, options: Mapping[str, Any]) -> bool:
@@ -108,22 +108,22 @@ class Paste(GenerativeAugmentation):
             usable = [(sources[idx], idx) for idx in every if idx not in without]
             empty = LastUsed(lambda idx: emptied(dataset.get_image_by_idx(idx),
                                                  dataset.get_mask_by_idx(idx)))  # fmt: skip
-            self.choose = functools.partial(_of_photos, usable, empty)
+            self._choose = functools.partial(_of_photos, usable, empty)
         elif self.backgrounds == GENERATED:
-            self.choose = functools.partial(_of_files, self._drawn(dataset), LastUsed(read_image))
+            self._choose = functools.partial(_of_files, self._drawn(dataset), LastUsed(read_image))
         else:
             paths = images_in(self.backgrounds)
             digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
             places = [Place(path, path.name, digest) for path, digest in zip(paths, digests)]
-            self.choose = functools.partial(_of_files, places, LastUsed(read_image))
+            self._choose = functools.partial(_of_files, places, LastUsed(read_image))
 
     def augment(self, images, labels, metadata, generators):
-        if self.choose is None:
+        if self._choose is None:
             raise UserError("an augmentation that pastes needs its trial first: bind(dataset)")
         results, edits = [], []
         for image, mask, meta, generator in zip(images, masks_of(metadata), metadata, generators):
             layout = draw_layout(self.layouts, mask, generator)
-            place, details = self.choose(str(meta.get("source")), generator)
+            place, details = self._choose(str(meta.get("source")), generator)
             cutout = cut_out(image, mask, layout)
             results.append(on_place(cutout, fill_frame(place, image.size), self.shadow))
             details = layout.details() | details

@@ -52,10 +52,10 @@ class Layout:
         """The layout as values of JSON, rounded so that they read well."""
         return {
             "scale": round(self.scale, 3),
-            "angle": round(self.angle, 1),
-            "shift": [round(part, 3) for part in self.shift],
+            "angle": round(self.angle, 1) + 0.0,  # which -0.0 loses its sign by
+            "shift": [round(part, 3) + 0.0 for part in self.shift],
             "mirror": self.mirror,
-            "colour": [round(part, 3) for part in self.colour],
+            "colour": [round(part, 3) + 0.0 for part in self.colour],
         }
 
 
@@ -149,10 +149,9 @@ def can_fit(layouts: Layouts, mask: np.ndarray) -> bool:
     extents = extents_of(mask)
     if extents is None:
         return True
-    low, high = layouts.scale
     if any(all(extent.cut) for extent in extents):
-        return low <= 1 <= high
-    return low <= min(extent.fitting for extent in extents)
+        return True  # it keeps its size
+    return layouts.scale[0] <= min(extent.fitting for extent in extents)
 
 
 def draw_layout(layouts: Layouts, mask: np.ndarray, generator: torch.Generator) -> Layout:

@@ -126,8 +126,8 @@ class Edits:
         result=True,
         newer=True,
     )
-    negative_prompt: str = setting(
-        "",
+    negative_prompt: str | None = setting(
+        None,
         "what no image shall show, for all edits; needs a --guidance_scale above 1",
         metavar="TEXT",
         result=True,

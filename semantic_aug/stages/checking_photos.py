@@ -37,7 +37,7 @@ def check_objects(settings: Generation, edits: list[dict], dataset) -> dict[str,
     if not needing:
         return None
     sources, every = dataset.sources(), range(len(dataset))
-    without = without_object(dataset, every)
+    without = without_object(dataset, every, settings.save_size)
     if len(without) == len(sources):
         idx, reason = next(iter(without.items()))
         aug = next(e["aug"] for e, each in zip(edits, classes) if each.needs_object)

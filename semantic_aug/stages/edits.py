@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from semantic_aug import UserError, stable_hash
@@ -66,8 +67,22 @@ def split_objects(settings: Generation) -> tuple[Generation, dict[int, Generativ
 
 def options_of(aug: GenerativeAugmentation) -> dict:
     """What an object was made with, as far as its attributes say so in numbers and texts."""
-    kinds = (str, int, float, type(None))
-    return {key: value for key, value in sorted(vars(aug).items()) if isinstance(value, kinds)}
+    found = {}
+    for key, value in sorted(vars(aug).items()):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        if isinstance(value, str | int | float | NoneType | tuple | list | dict):
+            found[key] = value
+    return {key: value for key, value in found.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is of numbers and texts alone, so that config.json can hold it."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | NoneType)
 
 
 def list_edits(
@@ -105,7 +120,7 @@ def list_edits(
         check_guidance_scale(row["guidance_scale"])
         if row["inverted"] and not row["mask"]:
             raise UserError("--inverted 1 needs --mask 1: there is no mask to invert")
-    check_taken(settings, rows)
+    check_taken(settings, rows, objects or {})
     for number, row in enumerate(rows):
         if (aug := objects_of(number, objects, settings)) is not None:
             row["options"] = options_of(aug)
@@ -123,12 +138,16 @@ def options_taken(settings: Generation, made: type[GenerativeAugmentation]) -> d
     return {name: getattr(settings, name) for name in made.takes if hasattr(settings, name)}
 
 
-def check_taken(settings: Generation, edits: list[dict]) -> None:
+def check_taken(
+    settings: Generation, edits: list[dict], objects: Mapping[int, GenerativeAugmentation]
+) -> None:
     """Raise UserError for a setting that none of these edits takes."""
     known = fields_of(Surroundings)
     given = [name for name in known if getattr(settings, name) != known[name].default]
     classes = [augmentation_class(edit["aug"]) for edit in edits]
     for name in given:
+        if objects and len(objects) == len(settings.aug or ()):
+            raise UserError(f"{name}: the augmentation is an object already: give it to its class")
         if not any(name in each.takes for each in classes):
             taking = [aug for aug in AUGMENTATIONS if name in augmentation_class(aug).takes]
             raise UserError(

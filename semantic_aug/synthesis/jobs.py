@@ -10,6 +10,7 @@ import torch
 
 from semantic_aug import stable_hash
 from semantic_aug.experiment.sharding import shard_blocks
+from semantic_aug.images.framing import mask_within
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,18 @@ def make_jobs(indices: Sequence[int], num_synthetic: int) -> list[Job]:
     return [Job(index, repeat) for index in indices for repeat in range(num_synthetic)]
 
 
-def without_object(dataset, indices: Iterable[int]) -> dict[int, str]:
-    """The photos whose mask does not say where their object is, each with the reason."""
+def without_object(dataset, indices: Iterable[int], save_size: int | None = None) -> dict[int, str]:
+    """The photos whose mask does not say where their object is, each with the reason.
+
+    Args:
+        save_size: longer side in pixels to which larger photos are reduced.
+    """
     found = {}
     for idx in indices:
         if not dataset.mask_digests([idx])[0]:
             found[idx] = "it has no mask"
             continue
-        inside = dataset.get_mask_by_idx(idx) > 0
+        inside = mask_within(dataset.get_mask_by_idx(idx), save_size) > 0
         if not inside.any():
             found[idx] = "its mask is empty"
         elif inside.all():

@@ -256,7 +256,7 @@ def test_colour_turns_hues_and_multiplies_saturation_and_brightness():
         (disc((50, 50), (25, 25), 20), (1.5, 2), False),
         (disc((50, 50), (25, 25), 20), (1, 2), True),
         (disc((50, 50), (0, 25), 5), (3, 4), True),
-        (np.full((50, 50), 255, np.uint8), (0.5, 0.9), False),
+        (np.full((50, 50), 255, np.uint8), (0.5, 0.9), True),
         (np.full((50, 50), 255, np.uint8), (0.5, 1), True),
         (np.zeros((50, 50), np.uint8), (3, 3), True),
     ],

@@ -205,6 +205,7 @@ def test_a_cost_is_told_once_from_the_first_block_that_counts(warm_up, caplog):
     assert len(asked) == 1 and len(caplog.messages) == 1
 
 
+@pytest.mark.slow
 def test_generate_tells_the_cost_of_its_share(make, monkeypatch):
     monkeypatch.setattr(estimating, "MINUTE", 1e-9)
     monkeypatch.setattr(estimating, "HOUR", 1e-9)

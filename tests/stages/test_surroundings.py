@@ -9,7 +9,8 @@ from conftest import images_of
 from PIL import Image
 
 import train_classifier
-from semantic_aug import UserError
+from semantic_aug import Run, UserError, generate
+from semantic_aug.augmentations.paste import Paste
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.synthesis.records import read_left_out
 from semantic_aug.synthesis.variants import read_variants
@@ -200,3 +201,22 @@ def test_other_places_are_other_images(masked, workdir):
 def test_images_of(masked):
     assert masked("--aug=paste", "--examples_per_class=1", name="one")[0] == 0
     assert len(images_of("one")) == 6
+
+
+def test_an_object_s_layout_is_compared_and_no_setting_stands_beside_it(masked, photos, workdir):
+    run = Run("e", dataset="folder", data_dir=photos, dataset_args={"masks": "masks"})
+    generate(run, aug=Paste(layout_colour=0.4), aug_name="o", num_synthetic=1)
+    with pytest.raises(UserError, match="options"):
+        generate(run, aug=Paste(layout_colour=0.9), aug_name="o", num_synthetic=1)
+    with pytest.raises(UserError, match="give it to its class"):
+        generate(run, aug=Paste(), layout_colour=0.9, aug_name="other", num_synthetic=1)
+    assert not Path("output/e/other").exists()
+
+
+def test_an_object_that_vanishes_when_reduced_gets_no_variants(masked, photos):
+    mask = np.zeros((40, 48), np.uint8)
+    mask[23, 23] = 255
+    Image.fromarray(mask).save(photos.parent / "masks" / "train" / "cat" / "0.png")
+    assert masked("--aug=paste", "--save_size=6", "--examples_per_class=3")[0] == 0
+    folder = Path("output/e/aug/seed=0_ex=3").absolute()
+    assert read_left_out(folder) == {"train/cat/0.png": "its mask is empty"}
