@@ -21,7 +21,7 @@ setup(
     packages=[*find_packages(include=["semantic_aug*"]), "semantic_aug.scripts"],
     package_dir={"semantic_aug.scripts": "."},
     package_data={
-        "semantic_aug": ["py.typed", "report/*.html"],
+        "semantic_aug": ["py.typed", "augmentations/*.txt", "report/*.html"],
         "semantic_aug.scripts": ["scripts/reproduce/*.args", "scripts/slurm/*.sh"],
     },
 )
