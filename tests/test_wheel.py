@@ -17,7 +17,17 @@ from semantic_aug.__main__ import COMMANDS
 def wheel(tmp_path_factory) -> Path:
     """Built from what git would give to others."""
     source, out = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
-    kinds = ["*.py", "*.toml", "*.html", "*.typed", "*.args", "*.sh", "LICENSE", "README.md"]
+    kinds = [
+        "*.py",
+        "*.toml",
+        "*.txt",
+        "*.html",
+        "*.typed",
+        "*.args",
+        "*.sh",
+        "LICENSE",
+        "README.md",
+    ]
     listed = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z", *kinds]
     for name in subprocess.run(listed, capture_output=True, check=True).stdout.split(b"\0"):
         path = Path(os.fsdecode(name))
@@ -35,7 +45,8 @@ def test_the_wheel_holds_the_package_and_its_data_and_no_more(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {str(p.relative_to(ROOT)) for p in (ROOT / "semantic_aug").rglob("*.py")}
     scripts = {p.name for p in ROOT.glob("*.py")} - {"setup.py", "fine_tune_upstream.py"}
-    data = {"semantic_aug/report/page.html", "semantic_aug/py.typed"}
+    data = {f"semantic_aug/{name}" for name in ("report/page.html", "py.typed")}
+    data.add("semantic_aug/augmentations/places.txt")
     for folder, ending in (("reproduce", "args"), ("slurm", "sh")):
         paths = (ROOT / "scripts" / folder).glob(f"*.{ending}")
         data |= {f"semantic_aug/scripts/scripts/{folder}/{path.name}" for path in paths}
