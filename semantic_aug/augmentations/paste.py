@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ class Paste(GenerativeAugmentation):
         places: text file with a place per line; default the list of this package.
         places_from: `prompts` or `photos`, see `places.from_prompts` and `places.from_photos`.
         places_dir: folder that keeps generated places.
-        made_with: digests of the weights that draw them: places of other weights do not count.
+        made_with: the weights and the sampler that draw them: places of others do not count.
         offload_to: the device that draws them, where the model waits in the CPU's memory.
         shadow: darkness of a soft contact shadow, in [0, 1].
         options: `layout_scale` and so on, as `layouts_of` takes them; those of an edit, for places
@@ -93,13 +94,14 @@ class Paste(GenerativeAugmentation):
 
     @classmethod
     def check_masks(cls, options, masks) -> None:
-        masks = list(masks)
-        if options["backgrounds"] == PHOTOS and len(masks) < 2:
+        masks = iter(masks)
+        first = list(itertools.islice(masks, 2))
+        if options["backgrounds"] == PHOTOS and len(first) < 2:
             raise UserError(
-                f"--backgrounds photos: the trial has one photo with a mask, {masks[0][0]}, and a "
+                f"--backgrounds photos: the trial has one photo with a mask, {first[0][0]}, and a "
                 "photo never stands on its own place; give --backgrounds generated or a folder"
             )
-        check_fit(options, masks)
+        check_fit(options, itertools.chain(first, masks))
 
     def bind(self, dataset):
         if self.backgrounds == PHOTOS:
@@ -142,8 +144,14 @@ class Paste(GenerativeAugmentation):
             "lines": self.lines,
             "from": self.places_from,
             "made_with": self.made_with,
-            "photos": dataset.photo_digest() if self.places_from == PHOTOS else None,
         }
+        usable: list[int] = []
+        if self.places_from == PHOTOS:
+            every = range(len(dataset))
+            usable = sorted(set(every) - without_object(dataset, every).keys())
+            shape = ("fit", "mask_grow_radius", "mask_feather", "controlnet_scale")
+            identity |= {key: self.options.get(key) for key in shape}
+            identity |= {"photos": dataset.photo_digest(), "masks": dataset.mask_digests(every)}
 
         @functools.cache
         def drawing():
@@ -157,7 +165,7 @@ class Paste(GenerativeAugmentation):
             else:
                 background = Background(pipeline, places=self.places, **taken)
                 drawing = background.edit.pipeline
-                draw = functools.partial(from_photos, background, dataset)
+                draw = functools.partial(from_photos, background, dataset, usable)
             if self.offload_to is not None:
                 offload([drawing], self.offload_to)
             return draw

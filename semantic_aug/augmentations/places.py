@@ -15,8 +15,6 @@ from semantic_aug.experiment.config import config_id
 from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.images.pasting import emptied
-from semantic_aug.images.reading import read_image
-from semantic_aug.synthesis.jobs import without_object
 from semantic_aug.synthesis.records import RecordWriter, read_lines, whole_images
 
 VOCABULARY = Path(__file__).with_suffix(".txt")
@@ -52,9 +50,6 @@ class Place(NamedTuple):
     path: Path
     prompt: str
     sha256: str
-
-    def read(self) -> Image.Image:
-        return read_image(self.path)
 
 
 def drawn_places(
@@ -142,15 +137,14 @@ def from_prompts(drawing, lines: Sequence[str], generators, *, options: Mapping[
     return list(zip(drawing.image_processor.numpy_to_pil(images), prompts))
 
 
-def from_photos(background, dataset, generators) -> list:
+def from_photos(background, dataset, usable: Sequence[int], generators) -> list:
     """Places as new surroundings of photos, whose objects are then painted over.
 
     Args:
         background: a `Background`.
         dataset: the trial.
+        usable: photos with a mask that shows their object.
     """
-    every = range(len(dataset))
-    usable = sorted(set(every) - without_object(dataset, every).keys())
     chosen = [usable[int(torch.randint(len(usable), (), generator=g))] for g in generators]
     masks = [dataset.get_mask_by_idx(idx) for idx in chosen]
     metadata = [{"name": "", "mask": mask} for mask in masks]

@@ -263,7 +263,8 @@ def build_augmentation(
         options |= options_taken(settings, made)
         if "places_dir" in made.takes:
             options["places_dir"] = places_dir(folder)
-            options["made_with"] = weights_of(settings, info) if info else None
+            weights = weights_of(settings, info) if info else {}
+            options["made_with"] = weights | {"scheduler": settings.scheduler}
             options["offload_to"] = device if offloads(settings, device) else None
         try:
             inspect.signature(made).bind(pipeline=None, **options)

@@ -180,6 +180,10 @@ def test_places_are_drawn_once_and_kept(pipeline, tmp_path, places_from):
     assert again[0].tobytes() == image.tobytes()
     pasting(num_inference_steps=3)
     assert len(loads) == 3  # other places
+    pasting(num_inference_steps=3, made_with={"scheduler": "ddim"})
+    assert len(loads) == 4
+    pasting(num_inference_steps=3, mask_feather=3)
+    assert len(loads) == (5 if places_from == "photos" else 4)
     assert (tmp_path / "000001.png").read_bytes() != files["000001.png"]
 
 
