@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import settings, strategies
 from PIL import Image, ImageDraw
 
 from semantic_aug.diffusion import loading
@@ -303,6 +303,21 @@ def sketched(monkeypatch) -> None:
         monkeypatch.setattr(plots, name, lambda *_: Figure())
 
 
+@strategies.composite
+def rectangles(draw, least: int = 1, most: int = 60):
+    """A mask of up to three rectangles: one pixel, all of it, at its edges, in parts, or none."""
+    sides = strategies.integers(least, most)
+    width, height = draw(sides), draw(sides)
+    mask = np.zeros((height, width), np.uint8)
+    for _ in range(draw(strategies.integers(0, 3))):
+        x = draw(strategies.integers(0, width - 1))
+        y = draw(strategies.integers(0, height - 1))
+        across = draw(strategies.integers(1, width))
+        down = draw(strategies.integers(1, height))
+        mask[y : y + down, x : x + across] = 255
+    return mask
+
+
 def draw_photo(path: Path, colour, seed: int, size=(48, 40)) -> None:
     """A photo of a coloured disc on a noisy ground, and its mask in the parallel tree `masks`."""
     random = np.random.default_rng(seed)
@@ -333,7 +348,23 @@ def photos(tmp_path) -> Path:
 
 
 @pytest.fixture
-def make(photos, small_model, workdir, capsys):
+def called(capsys):
+    """Call a command's main: exit status, stdout and stderr."""
+
+    def called(main, *argv):
+        capsys.readouterr()
+        try:
+            main([*map(str, argv)])
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return called
+
+
+@pytest.fixture
+def make(photos, small_model, workdir, called):
     """Run generate_augmentations.py on the small photos; returns exit status and stderr."""
 
     import generate_augmentations
@@ -341,14 +372,9 @@ def make(photos, small_model, workdir, capsys):
     def make(*flags, name="aug"):
         argv = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e",
                 f"--model_path={small_model}", "--num_synthetic=2", "--num_inference_steps=4",
-                "--device=cpu", f"--aug_name={name}", *map(str, flags)]  # fmt: skip
-        capsys.readouterr()
-        try:
-            generate_augmentations.main(argv)
-            status = 0
-        except SystemExit as ended:
-            status = ended.code
-        return status, capsys.readouterr().err
+                "--device=cpu", f"--aug_name={name}", *flags]  # fmt: skip
+        status, _, said = called(generate_augmentations.main, *argv)
+        return status, said
 
     return make
 

@@ -60,7 +60,7 @@ def split(name="val", **more) -> FewShotDataset:
 
 
 @pytest.fixture
-def train(resnet, sketched, capsys):
+def train(resnet, sketched, called):
     """Run train_classifier.py: what it says, on stdout and stderr."""
 
     def train(*flags, status=0, elsewhere=True, masks=("--dataset_args", "masks=masks")):
@@ -68,15 +68,9 @@ def train(resnet, sketched, capsys):
                 f"--classifier_backbone={resnet}", "--num_epochs=2", "--iterations_per_epoch=5",
                 "--batch_size=4", "--augmentation=none", "--device=cpu", "--num_synthetic=0",
                 *["--elsewhere"] * elsewhere, *flags]  # fmt: skip
-        capsys.readouterr()
-        try:
-            train_classifier.main(argv)
-            ended = 0
-        except SystemExit as error:
-            ended = error.code
-        said = capsys.readouterr()
-        assert ended == status, said.err
-        return said.out + said.err
+        ended, out, err = called(train_classifier.main, *argv)
+        assert ended == status, err
+        return out + err
 
     return train
 

@@ -71,20 +71,14 @@ def photos(workdir, sketched) -> Path:
 
 
 @pytest.fixture
-def train(resnet, capsys):
+def train(resnet, called):
     """Run train_classifier.py: exit status, stdout and stderr."""
 
     def train(*flags, dataset="folder", name="e"):
         argv = [f"--dataset={dataset}", f"--experiment_name={name}", "--num_synthetic=0",
                 f"--classifier_backbone={resnet}", "--num_epochs=2", "--iterations_per_epoch=2",
                 "--batch_size=4", "--augmentation=none", "--device=cpu", *flags]  # fmt: skip
-        capsys.readouterr()
-        try:
-            train_classifier.main(argv)
-            status = 0
-        except SystemExit as ended:
-            status = ended.code
-        return status, *capsys.readouterr()
+        return called(train_classifier.main, *argv)
 
     return train
 

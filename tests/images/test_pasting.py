@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import rectangles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,23 +23,11 @@ def disc(size, middle, radius) -> np.ndarray:
     return inside.astype(np.uint8) * 255
 
 
-@st.composite
-def masks(draw):
-    """Up to three rectangles in a photo: one pixel, all of it, at its edges, or none."""
-    width, height = draw(st.integers(1, 130)), draw(st.integers(1, 130))
-    mask = np.zeros((height, width), np.uint8)
-    for _ in range(draw(st.integers(0, 3))):
-        x, y = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
-        across, down = draw(st.integers(1, width)), draw(st.integers(1, height))
-        mask[y : y + down, x : x + across] = 255
-    return mask
-
-
 # --- painting an object over -----------------------------------------------------------------
 
 
 @settings(max_examples=15)
-@given(masks())
+@given(rectangles(most=130))
 def test_any_object_is_painted_over_and_far_pixels_stay(mask):
     photo = noise(mask.shape[::-1])
     before = photo.tobytes()
@@ -88,7 +77,7 @@ def test_without_an_object_or_without_ground_a_photo_still_comes_out():
 
 
 @settings(max_examples=40)
-@given(masks(), st.floats(0, 1))
+@given(rectangles(most=130), st.floats(0, 1))
 def test_an_object_stays_itself_and_far_of_it_the_place_does(mask, shadow):
     size = mask.shape[::-1]
     place = noise(size, seed=1)

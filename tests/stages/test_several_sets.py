@@ -50,7 +50,7 @@ def make_set(name: str, number: int, seed: int = 0) -> Path:
 
 
 @pytest.fixture
-def train(photos, workdir, resnet, sketched, capsys):
+def train(photos, workdir, resnet, sketched, called):
     """Run train_classifier.py on photos with the sets a, of 2 images, and b, of 3: its lines."""
     make_set("a", 2)
     make_set("b", 3)
@@ -59,15 +59,9 @@ def train(photos, workdir, resnet, sketched, capsys):
         argv = ["--dataset=folder", "--data_dir=photos", "--experiment_name=e",
                 f"--classifier_backbone={resnet}", "--num_epochs=1", "--iterations_per_epoch=2",
                 "--batch_size=4", "--augmentation=none", "--device=cpu", *flags]  # fmt: skip
-        capsys.readouterr()
-        try:
-            train_classifier.main(argv)
-            ended = 0
-        except SystemExit as error:
-            ended = error.code
-        said = capsys.readouterr()
-        assert ended == status, said.err
-        return said.err if status else said.out
+        ended, out, err = called(train_classifier.main, *argv)
+        assert ended == status, err
+        return err if status else out
 
     return train
 
