@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from semantic_aug import UserError, counted
+from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
@@ -103,6 +104,11 @@ def plan_trials(
     Raises:
         UserError: whatever of it cannot be.
     """
+    datasets, left_out = dict(datasets or {}), dict[Trial, dict[str, str] | None]()
+    if any(augmentation_class(edit["aug"]).needs_object for edit in edits):
+        for trial in embed_paths:  # before a model is fetched for photos that it cannot edit
+            datasets[trial] = datasets.get(trial) or dataset_of(run, "train", trial)
+            left_out[trial] = check_objects(settings, edits, datasets[trial])
     info = check_model(settings, edits) if uses_model(settings, edits) else None
     device = pick_device(settings.device)
     if pipeline is not None:
@@ -110,11 +116,22 @@ def plan_trials(
     weights = weights_of(settings, info) if info else {}
     plans: list[Plan] = []
     for trial, path in embed_paths.items():
-        dataset = (datasets or {}).get(trial) or dataset_of(run, "train", trial)
+        dataset = datasets.get(trial) or dataset_of(run, "train", trial)
         already = sum(plan.num_blocks for plan in plans)
         plans.append(
             plan_trial(
-                run, settings, trial, dataset, path, info, weights, edits, objects, device, already
+                run,
+                settings,
+                trial,
+                dataset,
+                left_out.get(trial),
+                path,
+                info,
+                weights,
+                edits,
+                objects,
+                device,
+                already,
             )
         )
     return info, plans
@@ -131,8 +148,8 @@ def images_to_make(plans: Iterable[Plan], shard: tuple[int, int]) -> int:
 
 
 def plan_trial(
-    run: Run, settings: Generation, trial, dataset, embed_path, info, weights, edits, objects,
-    device, already: int,
+    run: Run, settings: Generation, trial, dataset, left_out: dict[str, str] | None, embed_path,
+    info, weights, edits, objects, device, already: int,
 ) -> Plan:  # fmt: skip
     """What is to be made of a trial, where nothing stands in its way.
 
@@ -147,7 +164,6 @@ def plan_trial(
             f"--num_synthetic: got {settings.num_synthetic} for {counted(len(indices), 'photo')}, "
             f"expected {MOST_IMAGES:,} images of a trial at most"
         )
-    left_out = check_objects(settings, edits, dataset)
     sources = dataset.sources()
     edited = [idx for idx in indices if sources[idx] not in (left_out or ())]
     check_photos(dataset, edited, embed_path, info)

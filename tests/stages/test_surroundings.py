@@ -172,7 +172,7 @@ def test_an_inpainting_model_makes_surroundings_alone(masked, inpainting_model):
 
 
 def test_no_photo_has_a_mask(make):
-    status, said = make("--aug=background")
+    status, said = make("--aug=background", "--model_path=no/such/model")  # not asked for yet
     assert status == 2 and "needs masks that show the objects" in said and "masks=FOLDER" in said
 
 
