@@ -113,6 +113,10 @@ class Backbone:
         """Features [N, F] of uint8 images [N, 3, H, W], in chunks of a fixed size."""
         return torch.cat([self(chunk) for chunk in images.split(CHUNK)])
 
+    def frozen(self) -> "Backbone":
+        """The same model, whose weights stay as they are now."""
+        return replace(self, trained=())
+
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         return [p for module in self.trained for p in module.parameters(recurse=False)]
 

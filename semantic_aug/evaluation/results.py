@@ -38,6 +38,7 @@ WHOLE_SPLIT = {  # metrics of a split that is evaluated whole, beside Loss and A
     "Macro F1": "macro_f1",
     "ECE": "calibration_error",
 }
+CONTRASTIVE = "Contrastive Loss"  # of Training, of the epochs of a stage before all others
 SELECTED = "Selected"  # a row of this metric names the epoch that is reported
 ENOUGH = 3  # trials for an interval that says something
 
@@ -55,6 +56,11 @@ def results_file(folder: Path, trial: Trial) -> Path:
 def confusion_file(folder: Path, trial: Trial) -> Path:
     """Where the confusion matrices of one trial lie."""
     return folder / f"confusion_{trial.seed}_{trial.examples_per_class}.csv"
+
+
+def checkpoint_file(folder: Path, trial: Trial) -> Path:
+    """Where the state of a trial in its contrastive stage lies, until the trial is finished."""
+    return folder / f"contrastive_{trial.seed}_{trial.examples_per_class}.pt"
 
 
 def metric_names(class_names: Sequence[str]) -> list[str]:
@@ -84,6 +90,14 @@ def score_rows(
     return [
         (trial.seed, trial.examples_per_class, epoch, value, metric, split)
         for metric, value in values
+    ]
+
+
+def contrastive_rows(trial: Trial, losses: Sequence[float]) -> list[tuple]:
+    """The mean loss of every epoch of the contrastive stage; these epochs are counted apart."""
+    return [
+        (trial.seed, trial.examples_per_class, epoch, loss, CONTRASTIVE, TRAINING)
+        for epoch, loss in enumerate(losses)
     ]
 
 
@@ -200,6 +214,7 @@ def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
     """
     found: dict[str, dict[int, dict[str, float]]] = {split: {} for split in RESULT_SPLITS}
     own, selected = (str(trial.seed), str(trial.examples_per_class)), []
+    before: list[int] = []
     for seed, k, epoch, value, metric, split in _read_rows(path, RESULT_COLUMNS):
         if (seed, k) != own:
             raise ValueError(f"it has rows of seed={seed}_ex={k}")
@@ -207,6 +222,9 @@ def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
             raise ValueError(f"{split!r} is no split")
         if metric == SELECTED:
             selected.append(int(epoch))
+            continue
+        if metric == CONTRASTIVE:
+            before.append(int(epoch))
             continue
         values = found[split].setdefault(int(epoch), {})
         if metric in values:
@@ -217,6 +235,8 @@ def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
     epochs = found[TRAINING].keys()
     if epochs != {*range(len(epochs))} or selected[0] not in epochs:
         raise ValueError("rows of whole epochs are missing")
+    if before != [*range(len(before))]:
+        raise ValueError(f"rows of {CONTRASTIVE} are missing")
     for split, by_epoch in found.items():
         wanted = {selected[0]} if split in ONCE else epochs
         if by_epoch.keys() not in (wanted, set()) or len({*map(frozenset, by_epoch.values())}) > 1:

@@ -1,6 +1,6 @@
 """Which images of a trial a classifier is shown, and in what order."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ class Examples:
         labels: [N + M] int64; a variant's label is its own, as its record says.
         first_variant: [N] int64, where in `images` the variants of photo n start.
         num_variants: [N] int64, how many there are.
+
+    Of hard negatives, there are no photos in `images`: `first_variant` counts from 0.
     """
 
     images: Images
@@ -31,6 +33,12 @@ class Examples:
     @property
     def num_photos(self) -> int:
         return len(self.num_variants)
+
+    @property
+    def photo_of(self) -> torch.Tensor:
+        """[N + M] int64, the photo that each picture is, or is a variant of."""
+        photos = torch.arange(self.num_photos)
+        return torch.cat([photos, photos.repeat_interleave(self.num_variants)])
 
 
 def load_examples(
@@ -51,18 +59,42 @@ def load_examples(
     indices = dataset.indices(classes)
     if not indices:
         raise UserError("no training photo of the selected classes")
+    photos = [(idx, dataset.get_label_by_idx(idx)) for idx in indices]
     variants = dataset.synthetic_examples or {}
-    items: list[Any] = list(indices)
+    return _with_variants(dataset, photos, indices, variants, image_size, memory, workers)
+
+
+def load_negatives(
+    dataset: FewShotDataset,
+    variants: Mapping[int, Sequence[tuple]],
+    image_size: tuple[int, int],
+    classes: Collection[str] | None = None,
+    memory: float = 4096,
+    workers: int | None = None,
+) -> Examples:
+    """Variants of the photos of a trial that stand beside its examples, without the photos.
+
+    Args:
+        variants: by the index of their photo, images or paths with their labels.
+    """
+    indices = dataset.indices(classes)
+    return _with_variants(dataset, [], indices, variants, image_size, memory, workers)
+
+
+def _with_variants(
+    dataset, pictures: list[tuple], indices: Sequence[int], variants, image_size, memory, workers
+) -> Examples:
+    """`pictures` with their labels, then the variants of all photos in their order."""
     first, count = [], []
-    labels = [dataset.get_label_by_idx(idx) for idx in indices]
     for idx in indices:
         own = variants.get(idx, [])
-        first.append(len(items))
+        first.append(len(pictures))
         count.append(len(own))
-        items += [image for image, _ in own]
-        labels += [label for _, label in own]
+        pictures += own
+    items: list[Any] = [image for image, _ in pictures]
+    labels = torch.tensor([label for _, label in pictures], dtype=torch.int64)
     images = Images(dataset, items, image_size, memory, workers)
-    return Examples(images, torch.tensor(labels), torch.tensor(first), torch.tensor(count))
+    return Examples(images, labels, torch.tensor(first), torch.tensor(count))
 
 
 def draw_epoch(
@@ -99,6 +131,22 @@ def draw_epoch(
     count = examples.num_variants[photo]
     variant = examples.first_variant[photo] + (fraction * count).long()
     return torch.where((coin < probability) & (count > 0), variant, photo)
+
+
+def draw_negatives(
+    examples: Examples, negatives: Examples, draws: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """For each image drawn, a hard negative of its photo: indices into `negatives.images`.
+
+    -1 stands where the photo has none; the stream advances by the same amount.
+
+    Args:
+        draws: as `draw_epoch` gives them.
+    """
+    fraction = torch.rand(draws.shape, generator=generator, dtype=torch.float64)
+    photo = examples.photo_of[draws]
+    count = negatives.num_variants[photo]
+    return torch.where(count > 0, negatives.first_variant[photo] + (fraction * count).long(), -1)
 
 
 def _pick(pool: torch.Tensor, place: torch.Tensor, labels: torch.Tensor, options) -> torch.Tensor:

@@ -1,46 +1,38 @@
-"""A linear head on a backbone: training and evaluation.
+"""A classifier of one trial, a linear head on a backbone: training and evaluation.
 
 Nothing here touches the global random state. Every number that is drawn for a trial, from the
 head's first weights to the last rotation, comes from one CPU generator that the trial seeds.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.evaluation.backbone import Backbone
+from semantic_aug.evaluation.contrastive import Checkpoint, train_contrastively
 from semantic_aug.evaluation.features import LabelledFeatures, cached_features
+from semantic_aug.evaluation.heads import Head, make_head
 from semantic_aug.evaluation.metrics import Evaluation, Scores, class_scores, evaluation
 from semantic_aug.evaluation.sampling import Examples, draw_epoch
 from semantic_aug.evaluation.standard_augmentation import augment
 from semantic_aug.evaluation.views import Views
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.progress import progress_bar
-from semantic_aug.settings.classification import BEST_VAL, FROZEN, LAST, TrainingOptions
+from semantic_aug.settings.classification import (
+    BEST_VAL,
+    FROZEN,
+    LAST,
+    SUPCON,
+    TrainingOptions,
+)
 
 DIVERGED = 1000  # times the loss of guessing
-
-
-@dataclass(frozen=True, eq=False)
-class Head:
-    """Features -> logits. Classes without a training image have logit -inf: never predicted.
-
-    Attributes:
-        linear: F -> num_classes.
-        trained: [num_classes] bool, the classes with a training image.
-    """
-
-    linear: torch.nn.Linear
-    trained: torch.Tensor
-
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """[B, F] -> [B, num_classes]."""
-        return self.linear(features).masked_fill(~self.trained, -math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +44,13 @@ class TrainedTrial:
         history: of every epoch, running scores of training (of each batch before its step) and
             those of the whole validation split after it, None without such a split.
         selected: number of the epoch to report, from 0.
+        contrastive: mean loss of every epoch of the contrastive stage; empty without that stage.
     """
 
     head: Head
     history: list[tuple[Scores, Evaluation | None]]
     selected: int
+    contrastive: list[float] = field(default_factory=list)
 
     @property
     def validation(self) -> Evaluation | None:
@@ -69,18 +63,6 @@ def trial_generator(trial: Trial) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make_head(
-    num_features: int, trained: torch.Tensor, device: torch.device, generator: torch.Generator
-) -> Head:
-    """A head with weights uniform in ±1/sqrt(F), torch's default, but from our generator."""
-    linear = torch.nn.utils.skip_init(torch.nn.Linear, num_features, len(trained))
-    bound = num_features**-0.5
-    with torch.no_grad():
-        linear.weight.uniform_(-bound, bound, generator=generator)
-        linear.bias.uniform_(-bound, bound, generator=generator)
-    return Head(linear.to(device), trained.to(device))
-
-
 def train_trial(
     examples: Examples,
     validation: Callable[[], LabelledFeatures] | None,
@@ -89,9 +71,12 @@ def train_trial(
     trial: Trial,
     num_classes: int,
     cache: Path | None = None,
+    negatives: Examples | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainedTrial:
     """Train a head, and what is to be trained of the backbone, on one trial.
 
+    With the objective `supcon` the backbone comes first, by itself, and is then frozen.
     With a frozen backbone and without random augmentation every image passes the backbone once,
     however many epochs; with `options.views` so many random views of it do.
 
@@ -99,11 +84,22 @@ def train_trial(
         validation: gives the features of the validation split by the backbone as it is now; None
             where there is no such split.
         cache: folder where features of images or their views are kept between runs.
+        negatives: the hard negatives of the contrastive stage, if it has any.
+        checkpoint: where a process that was killed in that stage has left its state.
 
     Raises:
         UserError: an image cannot be read, or the loss is no longer finite.
     """
     backbone.reset()
+    contrastive: list[float] = []
+    if options.objective == SUPCON:
+        examples.images.hold()
+        with _dropout_of(trial, backbone):
+            contrastive = train_contrastively(
+                examples, negatives, backbone, options, trial, checkpoint or Checkpoint()
+            )
+        backbone, cache = backbone.frozen(), None  # features are those of no other trial
+        validation = validation and functools.cache(validation)
     generator = trial_generator(trial)
     trained = torch.zeros(num_classes, dtype=torch.bool)
     trained[examples.labels] = True
@@ -157,7 +153,7 @@ def train_trial(
     if options.select == BEST_VAL:
         head.linear.load_state_dict(weights[0])
         backbone.restore(weights[1])
-    return TrainedTrial(head, history, selected)
+    return TrainedTrial(head, history, selected, contrastive)
 
 
 def _whole_features(backbone, examples: Examples, trial: Trial, cache, views) -> torch.Tensor:
@@ -176,7 +172,7 @@ def _has_diverged(*scores: Scores) -> bool:
 
 def _diverged(trial: Trial, epoch: int, loss: float, options: TrainingOptions) -> str:
     rates = f"--learning_rate {options.learning_rate:g}"
-    if options.finetune != FROZEN:
+    if options.finetune != FROZEN and options.objective != SUPCON:
         rates += f" and --backbone_learning_rate {options.backbone_learning_rate:g}"
     return (
         f"{trial.name}: training diverges at {rates}: its loss is {loss:.3g} in epoch {epoch}; "

@@ -9,6 +9,7 @@ from semantic_aug.settings.common import BEST_DEVICE, Selection, Sharing, Stage
 
 MIX, APPEND, PRETRAIN, BALANCE = UTILIZATIONS = ("mix", "append", "pretrain", "balance")
 LAST, BEST_VAL = "last", "best_val"
+CROSS_ENTROPY, SUPCON = OBJECTIVES = ("cross-entropy", "supcon")
 FROZEN, ALL = "none", "all"
 FLOAT32 = "float32"
 BACKBONE_PRECISIONS = ("float16", "bfloat16", FLOAT32)
@@ -47,7 +48,12 @@ class TrainingOptions:
         class_balanced: draw every class equally often, however many images it has.
         select: report the `last` epoch, or the one with the best validation accuracy, `best_val`.
         finetune: which part of the backbone is trained too: `none`, `all` or `last:N`.
-        backbone_learning_rate: of Adam, for that part.
+        backbone_learning_rate: of Adam, for that part, where it is trained with the head.
+        objective: what trains that part, one of `OBJECTIVES`: with `supcon` a contrastive stage of
+            its own, before the head.
+        contrastive_temperature: of that stage, by which similarities in [-1, 1] are divided.
+        contrastive_epochs: of that stage, each of `iterations_per_epoch` batches.
+        contrastive_learning_rate: of that stage, for SGD, which falls to 0 along a cosine.
     """
 
     num_epochs: int = 50
@@ -62,6 +68,10 @@ class TrainingOptions:
     select: str = LAST
     finetune: str = FROZEN
     backbone_learning_rate: float = 1e-5
+    objective: str = CROSS_ENTROPY
+    contrastive_temperature: float = 0.07
+    contrastive_epochs: int = 110
+    contrastive_learning_rate: float = 1e-3
 
 
 _DEFAULT = TrainingOptions()
@@ -99,6 +109,51 @@ class Synthetic:
     )
     mixed_settings: bool = setting(
         False, "take trials together whose images or words were made with different settings"
+    )
+
+
+@settings(
+    "supervised contrastive learning",
+    "A stage before the head's: the backbone learns with --objective supcon that views of a class "
+    "belong together (arXiv 2004.11362); then it is frozen. It needs --finetune all or last:N.",
+)
+class Contrastive:
+    objective: str = setting(
+        _DEFAULT.objective,
+        "what trains the backbone: cross-entropy, with the head; or supcon, before it",
+        choices=OBJECTIVES,
+        newer=True,
+        result=True,
+    )
+    negative_aug_name: str | None = setting(
+        None,
+        "another set of images of the experiment, all of which are hard negatives: near-misses "
+        "that push away the class of their photo, and belong to no class",
+        newer=True,
+        result="hard negatives",
+    )
+    contrastive_temperature: float | None = setting(
+        None,
+        f"divides similarities (default {_DEFAULT.contrastive_temperature:g})",
+        check=_RATE,
+        newer=True,
+        result=True,
+    )
+    contrastive_epochs: int | None = setting(
+        None,
+        "epochs of this stage, each of --iterations_per_epoch batches of two views of each image "
+        f"(default {_DEFAULT.contrastive_epochs})",
+        check=whole(1),
+        newer=True,
+        result=True,
+    )
+    contrastive_learning_rate: float | None = setting(
+        None,
+        "of SGD in this stage; it falls to 0 along a cosine "
+        f"(default {_DEFAULT.contrastive_learning_rate:g})",
+        check=_RATE,
+        newer=True,
+        result=True,
     )
 
 
@@ -212,5 +267,7 @@ class Results:
 
 
 @settings()
-class Classification(Sharing, Results, Machine, Classifier, Synthetic, Selection, Stage):
+class Classification(
+    Sharing, Results, Machine, Contrastive, Classifier, Synthetic, Selection, Stage
+):
     """All settings of train_classifier.py but those of its run."""

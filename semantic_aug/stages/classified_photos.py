@@ -13,12 +13,18 @@ from semantic_aug.evaluation.results import ELSEWHERE, TEST, TRAINING, VALIDATIO
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos
-from semantic_aug.settings.classification import BEST_VAL, MIX, Classification, TrainingOptions
+from semantic_aug.settings.classification import (
+    BEST_VAL,
+    MIX,
+    SUPCON,
+    Classification,
+    TrainingOptions,
+)
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
 from semantic_aug.stages.common import command_line, dataset_of
 from semantic_aug.synthesis.records import read_left_out
-from semantic_aug.synthesis.variants import MissingImages
+from semantic_aug.synthesis.variants import MissingImages, read_variants
 
 log = logging.getLogger(__name__)
 
@@ -96,23 +102,55 @@ def training_photos(
     if not indices:
         raise UserError("no training photo of the selected classes")
     sets: list[Mapping[int, Sequence[tuple]]] = []
+    instead = " (or pass --num_synthetic=0 for real photos only)"
+    instead = instead if settings.utilization == MIX else ""
     for folder in folders:
-        try:
-            dataset.load_synthetic(
-                folder, settings.num_synthetic, settings.classes, settings.ignore_filter
-            )
-        except UserError as error:
-            again = "" if isinstance(error, MissingImages) else " --overwrite"
-            instead = " (or pass --num_synthetic=0 for real photos only)"
-            command = generation_command(run, settings, trial, folder)
-            instead = instead if settings.utilization == MIX else ""
-            raise UserError(f"{error}; make them with: {command}{again}{instead}") from error
-        sets.append(dataset.synthetic_examples or {})
+        number = settings.num_synthetic
+        sets.append(variants_of(run, settings, trial, dataset, folder, number, instead))
         say_without(dataset, folder, [idx for idx in indices if not sets[-1].get(idx)])
     dataset.synthetic_examples = {
         idx: in_turn([variants.get(idx, ()) for variants in sets]) for idx in indices
     }
     return dataset
+
+
+def variants_of(
+    run: Run, settings: Classification, trial: Trial, dataset: FewShotDataset, folder: Path,
+    number: int | None, instead: str,
+) -> dict[int, list[tuple]]:  # fmt: skip
+    """The synthetic images of a trial's photos that lie in a folder, at most `number` of each.
+
+    Raises:
+        UserError: they are not there, or do not fit; with the command that makes them, and what
+            can be done `instead`.
+    """
+    try:
+        return read_variants(folder, dataset, number, settings.classes, settings.ignore_filter)
+    except UserError as error:
+        again = "" if isinstance(error, MissingImages) else " --overwrite"
+        command = generation_command(run, settings, trial, folder)
+        raise UserError(f"{error}; make them with: {command}{again}{instead}") from error
+
+
+def hard_negatives(
+    run: Run, settings: Classification, trial: Trial, dataset: FewShotDataset, folder: Path
+) -> dict[int, list[tuple]]:
+    """The images of --negative_aug_name by photo, all that there are."""
+    instead = " (or leave --negative_aug_name away)"
+    found = variants_of(run, settings, trial, dataset, folder, None, instead)
+    say_without(dataset, folder, [i for i in dataset.indices(settings.classes) if not found.get(i)])
+    return found
+
+
+def check_several_classes(trial: Trial, dataset: FewShotDataset, classes) -> None:
+    """Raises UserError where a trial has one class, which nothing can be told from."""
+    labels = {dataset.get_label_by_idx(idx) for idx in dataset.indices(classes)}
+    if len(labels) < 2:
+        name = dataset.class_names[min(labels)]
+        raise UserError(
+            f"{trial.name}: got photos of {name!r} alone, and --objective {SUPCON} learns what "
+            "tells classes apart: expected 2 classes at least"
+        )
 
 
 def say_without(dataset: FewShotDataset, folder: Path, bare: list[int]) -> None:

@@ -13,7 +13,12 @@ from semantic_aug.evaluation.pictures import MEGABYTE
 from semantic_aug.evaluation.standard_augmentation import MIXES, augment
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.settings.classification import FROZEN, Classification, TrainingOptions
+from semantic_aug.settings.classification import (
+    FROZEN,
+    SUPCON,
+    Classification,
+    TrainingOptions,
+)
 
 LONG = 300  # seconds of training from which on it is worth a word
 FEW = 1000  # images that pass a backbone in less, wherever it is
@@ -29,7 +34,7 @@ def check_views(settings: Classification) -> None:
         return
     given = f"--views {settings.views}"
     mixes = [name for name in settings.augmentation if name in MIXES]
-    if settings.finetune != FROZEN:
+    if settings.finetune != FROZEN and settings.objective != SUPCON:
         raise UserError(
             f"{given} needs a frozen backbone, and --finetune {settings.finetune} trains it, so "
             "that features change in every step: leave one of them away"

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from semantic_aug import counted, stable_hash
@@ -16,14 +18,21 @@ from semantic_aug.experiment.config import check_config, read_config, write_conf
 from semantic_aug.experiment.files import remove_leftovers
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset
-from semantic_aug.settings import compared, written
-from semantic_aug.settings.classification import MIX, Classification, TrainingOptions
+from semantic_aug.settings import compared, fields_of, written
+from semantic_aug.settings.classification import (
+    MIX,
+    SUPCON,
+    Classification,
+    Contrastive,
+    TrainingOptions,
+)
 from semantic_aug.settings.common import Run
 from semantic_aug.synthesis.records import read_records, read_scores
 
 # Keys of config.json that belong to one trial each, and what all are evaluated on.
 PHOTOS_OF = "photos of "
-OF_TRIAL = (IMAGES_OF, PHOTOS_OF)
+NEGATIVES_OF = "hard negatives of "
+OF_TRIAL = (IMAGES_OF, PHOTOS_OF, NEGATIVES_OF)
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +44,15 @@ def result_settings(
     backbone: Backbone,
     train: FewShotDataset,
     splits,
-    aug_dirs,
+    aug_dirs: Mapping[Trial, Mapping[str, Path]],
+    near_dirs: Mapping[Trial, Path],
 ) -> dict:
     """Everything that changes a result; for every trial, also which synthetic images it uses.
 
     Args:
         aug_dirs: by trial, the folder of each set of synthetic images by the set's name; empty
             where none are used.
+        near_dirs: by trial, the folder of its hard negatives.
     """
     facts = {
         "dataset": run.dataset,
@@ -59,6 +70,8 @@ def result_settings(
         "num_synthetic": settings.num_synthetic if aug_dirs else 0,
     }
     del facts["views"]  # which older folders do not have: it follows where it is given
+    if options.objective != SUPCON:  # and so is all that belongs to another objective
+        facts = {key: facts[key] for key in facts if key not in fields_of(Contrastive)}
     if not aug_dirs or options.utilization != MIX:
         facts["synthetic_probability"] = 0.0 if not aug_dirs else None
     for trial, folders in aug_dirs.items():
@@ -67,6 +80,10 @@ def result_settings(
             several = (f"{name}: {each}" for name, each in found.items())
             one = len(found) == 1
             facts[IMAGES_OF + trial.name] = "; ".join(found.values() if one else several)
+    every = dataclasses.replace(settings, num_synthetic=None)  # of hard negatives, all are used
+    for trial, folder in near_dirs.items():
+        if found_there := images_identity(folder, every):
+            facts[NEGATIVES_OF + trial.name] = found_there
     return compared(facts, run, settings)
 
 
@@ -124,6 +141,14 @@ def training_identity(trained: Photos, left_out: dict[str, set[int]]) -> str:
     return found
 
 
+def identity_of(folder: Path, trial: Trial) -> str:
+    """Of everything in a claimed folder's settings that the training of one trial depends on."""
+    settings = (read_config(folder) or {}).get("settings", {})
+    others = {key for key in settings if key.startswith(OF_TRIAL) and not key.endswith(trial.name)}
+    own = {key: settings[key] for key in sorted(settings.keys() - others)}
+    return f"{stable_hash(json.dumps(own)):016x}"
+
+
 def claim(folder: Path, settings: dict, trials: list[Trial], arguments: dict) -> None:
     """Write config.json, unless `folder` holds results of other settings.
 
@@ -148,7 +173,8 @@ def claim(folder: Path, settings: dict, trials: list[Trial], arguments: dict) ->
     if results and before != common | noted | now:
         check_config(folder, common | noted | now, True, arguments["overwrite"], other="--method")
         derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
-        for path in [*results, *folder.glob("confusion_*.csv"), *derived]:
+        others = [*folder.glob("confusion_*.csv"), *folder.glob("contrastive_*.pt")]
+        for path in [*results, *others, *derived]:
             path.unlink(missing_ok=True)
         log.log(RESULT, "%s of other settings removed", counted(len(results), "result"))
         noted = {}

@@ -1,6 +1,5 @@
 """Training and evaluating a classifier: its photos, one trial after the other, the summary."""
 
-import dataclasses
 import functools
 import logging
 import time
@@ -8,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from semantic_aug import UserError, counted
+from semantic_aug import counted
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.evaluation.backbone import Backbone, default_precision, load_backbone
+from semantic_aug.evaluation.contrastive import VIEWS, Checkpoint
 from semantic_aug.evaluation.features import LabelledFeatures, load_split, readable, split_features
 from semantic_aug.evaluation.leaks import check_splits, photos_of
 from semantic_aug.evaluation.plots import plot_results
@@ -20,7 +20,9 @@ from semantic_aug.evaluation.results import (
     SUMMARY_FILE,
     TRAINING,
     VALIDATION,
+    checkpoint_file,
     confusion_file,
+    contrastive_rows,
     is_finished,
     metric_names,
     results_file,
@@ -31,7 +33,7 @@ from semantic_aug.evaluation.results import (
     write_confusions,
     write_results,
 )
-from semantic_aug.evaluation.sampling import load_examples
+from semantic_aug.evaluation.sampling import load_examples, load_negatives
 from semantic_aug.evaluation.summary import (
     ELSEWHERE_PHOTOS,
     EVALUATION_PHOTOS,
@@ -46,19 +48,14 @@ from semantic_aug.experiment.names import (
     Trial,
     aug_dir,
     check_component,
-    experiment_dir,
 )
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_blocks, shard_of
 from semantic_aug.experiment.timing import TRAIN, timed
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings.classification import (
-    ALL,
     BEST_VAL,
-    FLOAT32,
-    FROZEN,
-    MIX,
-    REAL,
+    SUPCON,
     Classification,
     TrainingOptions,
 )
@@ -66,9 +63,17 @@ from semantic_aug.settings.common import Run
 from semantic_aug.stages.classified_photos import (
     check_class_names,
     check_command,
+    check_several_classes,
     evaluation_splits,
+    hard_negatives,
     pasted_elsewhere,
     training_photos,
+)
+from semantic_aug.stages.classifier_settings import (
+    compared_folders,
+    method_of,
+    training_options,
+    wants_synthetic,
 )
 from semantic_aug.stages.common import (
     arguments_of,
@@ -79,17 +84,16 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
-from semantic_aug.stages.kept_views import advise, check_memory, check_views, images_of
+from semantic_aug.stages.kept_views import advise, check_memory, images_of
 from semantic_aug.stages.made_alike import check_alike
 from semantic_aug.stages.result_settings import (
     PHOTOS_OF,
     claim,
     content_digest,
+    identity_of,
     result_settings,
     training_identity,
 )
-
-MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +117,7 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
     options, uses_synthetic = training_options(settings), wants_synthetic(settings)
     sets, everyones = settings.aug_name, trials_of(run)
     aug_dirs = {t: {name: aug_dir(experiment, name, t) for name in sets} for t in everyones}
-    method = settings.method or ("+".join(sets) if uses_synthetic else REAL)
+    method = method_of(settings)
     check_component("--method", method)
     folder = check_writable(Path(settings.logdir or experiment / RESULTS) / method)
     trials = [everyones[number] for number in sorted(shard_blocks(len(everyones), *shard))]
@@ -132,15 +136,28 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         folders = aug_dirs[trial].values() if uses_synthetic else ()
         return training_photos(run, settings, trial, subset(trial), folders)
 
+    near = settings.negative_aug_name
+    near_dirs = {t: aug_dir(experiment, near, t) for t in everyones} if near else {}
+
+    @functools.cache
+    def near_misses(trial: Trial) -> dict[int, list[tuple]]:
+        if not near_dirs:
+            return {}
+        return hard_negatives(run, settings, trial, subset(trial), near_dirs[trial])
+
     finished = {trial for trial in trials if is_finished(folder, trial)}
     open_trials = [t for t in trials if settings.overwrite or t not in finished]
     for trial in open_trials:
         check_class_names([train_set(trial), *splits.values()])
-    for name in sets if uses_synthetic else ():
+        near_misses(trial)
+        if options.objective == SUPCON:
+            check_several_classes(trial, train_set(trial), settings.classes)
+    used = [*(sets if uses_synthetic else ()), *([near] if near else [])]
+    for name in used:
         together = sorted({*everyones, *trials_with_files(folder)})
         folders = {trial: aug_dir(experiment, name, trial) for trial in together}
         mixed = settings.overwrite or settings.mixed_settings
-        check_alike(folders, mixed, name if len(sets) > 1 else "")
+        check_alike(folders, mixed, name if len(used) > 1 else "")
     evaluated = {name: photos_of(dataset, settings.classes) for name, dataset in splits.items()}
     # Of all trials, whoever has which: every process writes the same config.json.
     trained = {trial: photos_of(subset(trial), settings.classes) for trial in everyones}
@@ -161,9 +178,8 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
     )
     sizes = images_of(open_trials, train_set, settings.classes)
     check_memory(sizes, backbone, options, settings.image_memory)
-    found = result_settings(
-        run, settings, options, backbone, train, splits, aug_dirs if uses_synthetic else {}
-    )
+    sets_used = aug_dirs if uses_synthetic else {}
+    found = result_settings(run, settings, options, backbone, train, splits, sets_used, near_dirs)
     found[EVALUATION_PHOTOS] = content_digest(*evaluated.values())
     for trial, photos in trained.items():
         found[PHOTOS_OF + trial.name] = training_identity(photos, left_out[trial])
@@ -181,16 +197,14 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         log.log(RESULT, "%d of %d trials are finished: skipped", skipped, len(trials))
     # Other processes finish other trials meanwhile.
     from_all = functools.partial(derive, lambda: state_of(folder))
-    images = options.num_epochs * options.iterations_per_epoch * options.batch_size
-    wanted = dict.fromkeys(everyones, (1, images))
+    wanted = dict.fromkeys(everyones, (1, images_shown(options)))
     with at_work(experiment, TRAIN, wanted, method, shard) as reporter:
         try:
             run_trials(
-                pending, train_set, splits, left_out, backbone, options, settings, experiment,
-                folder, reporter,
+                pending, train_set, near_misses, splits, left_out, backbone, options, settings,
+                experiment, folder, reporter,
             )  # fmt: skip
         finally:  # also when one of several trials fails
-            used = sets if uses_synthetic else ()
             summary = from_all(lambda: write_summary(folder, method, experiment, used))
     comparison = []
     if others:
@@ -207,103 +221,18 @@ def table_of(folder: Path, summary: list[dict], comparison: list[dict]) -> pd.Da
     return table
 
 
-# --- settings -----------------------------------------------------------------------------------
-
-
-def training_options(settings: Classification) -> TrainingOptions:
-    """What the settings say of training.
-
-    Raises:
-        UserError: settings that do not go together.
-    """
-    names, sets = settings.augmentation, settings.aug_name
-    if len(set(sets)) < len(sets):
-        raise UserError(f"--aug_name: got {' '.join(sets)}, expected each set once")
-    if len(names) > 1 and ("none" in names or len(set(names)) < len(names)):
-        raise UserError(
-            f"--augmentation: got {' '.join(names)}, expected none alone, or each name once"
-        )
-    if settings.from_scratch and settings.finetune != ALL:
-        raise UserError(
-            "--from_scratch needs --finetune all: random weights that stay random recognise little"
-        )
-    if settings.backbone_learning_rate is not None and settings.finetune == FROZEN:
-        raise UserError("--backbone_learning_rate needs --finetune all or last:N")
-    if settings.finetune != FROZEN and settings.backbone_precision not in (None, FLOAT32):
-        raise UserError(
-            f"--backbone_precision: got {settings.backbone_precision}, and what --finetune trains "
-            f"computes in {FLOAT32}"
-        )
-    if settings.synthetic_probability is not None and settings.utilization != MIX:
-        raise UserError(
-            f"--synthetic_probability belongs to --utilization mix, not {settings.utilization}"
-        )
-    images = settings.iterations_per_epoch * settings.batch_size
-    if images > MOST_IMAGES:
-        raise UserError(
-            f"--iterations_per_epoch {settings.iterations_per_epoch} of --batch_size "
-            f"{settings.batch_size} are an epoch of {images:,} images, expected {MOST_IMAGES:,} at "
-            "most; give more --num_epochs"
-        )
-    check_views(settings)
-    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingOptions)}
-    given["augmentation"] = tuple(name for name in names if name != "none")
-    return TrainingOptions(**{key: value for key, value in given.items() if value is not None})
-
-
-def wants_synthetic(settings: Classification) -> bool:
-    if settings.utilization != MIX and settings.num_synthetic == 0:
-        raise UserError(
-            f"--utilization {settings.utilization} needs synthetic images, and --num_synthetic 0 "
-            "says to use none: leave one of them away"
-        )
-    return settings.num_synthetic != 0 and settings.synthetic_probability != 0
-
-
-def compared_folders(
-    run: Run, settings: Classification, folder: Path, trials: list[Trial]
-) -> dict[str, Path]:
-    """Where the results of --compare lie, by what they are called there.
-
-    Raises:
-        UserError: there are none, or none of one of these trials.
-    """
-    found = {}
-    for name in settings.compare:
-        experiment, colon, method = name.rpartition(":")
-        if colon:
-            other = experiment_dir(run.output_dir, experiment) / RESULTS / method
-        else:
-            other = folder.parent / name
-        check_component("--compare", method)
-        if other == folder:
-            raise UserError(f"--compare: {name} is the method that is to be compared with others")
-        if not any(other.glob("results_*.csv")):
-            there = sorted({path.parent.name for path in other.parent.glob("*/results_*.csv")})
-            raise UserError(
-                f"--compare: no results in {other}; there are: {', '.join(there) or 'none'}"
-            )
-        if not any(is_finished(other, trial) for trial in trials):
-            raise UserError(
-                f"--compare: {other} has no result of {trials[0].name}"
-                f"{' and the other trials' if len(trials) > 1 else ''}: differences are taken "
-                "within a trial, so run it with the same --seed and --examples_per_class"
-            )
-        found[name] = other
-    return found
-
-
 # --- trials ----------------------------------------------------------------------------------
 
 
 def run_trials(
-    trials, train_set, splits, left_out, backbone: Backbone, options: TrainingOptions,
-    settings: Classification, experiment: Path, folder: Path, reporter,
+    trials, train_set, near_misses, splits, left_out, backbone: Backbone,
+    options: TrainingOptions, settings: Classification, experiment: Path, folder: Path, reporter,
 ) -> None:  # fmt: skip
     """Train, evaluate and write the result files of one trial after the other.
 
     Args:
         train_set: function of a trial that gives its photos.
+        near_misses: function of a trial that gives its hard negatives by photo.
         splits: the datasets to evaluate on, by the split's name in the results.
         left_out: by trial and split, the photos that it is not to be evaluated on.
     """
@@ -337,6 +266,14 @@ def run_trials(
                 train_set(trial), size, settings.classes, memory, settings.num_workers
             )
             _describe(trial, examples, class_names, settings.classes, present)
+            negatives = None
+            if hard := near_misses(trial):
+                negatives = load_negatives(
+                    train_set(trial), hard, size, settings.classes, memory, settings.num_workers
+                )
+                number = counted(len(negatives.labels), "hard negative")
+                log.log(RESULT, "%s: %s", trial.name, number)
+            checkpoint = Checkpoint(checkpoint_file(folder, trial), identity_of(folder, trial))
             result = train_trial(
                 examples,
                 features_of.get(VALIDATION),
@@ -345,6 +282,8 @@ def run_trials(
                 trial,
                 len(class_names),
                 cache,
+                negatives,
+                checkpoint,
             )
             trained = set(examples.labels.tolist())
             once = {
@@ -352,18 +291,26 @@ def run_trials(
                 for split in ONCE
                 if split in features_of and trained & present[split]
             }
-            work.images = options.num_epochs * options.iterations_per_epoch * options.batch_size
+            work.images = images_shown(options)
         reporter.count(work.images)
         evaluated = {split: trained & labels for split, labels in present.items()}
         rows = _result_rows(trial, metric_names(class_names), trained, evaluated, result, once)
         scores = ({VALIDATION: result.validation} if result.validation else {}) | once
         write_confusions(confusion_file(folder, trial), scores, class_names)
         write_results(results_file(folder, trial), rows)
+        checkpoint.remove()
         names = {split: split.lower() for split in scores} | {VALIDATION: "val"}
         said = [f"{names[split]} {each.mean_accuracy:.1%}" for split, each in scores.items()]
         said += [f"epoch {result.selected}"] if options.select == BEST_VAL else []
         line = ", ".join(said) or "trained, and evaluated on nothing"
         log.log(RESULT, "%s: %s (%.1f s)", trial.name, line, time.monotonic() - started)
+
+
+def images_shown(options: TrainingOptions) -> int:
+    """How many images pass the backbone in the training of one trial, hard negatives aside."""
+    contrastive = VIEWS * options.contrastive_epochs if options.objective == SUPCON else 0
+    epochs = options.num_epochs + contrastive
+    return epochs * options.iterations_per_epoch * options.batch_size
 
 
 def _evaluated_splits(
@@ -416,7 +363,7 @@ def _describe(trial: Trial, examples, class_names, classes, present: dict) -> No
 
 def _result_rows(trial, names, trained, evaluated, result, once) -> list[tuple]:
     """Training and Validation of every epoch, other splits of the selected one; with classes."""
-    rows = []
+    rows = contrastive_rows(trial, result.contrastive)
     for epoch, (running, validated) in enumerate(result.history):
         rows += score_rows(trial, epoch, TRAINING, running, names, trained)
         if validated is not None:

@@ -1,10 +1,9 @@
 """Checkpoints of words in training: output/EXP/fine-tuned/seed=S_ex=N/CLASS/checkpoint-STEP.pt.
 
 Each word has files of its own, because each is trained as if alone. They are removed once the word
-is finished. A file is the sha256 of the rest, which is torch's format.
+is finished. A file is a checked one, whose content is torch's format.
 """
 
-import hashlib
 import io
 import json
 import re
@@ -14,8 +13,8 @@ from pathlib import Path
 import torch
 
 from semantic_aug import UserError
+from semantic_aug.experiment.checked_files import read_checked, write_checked
 from semantic_aug.experiment.config import as_stored
-from semantic_aug.experiment.files import atomic_path
 from semantic_aug.settings.names import differences as settings_that_differ
 
 
@@ -39,8 +38,7 @@ def write_checkpoint(path: Path, state: Mapping, header: Mapping, settings: Mapp
     texts = {key: str(value) for key, value in header.items()}
     content = io.BytesIO()
     torch.save({"state": state, "header": texts, "settings": json.dumps(settings)}, content)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    write_checked(path, content.getvalue())
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -52,10 +50,8 @@ def read_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"there is no checkpoint file {path}")
     try:
-        digest, content = (data := path.read_bytes())[:32], data[32:]
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError("its checksum is another")
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        content = io.BytesIO(read_checked(path))
+        found = torch.load(content, map_location="cpu", weights_only=True)
         found["settings"] = json.loads(found["settings"])
         step, _ = int(found["state"]["step"]), found["header"]["class"]
     except Exception as error:  # on broken files, the unpickler raises all that Python has

@@ -33,7 +33,7 @@ from semantic_aug.settings import (
     settings,
     whole,
 )
-from semantic_aug.settings.classification import STANDARD_AUGMENTATIONS, Classification
+from semantic_aug.settings.classification import STANDARD_AUGMENTATIONS, Classification, Contrastive
 from semantic_aug.settings.common import Experiment, Run
 from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.settings.generation import Generation
@@ -41,7 +41,13 @@ from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.names import differences
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
-from semantic_aug.stages import editing, fine_tune, planning, result_settings, train_classifier
+from semantic_aug.stages import (
+    classifier_settings,
+    editing,
+    fine_tune,
+    planning,
+    result_settings,
+)
 from semantic_aug.stages import edits as edits_module
 from semantic_aug.synthesis.records import read_records
 from semantic_aug.words.templates import load_templates
@@ -156,7 +162,7 @@ def test_other_results_exactly_where_it_is_declared(tmp_path):
     assert len(read_records(folder)) == 1
 
     def identity(made):
-        options = train_classifier.training_options(
+        options = classifier_settings.training_options(
             dataclasses.replace(made, synthetic_probability=None)
             if made.utilization != "mix" else made
         )  # fmt: skip
@@ -166,17 +172,29 @@ def test_other_results_exactly_where_it_is_declared(tmp_path):
             mean=torch.zeros(3), std=torch.ones(3),
         )  # fmt: skip
         trial = Trial(0, 1)
+        near = {trial: folder} if made.negative_aug_name else {}
         found = result_settings.result_settings(
-            RUN, made, options, backbone, photos, {}, {trial: {"aug": folder}}
+            RUN, made, options, backbone, photos, {}, {trial: {"aug": folder}}, near
         )
         return config_id(found | {"backbone_precision": made.backbone_precision})
 
+    of_supcon = [*fields_of(Contrastive)]
     base = {"finetune": "all", "backbone_learning_rate": 1e-4, "synthetic_probability": 0.5,
             "backbone_precision": "float32"}  # fmt: skip
-    found = ids_by_field(Classification, base, lambda made: identity(
-        dataclasses.replace(made, finetune="none", backbone_learning_rate=None)
-        if made.backbone_precision != "float32" or made.views else made
-    ))  # fmt: skip
+
+    def fitting(made):
+        """Values that go with each other."""
+        if made.backbone_precision != "float32" or made.views:
+            made = dataclasses.replace(made, finetune="none", backbone_learning_rate=None)
+        if made.objective == "supcon" or any(getattr(made, name) for name in of_supcon[1:]):
+            made = dataclasses.replace(made, objective="supcon", backbone_learning_rate=None)
+        return identity(made)
+
+    found = ids_by_field(Classification, base, fitting)
+    supcon = Classification(finetune="all", objective="supcon")
+    for name in of_supcon:
+        changed = another(fields_of(Classification)[name], getattr(supcon, name))
+        found[name] = identity(dataclasses.replace(supcon, **{name: changed})) != identity(supcon)
     assert found | {"classes": False} == declared(Classification)
 
 

@@ -1,0 +1,27 @@
+"""Files that show whether they are whole: the sha256 of the rest, and the rest. For checkpoints."""
+
+import hashlib
+from pathlib import Path
+
+from semantic_aug.experiment.files import atomic_path
+
+_DIGEST = 32  # bytes
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+
+
+def read_checked(path: Path) -> bytes:
+    """The content of a file of `write_checked`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or something else.
+    """
+    data = path.read_bytes()
+    if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+        raise ValueError("its checksum is another")
+    return data[_DIGEST:]
