@@ -5,14 +5,17 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import draw_photo
+from conftest import ROOT, draw_photo
 from hypothesis import given
 from hypothesis import strategies as st
 
 import train_classifier
+from semantic_aug import __main__ as command_line
+from semantic_aug.cluster import chain
 from semantic_aug.evaluation import contrastive, training
 from semantic_aug.evaluation.contrastive import random_view, supervised_contrastive_loss
 from semantic_aug.evaluation.results import is_finished
@@ -20,6 +23,7 @@ from semantic_aug.evaluation.sampling import Examples, draw_negatives
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.synthesis.records import read_records
 
 # --- the loss --------------------------------------------------------------------------------
 
@@ -352,3 +356,44 @@ def test_negatives_without_supcon_are_refused(data, resnet, capsys):
         train_classifier.main([*common, "--negative_aug_name=ood", "--num_synthetic=0"])
     assert ended.value.code == 2
     assert "--negative_aug_name belongs to --objective supcon" in capsys.readouterr().err
+
+
+def test_the_whole_thesis_runs_with_a_small_model(
+    workdir, small_model, resnet, monkeypatch, capsys
+):
+    class InThisProcess:
+        """Instead of a process, whose imports take ten seconds for each of seven commands."""
+
+        def __init__(self, line, **_):
+            self.words = line[3:]
+
+        def wait(self) -> int:
+            command_line.main(self.words)
+            return 0
+
+        def terminate(self) -> None:
+            """It has ended."""
+
+    monkeypatch.setattr(chain, "subprocess", SimpleNamespace(Popen=InThisProcess))
+    small = (
+        f"--data_dir {ROOT / 'sample/mvip'} --dataset_args super_class=CarComponent --device cpu "
+        f"--classes hex_nut washer --examples_per_class 2 --model_path {small_model} "
+        f"--resolution 16 --classifier_backbone {resnet} --image_size 16 --contrastive_epochs 2 "
+        "--num_epochs 2 --iterations_per_epoch 2 --num_inference_steps 5 --mixed_precision no "
+        "fine_tune: --max_train_steps 2 --initializer_token a --report_to none"
+    )
+    file = ROOT / "scripts/reproduce/mvip-thesis.args"
+    command_line.main(["run", f"@{file}", *small.split()])
+    results = Path("output/mvip-thesis/results")
+    assert {path.name for path in results.iterdir()} == {"real", "id", "id-ood"}
+    assert all(is_finished(results / name, Trial(0, 2)) for name in ("real", "id", "id-ood"))
+    said = capsys.readouterr().out
+    assert "seed=0_ex=2: 4 photos and 16 synthetic images of 2 classes" in said
+    assert "seed=0_ex=2: 16 hard negatives" in said
+    for pair in ("id - real", "id-ood - real", "id-ood - id"):
+        assert f"{pair}, 2 per class, test:" in said
+    strengths = {
+        name: read_records(Path("output/mvip-thesis") / name / "seed=0_ex=2")[0]["strength"]
+        for name in ("id", "ood")
+    }
+    assert strengths == {"id": [0.2], "ood": [0.5]}
