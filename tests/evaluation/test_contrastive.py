@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from semantic_aug.evaluation.sampling import Examples, draw_negatives
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.settings import build_all
+from semantic_aug.stages.classifier_settings import method_of, training_options
 from semantic_aug.synthesis.records import read_records
 
 # --- the loss --------------------------------------------------------------------------------
@@ -397,3 +400,19 @@ def test_the_whole_thesis_runs_with_a_small_model(
         for name in ("id", "ood")
     }
     assert strengths == {"id": [0.2], "ood": [0.5]}
+
+
+def test_the_pages_commands_are_such_that_go_together():
+    text = (ROOT / "docs/contrastive.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("python ")]
+    stages = {"generate_augmentations.py": "generate", "train_classifier.py": "train_classifier"}
+    methods = []
+    for _, script, *flags in lines:
+        stage = stages[script]
+        args = chain.parser_of(stage).parse_args(flags)
+        _, settings, *_ = build_all(vars(args), *chain.SETTINGS[stage])
+        if stage == "train_classifier":
+            assert training_options(settings).objective == "supcon"
+            methods.append(method_of(settings))
+            assert {*settings.compare} <= {*methods}
+    assert methods == ["real-supcon", "id-supcon", "id-supcon-ood"]
