@@ -148,6 +148,15 @@ def test_pasted_on_the_images_of_a_folder(tmp_path):
     assert found == {("0.png", (1, 2, 3)), ("1.png", (250, 0, 250))}
 
 
+def test_generated_places_have_the_model_that_is_named(small_model):
+    with pytest.raises(UserError, match="no model is named: give --model_path, or in Python"):
+        Paste(backgrounds="generated")
+    aug = Paste(model_path=small_model, backgrounds="generated", num_places=1,
+                num_inference_steps=1)  # fmt: skip
+    aug.bind(Trial())
+    assert edited(aug)[1][0][0].details["place"] == "000000.png"
+
+
 @pytest.mark.parametrize("places_from", ["prompts", "photos"])
 def test_places_are_drawn_once_and_kept(pipeline, tmp_path, places_from):
     loads = []
