@@ -10,7 +10,10 @@ from PIL import Image
 
 import train_classifier
 from semantic_aug import Run, UserError, generate
+from semantic_aug.augmentations.background import Background
+from semantic_aug.augmentations.compose import ComposeParallel
 from semantic_aug.augmentations.paste import Paste
+from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.synthesis.records import read_left_out
 from semantic_aug.synthesis.variants import read_variants
@@ -220,3 +223,54 @@ def test_an_object_that_vanishes_when_reduced_gets_no_variants(masked, photos):
     assert masked("--aug=paste", "--save_size=6", "--examples_per_class=3")[0] == 0
     folder = Path("output/e/aug/seed=0_ex=3").absolute()
     assert read_left_out(folder) == {"train/cat/0.png": "its mask is empty"}
+
+
+def test_the_model_of_an_object_is_that_of_its_images(masked, photos, small_model, velocity_model):
+    run = Run("e", dataset="folder", data_dir=photos, dataset_args={"masks": "masks"})
+    own = {"model_path": small_model, "num_inference_steps": 4}
+
+    def made(aug, name, **more):
+        more |= {"aug_name": name, "num_synthetic": 1, "classes": ("cat",)}
+        (found,) = generate(run, aug=aug, **more).values()
+        with open(found.folder / "config.json") as file:
+            return found.made, json.load(file)["settings"]
+
+    assert masked("--aug=background", "--num_synthetic=1", "--classes=cat", name="flags")[0] == 0
+    with open("output/e/flags/seed=0_ex=1/config.json") as file:
+        by_flags = json.load(file)["settings"]
+    for name, aug in {
+        "b": Background(**own),
+        "p": Paste(backgrounds="generated", num_places=1, **own),
+        "m": ComposeParallel([RealGuidance(**own), Paste()]),
+    }.items():
+        found = made(aug, name)
+        assert found[0] == 1 and found[1]["model"] == by_flags["model"]
+        assert made(aug, name)[0] == 0  # the same object, though it is bound now
+    assert made(Background(**own), "b")[1]["num_inference_steps"] == 4
+    for name, other in {
+        "b": Background(**own, strength=0.5),
+        "p": Paste(backgrounds="generated", num_places=2, **own),
+        "m": ComposeParallel([RealGuidance(**own, guidance_scale=2.0), Paste()]),
+    }.items():
+        with pytest.raises(UserError, match="options: there"):
+            made(other, name)
+    with pytest.raises(UserError, match=r"got an object with the model .*, expected .* in all"):
+        made(Background(**own), "x", model=velocity_model)
+    with pytest.raises(UserError, match=r"expected .* in all images of a set"):
+        made((Background(**own), RealGuidance(**own | {"model_path": velocity_model})), "x")
+    assert not Path("output/e/x").exists()
+
+
+def test_an_object_s_own_backgrounds_count(masked, photos, workdir):
+    for path in (photos.parent / "masks" / "train").rglob("*.png"):
+        if (path.parent.name, path.name) != ("cat", "1.png"):
+            path.unlink()
+    (workdir / "walls").mkdir()
+    wall = workdir / "walls" / "0.png"
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(wall)
+    run = Run("e", dataset="folder", data_dir=photos, dataset_args={"masks": "masks"},
+              examples_per_class=3)  # fmt: skip
+    generate(run, aug=Paste(backgrounds="walls"), num_synthetic=1)  # which one photo suffices for
+    Image.new("RGB", (9, 9), (3, 2, 1)).save(wall)
+    with pytest.raises(UserError, match="backgrounds: there"):
+        generate(run, aug=Paste(backgrounds="walls"), num_synthetic=1)
