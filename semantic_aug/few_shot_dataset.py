@@ -373,7 +373,8 @@ class FewShotDataset(Dataset):
         if mask.shape != (size[1], size[0]):
             raise UserError(
                 f"mask of {record.source} is {mask.shape[1]}x{mask.shape[0]} pixels, "
-                f"the photo is {size[0]}x{size[1]}; python -m semantic_aug.datasets check lists all"
+                f"the photo is {size[0]}x{size[1]}: make it anew in the photo's size, or take it "
+                "away; python -m semantic_aug.datasets check lists all"
             )
         return mask
 

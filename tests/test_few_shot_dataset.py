@@ -736,7 +736,7 @@ def test_masks_of_rotated_photos_are_upright_too(tmp_path):
         assert np.array_equal(np.asarray(dataset.get_image_by_idx(index)), pixels())
         assert np.array_equal(dataset.get_mask_by_idx(index), upright)
     rotated.save(tmp_path / "masks" / "turned_0.png")  # without the tag it does not fit
-    message = r"mask of train/turned_0.png is 8x12 pixels, the photo is 12x8"
+    message = r"mask of train/turned_0.png is 8x12 pixels, the photo is 12x8: make it anew in"
     with pytest.raises(UserError, match=message):
         dataset.get_mask_by_idx(1)
 
