@@ -199,14 +199,21 @@ def test_places_are_drawn_once_and_kept(pipeline, tmp_path, places_from):
 def test_the_places_of_this_package_name_no_class():
     lines = read_places(None)
     assert len(lines) > 50 and len(set(lines)) == len(lines)
+    assert lines == VOCABULARY.read_text().splitlines()
     assert VOCABULARY.suffix == ".txt"
+
+
+def test_lines_that_begin_with_a_hash_are_comments(tmp_path):
+    path = tmp_path / "places.txt"
+    path.write_text("# indoors {of all kinds}\n\na desk\n  # outdoors\na beach # at noon\n")
+    assert read_places(path) == ["a desk", "a beach # at noon"]
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "is empty"),
-        ("\n \n", "is empty"),
+        ("", "names no place"),
+        ("\n # a beach\n", "names no place"),
         ("a {name} on sand\n", "without braces"),
         (None, "cannot read"),
     ],
