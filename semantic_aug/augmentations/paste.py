@@ -99,7 +99,7 @@ class Paste(GenerativeAugmentation):
             images_in(options["backgrounds"])
 
     @classmethod
-    def check_masks(cls, options, masks) -> None:
+    def check_masks(cls, options, masks, edited) -> None:
         masks = iter(masks)
         first = list(itertools.islice(masks, 2))
         if options["backgrounds"] == PHOTOS and len(first) < 2:
@@ -107,7 +107,8 @@ class Paste(GenerativeAugmentation):
                 f"--backgrounds photos: the trial has one photo with a mask, {first[0][0]}, and a "
                 "photo never stands on its own place; give --backgrounds generated or a folder"
             )
-        check_fit(options, itertools.chain(first, masks))
+        every = itertools.chain(first, masks)
+        check_fit(options, (each for each in every if each[0] in edited))
 
     def bind(self, dataset):
         if self.backgrounds == PHOTOS:

@@ -38,6 +38,7 @@ def check_objects(
     if not needing:
         return None
     sources, every = dataset.sources(), range(len(dataset))
+    edited = {sources[idx] for idx in dataset.indices(settings.classes)}
     without = without_object(dataset, every, settings.save_size)
     if len(without) == len(sources):
         idx, reason = next(iter(without.items()))
@@ -51,7 +52,7 @@ def check_objects(
         if (each, taken) in needing[:number]:
             continue
         masks = ((sources[i], dataset.get_mask_by_idx(i)) for i in every if i not in without)
-        each.check_masks(taken, masks)
+        each.check_masks(taken, masks, edited)
     if without:
         idx, reason = next(iter(without.items()))
         log.warning(

@@ -140,7 +140,11 @@ def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--aug=background", "--layout_scale", "5", "6"], "does not fit into its photo"),
+        (["--aug=background", "--layout_scale", "5", "6"], "in 6 of 6 photos, such as train/cat/"),
+        (
+            ["--aug=paste", "--layout_scale", "5", "6", "--classes", "toy train"],
+            "the object does not fit into its photo in 2 of 2 photos, such as train/toy train/",
+        ),
         (["--aug=paste", "--layout_scale", "2", "1"], "--layout_scale"),
         (["--aug=paste", "--layout_scale", "1"], "got 1 numbers"),
         (["--aug=background", "--places=none.txt"], "--places: cannot read none.txt"),
