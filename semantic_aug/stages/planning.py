@@ -23,6 +23,7 @@ from semantic_aug.stages.checking_photos import (
     check_masks,
     check_objects,
     check_photos,
+    say_left_out,
 )
 from semantic_aug.stages.choosing_words import details_of_classes, words_note
 from semantic_aug.stages.common import dataset_of, experiment_of
@@ -109,6 +110,9 @@ def plan_trials(
         for trial in embed_paths:  # before a model is fetched for photos that it cannot edit
             datasets[trial] = datasets.get(trial) or dataset_of(run, "train", trial)
             left_out[trial] = check_objects(settings, edits, datasets[trial], objects)
+        say_left_out(
+            datasets.values(), [each or {} for each in left_out.values()], settings.classes
+        )
     info = check_model(settings, edits) if uses_model(settings, edits, objects) else None
     device = pick_device(settings.device)
     if pipeline is not None:

@@ -111,7 +111,7 @@ def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
     Image.new("L", (48, 40), 0).save(masks / "cat" / "1.png")
     Image.new("L", (48, 40), 255).save(masks / "stop sign" / "0.png")
     status, said = masked("--aug=paste", "--examples_per_class=3")
-    assert status == 0 and "3 photos of 9 get no variants" in said
+    assert status == 0 and "3 photos of 9, in 2 classes, get no variants, as train/cat/" in said
     folder = Path("output/e/aug/seed=0_ex=3").absolute()
     assert sorted(read_left_out(folder).values()) == [
         "it has no mask", "its mask is empty", "its mask is the whole photo",
@@ -127,6 +127,12 @@ def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
         "--num_epochs=1", "--iterations_per_epoch=1", "--examples_per_class=3",
     ])  # fmt: skip
     assert "3 photos without variants, as " in capsys.readouterr().err
+
+    flags = ["--aug=paste", "--examples_per_class", "3", "4", "--num_trials=3", "--classes"]
+    status, said = masked(*flags, "cat", name="more")
+    assert status == 0 and said.count("get no variants") == 1
+    assert "2 photos of 3, in 1 class, get no variants" in said
+    assert "no variants" not in masked(*flags, "toy train", name="more")[1]
 
     # A photo whose mask has come since is wanted again.
     Image.open(masks / "cat" / "2.png").save(masks / "cat" / "0.png")
@@ -181,6 +187,13 @@ def test_an_inpainting_model_makes_surroundings_alone(masked, inpainting_model):
 def test_no_photo_has_a_mask(make):
     status, said = make("--aug=background", "--model_path=no/such/model")  # not asked for yet
     assert status == 2 and "needs masks that show the objects" in said and "masks=FOLDER" in said
+
+
+def test_no_photo_of_the_classes_chosen_has_a_mask(masked, photos):
+    for path in (photos.parent / "masks" / "train" / "cat").glob("*.png"):
+        path.unlink()
+    status, said = masked("--aug=paste", "--examples_per_class=2", "--classes=cat")
+    assert status == 2 and "and none of 2 photos has a mask of use (train/cat/" in said
 
 
 def test_one_photo_has_no_other_place(masked, photos):
