@@ -18,6 +18,7 @@ from semantic_aug.augmentations.sdedit import (
     check_prompt,
     check_strength,
 )
+from semantic_aug.experiment.config import Newer
 from semantic_aug.experiment.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.images.layout import Layouts
@@ -225,16 +226,25 @@ def uses_model(
 def facts_of_places(
     settings: Generation,
     edits: list[dict],
+    dataset,
     objects: Mapping[int, GenerativeAugmentation] | None = None,
 ) -> dict:
-    """What of places lies in files, for config.json; what is not used is not there."""
+    """What of places lies in files, for config.json; what is not used is not there.
+
+    Args:
+        dataset: the trial, whose photos may lend their places: all of them, so that the masks of
+            other classes than an image's own count too.
+    """
     facts: dict[str, Any] = {}
     for each, taken in classes_of(settings, edits, objects):
         backgrounds = taken.get("backgrounds")
         if "places" in taken and (each.needs_model or backgrounds == GENERATED):
             lines = read_places(taken["places"])
             facts["place_lines"] = f"{stable_hash('places', *lines):016x}"
-        if backgrounds not in (None, PHOTOS, GENERATED):
+        if backgrounds == PHOTOS or (backgrounds, taken.get("places_from")) == (GENERATED, PHOTOS):
+            digests = dataset.mask_digests(range(len(dataset)))
+            facts["place_masks"] = Newer(f"{stable_hash('place masks', *digests):016x}")
+        elif backgrounds not in (None, GENERATED):
             digests = file_digests(images_in(backgrounds))
             facts["backgrounds"] = f"{stable_hash('backgrounds', *digests):016x}"
     return facts

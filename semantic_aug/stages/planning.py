@@ -255,7 +255,7 @@ def compared_of(
         "edits": edits,
         "compose": settings.compose if len(edits) > 1 else None,
         "probs": check_probs(settings.probs, len(edits), settings.compose),
-        **facts_of_places(settings, edits, objects),
+        **facts_of_places(settings, edits, dataset, objects),
     }
     return compared(facts, run, settings)
 

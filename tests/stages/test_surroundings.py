@@ -15,6 +15,7 @@ from semantic_aug.augmentations.compose import ComposeParallel
 from semantic_aug.augmentations.paste import Paste
 from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets.folder import FolderDataset
+from semantic_aug.experiment.config import config_id
 from semantic_aug.synthesis.records import read_left_out
 from semantic_aug.synthesis.variants import read_variants
 
@@ -216,6 +217,32 @@ def test_other_places_are_other_images(masked, workdir):
     (workdir / "places.txt").rename(workdir / "elsewhere.txt")
     (workdir / "elsewhere.txt").write_text("\na beach")
     assert masked(*flags[:1], "--places=elsewhere.txt", flags[2])[0] == 0
+
+
+def test_other_masks_of_lending_photos_are_other_images(masked, photos, called):
+    import generate_augmentations
+
+    flags = ["--aug=paste", "--examples_per_class=2", "--classes=cat"]
+    assert masked(*flags)[0] == 0
+    for path in (photos.parent / "masks" / "train" / "toy train").glob("*.png"):
+        mask = np.asarray(Image.open(path)).copy()
+        mask[:9] = 255
+        Image.fromarray(mask).save(path)
+    status, said = masked(*flags)
+    assert status == 2 and "place_masks: there" in said
+    image = f"output/e/aug/seed=0_ex=2/{records_of()[0]['file_name']}"
+    status, _, said = called(generate_augmentations.main, "--reproduce", image, "--device=cpu")
+    assert status == 2 and "other masks of the photos that lend their places" in said
+
+    config = Path("output/e/aug/seed=0_ex=2/config.json")
+    content = json.loads(config.read_text())
+    older = {k: v for k, v in content["settings"].items() if k != "place_masks"}
+    name = config_id(older)
+    config.write_text(json.dumps(content | {"settings": older, "id": name}))
+    for path in (config.parent / "records").glob("*.jsonl"):
+        path.rename(path.with_name(path.name.replace(content["id"], name)))
+    assert masked(*flags)[0] == 0  # a set of before goes on without
+    assert json.loads(config.read_text())["id"] == name
 
 
 def test_images_of(masked):
