@@ -269,12 +269,22 @@ class FewShotDataset(Dataset):
             raise NoPhotos(f"no photo of split {self.split!r} in {self.data_dir}{hint}")
         wanted = self.examples_per_class if self.split == "train" else None
         selected: list[Record] = []
+        short: dict[str, int] = {}  # photos of each class that has fewer than wanted
         for class_name in self.class_names:
             group = sorted(by_class[class_name], key=attrgetter("source"))
             if wanted is not None and group:
                 group.sort(key=lambda r: stable_hash("subset", self.seed, class_name, r.source))
                 group = self._first_readable(class_name, group, wanted)
+                if len(group) < wanted:
+                    short[class_name] = len(group)
             selected += map(self._with_path, group)
+        if short:
+            name, count = next(iter(short.items()))
+            log.warning(
+                "%s fewer readable photos than the %d asked for, such as %r with %d: all are used",
+                "1 class has" if len(short) == 1 else f"{len(short)} classes have",
+                wanted, name, count,
+            )  # fmt: skip
         if self.unreadable:
             unreadable = counted(len(self.unreadable), "photo")
             log.warning("%s of split %r cannot be read", unreadable, self.split)
@@ -310,13 +320,6 @@ class FewShotDataset(Dataset):
         if not readable:
             raise UserError(
                 f"class {class_name!r} has {counted(len(group), 'photo')}, none of them readable"
-            )
-        if len(readable) < wanted:
-            log.warning(
-                "class %r has %s of the %d asked for: all are used",
-                class_name,
-                counted(len(readable), "readable photo"),
-                wanted,
             )
         return readable
 
@@ -373,7 +376,8 @@ class FewShotDataset(Dataset):
         if mask.shape != (size[1], size[0]):
             raise UserError(
                 f"mask of {record.source} is {mask.shape[1]}x{mask.shape[0]} pixels, "
-                f"the photo is {size[0]}x{size[1]}; python -m semantic_aug.datasets check lists all"
+                f"the photo is {size[0]}x{size[1]}: make it anew in the photo's size, or take it "
+                "away; python -m semantic_aug.datasets check lists all"
             )
         return mask
 

@@ -1,6 +1,6 @@
 """GenerativeAugmentation: what an augmentation is, for those who call one and who write one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -70,13 +70,17 @@ class GenerativeAugmentation:
 
     @classmethod
     def check_masks(
-        cls, options: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]]
+        cls,
+        options: Mapping[str, Any],
+        masks: Iterable[tuple[str, np.ndarray]],
+        edited: Collection[str],
     ) -> None:
         """Raise UserError where the objects of a trial's photos do not suffice.
 
         Args:
             options: as `check` takes them.
             masks: source and mask of every photo of the trial whose mask is of use.
+            edited: sources of the photos that are to be edited, those of the classes chosen.
         """
 
     def bind(self, dataset) -> None:

@@ -24,12 +24,13 @@ from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
 COCO_CLASSES = {1: "person", 17: "cat", 18: "dog"}
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: str = README) -> list[str]:
     """The fenced blocks of a language, also those that stand in a list."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", README, re.MULTILINE | re.DOTALL)
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page, re.MULTILINE | re.DOTALL)
     return ["\n".join(line.removeprefix(indent) for line in text.splitlines())
             for indent, text in found]  # fmt: skip
 
@@ -183,6 +184,22 @@ def test_python_example_runs(world, small_model):
     assert names["label"] == 0
 
 
+def test_the_python_of_the_page_of_methods_runs(world, small_model):
+    (example,) = blocks("python", METHODS)
+    quick = {"CompVis/stable-diffusion-v1-4": small_model, "steps=30": "steps=2",
+             "num_synthetic=3": "num_synthetic=1"}  # fmt: skip
+    for written, small in quick.items():
+        assert written in example
+        example = example.replace(written, small)
+    names = {}
+    exec(example, names)
+    assert names["image"].size == (48, 40) and names["label"] == 0
+    for name, methods in {"paste": {"paste"}, "both": {"paste", "background"}}.items():
+        lines = (world / f"output/demo/{name}/seed=0_ex=2/metadata.jsonl").read_text().splitlines()
+        assert len(lines) == 3 * 2
+        assert {json.loads(line)["aug"][0] for line in lines} == methods
+
+
 def test_own_dataset_says_what_is_missing(world, small_model, capsys):
     import generate_augmentations
 
@@ -222,7 +239,6 @@ def test_readme_names_every_script_and_no_flag_that_does_not_exist():
 
 
 def test_the_page_of_methods_names_no_flag_and_no_picture_that_does_not_exist():
-    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"--\w+", text)) - {"--output", "--out"} <= flags()  # of its pictures
-    pictures = set(re.findall(r"\]\((methods/\w+\.webp)\)", text))
+    assert set(re.findall(r"--\w+", METHODS)) - {"--output", "--out"} <= flags()  # of its pictures
+    pictures = set(re.findall(r"\]\((methods/\w+\.webp)\)", METHODS))
     assert pictures == {f"methods/{path.name}" for path in (ROOT / "docs/methods").iterdir()}

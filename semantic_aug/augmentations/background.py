@@ -77,8 +77,8 @@ class Background(GenerativeAugmentation):
             check_strength(options["harmonize"], options["num_inference_steps"], "--harmonize")
 
     @classmethod
-    def check_masks(cls, options, masks) -> None:
-        check_fit(options, masks)
+    def check_masks(cls, options, masks, edited) -> None:
+        check_fit(options, (each for each in masks if each[0] in edited))
 
     def augment(self, images, labels, metadata, generators):
         masks = [~grow(mask == 0, self.mask_grow_radius) for mask in masks_of(metadata)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.images.layout import Layouts, can_fit, check_layouts
 
 LAYOUT_SETTINGS = (
@@ -40,13 +40,15 @@ def layouts_of(options: Mapping[str, Any]) -> Layouts:
 
 
 def check_fit(options: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Raise UserError for a photo whose object has no room in any of the layouts."""
+    """Raise UserError where the object of a photo has no room in any of the layouts."""
     layouts = layouts_of(options)
     if layouts == Layouts():
         return
-    for source, mask in masks:
-        if not can_fit(layouts, mask):
-            raise UserError(
-                f"--layout_scale: {layouts.scale[0]:g} times its size, the object of {source} "
-                "does not fit into its photo; choose a smaller factor"
-            )
+    fits = {source: can_fit(layouts, mask) for source, mask in masks}
+    without_room = [source for source in fits if not fits[source]]
+    if without_room:
+        raise UserError(
+            f"--layout_scale: {layouts.scale[0]:g} times its size, the object does not fit into "
+            f"its photo in {len(without_room)} of {counted(len(fits), 'photo')}, such as "
+            f"{without_room[0]}; choose a smaller factor"
+        )

@@ -44,6 +44,7 @@ class Paste(GenerativeAugmentation):
     Args:
         pipeline: a loaded diffusers pipeline, or a function that loads it: for places that are
             generated, and loaded for nothing else.
+        model_path: hub id or folder of the model, where there is no pipeline.
         backgrounds: `photos`, other photos of the trial with their objects painted over;
             `generated`, places that the model draws; or a folder of images.
         num_places: how many are generated.
@@ -65,20 +66,25 @@ class Paste(GenerativeAugmentation):
         "shadow",
     )  # fmt: skip
     details = (*LAYOUT_DETAILS, "place", "place_sha256", "other_photo")
+    _choose: Callable[[str, torch.Generator], tuple[Image.Image, dict]] | None = None
 
     def __init__(
-        self, pipeline=None, *, backgrounds: str = PHOTOS, num_places: int = 64,
-        places: str | None = None, places_from: str = PROMPTS,
+        self, pipeline=None, *, model_path: str | None = None, backgrounds: str = PHOTOS,
+        num_places: int = 64, places: str | None = None, places_from: str = PROMPTS,
         places_dir: str | Path | None = None, made_with: Mapping | None = None,
         offload_to=None, shadow: float = 0.4, **options,
     ):  # fmt: skip
         self.layouts, self.shadow = layouts_of(options), shadow
         self.pipeline, self.backgrounds, self.num_places = pipeline, backgrounds, num_places
-        self.lines, self.places, self.places_from = read_places(places), places, places_from
+        self.places, self.places_from = places, places_from
         self.places_dir, self.made_with = places_dir, made_with
         self.offload_to = offload_to
         self.options = {k: v for k, v in options.items() if k not in LAYOUT_SETTINGS}
-        self._choose: Callable[[str, torch.Generator], tuple[Image.Image, dict]] | None = None
+        if model_path is not None:
+            self.model_path = model_path
+            self.pipeline = pipeline or functools.partial(pipeline_or_load, None, model_path)
+        elif backgrounds == GENERATED and pipeline is None:
+            pipeline_or_load(None, None)  # says what is missing, before anything is looked at
 
     @classmethod
     def uses_model(cls, options: Mapping[str, Any]) -> bool:
@@ -93,7 +99,7 @@ class Paste(GenerativeAugmentation):
             images_in(options["backgrounds"])
 
     @classmethod
-    def check_masks(cls, options, masks) -> None:
+    def check_masks(cls, options, masks, edited) -> None:
         masks = iter(masks)
         first = list(itertools.islice(masks, 2))
         if options["backgrounds"] == PHOTOS and len(first) < 2:
@@ -101,7 +107,8 @@ class Paste(GenerativeAugmentation):
                 f"--backgrounds photos: the trial has one photo with a mask, {first[0][0]}, and a "
                 "photo never stands on its own place; give --backgrounds generated or a folder"
             )
-        check_fit(options, itertools.chain(first, masks))
+        every = itertools.chain(first, masks)
+        check_fit(options, (each for each in every if each[0] in edited))
 
     def bind(self, dataset):
         if self.backgrounds == PHOTOS:
@@ -140,8 +147,9 @@ class Paste(GenerativeAugmentation):
         options["num_inference_steps"] = options["num_inference_steps"] or 50
         if options["guidance_scale"] is None:
             options["guidance_scale"] = 7.5
+        lines = read_places(self.places)
         identity = options | {
-            "lines": self.lines,
+            "lines": lines,
             "from": self.places_from,
             "made_with": self.made_with,
         }
@@ -157,11 +165,11 @@ class Paste(GenerativeAugmentation):
         def drawing():
             pipeline = self.pipeline
             if not hasattr(pipeline, "unet"):  # a pipeline can be called, too
-                pipeline = pipeline_or_load(pipeline and pipeline(), None)
+                pipeline = pipeline()
             taken = {k: v for k, v in self.options.items() if k != "strength"}
             if self.places_from == PROMPTS:
                 drawing = text_to_image(pipeline)
-                draw = functools.partial(from_prompts, drawing, self.lines, options=options)
+                draw = functools.partial(from_prompts, drawing, lines, options=options)
             else:
                 background = Background(pipeline, places=self.places, **taken)
                 drawing = background.edit.pipeline

@@ -23,6 +23,8 @@ VOCABULARY = Path(__file__).with_suffix(".txt")
 def read_places(path: str | Path | None) -> list[str]:
     """The lines of a text file of places; of this package's own list, where none is named.
 
+    Lines that begin with # are comments.
+
     Raises:
         UserError: it cannot be read, has no line, or a line has braces.
     """
@@ -32,9 +34,10 @@ def read_places(path: str | Path | None) -> list[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"--places: cannot read {path}: {reason}") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise UserError(f"--places: {path} is empty, expected a place per line")
+        raise UserError(f"--places: {path} names no place, expected one per line, without #")
     for line in lines:
         if "{" in line or "}" in line:
             raise UserError(

@@ -412,7 +412,10 @@ def pipeline_or_load(pipeline, model_path: str | None):
     if pipeline is not None:
         return pipeline
     if model_path is None:
-        raise UserError("an augmentation needs a pipeline or a model_path")
+        raise UserError(
+            "no model is named: give --model_path, or in Python pipeline= or model_path= to the "
+            "augmentation"
+        )
     device = pick_device()
     dtype = pick_dtype(device, "no" if device.type == "cpu" else "fp16")
     return load_pipeline(inspect_model(model_path), device, dtype)

@@ -218,8 +218,8 @@ class Edits:
 class Surroundings:
     places: str | None = setting(
         None,
-        "text file with a place per line, of which one is drawn per image (default: a list that "
-        "comes with this package)",
+        "text file with a place per line, of which one is drawn per image, and comments in lines "
+        "that begin with # (default: a list that comes with this package)",
         metavar="FILE",
         result="place lines",
         newer=True,

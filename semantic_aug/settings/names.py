@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from semantic_aug.settings import fields_of
@@ -43,7 +44,19 @@ def _columns(key: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
     for name in sorted({name for edits in lists for edit in edits for name in edit}):
         old, new = ([edit.get(name) for edit in edits] for edits in lists)
         if old != new:
-            yield name, old, new
+            pairs = [_apart(*pair) for pair in zip_longest(old, new)]
+            yield name, [one for one, _ in pairs][: len(old)], [two for _, two in pairs][: len(new)]
+
+
+def _apart(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two values without what they have in common, where they are mappings."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return one, other
+    keys = [key for key in one | other if one.get(key) != other.get(key)]
+    pairs = {key: _apart(one.get(key), other.get(key)) for key in keys}
+    return {key: pair[0] for key, pair in pairs.items()}, {
+        key: pair[1] for key, pair in pairs.items()
+    }
 
 
 def text_of(value: Any) -> str:

@@ -2,18 +2,17 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from semantic_aug import UserError, counted
-from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.sdedit import fill_prompt, words_of
 from semantic_aug.images.framing import grow, mask_within, size_within
 from semantic_aug.images.reading import read_size
 from semantic_aug.settings.generation import Generation
-from semantic_aug.stages.edits import options_taken
+from semantic_aug.stages.edits import classes_of
 from semantic_aug.synthesis.jobs import without_object
 from semantic_aug.words.embeddings import (
     check_widths,
@@ -26,36 +25,55 @@ from semantic_aug.words.embeddings import (
 log = logging.getLogger(__name__)
 
 
-def check_objects(settings: Generation, edits: list[dict], dataset) -> dict[str, str] | None:
+def check_objects(
+    settings: Generation, edits: list[dict], dataset, objects=None
+) -> dict[str, str] | None:
     """Why photos of a trial get no images, by source; None where no edit needs their objects.
 
     Raises:
         UserError: no photo shows where its object is, or they do not suffice for an edit.
     """
-    classes = [augmentation_class(edit["aug"]) for edit in edits]
-    needing = [each for each in classes if each.needs_object]
+    classes = classes_of(settings, edits, objects)
+    needing = [each for each in classes if each[0].needs_object]
     if not needing:
         return None
     sources, every = dataset.sources(), range(len(dataset))
+    chosen = dataset.indices(settings.classes)
     without = without_object(dataset, every, settings.save_size)
-    if len(without) == len(sources):
-        idx, reason = next(iter(without.items()))
-        aug = next(e["aug"] for e, each in zip(edits, classes) if each.needs_object)
+    if chosen and without.keys() >= set(chosen):
+        idx, reason = chosen[0], without[chosen[0]]
+        aug = next(e["aug"] for e, each in zip(edits, classes) if each in needing)
         raise UserError(
             f"--aug {aug} needs masks that show the objects, and none of "
-            f"{counted(len(sources), 'photo')} has a mask of use ({sources[idx]}: {reason}); a "
+            f"{counted(len(chosen), 'photo')} has a mask of use ({sources[idx]}: {reason}); a "
             "folder takes masks by --dataset_args masks=FOLDER, coco and mvip come with masks"
         )
-    for each in dict.fromkeys(needing):
+    for number, (each, taken) in enumerate(needing):
+        if (each, taken) in needing[:number]:
+            continue
         masks = ((sources[i], dataset.get_mask_by_idx(i)) for i in every if i not in without)
-        each.check_masks(options_taken(settings, each), masks)
-    if without:
-        idx, reason = next(iter(without.items()))
-        log.warning(
-            "%s of %d get no variants, as %s: %s",
-            counted(len(without), "photo"), len(sources), sources[idx], reason,
-        )  # fmt: skip
+        each.check_masks(taken, masks, {sources[idx] for idx in chosen})
     return {sources[idx]: reason for idx, reason in without.items()}
+
+
+def say_left_out(
+    datasets: Iterable, left_out: Iterable[Mapping[str, str]], classes: Collection[str] | None
+) -> None:
+    """Say in a line how many photos of some trials get no images, of the classes chosen."""
+    class_of: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for dataset, reasons_there in zip(datasets, left_out):
+        sources, names = dataset.sources(), dataset.class_names
+        for idx in dataset.indices(classes):
+            class_of[sources[idx]] = names[dataset.get_label_by_idx(idx)]
+        reasons |= {source: why for source, why in reasons_there.items() if source in class_of}
+    if reasons:
+        concerned = {class_of[source] for source in reasons}
+        log.warning(
+            "%s of %d, in %s, get no variants, as %s: %s",
+            counted(len(reasons), "photo"), len(class_of), counted(len(concerned), "class"),
+            *next(iter(reasons.items())),
+        )  # fmt: skip
 
 
 def check_photos(dataset, indices, embed_path: Path | None, info) -> None:

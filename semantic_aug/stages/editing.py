@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -53,7 +54,7 @@ from semantic_aug.settings.generation import (
     TEXTUAL_INVERSION,
     Generation,
 )
-from semantic_aug.stages.edits import objects_of, options_taken
+from semantic_aug.stages.edits import edits_of, objects_of, options_taken
 
 log = logging.getLogger(__name__)
 CHANGING = ("lora", "unet_path", "low_memory", "compile")  # what they do stays in a loaded model
@@ -179,6 +180,39 @@ def named_model(settings: Settings, pipeline) -> Settings:
     if not source or settings.model != fields_of(type(settings))["model"].default:
         return settings
     return dataclasses.replace(settings, model=str(source))
+
+
+def model_of_objects(
+    settings: Generation, objects: Mapping[int, GenerativeAugmentation]
+) -> Generation:
+    """The settings with the model, steps and resolution of augmentations given as objects.
+
+    Raises:
+        UserError: they were made with several models, or with another than the settings name.
+    """
+    for name in dict.fromkeys(name for aug in objects.values() for name in models_of(aug)):
+        settings = named_model(settings, SimpleNamespace(name_or_path=name))
+        wanted = settings.model
+        if name != wanted and inspect_model(name).identity != inspect_model(wanted).identity:
+            raise UserError(
+                f"--aug: got an object with the model {name}, expected {wanted} in all images of a "
+                "set: make all objects with one model, and leave --model_path out"
+            )
+    own = [edit for aug in objects.values() for edit in edits_of(aug)]
+    alike = {(edit.num_inference_steps, edit.resolution) for edit in own}
+    if len(alike) == 1 and len(objects) == len(settings.aug or ()):  # each record has them
+        ((steps, side),) = alike
+        settings = dataclasses.replace(settings, num_inference_steps=steps, resolution=side)
+    return settings
+
+
+def models_of(aug: GenerativeAugmentation) -> list[str]:
+    """The models that an object was made with, as far as they have a name."""
+    inner: Iterable[GenerativeAugmentation] = getattr(aug, "augs", ())
+    pipelines = [getattr(aug, "pipeline", None), *(edit.pipeline for edit in edits_of(aug))]
+    names = [getattr(each, "name_or_path", None) for each in pipelines]
+    names += [getattr(aug, "model_path", None), *(n for each in inner for n in models_of(each))]
+    return [str(name) for name in names if name]
 
 
 def check_given(settings: Generation, pipeline, device) -> None:

@@ -12,9 +12,16 @@ from semantic_aug.augmentations import AUGMENTATIONS, augmentation_class, augmen
 from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.augmentations.paste import images_in
 from semantic_aug.augmentations.places import read_places
-from semantic_aug.augmentations.sdedit import check_guidance_scale, check_prompt, check_strength
+from semantic_aug.augmentations.sdedit import (
+    SDEditor,
+    check_guidance_scale,
+    check_prompt,
+    check_strength,
+)
+from semantic_aug.experiment.config import Newer
 from semantic_aug.experiment.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
+from semantic_aug.images.layout import Layouts
 from semantic_aug.settings import fields_of
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import (
@@ -67,13 +74,21 @@ def split_objects(settings: Generation) -> tuple[Generation, dict[int, Generativ
 
 def options_of(aug: GenerativeAugmentation) -> dict:
     """What an object was made with, as far as its attributes say so in numbers and texts."""
-    found = {}
-    for key, value in sorted(vars(aug).items()):
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = dataclasses.asdict(value)
-        if isinstance(value, str | int | float | NoneType | tuple | list | dict):
-            found[key] = value
+    found = {key: _told(value) for key, value in sorted(vars(aug).items()) if key != "model_path"}
     return {key: value for key, value in found.items() if _is_plain(value)}
+
+
+def _told(value: Any) -> Any:
+    """An attribute of an augmentation, with what its parts were made with in their place."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, GenerativeAugmentation):
+        return options_of(value)
+    if isinstance(value, SDEditor):  # whose batch size changes no image
+        told = {key: part for key, part in vars(value).items() if key != "batch_size"}
+        told |= {"prompts": f"{stable_hash(*value.prompts):016x}"}  # there may be hundreds
+        return {key: part for key, part in told.items() if key[0] != "_" and _is_plain(part)}
+    return [_told(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def _is_plain(value: object) -> bool:
@@ -123,6 +138,10 @@ def list_edits(
     check_taken(settings, rows, objects or {})
     for number, row in enumerate(rows):
         if (aug := objects_of(number, objects, settings)) is not None:
+            for edit in edits_of(aug):  # what it does, whatever the settings say
+                row |= {"strength": edit.strength, "guidance_scale": edit.guidance_scale}
+                row |= {"mask": int(edit.mask), "inverted": int(edit.inverted)}
+            row |= augmentation_class(row["aug"]).fixed
             row["options"] = options_of(aug)
     check_probs(settings.probs, count, settings.compose)
     if settings.negative_prompt and all(row["guidance_scale"] <= 1 for row in rows):
@@ -133,9 +152,33 @@ def list_edits(
     return rows
 
 
-def options_taken(settings: Generation, made: type[GenerativeAugmentation]) -> dict:
-    """The settings that a class of augmentation takes beyond those of every edit."""
-    return {name: getattr(settings, name) for name in made.takes if hasattr(settings, name)}
+def options_taken(
+    settings: Generation,
+    made: type[GenerativeAugmentation],
+    given: GenerativeAugmentation | None = None,
+) -> dict:
+    """The settings that a class of augmentation takes beyond those of every edit.
+
+    Args:
+        given: the object, where there is one: what it was made with counts.
+    """
+    own = {} if given is None else vars(given)
+    if isinstance(layouts := own.get("layouts"), Layouts):
+        own = own | {f"layout_{key}": value for key, value in vars(layouts).items()}
+    return {
+        name: own.get(name, getattr(settings, name))
+        for name in made.takes
+        if hasattr(settings, name)
+    }
+
+
+def classes_of(
+    settings: Generation, edits: list[dict], objects: Mapping[int, GenerativeAugmentation] | None
+) -> list[tuple[type[GenerativeAugmentation], dict]]:
+    """The class of each edit, and the settings that it takes."""
+    made = [augmentation_class(edit["aug"]) for edit in edits]
+    given = [objects_of(number, objects, settings) for number in range(len(edits))]
+    return [(cls, options_taken(settings, cls, aug)) for cls, aug in zip(made, given)]
 
 
 def check_taken(
@@ -171,24 +214,46 @@ def check_taken(
         raise UserError(f"--strength means nothing to --aug {edits[0]['aug']}: leave it out")
 
 
-def uses_model(settings: Generation, edits: list[dict]) -> bool:
+def uses_model(
+    settings: Generation,
+    edits: list[dict],
+    objects: Mapping[int, GenerativeAugmentation] | None = None,
+) -> bool:
     """Whether any of these edits needs a model."""
-    classes = [augmentation_class(edit["aug"]) for edit in edits]
-    return any(each.uses_model(options_taken(settings, each)) for each in classes)
+    return any(each.uses_model(taken) for each, taken in classes_of(settings, edits, objects))
 
 
-def facts_of_places(settings: Generation, edits: list[dict]) -> dict:
-    """What of places lies in files, for config.json; what is not used is not there."""
-    classes = [augmentation_class(edit["aug"]) for edit in edits]
+def facts_of_places(
+    settings: Generation,
+    edits: list[dict],
+    dataset,
+    objects: Mapping[int, GenerativeAugmentation] | None = None,
+) -> dict:
+    """What of places lies in files, for config.json; what is not used is not there.
+
+    Args:
+        dataset: the trial, whose photos may lend their places: all of them, so that the masks of
+            other classes than an image's own count too.
+    """
     facts: dict[str, Any] = {}
-    pasted = any("backgrounds" in each.takes for each in classes)
-    in_words = any("places" in each.takes and each.needs_model for each in classes)
-    if in_words or (pasted and settings.backgrounds == GENERATED):
-        facts["place_lines"] = f"{stable_hash('places', *read_places(settings.places)):016x}"
-    if pasted and settings.backgrounds not in (PHOTOS, GENERATED):
-        digests = file_digests(images_in(settings.backgrounds))
-        facts["backgrounds"] = f"{stable_hash('backgrounds', *digests):016x}"
+    for each, taken in classes_of(settings, edits, objects):
+        backgrounds = taken.get("backgrounds")
+        if "places" in taken and (each.needs_model or backgrounds == GENERATED):
+            lines = read_places(taken["places"])
+            facts["place_lines"] = f"{stable_hash('places', *lines):016x}"
+        if backgrounds == PHOTOS or (backgrounds, taken.get("places_from")) == (GENERATED, PHOTOS):
+            digests = dataset.mask_digests(range(len(dataset)))
+            facts["place_masks"] = Newer(f"{stable_hash('place masks', *digests):016x}")
+        elif backgrounds not in (None, GENERATED):
+            digests = file_digests(images_in(backgrounds))
+            facts["backgrounds"] = f"{stable_hash('backgrounds', *digests):016x}"
     return facts
+
+
+def edits_of(aug: GenerativeAugmentation) -> list[SDEditor]:
+    """What an object edits photos with by a model, if it does."""
+    edit = getattr(aug, "edit", None)
+    return [edit] if isinstance(edit, SDEditor) else []
 
 
 def objects_of(

@@ -36,7 +36,13 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
-from semantic_aug.stages.editing import build_pipeline, load_extras, named_model, precision_of
+from semantic_aug.stages.editing import (
+    build_pipeline,
+    load_extras,
+    model_of_objects,
+    named_model,
+    precision_of,
+)
 from semantic_aug.stages.edits import list_edits, split_objects
 from semantic_aug.stages.estimating import cost_teller, say_quicker, warm_up_blocks
 from semantic_aug.stages.planning import Plan, images_to_make, plan_trials
@@ -92,6 +98,7 @@ def generate(
     if settings.aug_name == PLACES and not any((experiment / PLACES).glob("seed=*")):
         raise UserError(f"--aug_name: {PLACES} is the folder of generated places; choose another")
     settings, objects = split_objects(named_model(settings, pipeline))
+    settings = model_of_objects(settings, objects)
     command = command or command_line("generate", run, settings)  # which names no object
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)

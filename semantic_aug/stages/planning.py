@@ -23,6 +23,7 @@ from semantic_aug.stages.checking_photos import (
     check_masks,
     check_objects,
     check_photos,
+    say_left_out,
 )
 from semantic_aug.stages.choosing_words import details_of_classes, words_note
 from semantic_aug.stages.common import dataset_of, experiment_of
@@ -108,8 +109,11 @@ def plan_trials(
     if any(augmentation_class(edit["aug"]).needs_object for edit in edits):
         for trial in embed_paths:  # before a model is fetched for photos that it cannot edit
             datasets[trial] = datasets.get(trial) or dataset_of(run, "train", trial)
-            left_out[trial] = check_objects(settings, edits, datasets[trial])
-    info = check_model(settings, edits) if uses_model(settings, edits) else None
+            left_out[trial] = check_objects(settings, edits, datasets[trial], objects)
+        say_left_out(
+            datasets.values(), [each or {} for each in left_out.values()], settings.classes
+        )
+    info = check_model(settings, edits) if uses_model(settings, edits, objects) else None
     device = pick_device(settings.device)
     if pipeline is not None:
         check_given(settings, pipeline, device)
@@ -171,7 +175,7 @@ def plan_trial(
     check_fields(settings.prompt, edits, dataset, edited)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)
-    common = compared_of(run, settings, dataset, info, weights, edits)
+    common = compared_of(run, settings, dataset, info, weights, edits, objects)
     styles = [say_classes(dataset.class_names, style) for style in (settings.name_style, None)]
     if settings.name_style == "words" and styles[0] != styles[1]:
         common["name_style"] = Newer("words")
@@ -231,7 +235,7 @@ def plan_trial(
 
 def compared_of(
     run: Run, settings: Generation, dataset, info: ModelInfo | None, weights: dict,
-    edits: list[dict],
+    edits: list[dict], objects=None,
 ) -> dict:  # fmt: skip
     """Whatever changes an image, for config.json."""
     masked = any(edit["mask"] for edit in edits)
@@ -251,7 +255,7 @@ def compared_of(
         "edits": edits,
         "compose": settings.compose if len(edits) > 1 else None,
         "probs": check_probs(settings.probs, len(edits), settings.compose),
-        **facts_of_places(settings, edits),
+        **facts_of_places(settings, edits, dataset, objects),
     }
     return compared(facts, run, settings)
 

@@ -38,7 +38,7 @@ from semantic_aug.settings.generation import (
 )
 from semantic_aug.stages.choosing_words import choose_words, find_embeddings
 from semantic_aug.stages.common import experiment_of, prepared, stage, trials_of
-from semantic_aug.stages.editing import build_pipeline, load_extras, named_model
+from semantic_aug.stages.editing import build_pipeline, load_extras, model_of_objects, named_model
 from semantic_aug.stages.edits import (
     EDIT_FLAGS,
     REQUIRED,
@@ -138,6 +138,7 @@ def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
         log.log(RESULT, "nothing to do: the first process makes the preview")
         return None
     settings, objects = split_objects(named_model(settings, pipeline))
+    settings = model_of_objects(settings, objects)
     settings = dataclasses.replace(settings, overwrite=True)  # images of others may stay there
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
@@ -158,7 +159,7 @@ def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
     for column in progress_bar(iterable=columns, desc="preview", unit="column"):
         try:
             own = list_edits(column.settings, column.objects)
-            if unnamed and uses_model(column.settings, own):
+            if unnamed and uses_model(column.settings, own, column.objects):
                 raise UserError("no model is named, see --model_path")
             of_words = {trial: words if TEXTUAL_INVERSION in (e["aug"] for e in own) else None}
             model, (plan,) = plan_trials(
@@ -286,7 +287,8 @@ def with_places(settings: Generation, num_photos: int) -> Generation:
 def title_of(edit: Mapping) -> str:
     """What an edit is called: its method and strength, and what of a photo it edits."""
     made = augmentation_class(edit["aug"])
-    strength = edit.get("options", edit).get("strength")  # an object has its own, or none
+    own = edit.get("options", edit)  # an object has its own, or none
+    strength = own.get("edit", own).get("strength")
     if strength is None and "options" not in edit and "strength" not in made.fixed:
         strength = made.default_strength
     parts = [edit["aug"], *([] if strength is None else [f"{strength:g}"])]

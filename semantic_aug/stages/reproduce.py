@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 from semantic_aug import UserError
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import pick_device, warn_if_slow
-from semantic_aug.experiment.config import is_called, read_config
+from semantic_aug.experiment.config import as_stored, is_called, read_config
 from semantic_aug.experiment.names import CONFIG_FILE, Trial
 from semantic_aug.images.reading import read_image
 from semantic_aug.settings import build_all, fields_of
@@ -49,6 +49,7 @@ MADE_WITH = {
     "controlnet": "weights of the ControlNet",
     "masks": "masks of its class",
     "place_lines": "lines of --places",
+    "place_masks": "masks of the photos that lend their places",
     "backgrounds": "images of --backgrounds",
     "safety_checker": "weights of the safety checker",
 }
@@ -158,7 +159,7 @@ def reproduce(
     own = {"embeddings": None, **details.get(name, {})}
     own = {key: value for key, value in own.items() if key in record}  # older ones say less
     common = {**(weights_of(made_by, info) if info else {}), "photos": dataset.photo_digest()}
-    common |= facts_of_places(made_by, edits)
+    common = as_stored(common | facts_of_places(made_by, edits, dataset), compared)
     for stored, found in ((compared, common), (record, own)):
         for key, value in found.items():
             if not is_called(value, stored.get(key)):

@@ -478,7 +478,7 @@ def test_each_instance_keeps_its_own_words(pipeline, small_model, tmp_path):
 
 
 def test_pipeline_or_model_is_needed(tmp_path):
-    with pytest.raises(UserError, match="a pipeline or a model_path"):
+    with pytest.raises(UserError, match="no model is named: give --model_path"):
         RealGuidance()
     with pytest.raises(UserError, match=r"model folder .* does not exist"):
         RealGuidance(model_path=str(tmp_path / "absent"))

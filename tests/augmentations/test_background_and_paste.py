@@ -148,6 +148,15 @@ def test_pasted_on_the_images_of_a_folder(tmp_path):
     assert found == {("0.png", (1, 2, 3)), ("1.png", (250, 0, 250))}
 
 
+def test_generated_places_have_the_model_that_is_named(small_model):
+    with pytest.raises(UserError, match="no model is named: give --model_path, or in Python"):
+        Paste(backgrounds="generated")
+    aug = Paste(model_path=small_model, backgrounds="generated", num_places=1,
+                num_inference_steps=1)  # fmt: skip
+    aug.bind(Trial())
+    assert edited(aug)[1][0][0].details["place"] == "000000.png"
+
+
 @pytest.mark.parametrize("places_from", ["prompts", "photos"])
 def test_places_are_drawn_once_and_kept(pipeline, tmp_path, places_from):
     loads = []
@@ -190,14 +199,21 @@ def test_places_are_drawn_once_and_kept(pipeline, tmp_path, places_from):
 def test_the_places_of_this_package_name_no_class():
     lines = read_places(None)
     assert len(lines) > 50 and len(set(lines)) == len(lines)
+    assert lines == VOCABULARY.read_text().splitlines()
     assert VOCABULARY.suffix == ".txt"
+
+
+def test_lines_that_begin_with_a_hash_are_comments(tmp_path):
+    path = tmp_path / "places.txt"
+    path.write_text("# indoors {of all kinds}\n\na desk\n  # outdoors\na beach # at noon\n")
+    assert read_places(path) == ["a desk", "a beach # at noon"]
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "is empty"),
-        ("\n \n", "is empty"),
+        ("", "names no place"),
+        ("\n # a beach\n", "names no place"),
         ("a {name} on sand\n", "without braces"),
         (None, "cannot read"),
     ],

@@ -117,7 +117,7 @@ def test_other_images_exactly_where_it_is_declared(small_model, monkeypatch):
         monkeypatch.setattr(editing, name, lambda info, path: str(path))
     monkeypatch.setattr(editing, "find_unet", lambda path: path)
     monkeypatch.setattr(edits_module, "check_taken", lambda made, edits, objects: None)
-    monkeypatch.setattr(planning, "facts_of_places", lambda made, edits: {"lines": made.places})
+    monkeypatch.setattr(planning, "facts_of_places", lambda made, *_: {"lines": made.places})
     info = inspect_model(small_model)
     dataset = SimpleNamespace(photo_digest=lambda: "x")
 

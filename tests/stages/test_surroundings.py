@@ -10,8 +10,12 @@ from PIL import Image
 
 import train_classifier
 from semantic_aug import Run, UserError, generate
+from semantic_aug.augmentations.background import Background
+from semantic_aug.augmentations.compose import ComposeParallel
 from semantic_aug.augmentations.paste import Paste
+from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets.folder import FolderDataset
+from semantic_aug.experiment.config import config_id
 from semantic_aug.synthesis.records import read_left_out
 from semantic_aug.synthesis.variants import read_variants
 
@@ -108,7 +112,7 @@ def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
     Image.new("L", (48, 40), 0).save(masks / "cat" / "1.png")
     Image.new("L", (48, 40), 255).save(masks / "stop sign" / "0.png")
     status, said = masked("--aug=paste", "--examples_per_class=3")
-    assert status == 0 and "3 photos of 9 get no variants" in said
+    assert status == 0 and "3 photos of 9, in 2 classes, get no variants, as train/cat/" in said
     folder = Path("output/e/aug/seed=0_ex=3").absolute()
     assert sorted(read_left_out(folder).values()) == [
         "it has no mask", "its mask is empty", "its mask is the whole photo",
@@ -125,6 +129,12 @@ def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
     ])  # fmt: skip
     assert "3 photos without variants, as " in capsys.readouterr().err
 
+    flags = ["--aug=paste", "--examples_per_class", "3", "4", "--num_trials=3", "--classes"]
+    status, said = masked(*flags, "cat", name="more")
+    assert status == 0 and said.count("get no variants") == 1
+    assert "2 photos of 3, in 1 class, get no variants" in said
+    assert "no variants" not in masked(*flags, "toy train", name="more")[1]
+
     # A photo whose mask has come since is wanted again.
     Image.open(masks / "cat" / "2.png").save(masks / "cat" / "0.png")
     with pytest.raises(UserError):
@@ -137,7 +147,11 @@ def test_photos_without_an_object_are_left_out(masked, photos, resnet, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--aug=background", "--layout_scale", "5", "6"], "does not fit into its photo"),
+        (["--aug=background", "--layout_scale", "5", "6"], "in 6 of 6 photos, such as train/cat/"),
+        (
+            ["--aug=paste", "--layout_scale", "5", "6", "--classes", "toy train"],
+            "the object does not fit into its photo in 2 of 2 photos, such as train/toy train/",
+        ),
         (["--aug=paste", "--layout_scale", "2", "1"], "--layout_scale"),
         (["--aug=paste", "--layout_scale", "1"], "got 1 numbers"),
         (["--aug=background", "--places=none.txt"], "--places: cannot read none.txt"),
@@ -176,6 +190,13 @@ def test_no_photo_has_a_mask(make):
     assert status == 2 and "needs masks that show the objects" in said and "masks=FOLDER" in said
 
 
+def test_no_photo_of_the_classes_chosen_has_a_mask(masked, photos):
+    for path in (photos.parent / "masks" / "train" / "cat").glob("*.png"):
+        path.unlink()
+    status, said = masked("--aug=paste", "--examples_per_class=2", "--classes=cat")
+    assert status == 2 and "and none of 2 photos has a mask of use (train/cat/" in said
+
+
 def test_one_photo_has_no_other_place(masked, photos):
     for path in (photos.parent / "masks" / "train").rglob("*.png"):
         if (path.parent.name, path.name) != ("cat", "1.png"):
@@ -196,6 +217,32 @@ def test_other_places_are_other_images(masked, workdir):
     (workdir / "places.txt").rename(workdir / "elsewhere.txt")
     (workdir / "elsewhere.txt").write_text("\na beach")
     assert masked(*flags[:1], "--places=elsewhere.txt", flags[2])[0] == 0
+
+
+def test_other_masks_of_lending_photos_are_other_images(masked, photos, called):
+    import generate_augmentations
+
+    flags = ["--aug=paste", "--examples_per_class=2", "--classes=cat"]
+    assert masked(*flags)[0] == 0
+    for path in (photos.parent / "masks" / "train" / "toy train").glob("*.png"):
+        mask = np.asarray(Image.open(path)).copy()
+        mask[:9] = 255
+        Image.fromarray(mask).save(path)
+    status, said = masked(*flags)
+    assert status == 2 and "place_masks: there" in said
+    image = f"output/e/aug/seed=0_ex=2/{records_of()[0]['file_name']}"
+    status, _, said = called(generate_augmentations.main, "--reproduce", image, "--device=cpu")
+    assert status == 2 and "other masks of the photos that lend their places" in said
+
+    config = Path("output/e/aug/seed=0_ex=2/config.json")
+    content = json.loads(config.read_text())
+    older = {k: v for k, v in content["settings"].items() if k != "place_masks"}
+    name = config_id(older)
+    config.write_text(json.dumps(content | {"settings": older, "id": name}))
+    for path in (config.parent / "records").glob("*.jsonl"):
+        path.rename(path.with_name(path.name.replace(content["id"], name)))
+    assert masked(*flags)[0] == 0  # a set of before goes on without
+    assert json.loads(config.read_text())["id"] == name
 
 
 def test_images_of(masked):
@@ -220,3 +267,54 @@ def test_an_object_that_vanishes_when_reduced_gets_no_variants(masked, photos):
     assert masked("--aug=paste", "--save_size=6", "--examples_per_class=3")[0] == 0
     folder = Path("output/e/aug/seed=0_ex=3").absolute()
     assert read_left_out(folder) == {"train/cat/0.png": "its mask is empty"}
+
+
+def test_the_model_of_an_object_is_that_of_its_images(masked, photos, small_model, velocity_model):
+    run = Run("e", dataset="folder", data_dir=photos, dataset_args={"masks": "masks"})
+    own = {"model_path": small_model, "num_inference_steps": 4}
+
+    def made(aug, name, **more):
+        more |= {"aug_name": name, "num_synthetic": 1, "classes": ("cat",)}
+        (found,) = generate(run, aug=aug, **more).values()
+        with open(found.folder / "config.json") as file:
+            return found.made, json.load(file)["settings"]
+
+    assert masked("--aug=background", "--num_synthetic=1", "--classes=cat", name="flags")[0] == 0
+    with open("output/e/flags/seed=0_ex=1/config.json") as file:
+        by_flags = json.load(file)["settings"]
+    for name, aug in {
+        "b": Background(**own),
+        "p": Paste(backgrounds="generated", num_places=1, **own),
+        "m": ComposeParallel([RealGuidance(**own), Paste()]),
+    }.items():
+        found = made(aug, name)
+        assert found[0] == 1 and found[1]["model"] == by_flags["model"]
+        assert made(aug, name)[0] == 0  # the same object, though it is bound now
+    assert made(Background(**own), "b")[1]["num_inference_steps"] == 4
+    for name, other in {
+        "b": Background(**own, strength=0.5),
+        "p": Paste(backgrounds="generated", num_places=2, **own),
+        "m": ComposeParallel([RealGuidance(**own, guidance_scale=2.0), Paste()]),
+    }.items():
+        with pytest.raises(UserError, match="options: there"):
+            made(other, name)
+    with pytest.raises(UserError, match=r"got an object with the model .*, expected .* in all"):
+        made(Background(**own), "x", model=velocity_model)
+    with pytest.raises(UserError, match=r"expected .* in all images of a set"):
+        made((Background(**own), RealGuidance(**own | {"model_path": velocity_model})), "x")
+    assert not Path("output/e/x").exists()
+
+
+def test_an_object_s_own_backgrounds_count(masked, photos, workdir):
+    for path in (photos.parent / "masks" / "train").rglob("*.png"):
+        if (path.parent.name, path.name) != ("cat", "1.png"):
+            path.unlink()
+    (workdir / "walls").mkdir()
+    wall = workdir / "walls" / "0.png"
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(wall)
+    run = Run("e", dataset="folder", data_dir=photos, dataset_args={"masks": "masks"},
+              examples_per_class=3)  # fmt: skip
+    generate(run, aug=Paste(backgrounds="walls"), num_synthetic=1)  # which one photo suffices for
+    Image.new("RGB", (9, 9), (3, 2, 1)).save(wall)
+    with pytest.raises(UserError, match="backgrounds: there"):
+        generate(run, aug=Paste(backgrounds="walls"), num_synthetic=1)
