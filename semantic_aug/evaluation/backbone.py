@@ -142,6 +142,15 @@ class Backbone:
         if weights:
             self.model.load_state_dict(weights)
 
+    def changed(self) -> dict[str, torch.Tensor]:
+        """The weights that are no longer as they were loaded, on the CPU; none if it is frozen."""
+        state = self.model.state_dict() if self._initial else {}
+        return {
+            key: tensor.detach().cpu().clone()
+            for key, tensor in state.items()
+            if not torch.equal(tensor, self._initial[key])
+        }
+
 
 def _has_class_token(model: torch.nn.Module) -> bool:
     return any(
