@@ -17,6 +17,7 @@ _FACE = {
     "train_classifier": "semantic_aug.stages.train_classifier",
     "predict": "semantic_aug.stages.predict",
     "load_classifier": "semantic_aug.stages.predict",
+    "export": "semantic_aug.stages.export",
 }
 
 

@@ -5,6 +5,7 @@
     generate          turn photos into varied photos
     train-classifier  train and evaluate a classifier
     predict           tell what photos show, by a classifier that was trained
+    export            turn such a classifier into a model that other programs open
     report            pages and sheets of photos and images
     status            what the processes of an experiment do
     check             read a whole dataset, and say what is wrong with it
@@ -51,6 +52,12 @@ def _predict(words: list[str]):
     return predict(words)
 
 
+def _export(words: list[str]):
+    from semantic_aug.commands.export import main as export
+
+    return export(words)
+
+
 def _status(words: list[str]):
     from semantic_aug.cluster.status import main as status
 
@@ -76,6 +83,7 @@ COMMANDS: dict[str, Callable] = {
     "generate": _script("generate"),
     "train-classifier": _script("train_classifier"),
     "predict": _predict,
+    "export": _export,
     "report": _report,
     "status": _status,
     "check": _check,

@@ -39,3 +39,12 @@ class Predicting(Kept):
     num_workers: int | None = setting(
         None, "threads that read photos (default: all cores)", check=whole(1, 1024)
     )
+
+
+@settings()
+class Exporting(Kept):
+    """All settings of export but the classifier and the folder."""
+
+    onnx: bool = setting(
+        False, "write model.onnx too; needs the packages onnx, onnxscript and onnxruntime"
+    )
