@@ -164,7 +164,7 @@ def write_onnx(path: Path, model: torch.nn.Module, size: tuple[int, int]) -> Non
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
     try:
         with _silent():
-            # The older of torch's two exporters takes a second, the newer one a quarter of a minute.
+            # The older of torch's two exporters takes a second, the newer one fifteen.
             torch.onnx.export(whole, (example,), path, dynamo=False, dynamic_axes=batch, **names)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"pixel_values": images.numpy()})

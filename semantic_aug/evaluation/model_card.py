@@ -30,7 +30,8 @@ def model_card(facts: Mapping, results: Path, kind: str, files: list[str]) -> st
     training, names = facts["training"], facts["class_names"]
     untrained = [name for name in names if name not in facts["trained_classes"]]
     synthetic = facts["synthetic_images"]
-    shown = f"{counted(len(facts['photos']), 'photo')}, up to {facts['examples_per_class']} of each class"
+    shown = counted(len(facts["photos"]), "photo")
+    shown += f", up to {facts['examples_per_class']} of each class"
     if synthetic:
         sets = ", ".join(training["aug_name"])
         shown += f", and {counted(synthetic, 'synthetic image')} made of them (set {sets})"
@@ -57,7 +58,7 @@ def model_card(facts: Mapping, results: Path, kind: str, files: list[str]) -> st
         f"augmentation: {', '.join(training['augmentation'])}.",
         f"- Method `{facts['method']}`, seed {facts['seed']}; epoch {facts['epoch']}, chosen as "
         f"{training['select']}.",
-        *([f"- No training photo of {', '.join(untrained)}: never predicted."] if untrained else []),
+        *(f"- No training photo of {name}: never predicted." for name in untrained),
         *(["- Photos were cropped to their objects, with a margin of 16 pixels around the mask: "
            "crop yours in the same way."] if facts["crop_to_object"] else []),
         "", "## How good it is", "",
@@ -80,12 +81,12 @@ def model_card(facts: Mapping, results: Path, kind: str, files: list[str]) -> st
         "is no proof that an object is unknown.",
         "", "## Images", "",
         f"The image processor resizes photos to {width}x{height} pixels (width x height) without "
-        "keeping their proportions, bicubic, as in training. The one that works on PIL images gives "
-        "the pixels of training: "
+        "keeping their proportions, bicubic, as in training. The one that works on PIL images "
+        "gives the pixels of training: "
         '`AutoImageProcessor.from_pretrained(folder, backend="pil")`. The one of torchvision '
         "resizes a little differently, and probabilities differ with it.",
-        *(f"\n`{file}`: the same network for ONNX; `pixel_values` as the image processor makes them "
-          "in, `logits` out." for file in files),
+        *(f"\n`{file}`: the same network for ONNX; `pixel_values` as the image processor makes "
+          "them in, `logits` out." for file in files),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -107,12 +108,12 @@ def _over_trials(facts: Mapping, results: Path) -> list[str]:
     for row in summarise(read_results(results), facts["method"]):
         wanted = row["split"] == TEST and row["examples_per_class"] == facts["examples_per_class"]
         if wanted and row["num_trials"] > 1:
-            values = ", ".join(f"{value:.1%}" for value in row["values"].values())
-            line = f"- Over {row['num_trials']} trials with other training photos, mean over classes "
+            reached = ", ".join(f"{value:.1%}" for value in row["values"].values())
             if row["num_trials"] >= ENOUGH:
-                line += f"{row['mean_accuracy']:.1%} (95 % interval of the mean {row['ci95_low']:.1%} "
-                line += f"to {row['ci95_high']:.1%})"
-            else:
-                line += values
-            lines.append(f"{line} on {TEST}.")
+                reached = f"{row['mean_accuracy']:.1%} (95 % interval of the mean "
+                reached += f"{row['ci95_low']:.1%} to {row['ci95_high']:.1%})"
+            lines.append(
+                f"- Over {row['num_trials']} trials with other training photos, {TEST}: mean over "
+                f"classes {reached}."
+            )
     return lines

@@ -122,9 +122,10 @@ def common_facts(folders: Sequence[Path]) -> dict:
     for key, what in (("class_names", "classes"), ("crop_to_object", "crops"), ("bits", "bits")):
         for folder, each in zip(folders[1:], others):
             if each[key] != first[key]:
+                how = differing(first[key], each[key])
                 raise UserError(
-                    f"{folder} has other {what} than {folders[0]}: {differing(first[key], each[key])}"
-                    "; classifiers are averaged where they were trained on the same dataset"
+                    f"{folder} has other {what} than {folders[0]}: {how}; classifiers are averaged "
+                    "where they were trained on the same dataset"
                 )
     facts = dict(first)
     for each in others:

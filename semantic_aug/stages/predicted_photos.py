@@ -64,7 +64,7 @@ def photos_in(
     if mask_dir and not Path(mask_dir).is_dir():
         raise UserError(f"--mask_dir: {mask_dir} is no folder")
     if not words:
-        raise UserError("no photo is given: name image files, folders or globs behind the classifier")
+        raise UserError("no photo is given: name files, folders or globs behind the classifier")
     if labelled:
         if len(words) != 1 or not Path(words[0]).is_dir():
             got = " ".join(map(str, words))
@@ -91,7 +91,7 @@ def _files(word: str) -> Iterator[tuple[Path, str]]:
     elif os.path.lexists(path):
         yield path, ""
     elif glob.has_magic(word):
-        matches = sorted(glob.glob(str(path), recursive=True))
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (of any root)
         if not matches:
             raise UserError(f"{word} finds no file")
         for match in map(Path, matches):
@@ -111,7 +111,7 @@ def _below(folder: Path) -> Iterator[tuple[Path, str]]:
         seen.add(here.resolve())
         images, folders = names_in(here, readable_suffixes())
         yield from ((here / name, place) for name in images)
-        waiting += [os.path.join(place, name) for name in reversed(folders)]
+        waiting += [f"{place}{name}/" for name in reversed(folders)]
 
 
 @functools.cache

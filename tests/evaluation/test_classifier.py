@@ -25,7 +25,6 @@ from semantic_aug.evaluation.results import TEST, TRAINING, VALIDATION, metric_n
 from semantic_aug.evaluation.sampling import load_examples
 from semantic_aug.evaluation.training import (
     TrainingOptions,
-    evaluate,
     known_logits,
     train_trial,
 )

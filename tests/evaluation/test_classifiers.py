@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_resnet
+from conftest import build_backbone
 from PIL import Image
 from safetensors.torch import load_file
 
-import semantic_aug
 from semantic_aug import Run, UserError, load_classifier, predict, train_classifier
 from semantic_aug.evaluation.classifiers import keep_selected, kept_classifiers, read_facts
 from semantic_aug.evaluation.results import results_file
@@ -33,7 +32,8 @@ def run(photos, workdir, sketched) -> Run:
 def results_of(folder: Path, seed=0, k=2, split="Test") -> dict[str, str]:
     """Values of the last epoch as the file has them, by metric."""
     with open(folder / f"results_{seed}_{k}.csv", newline="") as file:
-        return {row["metric"]: row["value"] for row in csv.DictReader(file) if row["split"] == split}
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    return {row["metric"]: row["value"] for row in rows}
 
 
 def digits(value: float) -> str:
@@ -154,7 +154,8 @@ def kept_of(folder: Path, scores: dict[int, float]) -> None:
             ("backbone", "backbone_identity", "from_scratch", "precision", "device", "image_size",
              "class_names", "trained_classes", "crop_to_object", "bits", "temperature", "photos")
         )  # fmt: skip
-        facts |= {"kind": "semantic-aug classifier", "scores": {"Validation": {"accuracy": accuracy}}}
+        facts["kind"] = "semantic-aug classifier"
+        facts["scores"] = {"Validation": {"accuracy": accuracy}}
         path = folder / f"classifier_{seed}_1"
         path.mkdir(parents=True)
         (path / "config.json").write_text(json.dumps(facts))
@@ -202,7 +203,7 @@ def test_results_of_before_are_finished_and_say_that_no_classifier_was_kept(
         "--overwrite" in out
     )
     assert (folder / "config.json").read_bytes() == config
-    with pytest.raises(UserError, match=r"classifier_0_2 was not kept: run the train_classifier.py"):
+    with pytest.raises(UserError, match=r"classifier_0_2 was not kept: run the train_cl"):
         predict(folder / "classifier_0_2", photos=photos)
     assert called(script.main, *argv, "--overwrite")[0] == 0
     assert (folder / "classifier_0_2/config.json").is_file()
@@ -289,7 +290,7 @@ def test_images_of_any_kind_are_read_as_files_are(run, photos, resnet, tmp_path)
     grey.save(tmp_path / "grey.png")
     assert torch.equal(classifier(grey), classifier(read_image(tmp_path / "grey.png")))
     assert classifier([]).shape == (0, 3)
-    with pytest.raises(UserError, match="cannot read image missing.jpg: no such file"):
+    with pytest.raises(UserError, match=r"cannot read image missing.jpg: no such file"):
         classifier.predict(["missing.jpg"])
 
 
@@ -315,8 +316,6 @@ def test_what_is_wrong_with_a_classifier_is_one_line(run, photos, resnet, tmp_pa
           classifier_backbone="gone")  # fmt: skip
     other = tmp_path / "other"
     other.mkdir()
-    from conftest import build_backbone
-
     fails(
         "is another than this classifier was trained on: then ResNetModel .*, now ResNetModel",
         classifier_backbone=str(build_backbone(other)),
