@@ -21,6 +21,7 @@ from semantic_aug.evaluation.backbone import CHUNK, Backbone, load_backbone
 from semantic_aug.evaluation.pictures import pixels_of
 from semantic_aug.evaluation.results import results_file
 from semantic_aug.evaluation.training import Head
+from semantic_aug.experiment.digests import sha256_file
 from semantic_aug.experiment.files import atomic_folder, remove_folder
 from semantic_aug.experiment.names import CONFIG_FILE, Trial
 from semantic_aug.images.masks import binary_mask, object_box
@@ -272,8 +273,10 @@ def read_classifier(
             f"{facts['backbone_identity']}, now {model.identity}; --classifier_backbone says where "
             "the right one is"
         )
-    if weights:
+    if weights:  # kept features of the one backbone are not those of the other
         _load_changed(path, model, weights)
+        changed = f"{model.identity} with {sha256_file(path / WEIGHTS_FILE)[:16]}"
+        model = replace(model, identity=changed)
     model = replace(model, **_normalisation(facts, device))
     head = Head(linear.to(device), torch.tensor(trained, device=device))
     return Classifier(model, head, facts["temperature"], facts)

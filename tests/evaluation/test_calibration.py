@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semantic_aug.evaluation.calibration import calibrated_error, fit_temperature
@@ -20,6 +20,7 @@ def smoothed_loss(logits, labels, temperature):
     ).item()
 
 
+@settings(max_examples=30)
 @given(
     st.integers(2, 5), st.integers(1, 40), st.integers(0, 2**31), st.floats(0.02, 30)
 )  # fmt: skip

@@ -110,9 +110,7 @@ def test_what_stands_beside_the_head(run, photos, resnet):
     [
         ({}, {0, 1, 2}),
         ({"save_classifier": "none"}, set()),
-        ({"save_classifier": "selected"}, None),
         ({"finetune": "last:1"}, None),
-        ({"finetune": "last:1", "save_classifier": "all"}, {0, 1, 2}),
     ],
 )
 def test_which_classifiers_stay(run, photos, resnet, flags, kept):
