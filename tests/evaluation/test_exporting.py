@@ -1,21 +1,24 @@
 """semantic-aug export: transformers and onnxruntime answer as the classifier does."""
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from scipy.stats import binomtest
 from test_backbone import FAMILIES, saved
 
-from semantic_aug import Run, UserError, export, load_classifier, train_classifier
+from semantic_aug import Run, UserError, export, load_classifier, predict, train_classifier
 from semantic_aug.evaluation.backbone import load_backbone
 from semantic_aug.evaluation.classifiers import Classifier
 from semantic_aug.evaluation.exporting import to_transformers, write_transformers
 from semantic_aug.evaluation.model_card import wilson_interval
 from semantic_aug.evaluation.training import Head
+from semantic_aug.stages.common import dataset_of
 
 SHORT = {"num_epochs": 2, "iterations_per_epoch": 6, "batch_size": 4, "learning_rate": 1e-2,
          "augmentation": "none", "num_synthetic": 0, "device": "cpu"}  # fmt: skip
@@ -138,3 +141,41 @@ def test_bad_input(trained, called, monkeypatch):
     Path("empty").mkdir()
     assert export(trained, folder="empty") == Path("empty")
     assert (Path("empty") / "config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finetune", ["none", "last:1", "all"])
+def test_every_test_photo_of_the_sample_gets_the_same_answer(workdir, sketched, finetune):
+    import onnxruntime
+    from transformers import AutoImageProcessor
+
+    sample = ROOT / "sample"
+    run = Run("e", dataset="mvip", data_dir=sample / "mvip", examples_per_class=2)
+    options = SHORT | {"finetune": finetune, "iterations_per_epoch": 10}
+    train_classifier(run, classifier_backbone=sample / "backbone", **options)
+    path = Path("output/e/results/real/classifier_0_2")
+    records = dataset_of(run, "test").records
+    for record in records:  # as folders of classes
+        file = Path("test", record.class_name, record.source.replace("/", "_"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.symlink_to(record.path.resolve())
+    found = predict(path, photos="test", labelled=True, device="cpu").attrs["evaluation"]
+    with open(path.parent / "results_0_2.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "Test"]
+    expected = {row["metric"]: row["value"] for row in rows}
+    for metric, value in (("Accuracy", found.mean_accuracy), ("Top-1", found.top1),
+                          ("Macro F1", found.macro_f1)):  # fmt: skip
+        assert f"{value:.7g}" == expected[metric]
+
+    export(path, folder="model", onnx=True, device="cpu")
+    classifier = load_classifier(path, device="cpu")
+    images = [Image.open(record.path) for record in records]
+    mine, names = classifier(images), classifier.class_names
+    of_files = answers("model", [str(record.path) for record in records])
+    theirs = torch.tensor([[each[name] for name in names] for each in of_files])
+    processor = AutoImageProcessor.from_pretrained("model", backend="pil")
+    pixels = processor(images, return_tensors="np")["pixel_values"]
+    (logits,) = onnxruntime.InferenceSession("model/model.onnx").run(None, {"pixel_values": pixels})
+    for other in (theirs, torch.from_numpy(logits).softmax(dim=1)):
+        assert torch.equal(other.argmax(dim=1), mine.argmax(dim=1))
+        assert float((other - mine).abs().max()) < 1e-4
