@@ -114,3 +114,11 @@ for file in "$out"/.seconds-*; do
   printf '%-28s %8d\n' "${file##*seconds-}" "$(cat "$file")"
 done
 printf '\npictures: %s\npage: %s\n' "$page.png" "$page.html"
+
+# The classifier of the last row, on a photo that it has never seen.
+classifier=$out/results/recipe/classifier_0_${k##* } photo=sample/mvip/ball_bearing/test_data/set_00/cam_0/024_rgb.png
+if [ -d "$classifier" ]; then  # of earlier versions none is there
+  printf '\nWhat does it see in %s?\n\npython -m semantic_aug predict %s %s\n' \
+    "$photo" "$classifier" "$photo"
+  "$venv/bin/python" -m semantic_aug predict "$classifier" "$photo"
+fi

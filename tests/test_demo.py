@@ -88,9 +88,14 @@ def test_fast_path_interrupted_and_run_again(demo, tmp_path):
     stages = re.findall(r"^([\w-]+) +\d+$", text, re.MULTILINE)
     assert {"fine_tune", "names", "words", "classify-real", "report"} <= set(stages)
     sheet, page = (
-        Path(line.removeprefix(f"{kind}: "))
-        for kind, line in zip(("pictures", "page"), text.splitlines()[-2:])
+        Path(re.search(rf"^{kind}: (.*)$", text, re.MULTILINE)[1]) for kind in ("pictures", "page")
     )
+    asked, heads, answer = (line for line in text.splitlines()[-4:] if "image/s]" not in line)
+    *_, classifier, photo = asked.split()
+    assert (out / "results/recipe/classifier_0_2").samefile(classifier)
+    assert heads.split() == ["photo", "class", "probability", "second", "class"]
+    assert answer.split()[0] == photo
+    assert answer.split()[1] in {path.name for path in (ROOT / "sample/mvip").iterdir()}
     assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     with Image.open(sheet) as image:
         assert image.width > 500 and image.height > 12 * 64

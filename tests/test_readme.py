@@ -22,6 +22,7 @@ from semantic_aug.settings.generation import Generation, Previewing
 from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
+from semantic_aug.settings.using import Exporting, Predicting
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
@@ -218,7 +219,7 @@ def flags() -> set[str]:
     """Every flag of the commands."""
     known = set()
     for settings in (Run, FineTuning, Merging, Generation, Previewing, Remade, Reproduction,
-                     Classification, Reporting, Showing):  # fmt: skip
+                     Classification, Reporting, Showing, Predicting, Exporting):  # fmt: skip
         for name, field in fields_of(settings).items():
             known |= {*(field.metadata["flags"] or (f"--{name}",))}
             known |= {*(field.metadata["shorthand"] or ())}

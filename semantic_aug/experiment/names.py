@@ -3,12 +3,13 @@
 output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors
 output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
-output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, summary.csv, pictures
+output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, calibration_{S}_{N}.csv,
+    classifier_{S}_{N}/, summary.csv, pictures
 output/EXP/places/AUG/seed=S_ex=N/{number:06d}.png, records/: places that a model has drawn
 output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
 output/EXP/processes/ and slurm/: what each process does, and what SLURM jobs have written
 output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png,
-    preview_seed=S_ex=N.png
+    preview_seed=S_ex=N.png, seed=S_ex=N_mistakes_METHOD.html
 """
 
 import hashlib

@@ -6,7 +6,8 @@
 Writes output/EXP/report/seed=S_ex=N.html, a page to open in any browser, with all photos and
 variants, their prompts, parameters, scores and counts; seed=S_ex=N.png, a sheet with the first
 photo of every class and variants of it; and seed=S_ex=N/CLASS.png, a sheet of each class.
-What is there of an unfinished generation is shown.
+What is there of an unfinished generation is shown. With --mistakes METHOD, a page more,
+seed=S_ex=N_mistakes_METHOD.html, shows what the classifier of these results gets most surely wrong.
 """
 
 if __name__ == "__main__":
@@ -17,7 +18,7 @@ if __name__ == "__main__":
 from semantic_aug import UserError
 from semantic_aug.cli.command import Parser, command
 from semantic_aug.experiment.files import remove_leftovers
-from semantic_aug.experiment.names import aug_dir
+from semantic_aug.experiment.names import CACHE, RESULTS, aug_dir, check_component
 from semantic_aug.experiment.timing import seconds_per_image
 from semantic_aug.settings import add_flags, build_all
 from semantic_aug.settings.common import Run
@@ -37,11 +38,24 @@ def parse_args(argv=None):
 def main(argv=None):
     run, settings = build_all(vars(parse_args(argv)), Run, Reporting)
     # Imported late: --help needs no numpy.
+    from semantic_aug.diffusion.loading import pick_device
+    from semantic_aug.evaluation.classifiers import (
+        classifier_folder,
+        read_classifier,
+        read_facts,
+    )
+    from semantic_aug.report.mistakes import write_mistakes
     from semantic_aug.report.page import write_page
     from semantic_aug.report.sheets import check_width, records_by_photo, write_sheets
     from semantic_aug.synthesis.records import read_left_out
 
     run, experiment = prepared(run), experiment_of(run)
+    classifiers = {}
+    if settings.mistakes:
+        results = experiment / RESULTS / check_component("--mistakes", settings.mistakes)
+        classifiers = {trial: classifier_folder(results, trial) for trial in trials_of(run)}
+        for each in classifiers.values():
+            read_facts(each)  # raises where it is not there, before anything is made
     for trial in trials_of(run):
         folders = {name: aug_dir(experiment, name, trial) for name in settings.aug_name}
         dataset = dataset_of(run, "train", trial)
@@ -85,6 +99,22 @@ def main(argv=None):
         )
         print(path.with_suffix(".png"))
         print(path)
+        if classifiers:
+            page = path.with_name(f"{trial.name}_mistakes_{settings.mistakes}.html")
+            write_mistakes(
+                page,
+                f"Mistakes of {settings.mistakes}: {title}",
+                read_classifier(
+                    classifiers[trial], pick_device(settings.device), settings.classifier_backbone
+                ),
+                dataset_of(run, "val"),
+                dataset,
+                indices,
+                folders,
+                variants,
+                experiment / CACHE,
+            )
+            print(page)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from semantic_aug.settings import NON_NEGATIVE, setting, settings, whole
 from semantic_aug.settings.common import Selection, Stage
+from semantic_aug.settings.using import Kept
 
 EMBED = 2000  # pictures within a page: about 10 MB
 NEAR_DUPLICATE = 5.0  # a variant that changed less than this, of 255 (2 %), is a near-duplicate
@@ -22,6 +23,12 @@ class Shown:
         "picture where they differ most; both are compared at 32x32 pixels",
         check=NON_NEGATIVE,
     )
+    mistakes: str | None = setting(
+        None,
+        "results whose classifier of the trial is looked at: a page shows the val photos that it "
+        "gets most surely wrong, with the nearest training photos and variants",
+        metavar="METHOD",
+    )
 
 
 @settings("contact sheets")
@@ -31,5 +38,5 @@ class Sheets:
 
 
 @settings()
-class Reporting(Sheets, Shown, Selection, Stage):
+class Reporting(Sheets, Shown, Kept, Selection, Stage):
     """All settings of the report but those of its run."""

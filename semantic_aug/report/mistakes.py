@@ -1,0 +1,212 @@
+"""A page of mistakes: val photos that are most surely wrong, and what lies nearest of training.
+
+Nearest by the features of the classifier's backbone, which is what the head sees: so the page shows
+what photos, and what images made of them, have taught it to answer as it does.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from semantic_aug import UserError, counted
+from semantic_aug.evaluation.classifiers import Classifier
+from semantic_aug.evaluation.features import cached_features
+from semantic_aug.evaluation.pictures import Images
+from semantic_aug.experiment.files import write_text
+from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.images.reading import read_image
+from semantic_aug.report.page import PHOTO, VARIANT, data_uri, to_webp
+
+MOST = 24  # mistakes on a page
+PHOTOS, VARIANTS = 4, 8  # nearest ones of each
+
+
+@dataclass(frozen=True)
+class Near:
+    """A training picture, and how near it is.
+
+    Attributes:
+        likeness: cosine of the angle between the features, 1 for equal ones.
+    """
+
+    likeness: float
+    number: int
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A val photo whose class is another than the likeliest one.
+
+    Attributes:
+        index: of the photo.
+        answer: label of the likeliest class, and `probability`, its own.
+        true_probability: of the photo's class.
+        photos, variants: the nearest, nearest first.
+    """
+
+    index: int
+    answer: int
+    probability: float
+    true_probability: float
+    photos: list[Near]
+    variants: list[Near]
+
+
+def find_mistakes(
+    classifier: Classifier,
+    validation: FewShotDataset,
+    train: FewShotDataset,
+    indices: Sequence[int],
+    variants: Sequence[Path],
+    cache: Path | None = None,
+) -> tuple[list[Mistake], int, int]:
+    """The mistakes that are most surely wrong, how many there are, and of how many val photos.
+
+    Args:
+        train: the photos of the trial, of which `indices` are trained on.
+        variants: files of their variants.
+        cache: where features of a frozen backbone are kept.
+
+    Raises:
+        UserError: the classifier is one of other photos; or a training picture cannot be read.
+    """
+    facts, backbone = classifier.facts, classifier.backbone
+    names = list(validation.class_names)
+    if names != classifier.class_names or validation.crop_to_object != facts["crop_to_object"]:
+        raise UserError(
+            "--mistakes: the classifier was trained on other classes, or other crops, than these "
+            "photos have: give the same --dataset, --data_dir and --crop_to_object as in training"
+        )
+
+    def features(dataset, items, title) -> tuple[torch.Tensor, torch.Tensor]:
+        images = Images(dataset, items, backbone.image_size)
+        found, read = cached_features(backbone, images, title, cache)
+        return found.cpu(), read
+
+    trained = {names.index(name) for name in facts["trained_classes"]}
+    photos = [n for n in validation.indices() if validation.get_label_by_idx(n) in trained]
+    found, read = features(validation, photos, "val features")
+    photos = [n for n, good in zip(photos, read.tolist()) if good]
+    labels = torch.tensor([validation.get_label_by_idx(n) for n in photos], dtype=torch.long)
+    probabilities = classifier.probabilities(found.to(backbone.device))
+    confidence, answers = probabilities.max(dim=1)
+    rows = (answers != labels).nonzero().flatten()
+    rows = rows[confidence[rows].argsort(descending=True, stable=True)]
+    near = [
+        _nearest(found[rows[:MOST]], *features(train, items, title), most)
+        for items, title, most in (
+            (list(indices), "train features", PHOTOS),
+            (list(variants), "variants", VARIANTS),
+        )
+    ]
+    mistakes = [
+        Mistake(
+            photos[row],
+            int(answers[row]),
+            float(confidence[row]),
+            float(probabilities[row, labels[row]]),
+            *of_photo,
+        )
+        for row, *of_photo in zip(rows[:MOST].tolist(), *near)
+    ]
+    return mistakes, len(rows), len(photos)
+
+
+def _nearest(queries, found, read, most: int) -> list[list[Near]]:
+    """Of each query the nearest pictures, by their numbers among all."""
+    numbers = read.nonzero().flatten()
+    likeness = torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(found).T
+    order = likeness.argsort(dim=1, descending=True, stable=True)[:, :most]
+    return [
+        [Near(float(likeness[row, n]), int(numbers[n])) for n in of_query.tolist()]
+        for row, of_query in enumerate(order)
+    ]
+
+
+def write_mistakes(
+    path: Path,
+    title: str,
+    classifier: Classifier,
+    validation: FewShotDataset,
+    train: FewShotDataset,
+    indices: Sequence[int],
+    folders: Mapping[str, Path],
+    variants: Mapping[str, Mapping[int, Sequence[dict]]],
+    cache: Path | None = None,
+) -> None:
+    """Write the page of mistakes, with all pictures in it.
+
+    Args:
+        folders, variants: as `write_page` takes them.
+
+    Raises:
+        UserError: as `find_mistakes`.
+    """
+    made = [(name, folders[name] / record["file_name"], record["class_name"])
+            for name in folders for idx in indices for record in variants[name][idx]]  # fmt: skip
+    mistakes, number, total = find_mistakes(
+        classifier, validation, train, indices, [file for _, file, _ in made], cache
+    )
+    names = classifier.class_names
+    sources, train_sources = validation.sources(), train.sources()
+
+    def picture(image, side: int, name: str, likeness: float, about: str, of: Mistake) -> str:
+        true = names[validation.get_label_by_idx(of.index)]
+        kind = {true: "right", names[of.answer]: "wrong"}.get(name, "soft")
+        return (
+            f'<figure><img src="{data_uri(to_webp(image, side))}" alt="" title="{_text(about)}">'
+            f'<figcaption><span class="{kind}">{_text(name)}</span> {likeness:.2f}</figcaption>'
+            "</figure>"
+        )
+
+    def row(each: Mistake) -> str:
+        true = names[validation.get_label_by_idx(each.index)]
+        photos = "".join(
+            picture(
+                train.get_image_by_idx(indices[near.number]), VARIANT,
+                names[train.get_label_by_idx(indices[near.number])], near.likeness,
+                train_sources[indices[near.number]], each,
+            )
+            for near in each.photos
+        )  # fmt: skip
+        images = "".join(
+            picture(read_image(file), VARIANT, name, near.likeness, f"{kind}: {file.name}", each)
+            for near in each.variants
+            for kind, file, name in [made[near.number]]
+        )
+        shown = data_uri(to_webp(validation.get_image_by_idx(each.index), PHOTO))
+        return (
+            f'<section class="mistake"><figure><img src="{shown}" alt="">'
+            f'<h2><span class="wrong">{_text(names[each.answer])}</span> '
+            f"{each.probability:.0%}</h2>"
+            f'<p>It is <span class="right">{_text(true)}</span> ({each.true_probability:.0%})</p>'
+            f'<p class="soft">{_text(sources[each.index])}</p></figure><div class="near">'
+            f'<div><h3>Nearest training photos</h3><div class="grid">{photos}</div></div>'
+            + (
+                f'<div><h3>Nearest variants</h3><div class="grid">{images}</div></div>'
+                if made
+                else ""
+            )
+            + "</div></section>"
+        )
+
+    which = "All" if number <= MOST else f"The {MOST} that are most surely wrong"
+    intro = (
+        f"<p>{number} of {counted(total, 'val photo')} {'is' if number == 1 else 'are'} wrong. "
+        f"{which} of them are shown, "
+        "surest first; none of test, on which nothing is chosen. Beside each stand the training "
+        "photos and variants that are nearest to it by the features that the classifier sees, with "
+        "the cosine of these (1: equal).</p>"
+        '<p><span class="wrong">Red</span>: of the class that it is taken for. '
+        '<span class="right">Green</span>: of its own class.</p>'
+    )
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    page = page.replace("{{TITLE}}", _text(title)).replace("{{INTRO}}", intro)
+    write_text(path, page.replace("{{MISTAKES}}", "\n".join(map(row, mistakes))))
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)
