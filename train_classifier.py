@@ -22,7 +22,7 @@ from pathlib import Path
 import semantic_aug
 from semantic_aug.cli.command import Parser, command
 from semantic_aug.settings import add_flags, build_all, fields_of
-from semantic_aug.settings.classification import REAL, Classification, Synthetic
+from semantic_aug.settings.classification import Classification, Synthetic, baseline
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
 from semantic_aug.settings.reporting import Reporting
@@ -55,13 +55,15 @@ def main(argv=None) -> None:
 
 def _next(run: Run, settings: Classification, folder: Path) -> str:
     """What to compare with first: real photos alone; then, the images to look at."""
-    real = folder.parent / REAL
+    name = baseline(settings.objective)
+    real = folder.parent / name
     if folder != real and not any(real.glob("results_*.csv")):
         none = {name: field.default for name, field in fields_of(Synthetic).items()}
-        alone = replace(settings, **none | {"num_synthetic": 0}, method=None, compare=())
+        none |= {"num_synthetic": 0, "negative_aug_name": None}
+        alone = replace(settings, **none, method=None, compare=())
         return command_line("train_classifier", run, alone)
-    if folder != real and REAL not in settings.compare:
-        return command_line("train_classifier", run, replace(settings, compare=(REAL,)))
+    if folder != real and name not in settings.compare:
+        return command_line("train_classifier", run, replace(settings, compare=(name,)))
     if folder == real:
         return command_line("generate", run, Generation(classes=settings.classes))
     shown = Reporting(aug_name=settings.aug_name, classes=settings.classes)

@@ -148,7 +148,10 @@ class Checkpoint:
         try:
             content = io.BytesIO(read_checked(self.path))
             found = torch.load(content, map_location="cpu", weights_only=True)
-            return found["state"] if found["identity"] == self.identity else None
+            if found["identity"] == self.identity:
+                return found["state"]
+            log.warning("%s is of other settings or another device: begun anew", self.path)
+            return None
         except Exception as error:  # on broken files, the unpickler raises all that Python has
             log.warning("%s cannot be read (%s): the trial begins anew", self.path, error)
             return None
@@ -239,7 +242,9 @@ def train_contrastively(
                     optimizer.step()
                     of_steps.append(loss.detach())
             losses.append(float(torch.stack(of_steps).double().mean()))
-            if not math.isfinite(losses[-1]):
+            with torch.no_grad():  # the loss is that before the last step
+                features = backbone(images)
+            if not (math.isfinite(losses[-1]) and features.isfinite().all()):
                 raise UserError(
                     f"{trial.name}: training diverges at --contrastive_learning_rate "
                     f"{options.contrastive_learning_rate:g}: its loss is {losses[-1]:.3g} in epoch "

@@ -22,7 +22,7 @@ from semantic_aug.evaluation.results import (
 from semantic_aug.experiment.config import read_config, write_config
 from semantic_aug.experiment.names import BORROWED_WORDS, Trial
 from semantic_aug.experiment.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_per_trial
-from semantic_aug.settings.classification import REAL
+from semantic_aug.settings.classification import CROSS_ENTROPY, baseline
 
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 EVALUATION_PHOTOS = "evaluation photos"  # which older results do not record
@@ -40,11 +40,11 @@ def write_summary(
 ) -> list[dict]:
     """Derive summary.csv from all result files of a method. Returns its rows.
 
-    Beside accuracy and interval: `gain`, the mean difference to the method `real` in the trials
-    that both have; seconds of one trial by stage, as far as they are known; and `gain_per_minute`,
-    in points of accuracy per minute of all these stages; and `borrowed_words`, of how many trials
-    the images were made with words of another trial, which config.json names as well. What is
-    unknown is empty.
+    Beside accuracy and interval: `gain`, the mean difference to the method `real` (`real-supcon` by
+    that objective) in the trials that both have; seconds of one trial by stage, as far as they are
+    known; and `gain_per_minute`, in points of accuracy per minute of all these stages; and
+    `borrowed_words`, of how many trials the images were made with words of another trial, which
+    config.json names as well. What is unknown is empty.
 
     Args:
         experiment: where the seconds of its stages lie.
@@ -52,10 +52,12 @@ def write_summary(
     """
     results = read_results(folder)
     rows, gains = summarise(results, method), {}
-    if method != REAL:
+    trained = (read_config(folder) or {}).get("settings", {})
+    alone = baseline(trained.get("objective", CROSS_ENTROPY))
+    if method != alone:
         gains = {
             (row["examples_per_class"], row["split"]): row["difference"]
-            for row in paired_differences(results, read_results(folder.parent / REAL))
+            for row in paired_differences(results, read_results(folder.parent / alone))
         }
     words = _words_of([experiment / name for name in aug_names], results)
     config = read_config(folder)

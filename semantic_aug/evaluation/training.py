@@ -93,7 +93,8 @@ def train_trial(
     backbone.reset()
     contrastive: list[float] = []
     if options.objective == SUPCON:
-        examples.images.hold()
+        for each in filter(None, (examples, negatives)):
+            each.images.hold()
         with _dropout_of(trial, backbone):
             contrastive = train_contrastively(
                 examples, negatives, backbone, options, trial, checkpoint or Checkpoint()

@@ -83,9 +83,9 @@ def experiment_dir(output_dir: str | Path, name: str) -> Path:
     return Path(output_dir) / name
 
 
-def aug_dir(experiment: Path, aug_name: str, trial: Trial) -> Path:
-    """Folder of the synthetic images of one trial."""
-    return experiment / check_component("--aug_name", aug_name, RESERVED_NAMES) / trial.name
+def aug_dir(experiment: Path, aug_name: str, trial: Trial, flag: str = "--aug_name") -> Path:
+    """Folder of the synthetic images of one trial; `flag` names them in errors."""
+    return experiment / check_component(flag, aug_name, RESERVED_NAMES) / trial.name
 
 
 def places_dir(images: Path) -> Path:

@@ -22,8 +22,15 @@ RANDAUGMENT = "randaugment"
 STANDARD_AUGMENTATIONS = ("none", "flip-rotate", RANDAUGMENT, "trivialaugment", "cutmix", "mixup")
 REAL = "real"  # the results without synthetic images
 
+
+def baseline(objective: str) -> str:
+    """What the results of real photos alone are called, with which others are compared."""
+    return f"{REAL}-{SUPCON}" if objective == SUPCON else REAL
+
+
 # Ten times as much is no float32 in Adam's first step.
 _RATE = (Check(lambda value: 0 < value <= 1e37, "a positive number such as 1e-4"),)
+_TEMPERATURE = (Check(lambda value: 1e-3 <= value <= 1e3, "a number in [0.001, 1000]"),)
 _PART = (
     Check(
         lambda text: bool(re.fullmatch(rf"{FROZEN}|{ALL}|last:[1-9]\d{{0,5}}", text)),
@@ -116,7 +123,9 @@ class Synthetic:
 @settings(
     "supervised contrastive learning",
     "A stage before the head's: the backbone learns with --objective supcon that views of a class "
-    "belong together (arXiv 2004.11362); then it is frozen. It needs --finetune all or last:N.",
+    "belong together (arXiv 2004.11362); then it is frozen, and epochs, rate, augmentation and "
+    "views below are the head's. It needs --finetune all or last:N. A batch holds two views of "
+    "each image, and one of a hard negative: up to three times the memory.",
 )
 class Contrastive:
     objective: str = setting(
@@ -128,15 +137,16 @@ class Contrastive:
     )
     negative_aug_name: str | None = setting(
         None,
-        "another set of images of the experiment, all of which are hard negatives: near-misses "
-        "that push away the class of their photo, and belong to no class",
+        "another set of images of the experiment, whose images, but for those that a filter has "
+        "rejected, are hard negatives: near-misses that push away the class of their photo, and "
+        "belong to no class; a photo without any does without",
         newer=True,
         result="hard negatives",
     )
     contrastive_temperature: float | None = setting(
         None,
         f"divides similarities (default {_DEFAULT.contrastive_temperature:g})",
-        check=_RATE,
+        check=_TEMPERATURE,
         newer=True,
         result=True,
     )
@@ -172,8 +182,8 @@ class Classifier:
     )
     finetune: str = setting(
         _DEFAULT.finetune,
-        "which part of the backbone is trained with the head; last:2 means its last two "
-        "blocks (default none: it is frozen)",
+        "which part of the backbone is trained, with the head or, by supcon, before it; last:2 "
+        "means its last two blocks (default none: it is frozen)",
         check=_PART,
         metavar="none|all|last:N",
         result=True,
@@ -198,7 +208,8 @@ class Classifier:
     )
     backbone_learning_rate: float | None = setting(
         None,
-        f"of Adam, for what --finetune trains (default {_DEFAULT.backbone_learning_rate:g})",
+        f"of Adam, for what --finetune trains with the head (default "
+        f"{_DEFAULT.backbone_learning_rate:g}); supcon has --contrastive_learning_rate",
         check=_RATE,
         result=True,
     )
@@ -249,7 +260,8 @@ class Results:
     method: str | None = setting(
         None,
         "name of these results (default: --aug_name, names of several sets joined by +; or "
-        f"{REAL} without synthetic images)",
+        f"{REAL} without synthetic images; with supcon -{SUPCON} follows, and the set of hard "
+        "negatives)",
     )
     compare: tuple[str, ...] = setting(
         (),

@@ -127,8 +127,9 @@ def variants_of(
     try:
         return read_variants(folder, dataset, number, settings.classes, settings.ignore_filter)
     except UserError as error:
-        again = "" if isinstance(error, MissingImages) else " --overwrite"
         command = generation_command(run, settings, trial, folder)
+        enough = isinstance(error, MissingImages) or " --overwrite" in command
+        again = "" if enough else " --overwrite"
         raise UserError(f"{error}; make them with: {command}{again}{instead}") from error
 
 

@@ -139,7 +139,8 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         return training_photos(run, settings, trial, subset(trial), folders)
 
     near = settings.negative_aug_name
-    near_dirs = {t: aug_dir(experiment, near, t) for t in everyones} if near else {}
+    flag = "--negative_aug_name"
+    near_dirs = {t: aug_dir(experiment, near, t, flag) for t in everyones} if near else {}
 
     @functools.cache
     def near_misses(trial: Trial) -> dict[int, list[tuple]]:
@@ -193,6 +194,8 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         found["backbone_precision"] = backbone.precision
     claim(folder, found, trials, arguments_of(run, settings))
     finished = {trial for trial in finished if results_file(folder, trial).exists()}
+    for trial in finished:  # of a process that was killed between the two
+        checkpoint_file(folder, trial).unlink(missing_ok=True)
     pending = to_do(folder, settings, trials, finished)
     if len(pending) < len(trials):
         skipped = len(trials) - len(pending)
@@ -251,7 +254,7 @@ def run_trials(
         whole, labels = _evaluated_splits(splits, backbone, settings, cache)
         work.images = sum(map(len, splits.values()))
     # Half for the validation split, which is held too where the backbone changes.
-    memory = settings.image_memory / 2 if backbone.trained else settings.image_memory
+    whole_memory = settings.image_memory / 2 if backbone.trained else settings.image_memory
     for trial in trials:
         started = time.monotonic()
         reporter.works_on([trial])
@@ -265,18 +268,21 @@ def run_trials(
                 split: {label for idx, label in each.items() if idx not in left_out[trial][split]}
                 for split, each in labels.items()
             }
+            hard = near_misses(trial)
+            memory = whole_memory / 2 if hard else whole_memory
             examples = load_examples(
                 train_set(trial), size, settings.classes, memory, settings.num_workers
             )
             _describe(trial, examples, class_names, settings.classes, present)
             negatives = None
-            if hard := near_misses(trial):
+            if hard:
                 negatives = load_negatives(
                     train_set(trial), hard, size, settings.classes, memory, settings.num_workers
                 )
                 number = counted(len(negatives.labels), "hard negative")
                 log.log(RESULT, "%s: %s", trial.name, number)
-            checkpoint = Checkpoint(checkpoint_file(folder, trial), identity_of(folder, trial))
+            identity = f"{identity_of(folder, trial)} {backbone.device.type}"
+            checkpoint = Checkpoint(checkpoint_file(folder, trial), identity)
             result = train_trial(
                 examples,
                 features_of.get(VALIDATION),

@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -256,8 +257,15 @@ def test_three_runs_of_the_thesis_differ_and_repeat(data, resnet, capsys, monkey
     run(resnet, "--num_synthetic=0", "--augmentation=none")
     run(resnet, "--aug_name=id", "--augmentation=none", "--compare=real-supcon")
     near = ("--aug_name=id", "--negative_aug_name=ood", "--augmentation=none")
-    run(resnet, *near, "--compare", "real-supcon", "id-supcon")
     said = capsys.readouterr().out
+    assert "next: python generate_augmentations.py" in said  # after the baseline
+    assert said.count("--compare real-supcon") == 0
+    run(resnet, *near, "--compare", "real-supcon", "id-supcon")
+    said += capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("next: python -m semantic_aug.report")
+    with open("output/exp/results/id-supcon/summary.csv", newline="") as file:
+        gains = [row["gain"] for row in csv.DictReader(file) if row["split"] == "Test"]
+    assert [*map(bool, gains)] == [True]  # over real-supcon: there is no other baseline here
     assert "seed=0_ex=2: 4 photos and 8 synthetic images of 2 classes" in said
     assert "seed=0_ex=2: 8 hard negatives" in said
     assert "id-supcon-ood - id-supcon, 2 per class, test:" in said
@@ -286,7 +294,7 @@ def test_three_runs_of_the_thesis_differ_and_repeat(data, resnet, capsys, monkey
     assert "1 of 1 trials are finished: skipped" in capsys.readouterr().out
 
 
-def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(data, resnet, monkeypatch):
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(data, resnet, capsys, monkeypatch):
     near = ("--aug_name=id", "--negative_aug_name=ood")
     monkeypatch.setattr(contrastive, "CHECKPOINT_SECONDS", 0)
     run(resnet, *near, "--method=whole")
@@ -321,10 +329,24 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(data, resnet, monke
     assert begun == [2]
     run(resnet, *near, "--method=damaged")
     assert begun == [2, 0, 1, 2]
+    capsys.readouterr()
     run(resnet, *near, "--method=others", "--contrastive_temperature=0.5")
+    assert "contrastive_0_2.pt is of other settings or another device" in capsys.readouterr().err
     assert begun == [2, 0, 1, 2, 0, 1, 2]
     assert files_of("killed") == files_of("whole") == files_of("damaged") != files_of("others")
     assert not list(Path("output/exp/results").glob("*/*.pt"))
+    # A process that is killed after its results leaves a checkpoint, which the next run removes.
+    left.write_bytes(b"x")
+    run(resnet, *near, "--method=killed")
+    assert not left.exists()
+
+
+def test_weights_that_the_last_step_broke_are_told(data, resnet, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(resnet, "--num_synthetic=0", "--contrastive_epochs=1", "--iterations_per_epoch=1",
+            "--contrastive_learning_rate=1e30")  # fmt: skip
+    assert ended.value.code == 2
+    assert "training diverges at --contrastive_learning_rate 1e+30" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -332,7 +354,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(data, resnet, monke
     [
         (["--finetune=none"], "--objective supcon trains the backbone"),
         (["--batch_size=1"], "--batch_size 1"),
-        (["--contrastive_temperature=0"], "positive"),
+        (["--contrastive_temperature=0"], "in [0.001, 1000]"),
         (["--contrastive_epochs=0"], "from 1"),
         (["--aug_name=id", "--negative_aug_name=id"], "these images are positives"),
         (["--negative_aug_name=none-there"], "no synthetic images in"),
@@ -340,6 +362,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(data, resnet, monke
         (["--backbone_learning_rate=1e-4"], "give --contrastive_learning_rate"),
         (["--objective=cross-entropy"], "--contrastive_epochs belongs to --objective supcon"),
         (["--negative_aug_name=../x"], "--negative_aug_name"),
+        (["--negative_aug_name=results"], "--negative_aug_name: 'results' is the name"),
         (["--objective=triplet"], "cross-entropy"),
     ],
 )
@@ -377,6 +400,7 @@ def test_the_whole_thesis_runs_with_a_small_model(
         def terminate(self) -> None:
             """It has ended."""
 
+    monkeypatch.setattr(sys, "argv", [*sys.argv])  # which the command names itself in
     monkeypatch.setattr(chain, "subprocess", SimpleNamespace(Popen=InThisProcess))
     small = (
         f"--data_dir {ROOT / 'sample/mvip'} --dataset_args super_class=CarComponent --device cpu "
