@@ -23,6 +23,7 @@ FLOORS = {
     "evaluation": 5,
     "augmentations": 6,
     "gate": 6,
+    "masks": 6,
     "report": 6,
     "stages": 7,
     "cluster": 8,
@@ -33,7 +34,7 @@ FLOORS = {
 }
 FACE = "semantic_aug"  # lies below floor 0: UserError, counted, stable_hash
 MAY_IMPORT_DIFFUSERS = ("diffusion", "words", "augmentations")
-MAY_LOAD_MODELS = ("diffusion", "evaluation.backbone", "gate")
+MAY_LOAD_MODELS = ("diffusion", "evaluation.backbone", "gate", "masks")
 
 
 def modules() -> dict[str, ast.Module]:
