@@ -103,6 +103,7 @@ def cleaned(
     keep_pieces: bool = False,
     fill_holes: float = 0.02,
     raw_edges: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, float]:
     """A mask from what a model says, and how much of what it found the largest piece holds.
 
@@ -113,6 +114,7 @@ def cleaned(
         keep_pieces: keep all connected pieces, not the largest alone.
         fill_holes: see `without_holes`.
         raw_edges: do not refine edges by the photo.
+        grid: (h, w) of what the model said, where `shares` are enlarged already.
 
     Returns:
         The mask, bool [H, W]; and the largest piece's share, in (0, 1], 0 where nothing was found.
@@ -120,7 +122,8 @@ def cleaned(
     height, width = photo.shape[:2]
     whole = enlarged(shares, (width, height))
     if not raw_edges:  # an edge may lie anywhere in a cell of the model's grid
-        cell = max(height / shares.shape[0], width / shares.shape[1])
+        rows, columns = grid or shares.shape
+        cell = max(height / rows, width / columns)
         whole = refined(whole, photo, round(cell) if cell > 1 else 0)
     mask = whole > 0.5
     found = int(mask.sum())

@@ -138,9 +138,7 @@ def test_sizes_far_from_the_usual_one():
     assert unusual_sizes(usual) == {}
     found = unusual_sizes(usual | {"small.jpg": 0.02, "large.jpg": 0.8, "half.jpg": 0.12})
     assert list(found) == ["small.jpg"]  # 0.8 is less than four times 0.23
-    assert found["small.jpg"] == (
-        "it covers 2.0% of the photo, usual in its class is 23.0%"
-    )
+    assert found["small.jpg"] == ("it covers 2.0% of the photo, usual in its class is 23.0%")
     varied = {f"{n}.jpg": 0.9 / 2**n for n in range(7)}
     assert unusual_sizes(varied) == {}
 
