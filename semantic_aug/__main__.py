@@ -4,6 +4,7 @@
     aggregate         merge the words of a trial
     generate          turn photos into varied photos
     train-classifier  train and evaluate a classifier
+    masks             make masks of photos that have none
     report            pages and sheets of photos and images
     status            what the processes of an experiment do
     check             read a whole dataset, and say what is wrong with it
@@ -38,6 +39,12 @@ def _check(words: list[str]):
     return datasets(["check", *words])
 
 
+def _masks(words: list[str]):
+    from semantic_aug.masking.__main__ import main as masks
+
+    return masks(words)
+
+
 def _report(words: list[str]):
     from semantic_aug.report.__main__ import main as report
 
@@ -68,6 +75,7 @@ COMMANDS: dict[str, Callable] = {
     "aggregate": _script("aggregate"),
     "generate": _script("generate"),
     "train-classifier": _script("train_classifier"),
+    "masks": _masks,
     "report": _report,
     "status": _status,
     "check": _check,

@@ -1,7 +1,7 @@
 """The settings of semantic-aug masks."""
 
 from semantic_aug.settings import FRACTION, setting, settings, whole
-from semantic_aug.settings.common import BEST_DEVICE, Selection, Sharing, Stage
+from semantic_aug.settings.common import BEST_DEVICE, Selection, Sharing
 
 NAMED, SALIENT = "named", "salient"
 # The models of a way, where none are named: what finds an object, and what draws its outline.
@@ -49,7 +49,7 @@ class Cleaning:
 
 
 @settings()
-class Masking(Cleaning, Masker, Sharing, Selection, Stage):
+class Masking(Cleaning, Masker, Sharing, Selection):
     """All settings of semantic-aug masks but those of its photos."""
 
     overwrite: bool = setting(

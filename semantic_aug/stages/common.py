@@ -70,6 +70,7 @@ def dataset_of(run: Run, split: str, trial: Trial | None = None):
         dataset_args=[*run.dataset_args, *older],
         data_dir=run.data_dir,
         crop_to_object=run.crop_to_object,
+        mask_dir=run.mask_dir,
         **subset,
     )
 

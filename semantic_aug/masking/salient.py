@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.special import expit
 
 from semantic_aug import UserError, first_line
 from semantic_aug.experiment.digests import sha256_file
-from semantic_aug.masks.loading import needs
-from semantic_aug.masks.masker import Found, Masker
+from semantic_aug.masking.loading import needs
+from semantic_aug.masking.masker import Found, Masker
 from semantic_aug.settings.masking import MASKER_MODELS, SALIENT, Masking
 
 FLAG = "--masker_models"
@@ -109,7 +110,7 @@ def load_file(path: Path, device: torch.device):
             if shares.ndim != 2:
                 raise UserError(f"{FLAG}: {path} gives {said.shape}, expected a mask, [1, 1, H, W]")
             if shares.min() < 0 or shares.max() > 1:  # logits
-                shares = 1 / (1 + np.exp(-shares))
+                shares = expit(shares)
             found.append(Found(shares))
         return found
 

@@ -7,6 +7,7 @@ import torch
 
 from semantic_aug import UserError, first_line
 from semantic_aug.diffusion.identity import commit_of
+from semantic_aug.diffusion.loading import quiet_loading
 
 
 def read_config(flag: str, name: str):
@@ -39,9 +40,10 @@ def load_model(flag: str, cls, name: str, device: torch.device):
         UserError: weights are missing or broken.
     """
     try:
-        model, report = cls.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, revision=commit_of(name)
-        )
+        with quiet_loading():
+            model, report = cls.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, revision=commit_of(name)
+            )
     except Exception as error:  # OSError, ValueError, SafetensorError and more
         raise UserError(f"{flag}: cannot load {name}: {first_line(error)}") from error
     if report["missing_keys"]:

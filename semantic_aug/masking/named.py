@@ -15,9 +15,9 @@ from PIL import Image
 
 from semantic_aug import UserError
 from semantic_aug.diffusion.identity import identity_of
-from semantic_aug.masks.cleaning import pieces_of
-from semantic_aug.masks.loading import load_model, load_processor, needs, read_config
-from semantic_aug.masks.masker import Found, Masker
+from semantic_aug.masking.cleaning import pieces_of
+from semantic_aug.masking.loading import load_model, load_processor, needs, read_config
+from semantic_aug.masking.masker import Found, Masker
 from semantic_aug.settings.masking import MASKER_MODELS, NAMED, Masking
 
 FLAG = "--masker_models"

@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies
 from PIL import Image
 
 from semantic_aug import UserError
-from semantic_aug.masks import make_masker, named
-from semantic_aug.masks.named import place_of_heat
+from semantic_aug.masking import make_masker, named
+from semantic_aug.masking.named import place_of_heat
 from semantic_aug.settings import build
 from semantic_aug.settings.masking import Masking
 
@@ -76,13 +76,13 @@ def test_what_is_hardly_found_is_doubtful(clipseg, sam, monkeypatch):
         found = masker(masker_models=(clipseg, sam)).load(CPU)(PHOTOS, WORDS)
         doubts = [doubt for each in found for doubt in each.doubts]
         assert len(doubts) == expected
-        assert all(d.startswith("it is hardly found, with a score of 0.") for d in doubts)
+        assert all("it is hardly found, with a score of " in each for each in doubts)
 
 
 def test_words_matter_to_a_finder(clipseg, sam):
     import transformers
 
-    from semantic_aug.masks.named import FINDERS, load_model, load_processor
+    from semantic_aug.masking.named import FINDERS, load_model, load_processor
 
     finder = FINDERS["clipseg"]
     model = load_model("", getattr(transformers, finder.model), clipseg, CPU)

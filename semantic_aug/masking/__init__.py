@@ -10,7 +10,7 @@ import typing
 from semantic_aug.settings.masking import NAMED, SALIENT, Masking
 
 if typing.TYPE_CHECKING:
-    from semantic_aug.masks.masker import Masker
+    from semantic_aug.masking.masker import Masker
 
 
 def make_masker(settings: Masking) -> Masker:
@@ -21,9 +21,9 @@ def make_masker(settings: Masking) -> Masker:
             missing.
     """
     if settings.masker == NAMED:
-        from semantic_aug.masks.named import make
+        from semantic_aug.masking.named import make
     elif settings.masker == SALIENT:
-        from semantic_aug.masks.salient import make
+        from semantic_aug.masking.salient import make
     else:
-        from semantic_aug.masks.segmenting import make
+        from semantic_aug.masking.segmenting import make
     return make(settings)

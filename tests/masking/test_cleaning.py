@@ -8,7 +8,7 @@ from conftest import rectangles
 from hypothesis import given, settings, strategies
 from scipy import ndimage
 
-from semantic_aug.masks.cleaning import (
+from semantic_aug.masking.cleaning import (
     cleaned,
     enlarged,
     largest_piece,
@@ -16,7 +16,7 @@ from semantic_aug.masks.cleaning import (
     refined,
     without_holes,
 )
-from semantic_aug.masks.judging import borders_touched, doubts_of, unusual_sizes
+from semantic_aug.masking.judging import borders_touched, doubts_of, unusual_sizes
 
 masks = rectangles(most=24).map(lambda mask: mask > 0)
 shares = strategies.floats(0, 1)

@@ -55,7 +55,7 @@ def refined(shares: np.ndarray, photo: np.ndarray, radius: int) -> np.ndarray:
     radius = min(radius, (min(height, width) // subsample - 1) * subsample)
     if radius < 1:
         return shares
-    grey = torch.from_numpy(np.ascontiguousarray(photo)).float().mean(dim=2)[None, None] / 255
+    grey = torch.from_numpy(np.array(photo)).float().mean(dim=2)[None, None] / 255
     tensor = torch.from_numpy(np.ascontiguousarray(shares, dtype=np.float32))[None, None]
     return guided_blur(grey, tensor, 2 * radius + 1, EDGE_EPS, subsample=subsample)[0, 0].numpy()
 
