@@ -73,7 +73,7 @@ def margin(model, batch):
 
 
 def loss_of(margins, masks):
-    """Cross-entropy, and one minus the soft Dice coefficient, which small parts count in as well."""
+    """Cross-entropy, and one minus the soft Dice coefficient, in which small parts count too."""
     inside, target = margins.sigmoid().flatten(1), masks.float().flatten(1)
     dice = (2 * (inside * target).sum(1) + 1) / (inside.sum(1) + target.sum(1) + 1)
     return F.binary_cross_entropy_with_logits(margins, masks.float()) + 0.5 * (1 - dice.mean())
@@ -148,7 +148,7 @@ def save(out, model, names):
     (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
     AutoImageProcessor.from_pretrained(out, backend="pil")  # fails here rather than at the user's
     AutoModelForSemanticSegmentation.from_pretrained(out)
-    (out / "classes.json").write_text(json.dumps({"masker": parts.seen(names)}, indent=1) + "\n")
+    (out / "classes.json").write_text(json.dumps({"generator": parts.seen(names)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

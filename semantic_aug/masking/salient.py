@@ -88,13 +88,14 @@ def load_file(path: Path, device: torch.device):
         session = onnxruntime.InferenceSession(path, options, providers=providers(device))
     except Exception as error:  # onnxruntime has an error for every way in which a file is none
         raise UserError(f"{FLAG}: {path} is no ONNX model: {first_line(error)}") from error
-    wanted = session.get_inputs()[0]
+    wanted, given = session.get_inputs()[0], session.get_outputs()[0]
     if len(session.get_inputs()) > 1 or len(wanted.shape) != 4 or wanted.shape[1] not in (3, "3"):
         raise UserError(
             f"{FLAG}: {path} takes {wanted.name} of shape {wanted.shape}, expected one photo, "
             "[1, 3, height, width]"
         )
     height, width = (n if isinstance(n, int) else USUAL_SIDE for n in wanted.shape[2:])
+    dtype = np.float16 if wanted.type == "tensor(float16)" else np.float32
     mean, std = (
         np.array(each, np.float32)
         for each in (CENTRED if max(height, width) >= LARGE else IMAGENET)
@@ -104,8 +105,8 @@ def load_file(path: Path, device: torch.device):
         found = []
         for image in images:
             small = image.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = (np.asarray(small, np.float32) / 255 - mean) / std
-            said = session.run(None, {wanted.name: pixels.transpose(2, 0, 1)[None]})[0]
+            pixels = ((np.asarray(small, np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+            said = session.run([given.name], {wanted.name: pixels[None].astype(dtype)})[0]
             shares = np.squeeze(np.asarray(said, np.float32))
             if shares.ndim != 2:
                 raise UserError(f"{FLAG}: {path} gives {said.shape}, expected a mask, [1, 1, H, W]")

@@ -12,7 +12,9 @@ from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.sdedit import fill_prompt, words_of
 from semantic_aug.images.framing import grow, mask_within, size_within
 from semantic_aug.images.reading import read_size
+from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
+from semantic_aug.stages.common import masks_command
 from semantic_aug.stages.edits import options_taken
 from semantic_aug.synthesis.jobs import without_object
 from semantic_aug.words.embeddings import (
@@ -26,7 +28,9 @@ from semantic_aug.words.embeddings import (
 log = logging.getLogger(__name__)
 
 
-def check_objects(settings: Generation, edits: list[dict], dataset) -> dict[str, str] | None:
+def check_objects(
+    run: Run, settings: Generation, edits: list[dict], dataset
+) -> dict[str, str] | None:
     """Why photos of a trial get no images, by source; None where no edit needs their objects.
 
     Raises:
@@ -43,8 +47,8 @@ def check_objects(settings: Generation, edits: list[dict], dataset) -> dict[str,
         aug = next(e["aug"] for e, each in zip(edits, classes) if each.needs_object)
         raise UserError(
             f"--aug {aug} needs masks that show the objects, and none of "
-            f"{counted(len(sources), 'photo')} has a mask of use ({sources[idx]}: {reason}); a "
-            "folder takes masks by --dataset_args masks=FOLDER, coco and mvip come with masks"
+            f"{counted(len(sources), 'photo')} has a mask of use ({sources[idx]}: {reason}); name "
+            f"their folder by --mask_dir, or make masks by: {masks_command(run)}"
         )
     for each in dict.fromkeys(needing):
         masks = ((sources[i], dataset.get_mask_by_idx(i)) for i in every if i not in without)
@@ -80,12 +84,19 @@ def check_photos(dataset, indices, embed_path: Path | None, info) -> None:
             )
 
 
-def check_masks(dataset, indices, edits: list[dict], settings: Generation) -> None:
+def check_masks(run: Run, dataset, indices, edits: list[dict], settings: Generation) -> None:
     """Raise UserError where a photo lacks a mask; say where a mask leaves nothing to be edited."""
     inverted = {bool(edit["inverted"]) for edit in edits if edit["mask"]}
     if not inverted:
         return
     sources, vanished = dataset.sources(), []
+    without = [idx for idx, each in zip(indices, dataset.mask_digests(indices)) if not each]
+    if without:
+        raise UserError(
+            f"--mask: {counted(len(without), 'photo')} of {len(indices)} without a mask, such as "
+            f"{sources[without[0]]}; name their folder by --mask_dir, or make masks by: "
+            f"{masks_command(run)}"
+        )
     size, radius = settings.save_size, settings.mask_grow_radius
     shrinking = [f"--save_size {size}"] * (size is not None)
     shrinking += [f"--mask_grow_radius {radius:g}"] * (radius < 0)

@@ -144,6 +144,16 @@ def command_line(stage: str, *given, of: type | None = None) -> str:
     return shlex.join(words)
 
 
+def masks_command(run: Run) -> str:
+    """What makes masks of a run's photos, to be pasted."""
+    words = [*words_here("masks"), f"--dataset={run.dataset}"]
+    words += [f"--data_dir={run.data_dir}"] if run.data_dir else []
+    words += ["--dataset_args", *run.dataset_args] if run.dataset_args else []
+    place = run.mask_dir or (None if run.dataset == "folder" else "masks")
+    words += [f"--mask_dir={place}"] if place else []
+    return shlex.join(words)
+
+
 def learned_from(run: Experiment) -> list:
     """A run, its model and its classes with words, as far as config.json knows; else nothing."""
     for trial in trials_of(run):
