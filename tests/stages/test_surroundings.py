@@ -177,8 +177,8 @@ def test_no_photo_has_a_mask(make, photos):
     assert said.rstrip().endswith(
         f"python -m semantic_aug.masking --dataset=folder --data_dir={photos}"
     )
-    status, said = make("--mask=1", "--mask_dir=masks")
-    assert status == 2 and "--mask_dir: masks is no folder" in said
+    status, said = make("--mask=1", "--mask_dir=nowhere")
+    assert status == 2 and "--mask_dir: nowhere is no folder" in said
     status, said = make("--mask=1")
     assert status == 2 and "--mask: 3 photos of 3 without a mask, such as train/cat/" in said
 
