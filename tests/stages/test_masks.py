@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from semantic_aug.images.masks import masks_in, read_mask
 from semantic_aug.masking.made import names_for, read_made
 from semantic_aug.masking.masker import Found, Masker
 from semantic_aug.stages import masks as stage
+
+MVIP = ROOT / "sample" / "mvip"
 
 
 def find_colours(images, words):
@@ -278,6 +281,23 @@ def test_the_command_by_its_name(photos, workdir, calls, called):
     assert status == 0, said
     assert f"{photos / 'masks'}: 7 masks made now; 7 of 7 photos have one that is used" in out
     assert sum(1 for _ in read_made(photos / "masks")) == 7
+
+
+def test_the_sample_goes_all_the_way_without_masks(workdir, called):
+    """Photos of novel kinds as a plain folder; masks by sample/masker; objects in other places."""
+    for kind in ("bevel_gear", "wing_nut"):
+        (workdir / "photos" / kind).mkdir(parents=True)
+        for number, photo in enumerate(sorted((MVIP / kind).rglob("*_rgb.png"))[:6]):
+            copy(photo, workdir / "photos" / kind / f"{number}.png")
+    flags = ["--dataset=folder", "--data_dir=photos"]
+    masker = ["--masker", ROOT / "sample" / "masker", "--device=cpu"]
+    status, out, said = called(semantic_aug_command, "masks", *flags, *masker)
+    assert status == 0 and "12 masks made now; 12 of 12 photos" in out, said
+    status, out, said = called(
+        semantic_aug_command, "generate", *flags, "--experiment_name=e", "--aug=paste",
+        "--num_synthetic=2", "--examples_per_class=2",
+    )  # fmt: skip
+    assert status == 0 and "8 images made now" in out, said
 
 
 # --- names -----------------------------------------------------------------------------------
