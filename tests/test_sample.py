@@ -491,12 +491,12 @@ def test_the_masker_finds_parts_that_it_has_never_seen_in_new_places():
 
     novel = set(class_lists()["novel"])
     rows = [path for split in ("valid", "test") for name, path in photos(split) if name in novel]
-    images = [Image.open(path).convert("RGB") for path in rows[::5]]
     find = make_masker(Masking(masker=str(MASKER))).load(torch.device("cpu"))
     overlaps = []
-    for path, image, found in zip(rows[::5], images, find(images, [""] * len(images))):
-        mask, _ = cleaned(found.shares, np.asarray(image))
+    for path in rows[::15]:
+        image = Image.open(path).convert("RGB")
+        mask, _ = cleaned(find([image], [""])[0].shares, np.asarray(image))
         true = np.asarray(Image.open(path.with_name(f"{path.stem}_mask_gen.png"))) > 0
         overlaps.append((mask & true).sum() / (mask | true).sum())
-    assert len(overlaps) == 120
+    assert len(overlaps) == 40
     assert np.mean(overlaps) > 0.9 and np.quantile(overlaps, 0.05) > 0.6

@@ -6,7 +6,7 @@ Pure functions on arrays. A mask is bool [H, W] here, True on the object.
 import numpy as np
 from scipy import ndimage
 
-EDGE_EPS = 1e-3  # of the guided filter: grey values in [0, 1] that vary less are no edge
+EDGE_EPS = 1e-4  # of the guided filter: grey values in [0, 1] that vary less are no edge
 REFINED_AT = 1024  # pixels of the longer side at which the guided filter looks at a photo
 
 _EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel, diagonal ones too
@@ -121,10 +121,10 @@ def cleaned(
     """
     height, width = photo.shape[:2]
     whole = enlarged(shares, (width, height))
-    if not raw_edges:  # an edge may lie anywhere in a cell of the model's grid
+    if not raw_edges:  # an edge lies within half a cell of the model's grid
         rows, columns = grid or shares.shape
         cell = max(height / rows, width / columns)
-        whole = refined(whole, photo, round(cell) if cell > 1 else 0)
+        whole = refined(whole, photo, max(1, round(cell / 2)) if cell > 1 else 0)
     mask = whole > 0.5
     found = int(mask.sum())
     largest = largest_piece(mask)
