@@ -11,6 +11,7 @@ from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.settings.generation import Generation, Previewing
+from semantic_aug.settings.masking import Masking
 from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.names import text_of
 from semantic_aug.settings.reporting import Reporting
@@ -57,6 +58,12 @@ PAGES = (
         "semantic-aug export CLASSIFIER FOLDER",
         "`export(classifier, folder=..., ...)`",
         (Exporting,),
+    ),
+    (
+        "python -m semantic_aug.masking",
+        "`semantic-aug masks`, `masks(run, ...)`; of the run, `dataset`, `data_dir`, "
+        "`dataset_args` and `mask_dir`",
+        (Masking,),
     ),
     ("python -m semantic_aug.report", "`semantic-aug report`", (Reporting,)),
 )

@@ -11,6 +11,7 @@ _FACE = {
     "Run": "semantic_aug.settings.common",
     "fine_tune": "semantic_aug.stages.fine_tune",
     "aggregate": "semantic_aug.stages.aggregate",
+    "masks": "semantic_aug.stages.masks",
     "generate": "semantic_aug.stages.generate",
     "preview": "semantic_aug.stages.preview",
     "reproduce": "semantic_aug.stages.reproduce",

@@ -6,6 +6,7 @@
     train-classifier  train and evaluate a classifier
     predict           tell what photos show, by a classifier that was trained
     export            turn such a classifier into a model that other programs open
+    masks             make masks of photos that have none
     report            pages and sheets of photos and images
     status            what the processes of an experiment do
     check             read a whole dataset, and say what is wrong with it
@@ -38,6 +39,12 @@ def _check(words: list[str]):
     from semantic_aug.datasets.__main__ import main as datasets
 
     return datasets(["check", *words])
+
+
+def _masks(words: list[str]):
+    from semantic_aug.masking.__main__ import main as masks
+
+    return masks(words)
 
 
 def _report(words: list[str]):
@@ -84,6 +91,7 @@ COMMANDS: dict[str, Callable] = {
     "train-classifier": _script("train_classifier"),
     "predict": _predict,
     "export": _export,
+    "masks": _masks,
     "report": _report,
     "status": _status,
     "check": _check,

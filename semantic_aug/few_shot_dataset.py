@@ -26,7 +26,13 @@ from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.images.contents import mask_digest, photo_digests, pixel_digest
 
 # Subclasses import from here what reads images and masks, so that more is handed on than is used.
-from semantic_aug.images.masks import CROP_MARGIN, binary_mask, object_box, read_mask  # noqa: F401
+from semantic_aug.images.masks import (  # noqa: F401
+    CROP_MARGIN,
+    binary_mask,
+    masks_of,
+    object_box,
+    read_mask,
+)
 from semantic_aug.images.reading import (  # noqa: F401
     BITS_HELP,
     IMAGE_SUFFIXES,
@@ -103,6 +109,8 @@ class FewShotDataset(Dataset):
         data_dir: root of the data; default the environment variable `env`, then `default_dir`.
         image_size: side in pixels (or height and width) of the tensors that `ds[i]` returns.
         crop_to_object: cut a square around the mask before anything else.
+        mask_dir: folder of masks at the relative paths of the photos' sources, which go before the
+            dataset's own masks.
         bits: how many bits the values of files with more than 8 bits have, where the files do not
             say it: 12 for a camera whose 12 bits lie in 16. 2**bits - 1 is white, so that 1 is for
             float images whose white is 1.0. Images of 8 bits are not touched.
@@ -135,6 +143,7 @@ class FewShotDataset(Dataset):
         data_dir: str | Path | None = None,
         image_size: int | tuple[int, int] = 256,
         crop_to_object: bool = False,
+        mask_dir: str | Path | None = None,
         bits: int | None = None,
         generative_aug: GenerativeAugmentation | None = None,
         synthetic_probability: float = 0.5,
@@ -155,9 +164,9 @@ class FewShotDataset(Dataset):
         if bits is not None and not 1 <= bits <= 32:
             raise UserError(f"bits: got {bits}, expected how many bits the values have, 1 to 32")
         if not self._has_records:  # the subclass brings its own __len__ and get_*_by_idx
-            given = "crop_to_object" if crop_to_object else "bits" if bits is not None else None
-            if given:
-                raise UserError(f"{given}: {type(self).__name__} makes its images itself")
+            given = {"crop_to_object": crop_to_object, "mask_dir": mask_dir, "bits": bits}
+            for option in (key for key, value in given.items() if value not in (None, False)):
+                raise UserError(f"{option}: {type(self).__name__} makes its images itself")
             return
         split = self.split
         if split not in SPLITS:
@@ -179,6 +188,9 @@ class FewShotDataset(Dataset):
         self._label_of = {name: label for label, name in enumerate(self.class_names)}
         with collection_paused():
             self.records = self._select(list(self.list_records(split)))
+        if mask_dir is not None:
+            masks = masks_of(mask_dir, [record.source for record in self.records], split)
+            self.records = [replace(r, mask=masks.get(r.source, r.mask)) for r in self.records]
         if crop_to_object and all(record.mask is None for record in self.records):
             raise UserError(f"crop_to_object: no photo of split {split!r} has a mask")
 

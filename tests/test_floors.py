@@ -23,18 +23,20 @@ FLOORS = {
     "evaluation": 5,
     "augmentations": 6,
     "gate": 6,
+    "masking": 6,
     "report": 6,
     "stages": 7,
     "cluster": 8,
     "commands": 8,
     "report.__main__": 8,
+    "masking.__main__": 8,
     "chain": 9,
     "status": 9,
     "__main__": 9,
 }
 FACE = "semantic_aug"  # lies below floor 0: UserError, counted, stable_hash
 MAY_IMPORT_DIFFUSERS = ("diffusion", "words", "augmentations")
-MAY_LOAD_MODELS = ("diffusion", "evaluation.backbone", "gate")
+MAY_LOAD_MODELS = ("diffusion", "evaluation.backbone", "gate", "masking")
 
 
 def modules() -> dict[str, ast.Module]:

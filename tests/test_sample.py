@@ -14,7 +14,7 @@ from scipy import ndimage
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample"
 MVIP, MODEL, BACKBONE = SAMPLE / "mvip", SAMPLE / "model", SAMPLE / "backbone"
-CONTROLNET = SAMPLE / "controlnet"
+CONTROLNET, MASKER = SAMPLE / "controlnet", SAMPLE / "masker"
 PSNR_FLOOR = 22.0  # dB, mean over photos of novel classes
 COUNTS = {"train": 32, "valid": 20, "test": 30}
 COMMON, NOVEL = "CarComponent", "NovelComponent"
@@ -162,6 +162,7 @@ def test_geometries_do_not_cross_splits():
         pytest.param(MODEL, "generator", marks=needs_model),
         pytest.param(BACKBONE, "backbone", marks=needs_backbone),
         pytest.param(CONTROLNET, "generator", marks=needs_controlnet),
+        (MASKER, "generator"),
     ],
 )
 def test_a_model_names_what_it_has_seen(folder, kind):
@@ -248,7 +249,7 @@ def test_training_photos_of_a_class_have_one_finish_and_four_places():
 
 @needs_mvip
 def test_sizes_stay_small():
-    limits = {MVIP: 8e6, MODEL: 22.5e6, CONTROLNET: 8.7e6, BACKBONE: 4.7e6}
+    limits = {MVIP: 8e6, MODEL: 22.5e6, CONTROLNET: 8.7e6, BACKBONE: 4.7e6, MASKER: 7e5}
     for folder, limit in limits.items():
         if folder.exists():
             assert folder_size(folder) <= limit, folder
@@ -476,3 +477,26 @@ def test_backbone_features_tell_classes_apart(names):
     guess = (test @ means.T).argmax(1)
     right = np.mean([classes[g] == n for g, n in zip(guess, test_names, strict=True)])
     assert right > 2 / 12
+
+
+# --- sample/masker ---------------------------------------------------------------------------
+
+
+@needs_mvip
+def test_the_masker_finds_parts_that_it_has_never_seen_in_new_places():
+    """Kinds of the novel half, as the command cleans what the masker says of them."""
+    from semantic_aug.masking import make_masker
+    from semantic_aug.masking.cleaning import cleaned
+    from semantic_aug.settings.masking import Masking
+
+    novel = set(class_lists()["novel"])
+    rows = [path for split in ("valid", "test") for name, path in photos(split) if name in novel]
+    find = make_masker(Masking(masker=str(MASKER))).load(torch.device("cpu"))
+    overlaps = []
+    for path in rows[::15]:
+        image = Image.open(path).convert("RGB")
+        mask, _ = cleaned(find([image], [""])[0].shares, np.asarray(image))
+        true = np.asarray(Image.open(path.with_name(f"{path.stem}_mask_gen.png"))) > 0
+        overlaps.append((mask & true).sum() / (mask | true).sum())
+    assert len(overlaps) == 40
+    assert np.mean(overlaps) > 0.9 and np.quantile(overlaps, 0.05) > 0.6

@@ -45,7 +45,8 @@ def test_the_wheel_holds_the_package_and_its_data_and_no_more(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {str(p.relative_to(ROOT)) for p in (ROOT / "semantic_aug").rglob("*.py")}
     scripts = {p.name for p in ROOT.glob("*.py")} - {"setup.py", "fine_tune_upstream.py"}
-    data = {f"semantic_aug/{name}" for name in ("report/page.html", "py.typed")}
+    data = {f"semantic_aug/report/{name}.html" for name in ("masks", "page")}
+    data.add("semantic_aug/py.typed")
     data.add("semantic_aug/augmentations/places.txt")
     for folder, ending in (("reproduce", "args"), ("slurm", "sh")):
         paths = (ROOT / "scripts" / folder).glob(f"*.{ending}")

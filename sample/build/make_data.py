@@ -82,6 +82,7 @@ def render_shard(task):
     if target.exists():
         return number
     images = np.empty((count, 64, 64, 3), np.uint8)
+    masks = np.empty((count, 64, 64), bool)
     labels = np.empty(count, np.int64)
     texts = []
     for i in range(count):
@@ -93,12 +94,13 @@ def render_shard(task):
         index = draw_known(cache, name, rng)
         stretch = float(rng.uniform(*STRETCH)) if rng.random() < 0.5 else 1.0
         cond = draw(rng, parts.poses(name))
-        images[i], _ = render.render(load_part(cache, name, index, stretch), cond, 64)
+        images[i], masks[i] = render.render(load_part(cache, name, index, stretch), cond, 64)
         labels[i] = label
         texts.append(render.caption(rng, (parts.BASE | parts.BACKBONE)[name][0], cond))
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".tmp.npz")
-    np.savez(part, images=images, labels=labels, captions=np.array(texts))
+    packed = np.packbits(masks, axis=-1)
+    np.savez(part, images=images, masks=packed, labels=labels, captions=np.array(texts))
     os.replace(part, target)
     return number
 
@@ -131,6 +133,15 @@ def load_shards(cache, kind="pretrain"):
     images = np.concatenate([d["images"] for d in data])
     labels = np.concatenate([d["labels"] for d in data])
     return images, labels, [str(c) for d in data for c in d["captions"]]
+
+
+def load_masks(cache, kind="pretrain"):
+    """bool [N, 64, 64], where the parts are in the images of `load_shards`."""
+    files = sorted(Path(cache, kind).glob("[0-9][0-9][0-9][0-9].npz"))
+    data = [np.load(f) for f in files]
+    if not data or not all("masks" in d for d in data):
+        raise SystemExit(f"no masks in {cache}/{kind}: run make_data.py {kind} into another cache")
+    return np.unpackbits(np.concatenate([d["masks"] for d in data]), axis=-1).astype(bool)
 
 
 @functools.cache

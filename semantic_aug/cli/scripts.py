@@ -18,6 +18,8 @@ SCRIPTS = {
     "train_classifier": "train_classifier.py",
 }
 
+_MODULES = {"masks": "masking"}  # whose command has another name than its room
+
 
 def words_here(stage: str) -> list[str]:
     """How a person calls a stage, or the report, where this process was called."""
@@ -37,7 +39,7 @@ def words_of(stage: str) -> list[str]:
     return (
         ["python", SCRIPTS[stage]]
         if stage in SCRIPTS
-        else ["python", "-m", f"semantic_aug.{stage}"]
+        else ["python", "-m", f"semantic_aug.{_MODULES.get(stage, stage)}"]
     )
 
 

@@ -32,7 +32,7 @@ DATASETS = {
 _HUB = "hf:"  # `hf:NAME` is the dataset `hf` with the option `name`, not a module
 
 # Which photos there are, and how they are cut: a dataset that ignored these would give others.
-_NEEDED = ("split", "seed", "examples_per_class", "data_dir", "crop_to_object")
+_NEEDED = ("split", "seed", "examples_per_class", "data_dir", "crop_to_object", "mask_dir")
 
 
 def _base() -> type[FewShotDataset]:
@@ -62,7 +62,9 @@ def named_dataset(dataset: str | type[FewShotDataset] | FewShotDataset) -> dict:
     found: dict = {"dataset": name_of("--dataset", dataset, DATASETS, _base())}
     if isinstance(dataset, _base()):
         given = vars(dataset)["made_with"]
-        found |= {key: given[key] for key in ("data_dir", "crop_to_object") if key in given}
+        found |= {
+            key: given[key] for key in ("data_dir", "crop_to_object", "mask_dir") if key in given
+        }
         own = {key: value for key, value in given.items() if key not in _common()}
         found["dataset_args"] = own | ({"bits": given["bits"]} if given.get("bits") else {})
     return found

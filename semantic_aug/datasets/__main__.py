@@ -27,7 +27,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("action", nargs="?", default="list", metavar="check")
     parser.add_argument("name", nargs="?", metavar="NAME", help="as --dataset takes it")
-    add_flags(parser, Run, only=("data_dir", "dataset_args"))
+    add_flags(parser, Run, only=("data_dir", "dataset_args", "mask_dir"))
     parser.add_argument("--verbose", action="store_true", help="name every case, not the first ten")
     args = parser.parse_args(argv)
     if args.action not in ("list", "check") and args.name is None:
@@ -41,7 +41,7 @@ def main(argv=None) -> int:
     if args.action not in ("list", "check"):
         raise UserError(f"got {args.action} {args.name}, expected check {args.name}, or one NAME")
     if args.action == "list":
-        if args.data_dir or args.dataset_args or args.verbose:
+        if args.data_dir or args.dataset_args or args.mask_dir or args.verbose:
             raise UserError("list takes no flags; to read a dataset: check NAME --data_dir PATH")
         from semantic_aug.datasets import DATASETS
 
@@ -51,7 +51,7 @@ def main(argv=None) -> int:
         raise UserError("check needs the name of a dataset; without check, they are listed")
     from semantic_aug.datasets.check import check_dataset, report
 
-    findings = check_dataset(args.name, args.data_dir, args.dataset_args)
+    findings = check_dataset(args.name, args.data_dir, args.dataset_args, args.mask_dir)
     print(report(findings, args.verbose))
     return 1 if findings.problems() else 0
 

@@ -116,7 +116,9 @@ class Findings:
         ]
 
 
-def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) -> Findings:
+def check_dataset(
+    name: str, data_dir: str | None, dataset_args: Sequence[str], mask_dir: str | None = None
+) -> Findings:
     """Read every photo and every mask of all splits.
 
     Raises:
@@ -127,7 +129,9 @@ def check_dataset(name: str, data_dir: str | None, dataset_args: Sequence[str]) 
         for split in SPLITS:
             try:
                 datasets.append(
-                    build_dataset(name, split, data_dir=data_dir, dataset_args=dataset_args)
+                    build_dataset(
+                        name, split, data_dir=data_dir, dataset_args=dataset_args, mask_dir=mask_dir
+                    )
                 )
             except UserError as error:
                 if split == "train":

@@ -7,12 +7,13 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import complete_splits, what_is_in
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
+from semantic_aug.images.masks import MADE_BY, masks_in
 from semantic_aug.images.reading import IMAGE_SUFFIXES, names_in, readable_suffixes
 
 # Names of folders, in any case.
@@ -46,7 +47,8 @@ class FolderDataset(FewShotDataset):
 
     Args:
         masks: root of a parallel tree with a mask for every photo, at the same relative path, of
-            any image suffix; relative to the working directory or, if it is not there, to ROOT.
+            any image suffix; relative to the working directory or, if it is not there, to ROOT. A
+            folder `masks` of ROOT that is such a tree is found without it.
         older_list: take no more photos than earlier versions did: .jpg, .jpeg, .png, .webp, .bmp,
             .tif, .tiff and .gif directly in the folder of a class. An experiment that was begun
             with such a version keeps its list by itself.
@@ -66,14 +68,13 @@ class FolderDataset(FewShotDataset):
 
     def list_records(self, split: str) -> Iterator[Record]:
         records = self._found[1][split]
-        if not self.masks:
+        if self.masks_dir is None:
             return iter(records)
-        folders = {parent(record) for record in records}
-        masks = {folder: self._masks_of(folder) for folder in folders}
-        if folders and not any(masks.values()) and self.masks_dir is not None:
-            folder = self.masks_dir / min(folders)
+        masks = masks_in(self.masks_dir, (record.source for record in records))
+        if self.masks and records and not masks:
+            folder = self.masks_dir / min(map(parent, records))
             log.warning("masks=%s: none for split %s, such as in %s/", self.masks, split, folder)
-        return (with_mask(record, masks[parent(record)]) for record in records)
+        return (dataclasses.replace(r, mask=masks.get(r.source)) for r in records)
 
     # --- photos ------------------------------------------------------------------------------
 
@@ -138,11 +139,16 @@ class FolderDataset(FewShotDataset):
             for folder in folders
             if folder.name.lower() not in NO_CLASSES
             and not self._is_masks_dir(folder)
-            and not (folder.name.lower() == MASKS and self._mirrors(folder, folders))
+            and not (folder.name.lower() == MASKS and self._holds_masks_of(folder, folders))
         ]
 
-    def _mirrors(self, folder: Path, folders: list[Path]) -> bool:
-        """Whether it holds no photo itself, but folders named as those beside it, or in these."""
+    def _holds_masks_of(self, folder: Path, folders: list[Path]) -> bool:
+        """Whether it holds no photo itself, but folders named as those beside it, or in these.
+
+        What `semantic-aug masks` has made is known by more.
+        """
+        if (folder / MADE_BY).is_dir() or self.older_list:
+            return (folder / MADE_BY).is_dir()
         images, inner = names_in(folder, self._suffixes)
         others = [each for each in folders if each != folder]
         below = [each.name for other in others for each in self.folders_in(other)]
@@ -241,9 +247,17 @@ class FolderDataset(FewShotDataset):
 
     @functools.cached_property
     def masks_dir(self) -> Path | None:
-        """Root of the masks; None without masks."""
+        """Root of the masks: the one that is named, or else the folder `masks` beside the classes.
+
+        Older lists of photos have it only where `semantic-aug masks` has made it: it may be a class
+        of theirs. None without masks.
+        """
         if not self.masks:
-            return None
+            folders = self.folders_in(self.data_dir)
+            beside = (folder for folder in folders if folder.name.lower() == MASKS)
+            return next(
+                (folder for folder in beside if self._holds_masks_of(folder, folders)), None
+            )
         places = [Path(self.masks).expanduser(), self.data_dir / self.masks]
         found = next((place for place in places if place.is_dir()), None)
         if found is None:
@@ -266,13 +280,6 @@ class FolderDataset(FewShotDataset):
         if self.masks_dir is None:
             return False
         return self.masks_dir.resolve().is_relative_to(folder.resolve())
-
-    def _masks_of(self, folder: str) -> dict[str, Path]:
-        """The masks of a folder of photos, by file name and by file name without suffix."""
-        if self.masks_dir is None:
-            return {}
-        files = self.images_in(self.masks_dir / folder, self._suffixes)
-        return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
 
     # --- what is not taken -------------------------------------------------------------------
 
@@ -343,13 +350,6 @@ def _names_in_each(folders: list[Path], suffixes: frozenset[str]) -> list[tuple]
 def parent(record: Record) -> str:
     """The folder of a photo, relative to the data root."""
     return record.source.rpartition("/")[0]
-
-
-def with_mask(record: Record, masks: dict[str, Path]) -> Record:
-    """The record with its mask: photo.jpg may have photo.jpg, photo.png or photo.jpg.png."""
-    photo = PurePosixPath(record.source)
-    mask = masks.get(photo.name, masks.get(photo.stem))
-    return dataclasses.replace(record, mask=mask)
 
 
 _EXPECTED = "ROOT/CLASS/*.jpg or ROOT/{train,val,test}/CLASS/*.jpg (or .png, .webp ...)"

@@ -126,8 +126,8 @@ def usable_masks(photos: FewShotDataset, indices: Sequence[int], crop: bool) -> 
     if not found:
         raise UserError(
             f"--elsewhere: of {number}, none has a mask that shows an object and something around "
-            "it; give masks, for `folder` a file for each photo with --dataset_args masks=FOLDER, "
-            "or leave --elsewhere out"
+            "it; make masks (semantic-aug masks), name their folder by --mask_dir, or leave "
+            "--elsewhere out"
         )
     if len(found) < len(indices):
         log.warning(

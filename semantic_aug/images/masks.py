@@ -1,14 +1,26 @@
 """Masks: which pixels of a photo show the object."""
 
-from pathlib import Path
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from semantic_aug.images.reading import open_image, orientation_of, upright
+from semantic_aug import UserError, counted
+from semantic_aug.images.reading import (
+    image_names_in,
+    open_image,
+    orientation_of,
+    readable_suffixes,
+    upright,
+)
 
+MADE_BY = ".made"  # in a folder of masks: what `semantic-aug masks` says of those that it wrote
 CROP_MARGIN = 16  # pixels around the object, for crop_to_object
+
+log = logging.getLogger(__name__)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -29,6 +41,58 @@ def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:
     if inside.ndim == 3:
         inside = inside.any(axis=-1)
     return inside.astype(np.uint8) * 255
+
+
+def names_of_masks(folder: Path, suffixes: Collection[str] | None = None) -> Callable:
+    """A function from a photo's file name to its mask's path in `folder`; None where there is none.
+
+    photo.jpg may have photo.jpg, photo.png or photo.jpg.png.
+    """
+    names = image_names_in(folder, suffixes or readable_suffixes()) if folder.is_dir() else []
+    known = {Path(name).stem: name for name in reversed(names)} | {name: name for name in names}
+
+    def mask_of(photo: str) -> Path | None:
+        name = known.get(photo, known.get(PurePosixPath(photo).stem))
+        return None if name is None else folder / name
+
+    return mask_of
+
+
+def masks_in(root: Path, sources: Iterable[str]) -> dict[str, Path]:
+    """The masks below `root` of some photos, by source: at the same relative paths."""
+    folders: dict[str, Callable] = {}
+    found = {}
+    for source in sources:
+        folder, _, name = source.rpartition("/")
+        if folder not in folders:
+            folders[folder] = names_of_masks(root / folder)
+        if (mask := folders[folder](name)) is not None:
+            found[source] = mask
+    return found
+
+
+def masks_of(root: str | Path, sources: Sequence[str], split: str) -> dict[str, Path]:
+    """The masks that `--mask_dir` gives the photos of a split, by source.
+
+    Raises:
+        UserError: there is no such folder, or it has a mask of none of the photos of `train`.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"--mask_dir: {folder} is no folder; semantic-aug masks --mask_dir {folder} makes it"
+        )
+    found = masks_in(folder, sources)
+    if not found:
+        place = folder / PurePosixPath(sources[0]).with_suffix(".png")
+        message = (
+            f"--mask_dir: {folder} has a mask of none of {counted(len(sources), 'photo')} of split "
+            f"{split!r}; expected masks at the relative paths of photos, such as {place}"
+        )
+        if split == "train":
+            raise UserError(message)
+        log.warning("%s", message)
+    return found
 
 
 def object_box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -49,6 +49,11 @@ class Run(Experiment):
     crop_to_object: bool = setting(
         False, "cut every photo to a square around its mask, grown by 16 pixels", result=True
     )
+    mask_dir: str | None = setting(
+        None,
+        "folder of masks at the photos' relative paths, which go before the dataset's own",
+        newer=True,
+    )
     # Not a setting, but found out: whether `folder` lists the photos that its first version took.
     older_list: bool | None = field(default=None, kw_only=True, repr=False)
 

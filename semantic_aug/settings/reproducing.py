@@ -9,6 +9,7 @@ class Reproduction:
     """What lies elsewhere now than when an image was made."""
 
     data_dir: str | None = setting(None, "where the photos are now (default: where they were)")
+    mask_dir: str | None = setting(None, "where the masks are now (default: where they were)")
     model: str | None = setting(
         None, "where the model is now (default: where it was)", flags=("--model_path",)
     )

@@ -11,7 +11,9 @@ from semantic_aug import UserError, counted
 from semantic_aug.augmentations.sdedit import fill_prompt, words_of
 from semantic_aug.images.framing import grow, mask_within, size_within
 from semantic_aug.images.reading import read_size
+from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
+from semantic_aug.stages.common import masks_command
 from semantic_aug.stages.edits import classes_of
 from semantic_aug.synthesis.jobs import without_object
 from semantic_aug.words.embeddings import (
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def check_objects(
-    settings: Generation, edits: list[dict], dataset, objects=None
+    run: Run, settings: Generation, edits: list[dict], dataset, objects=None
 ) -> dict[str, str] | None:
     """Why photos of a trial get no images, by source; None where no edit needs their objects.
 
@@ -45,8 +47,8 @@ def check_objects(
         aug = next(e["aug"] for e, each in zip(edits, classes) if each in needing)
         raise UserError(
             f"--aug {aug} needs masks that show the objects, and none of "
-            f"{counted(len(chosen), 'photo')} has a mask of use ({sources[idx]}: {reason}); a "
-            "folder takes masks by --dataset_args masks=FOLDER, coco and mvip come with masks"
+            f"{counted(len(chosen), 'photo')} has a mask of use ({sources[idx]}: {reason}); name "
+            f"their folder by --mask_dir, or make masks by: {masks_command(run)}"
         )
     for number, (each, taken) in enumerate(needing):
         if (each, taken) in needing[:number]:
@@ -98,12 +100,19 @@ def check_photos(dataset, indices, embed_path: Path | None, info) -> None:
             )
 
 
-def check_masks(dataset, indices, edits: list[dict], settings: Generation) -> None:
+def check_masks(run: Run, dataset, indices, edits: list[dict], settings: Generation) -> None:
     """Raise UserError where a photo lacks a mask; say where a mask leaves nothing to be edited."""
     inverted = {bool(edit["inverted"]) for edit in edits if edit["mask"]}
     if not inverted:
         return
     sources, vanished = dataset.sources(), []
+    without = [idx for idx, each in zip(indices, dataset.mask_digests(indices)) if not each]
+    if without:
+        raise UserError(
+            f"--mask: {counted(len(without), 'photo')} of {len(indices)} without a mask, such as "
+            f"{sources[without[0]]}; name their folder by --mask_dir, or make masks by: "
+            f"{masks_command(run)}"
+        )
     size, radius = settings.save_size, settings.mask_grow_radius
     shrinking = [f"--save_size {size}"] * (size is not None)
     shrinking += [f"--mask_grow_radius {radius:g}"] * (radius < 0)

@@ -83,6 +83,7 @@ def check_command(run: Run) -> str:
     words = ["python", "-m", "semantic_aug.datasets", "check", run.dataset]
     words += ["--data_dir", run.data_dir] if run.data_dir else []
     words += ["--dataset_args", *run.dataset_args] if run.dataset_args else []
+    words += ["--mask_dir", run.mask_dir] if run.mask_dir else []
     return shlex.join(words)
 
 

@@ -70,6 +70,7 @@ def dataset_of(run: Run, split: str, trial: Trial | None = None):
         dataset_args=[*run.dataset_args, *older],
         data_dir=run.data_dir,
         crop_to_object=run.crop_to_object,
+        mask_dir=run.mask_dir,
         **subset,
     )
 
@@ -140,6 +141,16 @@ def command_line(stage: str, *given, of: type | None = None) -> str:
                 words += [flag, *map(str, value)]
             else:
                 words.append(f"{flag}={value}")
+    return shlex.join(words)
+
+
+def masks_command(run: Run) -> str:
+    """What makes masks of a run's photos, to be pasted."""
+    words = [*words_here("masks"), f"--dataset={run.dataset}"]
+    words += [f"--data_dir={run.data_dir}"] if run.data_dir else []
+    words += ["--dataset_args", *run.dataset_args] if run.dataset_args else []
+    place = run.mask_dir or (None if run.dataset == "folder" else "masks")
+    words += [f"--mask_dir={place}"] if place else []
     return shlex.join(words)
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 from pathlib import Path
 
-from semantic_aug import UserError, counted
+from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.diffusion.inspecting import check_resolution, inspect_model
 from semantic_aug.diffusion.loading import (
     load_pipeline,
@@ -195,6 +195,9 @@ def plan(
     folder, folders = fine_tuned_dir(experiment, trial), folder_names(dataset.class_names)
     files = [folder / name / EMBEDDINGS_FILE for name in folders.values()]
     begun = any(file.exists() or list_checkpoints(file.parent) for file in files)
+    if run.mask_dir and run.crop_to_object:  # other masks cut out other parts of the same photos
+        masks = dataset.mask_digests(range(len(dataset)))
+        common = common | {"masks": f"{stable_hash('masks', *masks):016x}"}
     common = check_config(folder, common, begun, settings.overwrite, ids=lambda: ids_of(files))
     lessons = []
     for name in chosen:

@@ -109,7 +109,7 @@ def plan_trials(
     if any(augmentation_class(edit["aug"]).needs_object for edit in edits):
         for trial in embed_paths:  # before a model is fetched for photos that it cannot edit
             datasets[trial] = datasets.get(trial) or dataset_of(run, "train", trial)
-            left_out[trial] = check_objects(settings, edits, datasets[trial], objects)
+            left_out[trial] = check_objects(run, settings, edits, datasets[trial], objects)
         say_left_out(
             datasets.values(), [each or {} for each in left_out.values()], settings.classes
         )
@@ -171,7 +171,7 @@ def plan_trial(
     sources = dataset.sources()
     edited = [idx for idx in indices if sources[idx] not in (left_out or ())]
     check_photos(dataset, edited, embed_path, info)
-    check_masks(dataset, edited, edits, settings)
+    check_masks(run, dataset, edited, edits, settings)
     check_fields(settings.prompt, edits, dataset, edited)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from semantic_aug import UserError
-from semantic_aug.datasets.folder import FolderDataset, with_mask
+from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.experiment.names import folder_names
 from semantic_aug.few_shot_dataset import FewShotDataset, Record
+from semantic_aug.images.masks import names_of_masks
 from semantic_aug.images.reading import names_in, readable_suffixes
 
 _CLASS = "photo"  # of photos whose class nobody knows
+_masks_in = functools.cache(names_of_masks)
 
 
 class GivenPhotos(FewShotDataset):
@@ -73,10 +75,11 @@ def photos_in(
     found: dict[str, Record] = {}
     for word in words:
         for path, place in _files(str(word)):
-            record = Record(path, _CLASS, str(path))
+            mask = None
             if mask_dir:
-                beside = _masks_in(Path(mask_dir) / place) or _masks_in(Path(mask_dir))
-                record = with_mask(record, beside)
+                beside, top = Path(mask_dir) / place, Path(mask_dir)
+                mask = _masks_in(beside)(path.name) or _masks_in(top)(path.name)
+            record = Record(path, _CLASS, str(path), mask=mask)
             found.setdefault(record.source, record)
     if not found:
         raise UserError(f"no photo in {' '.join(map(str, words))}")
@@ -112,13 +115,6 @@ def _below(folder: Path) -> Iterator[tuple[Path, str]]:
         images, folders = names_in(here, readable_suffixes())
         yield from ((here / name, place) for name in images)
         waiting += [f"{place}{name}/" for name in reversed(folders)]
-
-
-@functools.cache
-def _masks_in(folder: Path) -> dict[str, Path]:
-    """The masks in a folder, by file name and by file name without suffix."""
-    files = [folder / name for name in names_in(folder, readable_suffixes())[0]]
-    return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
 
 
 def labels_of(dataset: FewShotDataset, class_names: Sequence[str]) -> list[int | None]:

@@ -137,7 +137,11 @@ def reproduce(
     now["mixed_precision"] = record.get("precision") or older_precision(path.parent)
     now = {name: value for name, value in now.items() if value}
     made_by = dataclasses.replace(made_by, **now, device=settings.device)
-    run = dataclasses.replace(run, data_dir=settings.data_dir or run.data_dir)
+    run = dataclasses.replace(
+        run,
+        data_dir=settings.data_dir or run.data_dir,
+        mask_dir=settings.mask_dir or run.mask_dir,
+    )
     trial, name = Trial(record["seed"], record["examples_per_class"]), record["class_name"]
     edits = list_edits(made_by)
     info = None

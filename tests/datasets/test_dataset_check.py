@@ -153,8 +153,8 @@ def test_check_counts_files_that_are_not_taken_and_names_them(photos, capsys):
     (photos / "README").write_text("read me")
     (photos / ".hidden").write_text("")
     Image.new("L", (48, 40)).save(photos.parent / "mask.png")
-    (photos / "masks" / "train" / "cat").mkdir(parents=True)
-    copy(photos.parent / "mask.png", photos / "masks" / "train" / "cat" / "0.png")
+    (photos / "segments" / "train" / "cat").mkdir(parents=True)
+    copy(photos.parent / "mask.png", photos / "segments" / "train" / "cat" / "0.png")
     arguments = ["folder", "--data_dir", str(photos)]
     status, text = check(capsys, *arguments)
     counted = "15 files are no photo of a class: .txt 12, no suffix 1, .png 1, .heic 1"
@@ -162,10 +162,12 @@ def test_check_counts_files_that_are_not_taken_and_names_them(photos, capsys):
     status, text = check(capsys, *arguments, "--verbose")
     lines = text.splitlines()
     start = lines.index(f"others  {counted}")
-    assert lines[start + 1 : start + 3] == ["  README", "  masks/train/cat/0.png"]
+    assert lines[start + 1 : start + 3] == ["  README", "  segments/train/cat/0.png"]
     assert lines[start + 15] == "  train/dog.HEIC"
-    _, text = check(capsys, *arguments, "--dataset_args", "masks=masks")
+    _, text = check(capsys, *arguments, "--dataset_args", "masks=segments")
     assert "14 files are no photo of a class: .txt 12," in text  # masks that are used are not
+    _, text = check(capsys, *arguments, "--mask_dir", str(photos / "segments"))
+    assert "photos without a mask, while others have one: 20" in text
 
 
 def test_check_finds_copies_across_splits_and_classes(photos, capsys):

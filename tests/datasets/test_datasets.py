@@ -991,6 +991,40 @@ def test_folder_mask_of_the_same_name_wins_over_one_of_the_same_stem(workdir):
     assert found == {".bmp": [[1, 1]], ".png": [[2, 2]]}
 
 
+def test_folder_masks_beside_the_classes_are_found(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        write_photos(tmp_path / "flat" / name, 10)
+        write_photos(tmp_path / "split" / "train" / name, 10)
+    write_mask(tmp_path / "flat" / "Masks" / "cat" / "1.bmp", (3, 4))
+    write_mask(tmp_path / "split" / "masks" / "train" / "cat" / "1.png.png", (3, 4))
+    for root, source in (("flat", "cat/1.png"), ("split", "train/cat/1.png")):
+        splits = read_splits(tmp_path / root)
+        assert splits["train"].class_names == ["cat", "dog"] and not caplog.text
+        records = [record for dataset in splits.values() for record in dataset.records]
+        assert [record.source for record in records if record.mask] == [source]
+        assert all(sources(dataset) for dataset in splits.values())
+    elsewhere = read_splits(tmp_path / "flat", f"masks={tmp_path / 'split' / 'masks'}")
+    assert not any(record.mask for dataset in elsewhere.values() for record in dataset.records)
+
+
+def test_folder_masks_that_the_command_made_are_found_whatever_they_are(tmp_path):
+    root = tmp_path / "photos"
+    for name in ("a", "b"):
+        write_photos(root / name, 10)
+    lists = {older: read_splits(root, f"older_list={older}") for older in ("true", "false")}
+    write_mask(root / "masks" / "doubtful" / "a" / "1.png", (3, 4))
+    (root / "masks" / ".made").mkdir()
+    for older, before in lists.items():
+        after = read_splits(root, f"older_list={older}")
+        assert after["train"].class_names == ["a", "b"]
+        assert all(sources(after[split]) == sources(before[split]) for split in before)
+        assert not any(record.mask for split in after.values() for record in split.records)
+    write_mask(root / "masks" / "a" / "1.png", (3, 4))
+    for older in lists:
+        records = [r for d in read_splits(root, f"older_list={older}").values() for r in d.records]
+        assert [record.source for record in records if record.mask] == ["a/1.png"]
+
+
 def test_folder_masks_missing_and_broken_hurt_only_when_asked_for(workdir, caplog):
     for name in ("cat", "dog"):
         write_photos(workdir / "photos" / "train" / name, 1)

@@ -37,6 +37,7 @@ from semantic_aug.settings.classification import STANDARD_AUGMENTATIONS, Classif
 from semantic_aug.settings.common import Experiment, Run
 from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.settings.generation import Generation
+from semantic_aug.settings.masking import Masking
 from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.names import differences
 from semantic_aug.settings.reporting import Reporting
@@ -52,7 +53,9 @@ from semantic_aug.stages import edits as edits_module
 from semantic_aug.synthesis.records import read_records
 from semantic_aug.words.templates import load_templates
 
-STAGES = (Run, FineTuning, Merging, Generation, Classification, Reproduction, Reporting)
+STAGES = (
+    Run, FineTuning, Merging, Generation, Classification, Reproduction, Reporting, Masking,
+)  # fmt: skip
 ALL = [(cls, name) for cls in STAGES for name in fields_of(cls)]
 NEEDED = {"experiment_name": "e", "dataset": "folder"}
 

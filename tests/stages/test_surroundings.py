@@ -185,9 +185,16 @@ def test_an_inpainting_model_makes_surroundings_alone(masked, inpainting_model):
         assert status == 2 and message in said
 
 
-def test_no_photo_has_a_mask(make):
+def test_no_photo_has_a_mask(make, photos):
     status, said = make("--aug=background", "--model_path=no/such/model")  # not asked for yet
-    assert status == 2 and "needs masks that show the objects" in said and "masks=FOLDER" in said
+    assert status == 2 and "needs masks that show the objects" in said
+    assert said.rstrip().endswith(
+        f"python -m semantic_aug.masking --dataset=folder --data_dir={photos}"
+    )
+    status, said = make("--mask=1", "--mask_dir=nowhere")
+    assert status == 2 and "--mask_dir: nowhere is no folder" in said
+    status, said = make("--mask=1")
+    assert status == 2 and "--mask: 3 photos of 3 without a mask, such as train/cat/" in said
 
 
 def test_no_photo_of_the_classes_chosen_has_a_mask(masked, photos):

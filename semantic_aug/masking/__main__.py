@@ -1,0 +1,43 @@
+"""Masks for photos that have none, which background, paste, masked edits and crops need.
+
+    python -m semantic_aug.masking --dataset folder --data_dir photos
+
+Writes a mask for every photo, photos/masks/CLASS/NAME.png, which commands find by themselves; those
+that are doubtful go to photos/masks/doubtful/, and nothing uses them. photos/masks/report.html and
+report/CLASS.png show all, doubtful ones first. A mask that a person has painted or corrected stays.
+For other datasets, --mask_dir names the folder, here and in every other command.
+"""
+
+if __name__ == "__main__":
+    from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c
+
+    end_at_once_by_ctrl_c()
+
+from semantic_aug.cli.command import Parser, command
+from semantic_aug.settings import add_flags, build_all
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.masking import Masking
+
+PROG = "masks"
+OF_PHOTOS = ("dataset", "data_dir", "dataset_args", "mask_dir")
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__, prog="python -m semantic_aug.masking")
+    add_flags(parser, Run, only=OF_PHOTOS)
+    add_flags(parser, Masking)
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    given = {"experiment_name": "masks", **vars(parse_args(argv))}  # no experiment has a part in it
+    run, settings = build_all(given, Run, Masking)
+    # Imported late: --help needs no torch.
+    from semantic_aug.stages.masks import masks
+
+    masks(run, settings)
+
+
+if __name__ == "__main__":
+    main()
