@@ -15,6 +15,7 @@ from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.names import text_of
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
+from semantic_aug.settings.using import Exporting, Predicting
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 HEAD = """# Reference: every setting
@@ -46,6 +47,16 @@ PAGES = (
         "train_classifier.py",
         "`semantic-aug train-classifier`, `train_classifier(run, ...)`",
         (Classification,),
+    ),
+    (
+        "semantic-aug predict CLASSIFIER ... PHOTO ...",
+        "`predict(classifier, photos=..., ...)`; `load_classifier(path, ...)` takes the first two",
+        (Predicting,),
+    ),
+    (
+        "semantic-aug export CLASSIFIER FOLDER",
+        "`export(classifier, folder=..., ...)`",
+        (Exporting,),
     ),
     ("python -m semantic_aug.report", "`semantic-aug report`", (Reporting,)),
 )

@@ -4,6 +4,8 @@
     aggregate         merge the words of a trial
     generate          turn photos into varied photos
     train-classifier  train and evaluate a classifier
+    predict           tell what photos show, by a classifier that was trained
+    export            turn such a classifier into a model that other programs open
     report            pages and sheets of photos and images
     status            what the processes of an experiment do
     check             read a whole dataset, and say what is wrong with it
@@ -44,6 +46,18 @@ def _report(words: list[str]):
     return report(words)
 
 
+def _predict(words: list[str]):
+    from semantic_aug.commands.predict import main as predict
+
+    return predict(words)
+
+
+def _export(words: list[str]):
+    from semantic_aug.commands.export import main as export
+
+    return export(words)
+
+
 def _status(words: list[str]):
     from semantic_aug.cluster.status import main as status
 
@@ -68,6 +82,8 @@ COMMANDS: dict[str, Callable] = {
     "aggregate": _script("aggregate"),
     "generate": _script("generate"),
     "train-classifier": _script("train_classifier"),
+    "predict": _predict,
+    "export": _export,
     "report": _report,
     "status": _status,
     "check": _check,

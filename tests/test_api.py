@@ -83,8 +83,9 @@ def files_of(experiment: str) -> dict[str, bytes]:
         content = path.read_bytes()
         if path.name == "config.json":
             config = json.loads(content)
-            assert config["arguments"].pop("experiment_name") == experiment
-            config["arguments"].pop("command", None)
+            if "arguments" in config:  # all but that of a classifier
+                assert config["arguments"].pop("experiment_name") == experiment
+                config["arguments"].pop("command", None)
             content = json.dumps(config).encode()
         if path.parent.name == "records":
             name = f"{path.parent.relative_to(root)}/{path.name.split('.')[0]}"

@@ -26,6 +26,7 @@ FLOORS = {
     "report": 6,
     "stages": 7,
     "cluster": 8,
+    "commands": 8,
     "report.__main__": 8,
     "chain": 9,
     "status": 9,

@@ -16,16 +16,22 @@ from semantic_aug.experiment.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, 
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags with underscores, accepted with hyphens too; one-line errors; no abbreviations."""
+    """Flags with underscores, accepted with hyphens too; one-line errors; no abbreviations.
 
-    def __init__(self, doc: str, **kwargs):
+    Args:
+        intermixed: words without a flag may stand before, between and behind the flags.
+    """
+
+    def __init__(self, doc: str, *, intermixed: bool = False, **kwargs):
+        self.intermixed = intermixed
         kwargs.setdefault("formatter_class", _HelpFormatter)
         kwargs.setdefault("usage", "%(prog)s --flag value ...")
         super().__init__(description=doc, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else [str(arg) for arg in args]
-        found = super().parse_args([_underscored(arg) for arg in args], namespace)
+        parse = super().parse_intermixed_args if self.intermixed else super().parse_args
+        found = parse([_underscored(arg) for arg in args], namespace)
         for name, value in vars(found).items():
             # As a variable of the shell that was never set; a prompt may be empty.
             if value == "" and "prompt" not in name:

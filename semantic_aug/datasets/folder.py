@@ -93,12 +93,16 @@ class FolderDataset(FewShotDataset):
             split: [self.record(path, name) for name, paths in classes.items() for path in paths]
             for split, classes in found.items()
         }
-        splits = complete_splits(self.data_dir, records)
+        splits = self.completed(records)
         for root in dict.fromkeys([self.data_dir, *(each for s in SPLITS for each in roots[s])]):
             loose = self.images_in(root, self._suffixes)
             if loose:
                 log.warning("%s without a class directly in %s", counted(len(loose), "photo"), root)
         return sorted(set().union(*found.values())), splits
+
+    def completed(self, records: dict[str, list[Record]]) -> dict[str, list[Record]]:
+        """All three splits, of those that have folders; without folders, all photos are `train`."""
+        return complete_splits(self.data_dir, records)
 
     def _split_folders(self, split: str) -> list[Path]:
         folders = self.folders_in(self.data_dir)

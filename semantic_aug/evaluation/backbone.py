@@ -146,6 +146,15 @@ class Backbone:
         if weights:
             self.model.load_state_dict(weights)
 
+    def changed(self) -> dict[str, torch.Tensor]:
+        """The weights that are no longer as they were loaded, on the CPU; none if it is frozen."""
+        state = self.model.state_dict() if self._initial else {}
+        return {
+            key: tensor.detach().cpu().clone()
+            for key, tensor in state.items()
+            if not torch.equal(tensor, self._initial[key])
+        }
+
 
 def _has_class_token(model: torch.nn.Module) -> bool:
     return any(
@@ -254,7 +263,7 @@ def _load_model(name: str) -> tuple[torch.nn.Module, str]:
     # Imported late: `cli.command` first tells the library, through the environment, to be quiet.
     import transformers
 
-    with _quiet(transformers):
+    with quiet(transformers):
         try:
             # The dtype is given because a half-precision checkpoint would keep its own.
             model, report = transformers.AutoModel.from_pretrained(
@@ -277,7 +286,7 @@ def _new_model(name: str) -> tuple[torch.nn.Module, str]:
     """A model of this configuration with random weights, which depend on nothing else."""
     import transformers
 
-    with _quiet(transformers), torch.random.fork_rng(devices=[]):
+    with quiet(transformers), torch.random.fork_rng(devices=[]):
         try:
             config = transformers.AutoConfig.from_pretrained(name)
             config = getattr(config, "vision_config", config)
@@ -302,7 +311,7 @@ def _identity(model: torch.nn.Module, without: Collection[str] = ()) -> str:
 
 
 @contextlib.contextmanager
-def _quiet(transformers) -> Iterator[None]:
+def quiet(transformers) -> Iterator[None]:
     """No bars and no load report of transformers: that a head is not used is expected here."""
     logging_of = transformers.utils.logging
     level, bars = logging_of.get_verbosity(), logging_of.is_progress_bar_enabled()

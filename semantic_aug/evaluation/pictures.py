@@ -24,6 +24,11 @@ AHEAD = 64  # pictures that are decoded before they are asked for
 MEGABYTE = 2**20
 
 
+def pixels_of(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """An RGB image as a classifier sees it, resized to height and width: uint8 [3, H, W]."""
+    return torch.from_numpy(resized_pixels(image, size)).permute(2, 0, 1)
+
+
 class Images:
     """Photos of a dataset and synthetic variants, all of one size.
 
@@ -67,7 +72,7 @@ class Images:
                 image = self.dataset.get_image_by_idx(item)
             else:
                 image = item if isinstance(item, Image.Image) else read_image(item)
-            return torch.from_numpy(resized_pixels(to_rgb(image), self.size)).permute(2, 0, 1)
+            return pixels_of(to_rgb(image), self.size)
         except (UserError, OSError) as error:
             remedy = "; delete it, and what made it makes it again"
             remedy = "" if isinstance(self.items[number], int) else remedy

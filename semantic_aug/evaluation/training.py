@@ -234,9 +234,14 @@ def _train_epoch(
     return class_scores(torch.cat(losses), torch.cat(hits), shown, len(head.trained))
 
 
-@torch.no_grad()
 def evaluate(head: Head, split: LabelledFeatures) -> Evaluation:
-    """Scores of a whole split. Images of classes that the head was not trained for are left out.
+    """Scores of a whole split, as `known_logits` has it."""
+    return evaluation(*known_logits(head, split))
+
+
+@torch.no_grad()
+def known_logits(head: Head, split: LabelledFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, num_classes] and labels [N] of the images whose classes the head was trained for.
 
     Raises:
         UserError: no class of the split is one of the trained ones.
@@ -245,4 +250,4 @@ def evaluate(head: Head, split: LabelledFeatures) -> Evaluation:
     if not known.any():
         raise UserError("the photos to evaluate on are all of classes without a training image")
     features = split.features[known.to(split.features.device)]
-    return evaluation(head(features), split.labels[known])
+    return head(features), split.labels[known]

@@ -1,9 +1,11 @@
 """Writes that are whole or absent, and what killed processes leave behind."""
 
 import contextlib
+import errno
 import itertools
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -50,14 +52,45 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{path.name}.{next(_writes)}.{hostname()}-{os.getpid()}.tmp"
-    temporary = path.with_name(name)
+    temporary = _beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _beside(path: Path) -> Path:
+    """A new temporary name, which `remove_leftovers` knows."""
+    return path.with_name(f".{path.name}.{next(_writes)}.{hostname()}-{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """`atomic_path` of a folder: the temporary one takes the place of `path`, whatever is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        while temporary.exists():
+            try:
+                os.replace(temporary, path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                remove_folder(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder as a whole: nobody sees a part of it. One that is not there is no error."""
+    gone = _beside(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -83,7 +116,7 @@ def derive(sources: Callable[[], object], write: Callable[[], T]) -> T:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left directly in `folder`.
+    """Remove the temporary files and folders that killed processes left directly in `folder`.
 
     A file of this host goes when its process is gone. Whether a process of another host lives
     cannot be known from here; its file goes after a day.
@@ -102,7 +135,9 @@ def remove_leftovers(folder: Path) -> None:
                 dead = int(match["pid"]) == os.getpid() or not is_alive(int(match["pid"]))
             else:
                 dead = path.stat().st_mtime < now_at(folder) - 86400
-            if dead:
+            if dead and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif dead:
                 path.unlink(missing_ok=True)
 
 

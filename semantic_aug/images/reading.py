@@ -116,7 +116,17 @@ def read_image(path: str | Path, bits: int | None = None) -> Image.Image:
     """
     with open_image(path) as image:
         values, white = _load(path, image, bits)
-        rgb = upright(_in_srgb(values, white, image.info.get("icc_profile")), orientation_of(image))
+        return _upright_srgb(image, values, white)
+
+
+def opened_image(image: Image.Image) -> Image.Image:
+    """What `read_image` gives of a file, of an image that somebody has opened or made."""
+    image = image.copy()  # which loads it, and leaves what somebody else has as it is
+    return _upright_srgb(image, image, None)
+
+
+def _upright_srgb(image: Image.Image, values: Image.Image, white: float | None) -> Image.Image:
+    rgb = upright(_in_srgb(values, white, image.info.get("icc_profile")), orientation_of(image))
     rgb.info = {}  # its EXIF would have others turn the image once more
     return rgb
 

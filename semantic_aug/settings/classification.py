@@ -12,6 +12,7 @@ LAST, BEST_VAL = "last", "best_val"
 CROSS_ENTROPY, SUPCON = OBJECTIVES = ("cross-entropy", "supcon")
 FROZEN, ALL = "none", "all"
 FLOAT32 = "float32"
+NOT_KEPT, SELECTED, EVERY = KEPT_CLASSIFIERS = ("none", "selected", "all")
 BACKBONE_PRECISIONS = ("float16", "bfloat16", FLOAT32)
 SHORT_NAMES = {
     "resnet50": "microsoft/resnet-50",
@@ -256,6 +257,14 @@ class Results:
         metavar="METHOD",
     )
     logdir: str | None = setting(None, "where results go (default: output/EXP/results)")
+    save_classifier: str | None = setting(
+        None,
+        "which classifiers stay beside their results, for predict and export: selected means, of "
+        "each number of examples per class, that of the seed which is best on val (default: all "
+        "with a frozen backbone, where one takes kilobytes; else selected)",
+        choices=KEPT_CLASSIFIERS,
+        newer=True,
+    )
     elsewhere: bool = setting(
         False,
         "evaluate also on validation photos whose objects are pasted on places of other classes, "

@@ -15,7 +15,7 @@ from semantic_aug.evaluation.leaks import Photos
 from semantic_aug.evaluation.results import COMPARISON_FILE, SUMMARY_FILE, VALIDATION, is_finished
 from semantic_aug.evaluation.summary import EVALUATION_PHOTOS, IMAGES_OF
 from semantic_aug.experiment.config import check_config, read_config, write_config
-from semantic_aug.experiment.files import remove_leftovers
+from semantic_aug.experiment.files import remove_folder, remove_leftovers
 from semantic_aug.experiment.names import Trial
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings import compared, fields_of, written
@@ -173,8 +173,11 @@ def claim(folder: Path, settings: dict, trials: list[Trial], arguments: dict) ->
     if results and before != common | noted | now:
         check_config(folder, common | noted | now, True, arguments["overwrite"], other="--method")
         derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
-        others = [*folder.glob("confusion_*.csv"), *folder.glob("contrastive_*.pt")]
-        for path in [*results, *others, *derived]:
+        for path in folder.glob("classifier_*"):  # before the results that they belong to
+            remove_folder(path)
+        patterns = ("confusion_*.csv", "calibration_*.csv", "contrastive_*.pt")
+        of_trials = [path for pattern in patterns for path in folder.glob(pattern)]
+        for path in [*results, *of_trials, *derived]:
             path.unlink(missing_ok=True)
         log.log(RESULT, "%s of other settings removed", counted(len(results), "result"))
         noted = {}

@@ -14,6 +14,7 @@ from semantic_aug.evaluation.backbone import Backbone, default_precision, load_b
 from semantic_aug.evaluation.contrastive import VIEWS, Checkpoint
 from semantic_aug.evaluation.features import LabelledFeatures, load_split, readable, split_features
 from semantic_aug.evaluation.leaks import check_splits, photos_of
+from semantic_aug.evaluation.metrics import evaluation
 from semantic_aug.evaluation.plots import plot_results
 from semantic_aug.evaluation.results import (
     ONCE,
@@ -40,7 +41,7 @@ from semantic_aug.evaluation.summary import (
     write_comparison,
     write_summary,
 )
-from semantic_aug.evaluation.training import evaluate, train_trial
+from semantic_aug.evaluation.training import known_logits, train_trial
 from semantic_aug.experiment.files import check_writable, derive
 from semantic_aug.experiment.names import (
     CACHE,
@@ -84,6 +85,7 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
+from semantic_aug.stages.kept_classifiers import keep_classifier, tidy, to_do
 from semantic_aug.stages.kept_views import advise, check_memory, images_of
 from semantic_aug.stages.made_alike import check_alike
 from semantic_aug.stages.result_settings import (
@@ -191,7 +193,7 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         found["backbone_precision"] = backbone.precision
     claim(folder, found, trials, arguments_of(run, settings))
     finished = {trial for trial in finished if results_file(folder, trial).exists()}
-    pending = [trial for trial in trials if trial not in finished]
+    pending = to_do(folder, settings, trials, finished)
     if len(pending) < len(trials):
         skipped = len(trials) - len(pending)
         log.log(RESULT, "%d of %d trials are finished: skipped", skipped, len(trials))
@@ -205,6 +207,7 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
                 experiment, folder, reporter,
             )  # fmt: skip
         finally:  # also when one of several trials fails
+            tidy(folder, settings)
             summary = from_all(lambda: write_summary(folder, method, experiment, used))
     comparison = []
     if others:
@@ -286,19 +289,22 @@ def run_trials(
                 checkpoint,
             )
             trained = set(examples.labels.tolist())
-            once = {
-                split: evaluate(result.head, features_of[split]())
-                for split in ONCE
+            logits = {
+                split: known_logits(result.head, features_of[split]())
+                for split in (VALIDATION, *ONCE)
                 if split in features_of and trained & present[split]
             }
+            once = {split: evaluation(*logits[split]) for split in ONCE if split in logits}
             work.images = images_shown(options)
         reporter.count(work.images)
         evaluated = {split: trained & labels for split, labels in present.items()}
         rows = _result_rows(trial, metric_names(class_names), trained, evaluated, result, once)
         scores = ({VALIDATION: result.validation} if result.validation else {}) | once
         write_confusions(confusion_file(folder, trial), scores, class_names)
+        keep_classifier(folder, trial, settings, backbone, examples, result, scores, logits)
         write_results(results_file(folder, trial), rows)
         checkpoint.remove()
+        tidy(folder, settings)
         names = {split: split.lower() for split in scores} | {VALIDATION: "val"}
         said = [f"{names[split]} {each.mean_accuracy:.1%}" for split, each in scores.items()]
         said += [f"epoch {result.selected}"] if options.select == BEST_VAL else []

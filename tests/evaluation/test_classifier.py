@@ -23,7 +23,12 @@ from semantic_aug.evaluation.backbone import load_backbone
 from semantic_aug.evaluation.features import load_split, split_features
 from semantic_aug.evaluation.results import TEST, TRAINING, VALIDATION, metric_names
 from semantic_aug.evaluation.sampling import load_examples
-from semantic_aug.evaluation.training import TrainingOptions, evaluate, train_trial
+from semantic_aug.evaluation.training import (
+    TrainingOptions,
+    evaluate,
+    known_logits,
+    train_trial,
+)
 from semantic_aug.experiment.config import read_config
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.timing import GENERATE, TRAIN, timed
@@ -184,6 +189,8 @@ def test_files_columns_and_rows_of_every_trial(data, resnet, capsys):
     folder = data / "output/exp/results/real"
     assert {path.name for path in folder.iterdir()} == {
         "accuracy.png",
+        *(f"calibration_{seed}_{k}.csv" for seed in (3, 4) for k in (1, 2)),
+        *(f"classifier_{seed}_{k}" for seed in (3, 4) for k in (1, 2)),
         "config.json",
         *(f"confusion_{seed}_{k}.csv" for seed in (3, 4) for k in (1, 2)),
         "confusion.png",
@@ -343,12 +350,13 @@ def test_test_split_is_scored_once_per_trial_and_after_the_last_epoch(data, resn
 
     def counting(head, split):
         scored.append(len(split.labels))
-        return evaluate(head, split)
+        return known_logits(head, split)
 
-    monkeypatch.setattr(training, "evaluate", counting)
-    monkeypatch.setattr(stage, "evaluate", counting)
+    monkeypatch.setattr(training, "known_logits", counting)
+    monkeypatch.setattr(stage, "known_logits", counting)
     run(resnet, "--num_synthetic=0", "--num_epochs=3")
-    assert scored == [3 * COUNTS["val"]] * 3 + [3 * COUNTS["test"]]
+    # The val split after every epoch, and once more for the temperature.
+    assert scored == [3 * COUNTS["val"]] * 4 + [3 * COUNTS["test"]]
 
 
 @pytest.mark.parametrize(

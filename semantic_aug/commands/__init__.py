@@ -1,0 +1,1 @@
+"""Commands without a script of their own: `semantic-aug predict` and `semantic-aug export`."""

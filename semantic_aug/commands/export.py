@@ -1,0 +1,35 @@
+"""Turn a classifier that train_classifier.py has kept into a model that other programs open.
+
+    semantic-aug export output/EXP/results/METHOD/classifier_0_4 my-model --onnx
+
+Writes a whole model of transformers to the folder, which must be absent or empty: weights, names of
+classes, image processor and a model card. pipeline("image-classification", model="my-model") opens
+it without this package.
+"""
+
+import semantic_aug
+from semantic_aug.cli.command import Parser, command
+from semantic_aug.settings import add_flags, build, fields_of
+from semantic_aug.settings.using import Exporting
+
+PROG = "export"
+
+
+def parse_args(argv=None):
+    usage = "%(prog)s CLASSIFIER FOLDER --flag value ..."
+    parser = Parser(__doc__, usage=usage, intermixed=True)
+    parser.add_argument("classifier", metavar="CLASSIFIER", help="its folder")
+    parser.add_argument("folder", metavar="FOLDER", help="where the model goes")
+    add_flags(parser, Exporting)
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None) -> None:
+    found = vars(parse_args(argv))
+    settings = build(Exporting, {name: found[name] for name in fields_of(Exporting)})
+    semantic_aug.export(found["classifier"], settings, folder=found["folder"])
+
+
+if __name__ == "__main__":
+    main()

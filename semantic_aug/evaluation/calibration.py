@@ -1,0 +1,78 @@
+"""Confidence that is as high as the share that is right: one temperature, fitted on val photos."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from semantic_aug.evaluation.metrics import calibration_error
+from semantic_aug.evaluation.results import write_table
+from semantic_aug.experiment.names import Trial
+
+COLDEST, HOTTEST = 0.01, 100.0  # where the search for a temperature ends
+HALVINGS = 40  # of this interval, on a logarithmic scale
+
+
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The T whose softmax(logits / T) has the least loss (Guo et al. 2017, arXiv 1706.04599).
+
+    The loss is convex in 1 / T, so that bisection of its slope finds the one least value, always
+    the same. Of n photos, the target is (n + 1) / (n + 2) for the true class and the rest in equal
+    parts for the others, as Platt (1999) has it: of a few photos that are all right, the least loss
+    would otherwise be at T = 0, where every answer is certain.
+
+    Args:
+        logits: [N, num_classes]; -inf for a class that is never predicted.
+        labels: [N] on the CPU, none of such a class.
+
+    Returns:
+        T in [`COLDEST`, `HOTTEST`], in six digits; 1 where there is one class alone.
+    """
+    known = logits.isfinite().all(dim=0).cpu()
+    columns = known.cumsum(0) - 1
+    values, target = logits.detach().cpu().double()[:, known], columns[labels]
+    number, classes = values.shape
+    if classes < 2:
+        return 1.0
+    share = (number + 1) / (number + 2)
+    wanted = torch.full_like(values, (1 - share) / (classes - 1))
+    wanted[torch.arange(number), target] = share
+    aim = float((wanted * values).sum(dim=1).mean())
+
+    def slope(temperature: float) -> float:
+        """Of the loss, by 1 / T: the logit that is expected, less the one that is aimed at."""
+        expected = ((values / temperature).softmax(dim=1) * values).sum(dim=1)
+        return float(expected.mean()) - aim
+
+    low, high = COLDEST, HOTTEST
+    for _ in range(HALVINGS):
+        middle = (low * high) ** 0.5
+        if slope(middle) > 0:
+            low = middle  # colder is worse: the least loss is at a higher temperature
+        else:
+            high = middle
+    return float(f"{(low * high) ** 0.5:.6g}")
+
+
+def calibrated_error(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> float:
+    """The ECE of softmax(logits / T); see `calibration_error`."""
+    confidence, predicted = (logits.cpu().double() / temperature).softmax(dim=1).max(dim=1)
+    return calibration_error(confidence, predicted == labels)
+
+
+def calibration_file(folder: Path, trial: Trial) -> Path:
+    """Where it lies how well the confidence of a trial fits, beside its results."""
+    return folder / f"calibration_{trial.seed}_{trial.examples_per_class}.csv"
+
+
+def write_calibration(
+    folder: Path, trial: Trial, temperature: float, errors: Mapping[str, tuple[float, float]]
+) -> None:
+    """The temperature, and by split the ECE without and with it."""
+    rows = [
+        (trial.seed, trial.examples_per_class, split, temperature, *both)
+        for split, both in errors.items()
+    ]
+    names = ["seed", "examples_per_class", "split", "temperature", "ece", "ece_calibrated"]
+    write_table(calibration_file(folder, trial), pd.DataFrame(rows, columns=names))

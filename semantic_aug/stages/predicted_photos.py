@@ -1,0 +1,141 @@
+"""Which photos are given to classifiers: files, folders and globs, or a folder of class folders."""
+
+import functools
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from semantic_aug import UserError
+from semantic_aug.datasets.folder import FolderDataset, with_mask
+from semantic_aug.experiment.names import folder_names
+from semantic_aug.few_shot_dataset import FewShotDataset, Record
+from semantic_aug.images.reading import names_in, readable_suffixes
+
+_CLASS = "photo"  # of photos whose class nobody knows
+
+
+class GivenPhotos(FewShotDataset):
+    """Photos without classes.
+
+    Args:
+        photos: in the order in which they were given.
+    """
+
+    class_names = (_CLASS,)  # type: ignore[assignment]
+
+    def __init__(self, photos: Sequence[Record], **kwargs):
+        self.listed = photos
+        super().__init__(split="test", data_dir=".", **kwargs)
+
+    def list_records(self, split):
+        return self.listed
+
+
+class LabelledFolder(FolderDataset):
+    """All photos of a folder of class folders; of one with train/ and so on, those of test."""
+
+    def completed(self, records):
+        if self._has_splits():
+            return super().completed(records)
+        return {"train": [], "val": [], "test": records["train"]}
+
+
+def photos_in(
+    words: Sequence[str | Path],
+    facts: Mapping,
+    labelled: bool = False,
+    mask_dir: str | None = None,
+) -> GivenPhotos | LabelledFolder:
+    """The photos that `words` name, for a classifier of which `facts` speak.
+
+    Raises:
+        UserError: there are none; or a word is no file, folder or glob that finds something; or
+            masks are missing, or of no use.
+    """
+    options = {"crop_to_object": facts["crop_to_object"], "bits": facts["bits"]}
+    if facts["crop_to_object"] and not mask_dir:
+        raise UserError(
+            "--mask_dir is missing: this classifier was trained on photos that were cropped to "
+            "their objects, and needs a mask of each photo"
+        )
+    if mask_dir and not facts["crop_to_object"]:
+        raise UserError("--mask_dir: this classifier takes whole photos; leave the flag out")
+    if mask_dir and not Path(mask_dir).is_dir():
+        raise UserError(f"--mask_dir: {mask_dir} is no folder")
+    if not words:
+        raise UserError("no photo is given: name image files, folders or globs behind the classifier")
+    if labelled:
+        if len(words) != 1 or not Path(words[0]).is_dir():
+            got = " ".join(map(str, words))
+            raise UserError(f"--labelled: got {got}, expected one folder with a folder per class")
+        return LabelledFolder(data_dir=words[0], split="test", masks=mask_dir or "", **options)
+    found: dict[str, Record] = {}
+    for word in words:
+        for path, place in _files(str(word)):
+            record = Record(path, _CLASS, str(path))
+            if mask_dir:
+                beside = _masks_in(Path(mask_dir) / place) or _masks_in(Path(mask_dir))
+                record = with_mask(record, beside)
+            found.setdefault(record.source, record)
+    if not found:
+        raise UserError(f"no photo in {' '.join(map(str, words))}")
+    return GivenPhotos(list(found.values()), **options)
+
+
+def _files(word: str) -> Iterator[tuple[Path, str]]:
+    """The files that a word names, each with the place of its folder below the one named."""
+    path = Path(word).expanduser()
+    if path.is_dir():
+        yield from _below(path)
+    elif os.path.lexists(path):
+        yield path, ""
+    elif glob.has_magic(word):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            raise UserError(f"{word} finds no file")
+        for match in map(Path, matches):
+            yield from _below(match) if match.is_dir() else [(match, "")]
+    else:
+        raise UserError(f"{word}: no such file or folder")
+
+
+def _below(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The photos in a folder and in all folders below it, by name; links are not walked twice."""
+    seen, waiting = set(), [""]
+    while waiting:
+        place = waiting.pop()
+        here = folder / place
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        images, folders = names_in(here, readable_suffixes())
+        yield from ((here / name, place) for name in images)
+        waiting += [os.path.join(place, name) for name in reversed(folders)]
+
+
+@functools.cache
+def _masks_in(folder: Path) -> dict[str, Path]:
+    """The masks in a folder, by file name and by file name without suffix."""
+    files = [folder / name for name in names_in(folder, readable_suffixes())[0]]
+    return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
+
+
+def labels_of(dataset: FewShotDataset, class_names: Sequence[str]) -> list[int | None]:
+    """The label, to a classifier of these classes, of each photo; None where it has no such class.
+
+    A folder may be called as its class, or as this project calls the folder of the class.
+
+    Raises:
+        UserError: no folder is called as a class.
+    """
+    label_of = {name: label for label, name in enumerate(class_names)}
+    folders = {folder: label_of[name] for name, folder in folder_names(class_names).items()}
+    found = [folders.get(name) if name not in label_of else label_of[name]
+             for name in dataset.class_names]  # fmt: skip
+    if all(label is None for label in found):
+        raise UserError(
+            f"--labelled: no folder is called as one of the classes: got "
+            f"{', '.join(dataset.class_names)}, expected some of {', '.join(class_names)}"
+        )
+    return [found[dataset.get_label_by_idx(idx)] for idx in range(len(dataset))]
