@@ -7,7 +7,7 @@ is around it belongs to another class.
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -37,6 +37,8 @@ class Elsewhere(FewShotDataset):
         classes: those whose photos count, here and as places; default all.
         crop: cut photos and places to squares around their objects, as `crop_to_object` does. A
             place is emptied before that, so that all of its surroundings serve to paint it over.
+        masks: of the photos that count, as the attribute has them, where they are known; default
+            what `usable_masks` finds among those of `classes`.
 
     Attributes:
         of: of each photo, its index in `photos`.
@@ -54,11 +56,14 @@ class Elsewhere(FewShotDataset):
         photos: FewShotDataset,
         classes: Collection[str] | None = None,
         crop: bool = False,
+        masks: Mapping[int, str] | None = None,
     ):
         super().__init__(split="elsewhere")
         self.photos, self.crop, self.bits = photos, crop, photos.bits
         self.class_names, self.num_classes = photos.class_names, len(photos.class_names)
-        self.masks = usable_masks(photos, photos.indices(classes), crop)
+        if masks is None:
+            masks = usable_masks(photos, photos.indices(classes), crop)
+        self.masks = dict(masks)
         self.of, sources = list(self.masks), photos.sources()
         own = [sources[idx] for idx in self.of]
         drawn = places_of(own, [photos.get_label_by_idx(idx) for idx in self.of])
