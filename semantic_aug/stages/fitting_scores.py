@@ -1,6 +1,7 @@
 """How candidates of `fit` are judged: features once, heads of all folds, held-out photos told."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from semantic_aug.evaluation.folds import Fold
 from semantic_aug.evaluation.held_photos import HeldPhotos
 from semantic_aug.evaluation.pictures import Images
 from semantic_aug.evaluation.views import AS_IT_IS, Views
+from semantic_aug.images.pasting import emptied
 from semantic_aug.settings.classification import TrainingOptions
 from semantic_aug.settings.fitting import Fitting
 from semantic_aug.stages.fitting_methods import FLIP_ROTATE, SIDE, Made, Method
@@ -101,12 +103,15 @@ class Eyes:
         """By repeat and fold the held-out photos with masks, and their features on the places of
         other classes, all of which are held out too. [M, F]."""
         held = HeldPhotos(self.photos.dataset, max(2 * max(self.backbone.image_size), SIDE))
+        place_of = functools.cache(
+            lambda idx: emptied(held.get_image_by_idx(idx), held.get_mask_by_idx(idx))
+        )
         found = {}
         for fold in self.photos.folds:
             own = {idx: masks[idx] for idx in fold.held_out if idx in masks}
             if len({self.photos.labels[idx] for idx in own}) < 2:
                 continue
-            there = Elsewhere(held, masks=own)
+            there = Elsewhere(held, masks=own, place_of=place_of)
             features = self.features(there, range(len(there)), "elsewhere")
             found[fold.repeat, fold.number] = there.of, features
         return found
