@@ -57,8 +57,11 @@ def lines_of(result) -> Iterator[str]:
     yield ""
     for cells in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip()
+    by_reason: dict[str, list[str]] = {}
     for name, reason in result.left_out.items():
-        yield f"left out: {name}: {reason}"
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        yield f"left out: {', '.join(names)}: {reason}"
     yield ""
     yield result.why
     yield ""

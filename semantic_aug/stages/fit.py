@@ -47,7 +47,7 @@ from semantic_aug.stages.kept_views import seconds_per_image
 
 log = logging.getLogger(__name__)
 
-RESERVED = 0.05  # share of the minutes for the last classifier, its promise and the page
+RESERVED, MOST_RESERVED = 0.05, 120  # of the time for what comes last: a share, and seconds
 
 
 @stage(Fitting)
@@ -68,7 +68,7 @@ def fit(
     """
     seconds = 60 * settings.minutes
     end = clock() + seconds if settings.candidates is None else math.inf
-    time = Time(clock, end, RESERVED * seconds)
+    time = Time(clock, end, min(RESERVED * seconds, MOST_RESERVED))
     run = prepared(run_of(photos, settings))
     experiment = experiment_of(run)
     methods = methods_of(settings)
@@ -203,5 +203,5 @@ class Trying:
 
 
 def too_long(needed: float, left: float) -> str:
-    return f"takes about {duration(needed)}, and {duration(max(0.0, left))} are left"
+    return f"takes {duration(needed)} at least, and {duration(max(0.0, left))} are left"
 

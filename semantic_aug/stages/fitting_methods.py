@@ -94,7 +94,7 @@ class Method:
 
     @property
     def needs_model(self) -> bool:
-        return self.kind in (SURROUNDINGS, EDITS, WORDS)
+        return self.kind in (SURROUNDINGS, EDITS)
 
 
 def methods_of(settings: Fitting) -> list[Method]:
@@ -110,7 +110,7 @@ def methods_of(settings: Fitting) -> list[Method]:
     ]
     found = [
         Method(REAL, REAL, "photos alone"),
-        Method(RANDAUGMENT, RANDAUGMENT, "photos alone, RandAugment", None, (RANDAUGMENT,)),
+        Method(RANDAUGMENT, RANDAUGMENT, "photos alone with RandAugment", None, (RANDAUGMENT,)),
         Method(PASTE, PASTE, "objects on places of other photos", {"aug": PASTE}),
         Method(
             RECOLOURED,
@@ -125,6 +125,7 @@ def methods_of(settings: Fitting) -> list[Method]:
             {"aug": BACKGROUND, "places": settings.places},
         ),
         *edits,
+        Method(WORDS, WORDS, "edits by learned words"),
     ]
     wanted = settings.candidates
     return [each for each in found if wanted is None or each.kind in (REAL, *wanted)]
@@ -153,8 +154,13 @@ def lacks(method: Method, settings: Fitting, masks: Mapping[int, str]) -> str | 
     Raises:
         UserError: the model that was asked for is not there.
     """
+    if method.kind == WORDS:
+        return (
+            "words learned from photos that are held out would leak: they would have to be learned "
+            "anew in every fold, which this version does not do"
+        )
     if method.needs_masks and not masks and masker_of(settings) is None:
-        return "needs masks, and there are none: --mask_dir gives them"
+        return "there are no masks; with --mask_dir FOLDER they are tried"
     if method.needs_model:
         try:
             inspect_model(settings.model, settings.revision, settings.variant)
@@ -162,7 +168,10 @@ def lacks(method: Method, settings: Fitting, masks: Mapping[int, str]) -> str | 
             if settings.model != fields_of(Fitting)["model"].default:
                 raise
             log.debug("%s", error)
-            return f"needs a Stable Diffusion, and {settings.model} is neither here nor in reach"
+            return (
+                f"there is no Stable Diffusion: {settings.model} is neither on the disk nor in reach; "
+                "with --model_path FOLDER, or a network, they are tried"
+            )
     return None
 
 

@@ -221,7 +221,10 @@ def reasons(
 ) -> str:
     """Why this candidate, what to expect of it, and what nobody knows."""
     held = len({idx for fold in photos.folds for idx in fold.held_out})
-    by = "the split val" if photos.val else counted(len(photos.folds), "fold")
+    repeats, folds = ({getattr(f, n) for f in photos.folds} for n in ("repeat", "number"))
+    by = "the split val"
+    if not photos.val:
+        by = f"{len(folds)} folds, repeated {counted(len(repeats), 'time')}"
     return " ".join(
         [
             why_chosen(tried, scores, photos.ratio, chosen),
@@ -240,9 +243,10 @@ def why_chosen(tried: Sequence[Tried], scores: np.ndarray, ratio: float, chosen:
         return "The photos alone are learned from, and nothing else was tried."
     if chosen == 0:
         best = max(range(1, len(tried)), key=lambda n: (over[n].mean, -n))
+        others = f"the best of {len(tried) - 1} other" if len(tried) > 2 else "the only other"
         return (
-            f"The photos alone are learned from, because nothing else helps for sure: the best of "
-            f"{counted(len(tried) - 1, 'other candidate')}, {tried[best].method.what}, brings "
+            f"The photos alone are learned from, because nothing else helps for sure: {others} "
+            f"candidate{'s' * (len(tried) > 2)}, {tried[best].method.what}, brings "
             f"{points(over[best])} over them."
         )
     found = f"{tried[chosen].method.what}: that brings {points(over[chosen])} over the photos alone"

@@ -142,12 +142,12 @@ def judge(
     with torch.enable_grad():
         heads = train_heads(material, photos.folds, options, seed)
     for fold, head in zip(photos.folds, heads):
-        out = torch.tensor(fold.held_out)
+        out = list(fold.held_out)
         told = head(plain[out]).cpu()
         logits[out, fold.repeat] = told.numpy()
         hits[out, fold.repeat] = (told.argmax(dim=1) == labels[out]).numpy()
-        of, features = far.get((fold.repeat, fold.number), ((), None))
-        if len(of):
+        if (fold.repeat, fold.number) in far:
+            of, features = far[fold.repeat, fold.number]
             right = head(features).argmax(dim=1).cpu() == labels[of]
             away[of, fold.repeat] = right.numpy()
     return Judgement(logits, hits, away)
