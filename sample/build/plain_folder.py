@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def plain_folder(folder, photos, seed, masks=None):
     """Write photos/KIND/*.png and, with `masks`, a mask for each below that folder."""
     for kind in sorted(path.name for path in (ROOT / "same_places").iterdir()):
-        files = sorted((ROOT / "mvip" / kind / "train_data").rglob("*_rgb.png"), key=lambda p: p.name)
+        files = sorted(
+            (ROOT / "mvip" / kind / "train_data").rglob("*_rgb.png"), key=lambda p: p.name
+        )
         chosen = random.Random(f"{seed} {kind}").sample(files, photos)
         for root, ending in ((folder, ""), *(((masks, "_mask_gen"),) if masks else ())):
             (Path(root) / kind).mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 Photos that are nearly equal, or that share a group, never lie on both sides of a fold.
 """
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Fold:
 
 
 def joined(number: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of some things the smallest one that it hangs together with, by any chain of pairs."""
+    """For each of some things the smallest one that a chain of pairs leads to."""
     of = list(range(number))
 
     def root(thing: int) -> int:
@@ -115,7 +116,7 @@ def make_folds(
     repeats = repeats or min(REPEATS[1], max(REPEATS[0], -(-JUDGED // held)))
     found = []
     for repeat in range(repeats):
-        where = _dealt(movable, labels, folds, lambda *key: stable_hash("fold", seed, repeat, *key))
+        where = _dealt(movable, labels, folds, functools.partial(stable_hash, "fold", seed, repeat))
         for fold in range(folds):
             out = {idx for name, own in movable.items() if where[name] == fold for idx in own}
             found += _fold(repeat, fold, labels, set(range(len(labels))) - out, out)
@@ -141,14 +142,12 @@ def folds_of_val(
     for idx in sorted(out, key=lambda idx: sources[idx]):
         if units[idx] not in known:
             members[min(sources[n] for n in out if units[n] == units[idx])].append(idx)
-    where = _dealt(members, labels, folds, lambda *key: stable_hash("part of val", seed, *key))
-    return [
-        each
-        for fold in range(folds)
-        for each in _fold(
-            0, fold, labels, trained, {i for name, own in members.items() if where[name] == fold for i in own}
-        )
-    ]  # fmt: skip
+    where = _dealt(members, labels, folds, functools.partial(stable_hash, "part of val", seed))
+    found = []
+    for fold in range(folds):
+        judging = {idx for name, own in members.items() if where[name] == fold for idx in own}
+        found += _fold(0, fold, labels, trained, judging)
+    return found
 
 
 def _fold(repeat: int, number: int, labels, trained: set[int], out: set[int]) -> list[Fold]:

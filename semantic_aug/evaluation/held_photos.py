@@ -1,4 +1,4 @@
-"""Photos that are read many times, as for `Elsewhere` in every fold: reduced, and held in memory."""
+"""Photos that are read many times, as for `Elsewhere` in every fold: held in memory."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""The page of `semantic-aug fit`: what was chosen and why, in one HTML file that asks no network."""
+"""The page of `semantic-aug fit`: what was chosen and why, in one file that needs no network."""
 
 import html
 from collections.abc import Mapping, Sequence

@@ -32,7 +32,7 @@ from semantic_aug.stages.fitting_methods import (
     masks_of,
     methods_of,
 )
-from semantic_aug.stages.fitting_photos import Photos, changes, named, read_photos, run_of
+from semantic_aug.stages.fitting_photos import Photos, changes, read_photos, run_of
 from semantic_aug.stages.fitting_result import Fitted, write_result
 from semantic_aug.stages.fitting_scores import (
     PHOTO_VIEWS,
@@ -160,9 +160,7 @@ class Trying:
         features = self.eyes.views(method.augmentation)
         number = len(self.photos.dataset.class_names)
         material = Material(features, self.labels, number, variants)
-        found = judge(
-            material, self.plain, self.far, self.photos, self.options, self.settings.seed
-        )
+        found = judge(material, self.plain, self.far, self.photos, self.options, self.settings.seed)
         self.tried.append(Tried(method, material, found, sets))
         self.seconds_of_heads = max(self.seconds_of_heads, self.time.clock() - began)
         near, far = judged_of([found], self.photos)
@@ -204,4 +202,3 @@ class Trying:
 
 def too_long(needed: float, left: float) -> str:
     return f"takes {duration(needed)} at least, and {duration(max(0.0, left))} are left"
-

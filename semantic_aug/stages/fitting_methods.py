@@ -169,7 +169,7 @@ def lacks(method: Method, settings: Fitting, masks: Mapping[int, str]) -> str | 
                 raise
             log.debug("%s", error)
             return (
-                f"there is no Stable Diffusion: {settings.model} is neither on the disk nor in reach; "
+                f"there is no Stable Diffusion: {settings.model} is not on the disk, nor in reach; "
                 "with --model_path FOLDER, or a network, they are tried"
             )
     return None
@@ -193,7 +193,8 @@ class Made:
 
 
 def make_images(
-    method: Method, photos: Photos, settings: Fitting, time: Time, share: float, seen: float, side: int
+    method: Method, photos: Photos, settings: Fitting, time: Time, share: float, seen: float,
+    side: int,
 ) -> Made:  # fmt: skip
     """As many images of each photo as are wanted or, by the time of the first ones, fit.
 
@@ -234,7 +235,8 @@ class Watch:
     """Is told of every block of images, and raises `TooLong` where all will not be made in time."""
 
     def __init__(
-        self, time: Time, wanted: Generation, folder: Path, photos: Photos, until: float, seen: float
+        self, time: Time, wanted: Generation, folder: Path, photos: Photos, until: float,
+        seen: float,
     ):  # fmt: skip
         self.time, self.until, self.seen = time, until, seen
         self.is_first = wanted.num_synthetic == 1  # which may take all the time that is left
@@ -276,8 +278,8 @@ def generation_of(method: Method, settings: Fitting, side: int) -> Generation:
     assert method.edit is not None
     given = {key: value for key, value in method.edit.items() if value is not None}
     if method.needs_model:
-        given |= {name: getattr(settings, name) for name in fields_of(Images)
-                  if name in fields_of(Generation) and name not in fields_of(OfMethods)}  # fmt: skip
+        known = fields_of(Images).keys() - fields_of(OfMethods).keys()
+        given |= {name: getattr(settings, name) for name in sorted(known)}
         given["scheduler"] = SAMPLER
     given |= {"device": settings.device, "overwrite": settings.overwrite}
     return build(Generation, {**given, "aug_name": method.name, "save_size": max(2 * side, SIDE)})

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,9 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
     root = Path(photos).expanduser()
     if not root.is_dir():
         what = "is a file" if root.exists() else "is not there"
-        raise UserError(f"{photos} {what}: expected a folder with a folder of photos for each class")
+        raise UserError(
+            f"{photos} {what}: expected a folder with a folder of photos for each class"
+        )
     own = root.resolve().name or "photos"
     masks = settings.mask_dir or (str(root / MASKS) if (root / MASKS).is_dir() else None)
     return Run(
@@ -115,7 +118,9 @@ def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
         )
     notes = []
     if errors:
-        notes.append(f"{counted(len(errors), 'photo')} cannot be read, such as {min(errors)}: left out.")
+        notes.append(
+            f"{counted(len(errors), 'photo')} cannot be read, such as {min(errors)}: left out."
+        )
     check_classes(run, records)
     write_photo_table(experiment / FIT / TABLE, records, known)
     most = max(Counter(record.class_name for record in records).values())
@@ -131,7 +136,7 @@ def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
 
 def listed(run: Run, settings: Fitting) -> dict[str, list[Record]]:
     """The photos of `train` and `val`, as their owner has split them; all are `train` otherwise."""
-    options = dict(pair.split("=", 1) for pair in run.dataset_args)
+    options: dict[str, Any] = dict(pair.split("=", 1) for pair in run.dataset_args)
     if settings.splits:
         options["splits"] = settings.splits
     found: dict[str, list[Record]] = {}
@@ -182,12 +187,16 @@ def read_all(
         except OSError as error:
             return UserError(f"{record.source}: {error}")
 
-    small, errors = {}, {}
+    small: dict[str, np.ndarray] = {}
+    errors: dict[str, UserError] = {}
     with ThreadPoolExecutor(workers) as threads:
         done = threads.map(read, records)
         bar = progress_bar(iterable=done, total=len(records), desc="reading", unit="photo")
         for record, found in zip(records, bar):
-            (errors if isinstance(found, UserError) else small)[record.source] = found
+            if isinstance(found, UserError):
+                errors[record.source] = found
+            else:
+                small[record.source] = found
     return small, errors
 
 
@@ -202,7 +211,7 @@ def check_classes(run: Run, records: Sequence[Record]) -> None:
     if max(number.values()) < 2:
         raise UserError(
             f"{run.data_dir} has a single photo of each class, so that none can be held out to see "
-            "what helps; take a second one of a class or more, or train without knowing how good it "
+            "what helps; take a second one of some classes, or train without knowing how good that "
             "will be: "
             + command_line(
                 "train_classifier",
@@ -236,7 +245,7 @@ def cut(
         one, other = pairs[0]
         notes.append(
             f"{counted(len({idx for pair in pairs for idx in pair}), 'photo')} are nearly equal to "
-            f"others, such as {sources[one]} and {sources[other]}: they stay together in every fold."
+            f"others, such as {sources[one]} and {sources[other]}: they stay together."
         )
     across = [(a, b) for a, b in pairs if labels[a] != labels[b]]
     if across:
@@ -265,7 +274,7 @@ def cut(
     alone = sorted(set(labels) - judging)
     if alone:
         notes.append(
-            f"{named(names[label] for label in alone)}: too few photos to hold one out, so that all "
+            f"{named(names[label] for label in alone)}: too few photos to hold one out: all "
             "are learned from, and nothing is known of how well they are told."
         )
     trial = Trial(run.seed, run.examples_per_class[0])

@@ -252,7 +252,9 @@ def why_chosen(tried: Sequence[Tried], scores: np.ndarray, ratio: float, chosen:
     found = f"{tried[chosen].method.what}: that brings {points(over[chosen])} over the photos alone"
     names = [each.method.name for each in tried]
     if RANDAUGMENT in names[:chosen]:
-        found += f", {points(gains(scores, chosen, names.index(RANDAUGMENT), ratio))} over RandAugment"
+        found += (
+            f", {points(gains(scores, chosen, names.index(RANDAUGMENT), ratio))} over RandAugment"
+        )
     return f"{found[0].upper()}{found[1:]}, and nothing that is simpler does as well."
 
 

@@ -86,7 +86,10 @@ class Eyes:
         """Random views of all images of a set. The first of each photo are kept apart from the
         second, so that more of them later cost no more."""
         place = {source: n for n, source in enumerate(self.photos.dataset.sources())}
-        features, photo, shows, turn = [], [], [], []
+        features: list[torch.Tensor] = []
+        photo: list[int] = []
+        shows: list[int] = []
+        turn: list[int] = []
         views = Views(FLIP_ROTATE, VARIANT_VIEWS, self.seed)
         for number in range(made.number):
             own = {idx: paths[number] for idx, paths in made.paths.items() if len(paths) > number}
@@ -153,9 +156,7 @@ def judge(
     return Judgement(logits, hits, away)
 
 
-def judged_of(
-    judgements: Sequence[Judgement], photos: Photos
-) -> tuple[Judged, Judged | None]:
+def judged_of(judgements: Sequence[Judgement], photos: Photos) -> tuple[Judged, Judged | None]:
     """All candidates together: on the photos as they are, and with their objects elsewhere."""
     where = np.full(judgements[0].hits.shape, -1)
     for fold in photos.folds:
@@ -178,4 +179,3 @@ def held_out_logits(judgement: Judgement, photos: Photos) -> tuple[torch.Tensor,
 def whole_fold(photos: Photos) -> Fold:
     """All photos, of which none is held out."""
     return Fold(-1, 0, tuple(range(len(photos.labels))), ())
-

@@ -70,6 +70,6 @@ def test_a_table_that_is_none(root, text, message):
 
 def test_a_table_that_is_not_there(root):
     with pytest.raises(
-        UserError, match="splits=no.csv: expected a file, no.csv or .*photos/no.csv"
+        UserError, match=r"splits=no.csv: expected a file, no.csv or .*photos/no.csv"
     ):
         build_dataset("folder", "train", data_dir=root, dataset_args=["splits=no.csv"])

@@ -75,7 +75,9 @@ def test_a_class_without_trained_photos_is_never_told():
     assert head(features)[:, 1].isinf().all()
 
 
-@given(st.sets(st.integers(0, 5), min_size=1), st.lists(st.integers(-1, 5), min_size=18, max_size=18))
+@given(
+    st.sets(st.integers(0, 5), min_size=1), st.lists(st.integers(-1, 5), min_size=18, max_size=18)
+)
 @settings(max_examples=40)
 def test_what_a_fold_learns_from(trained, shows):
     labels = torch.arange(6) % CLASSES
@@ -107,7 +109,9 @@ def test_candidates_share_their_draws():
     """Variants that are what the photo is change nothing but the views that are drawn."""
     features, labels = photos()
     features = features[::VIEWS]  # a single view
-    same = Variants(features.clone(), torch.arange(12), torch.full((12,), -1), torch.zeros(12).long())
+    same = Variants(
+        features.clone(), torch.arange(12), torch.full((12,), -1), torch.zeros(12).long()
+    )
     fold = Fold(0, 0, tuple(range(9)), (9, 10, 11))
     (alone,) = train_heads(Material(features, labels, CLASSES), [fold], OPTIONS, 0)
     (with_copies,) = train_heads(Material(features, labels, CLASSES, same), [fold], OPTIONS, 0)

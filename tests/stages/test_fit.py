@@ -116,8 +116,8 @@ def test_images_that_show_a_held_out_photo_are_not_learned_from_in_its_fold(quic
     sources = photos.dataset.sources()
     lines = Path("output/photos/paste/seed=0_ex=4/metadata.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
-        (n,) = ((material.variants.photo == sources.index(line["source"]))
-                & (material.variants.turn == line["repeat"])).nonzero().flatten().tolist()  # fmt: skip
+        own = material.variants.photo == sources.index(line["source"])
+        (n,) = (own & (material.variants.turn == line["repeat"])).nonzero().flatten().tolist()
         assert sources[material.variants.shows[n]] == line["other_photo"][0]
     for fold in photos.folds:
         learned = material.learned_from(fold)
@@ -141,9 +141,11 @@ def test_an_own_val_split_judges_and_test_is_left_alone(photos, workdir, quickly
 def test_groups_and_copies_stay_together(plain, quickly):
     shutil.copy(plain / "cat/0.png", plain / "cat/copy.png")
     shutil.copy(plain / "dog/0.png", plain / "fox/9.png")
-    rows = [f"{path.relative_to(plain).as_posix()},train,{path.parent.name}{int(path.stem) // 2}"
-            if path.parent.name == "cat" and path.stem != "copy"
-            else f"{path.relative_to(plain).as_posix()},train," for path in sorted(plain.rglob("*.png"))]  # fmt: skip
+    rows = []
+    for path in sorted(plain.rglob("*.png")):
+        own = path.parent.name == "cat" and path.stem != "copy"
+        group = f"cat{int(path.stem) // 2}" if own else ""
+        rows.append(f"{path.relative_to(plain).as_posix()},train,{group}")
     Path("table.csv").write_text("\n".join(["source,split,group", *rows]))
     found = quickly(candidates="real", splits="table.csv")
     said = "\n".join(found.notes)
@@ -283,7 +285,7 @@ def test_settings_that_cannot_be(plain, fails):
 def test_other_settings_are_not_mixed_in(quickly, plain):
     quickly(candidates="paste", mask_dir="masks", num_synthetic=1)
     draw_photo(plain / "dog/0.png", COLOURS["dog"], 79)
-    with pytest.raises(OtherSettings, match="photos: there .* choose another experiment_name"):
+    with pytest.raises(OtherSettings, match=r"photos: there .* choose another experiment_name"):
         quickly(candidates="paste", mask_dir="masks", num_synthetic=1)
     again = quickly(candidates="paste", mask_dir="masks", num_synthetic=1, overwrite=True)
     assert again.table["images"].tolist() == [0, 12]
@@ -297,7 +299,9 @@ def test_a_folder_that_is_being_written_to(plain, fails, monkeypatch):
         return read(*args)
 
     monkeypatch.setattr(fitting_photos, "read_all", comes)
-    assert fails().startswith("photos is being written to: while its photos were read, 1 came and 0")
+    assert fails().startswith(
+        "photos is being written to: while its photos were read, 1 came and 0"
+    )
     monkeypatch.setattr(fitting_photos, "read_all", read)
 
     def changes(*args):
