@@ -180,6 +180,7 @@ def table_of(
             "accuracy": right[n],
             "elsewhere": away[n],
             "score": float(np.nanmean(scores[:, n])),
+            "score_error": gain(scores[:, n], np.zeros(len(scores)), ratio).error,
         }
         for other in (names[0], RANDAUGMENT):
             over = gains(scores, n, names.index(other), ratio) if other in names else None
