@@ -149,7 +149,8 @@ class Trying:
 
     def images(self, method: Method, rest: list[Method]) -> Made:
         waiting = [each for each in rest if each.edit and each.name not in self.left_out]
-        share = (self.time.left() - self.seconds_of_heads * len(waiting)) / len(waiting)
+        heads = self.seconds_of_heads * (len(waiting) + 1)  # the mixture's too
+        share = max(0.0, self.time.left() - heads) / len(waiting)
         side = max(self.backbone.image_size)
         seen = self.seen * VARIANT_VIEWS
         return make_images(method, self.photos, self.settings, self.time, share, seen, side)

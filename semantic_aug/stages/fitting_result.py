@@ -256,7 +256,10 @@ def why_chosen(tried: Sequence[Tried], scores: np.ndarray, ratio: float, chosen:
         found += (
             f", {points(gains(scores, chosen, names.index(RANDAUGMENT), ratio))} over RandAugment"
         )
-    return f"{found[0].upper()}{found[1:]}, and nothing that is simpler does as well."
+    return (
+        f"{found[0].upper()}{found[1:]}; it is the simplest that gains more than one standard "
+        "error over the photos alone, and that none beats by as much."
+    )
 
 
 def points(found: Gain) -> str:
