@@ -10,6 +10,7 @@ from semantic_aug.settings import fields_of, kind_of
 from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.fitting import Fitting
 from semantic_aug.settings.generation import Generation, Previewing
 from semantic_aug.settings.masking import Masking
 from semantic_aug.settings.merging import Merging
@@ -27,6 +28,11 @@ argument (`num_vectors=4`); where its flag has another name, both are given. **B
 values give other results, which are never mixed with results that are there.
 """
 PAGES = (
+    (
+        "semantic-aug fit PHOTOS",
+        "`fit(photos, ...)`",
+        (Fitting,),
+    ),
     (
         "The run, in all commands",
         "`Run(experiment_name, ...)`; of it, aggregate takes the first five",

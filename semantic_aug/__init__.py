@@ -16,6 +16,7 @@ _FACE = {
     "preview": "semantic_aug.stages.preview",
     "reproduce": "semantic_aug.stages.reproduce",
     "train_classifier": "semantic_aug.stages.train_classifier",
+    "fit": "semantic_aug.stages.fit",
     "predict": "semantic_aug.stages.predict",
     "load_classifier": "semantic_aug.stages.predict",
     "export": "semantic_aug.stages.export",

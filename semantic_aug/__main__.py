@@ -1,5 +1,6 @@
 """All commands under one name: `semantic-aug COMMAND`, or `python -m semantic_aug COMMAND`.
 
+    fit               from a folder of photos to a classifier, in the minutes that you have
     fine-tune         learn one word per class
     aggregate         merge the words of a trial
     generate          turn photos into varied photos
@@ -53,6 +54,12 @@ def _report(words: list[str]):
     return report(words)
 
 
+def _fit(words: list[str]):
+    from semantic_aug.commands.fit import main as fit
+
+    return fit(words)
+
+
 def _predict(words: list[str]):
     from semantic_aug.commands.predict import main as predict
 
@@ -85,6 +92,7 @@ def _script(stage: str) -> Callable[[list[str]], None]:
 
 
 COMMANDS: dict[str, Callable] = {
+    "fit": _fit,
     "fine-tune": _script("fine_tune"),
     "aggregate": _script("aggregate"),
     "generate": _script("generate"),

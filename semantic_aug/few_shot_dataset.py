@@ -72,6 +72,8 @@ class Record:
         mask: an image file, or a function that returns an H x W array; nonzero means object.
             It is read only when somebody asks for the mask.
         description: text for prompts, where the dataset has one.
+        group: photos that share it were taken together, of one thing or at one place, and say
+            little about one another; empty for a photo by itself.
     """
 
     path: Path | str
@@ -79,6 +81,7 @@ class Record:
     source: str
     mask: Path | Callable[[], np.ndarray] | None = None
     description: str = ""
+    group: str = ""
 
 
 class NoPhotos(UserError):
@@ -207,7 +210,9 @@ class FewShotDataset(Dataset):
         """
         return sorted({r.class_name for split in SPLITS for r in self.list_records(split)})
 
-    def record(self, path: Path | str, class_name: str, mask=None, description: str = "") -> Record:
+    def record(
+        self, path: Path | str, class_name: str, mask=None, description: str = "", group: str = ""
+    ) -> Record:
         """A `Record` whose source is the path relative to the data root.
 
         Args:
@@ -215,9 +220,9 @@ class FewShotDataset(Dataset):
                 path once the photo is selected: quicker, which counts where there are a million.
         """
         if isinstance(path, str):
-            return Record(path, class_name, path, mask, description)
+            return Record(path, class_name, path, mask, description, group)
         source = path.relative_to(self.data_dir).as_posix()
-        return Record(path, class_name, source, mask, description)
+        return Record(path, class_name, source, mask, description, group)
 
     @staticmethod
     def images_in(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:

@@ -1,1 +1,1 @@
-"""Commands without a script of their own: `semantic-aug predict` and `semantic-aug export`."""
+"""Commands without a script of their own: `semantic-aug fit`, `predict` and `export`."""

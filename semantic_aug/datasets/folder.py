@@ -12,6 +12,7 @@ from pathlib import Path
 from semantic_aug import UserError, counted, stable_hash
 from semantic_aug.datasets.index import cached
 from semantic_aug.datasets.layout import complete_splits, what_is_in
+from semantic_aug.datasets.split_table import split_by_table
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
 from semantic_aug.images.masks import MADE_BY, masks_in
 from semantic_aug.images.reading import IMAGE_SUFFIXES, names_in, readable_suffixes
@@ -49,6 +50,9 @@ class FolderDataset(FewShotDataset):
         masks: root of a parallel tree with a mask for every photo, at the same relative path, of
             any image suffix; relative to the working directory or, if it is not there, to ROOT. A
             folder `masks` of ROOT that is such a tree is found without it.
+        splits: a CSV table with the columns `source`, a photo's path relative to ROOT, `split`
+            and, if you like, `group`: it decides in place of folders and hashes, and photos that it
+            does not name are left out. Sought for as `masks` are.
         older_list: take no more photos than earlier versions did: .jpg, .jpeg, .png, .webp, .bmp,
             .tif, .tiff and .gif directly in the folder of a class. An experiment that was begun
             with such a version keeps its list by itself.
@@ -56,8 +60,10 @@ class FolderDataset(FewShotDataset):
 
     env = "FOLDER_DIR"
 
-    def __init__(self, *, masks: str = "", older_list: bool = False, **kwargs):
-        self.masks = masks
+    def __init__(
+        self, *, masks: str = "", splits: str = "", older_list: bool = False, **kwargs
+    ):  # fmt: skip
+        self.masks, self.splits = masks, splits
         self.older_list = older_list
         self._suffixes = frozenset(IMAGE_SUFFIXES) if older_list else readable_suffixes()
         super().__init__(**kwargs)
@@ -94,7 +100,11 @@ class FolderDataset(FewShotDataset):
             split: [self.record(path, name) for name, paths in classes.items() for path in paths]
             for split, classes in found.items()
         }
-        splits = self.completed(records)
+        if self.splits:
+            every = (record for split in SPLITS for record in records[split])
+            splits = split_by_table(self._sought(self.splits, Path.is_file, "splits"), every)
+        else:
+            splits = self.completed(records)
         for root in dict.fromkeys([self.data_dir, *(each for s in SPLITS for each in roots[s])]):
             loose = self.images_in(root, self._suffixes)
             if loose:
@@ -258,12 +268,18 @@ class FolderDataset(FewShotDataset):
             return next(
                 (folder for folder in beside if self._holds_masks_of(folder, folders)), None
             )
-        places = [Path(self.masks).expanduser(), self.data_dir / self.masks]
-        found = next((place for place in places if place.is_dir()), None)
-        if found is None:
-            raise UserError(f"masks={self.masks}: expected a folder, {places[0]} or {places[1]}")
+        found = self._sought(self.masks, Path.is_dir, "masks")
         if found.resolve() == self.data_dir.resolve():
             raise UserError(f"masks={self.masks} is the folder of the photos: give another tree")
+        return found
+
+    def _sought(self, name: str, is_there: Callable[[Path], bool], option: str) -> Path:
+        """What an option names, relative to the working directory or to the root."""
+        places = [Path(name).expanduser(), self.data_dir / name]
+        found = next((place for place in places if is_there(place)), None)
+        if found is None:
+            what = "folder" if option == "masks" else "file"
+            raise UserError(f"{option}={name}: expected a {what}, {places[0]} or {places[1]}")
         return found
 
     def _holds_no_photos(self, folder: Path) -> bool:

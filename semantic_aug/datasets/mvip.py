@@ -50,7 +50,14 @@ class MVIPDataset(FewShotDataset):
                 if path.name.startswith("."):
                     continue
                 mask = path.with_name(f"{path.stem}_mask_gen.png")
-                yield self.record(path, class_name, mask if mask.exists() else None, description)
+                place = path.relative_to(self.data_dir).parts
+                yield self.record(
+                    path,
+                    class_name,
+                    mask if mask.exists() else None,
+                    description,
+                    group="/".join(place[:3]),  # CLASS/train_data/SET, the photos of one part
+                )
 
     @functools.cached_property
     def _classes(self) -> dict[str, tuple[Path, str]]:

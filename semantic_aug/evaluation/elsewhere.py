@@ -7,7 +7,7 @@ is around it belongs to another class.
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -37,6 +37,10 @@ class Elsewhere(FewShotDataset):
         classes: those whose photos count, here and as places; default all.
         crop: cut photos and places to squares around their objects, as `crop_to_object` does. A
             place is emptied before that, so that all of its surroundings serve to paint it over.
+        masks: of the photos that count, as the attribute has them, where they are known; default
+            what `usable_masks` finds among those of `classes`.
+        place_of: gives the place of a photo in `photos`, emptied, where they are kept; default
+            each is emptied when it is asked for. Only without `crop`.
 
     Attributes:
         of: of each photo, its index in `photos`.
@@ -54,11 +58,16 @@ class Elsewhere(FewShotDataset):
         photos: FewShotDataset,
         classes: Collection[str] | None = None,
         crop: bool = False,
+        masks: Mapping[int, str] | None = None,
+        place_of: Callable[[int], Image.Image] | None = None,
     ):
         super().__init__(split="elsewhere")
         self.photos, self.crop, self.bits = photos, crop, photos.bits
+        self.place_of = place_of or (lambda idx: emptied(*self._read(idx)))
         self.class_names, self.num_classes = photos.class_names, len(photos.class_names)
-        self.masks = usable_masks(photos, photos.indices(classes), crop)
+        if masks is None:
+            masks = usable_masks(photos, photos.indices(classes), crop)
+        self.masks = dict(masks)
         self.of, sources = list(self.masks), photos.sources()
         own = [sources[idx] for idx in self.of]
         drawn = places_of(own, [photos.get_label_by_idx(idx) for idx in self.of])
@@ -77,11 +86,11 @@ class Elsewhere(FewShotDataset):
 
     def get_image_by_idx(self, idx: int) -> Image.Image:
         """The object of photo `idx` on its place, of the photo's size."""
-        (photo, mask), (other, hole) = map(self._read, (self.of[idx], self.places[idx]))
-        place = emptied(other, hole)
+        photo, mask = self._read(self.of[idx])
+        place = self.place_of(self.places[idx])
         if self.crop:
             photo, mask = photo.crop(object_box(mask)), cropped(mask)
-            place = place.crop(object_box(hole))
+            place = place.crop(object_box(self.photos.get_mask_by_idx(self.places[idx])))
         return on_place(cut_out(photo, mask, Layout()), fill_frame(place, photo.size))
 
     def content_digests(self, indices: Iterable[int]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -10,6 +10,19 @@ from semantic_aug import UserError
 from semantic_aug.evaluation.pictures import Images
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings.classification import APPEND, BALANCE, PRETRAIN
+
+
+class Numbered(Protocol):
+    """Photos and variants by their numbers, as `Examples` has them; whatever else there is."""
+
+    @property
+    def labels(self) -> torch.Tensor: ...
+    @property
+    def first_variant(self) -> torch.Tensor: ...
+    @property
+    def num_variants(self) -> torch.Tensor: ...
+    @property
+    def num_photos(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +111,7 @@ def _with_variants(
 
 
 def draw_epoch(
-    examples: Examples, options, generator: torch.Generator, epoch: int = 0
+    examples: Numbered, options, generator: torch.Generator, epoch: int = 0
 ) -> torch.Tensor:
     """Which images an epoch shows: indices into `examples.images`, [iterations, batch_size].
 
@@ -160,7 +173,7 @@ def _pick(pool: torch.Tensor, place: torch.Tensor, labels: torch.Tensor, options
     return pool[starts[of_class] + (within * sizes[of_class]).long()]
 
 
-def balanced_images(examples: Examples) -> torch.Tensor:
+def balanced_images(examples: Numbered) -> torch.Tensor:
     """All photos, and variants that bring every class to the same number of images.
 
     That number is the largest that all classes reach, and at least that of the photos of the

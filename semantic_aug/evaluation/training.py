@@ -132,7 +132,7 @@ def train_trial(
     history: list[tuple[Scores, Evaluation | None]] = []
     selected, best = 0, None
     bar = progress_bar(total=options.num_epochs, desc=trial.name, unit="epoch")
-    with bar as progress, _one_thread() if is_kept else _dropout_of(trial, backbone):
+    with bar as progress, one_thread() if is_kept else _dropout_of(trial, backbone):
         for epoch in range(options.num_epochs):
             draws = draw_epoch(examples, options, generator, epoch)
             with backbone.training():
@@ -186,7 +186,7 @@ def _copy(weights: dict) -> dict:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Steps of a head alone are too small to share: on busy cores, threads wait for each other.
 
     With two threads beside other work they took up to a hundred times as long.

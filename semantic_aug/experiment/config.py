@@ -29,6 +29,10 @@ _VERSIONED_PACKAGES = (
 )
 
 
+class OtherSettings(UserError):
+    """A folder holds results that were made with other settings, or of other things."""
+
+
 class Identity(str):
     """What settings and records call weights; other content has another name.
 
@@ -133,7 +137,7 @@ def check_config(
     before, kept = old.get("settings", {}), as_stored(settings, old.get("settings", {}))
     differing = differences(before, json.loads(json.dumps(kept)))
     if differing and has_results and not overwrite:
-        raise UserError(
+        raise OtherSettings(
             f"{folder} holds results made with other settings: {'; '.join(differing)}; choose "
             f"another {other}, or pass --overwrite to make them again"
         )

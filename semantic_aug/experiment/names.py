@@ -6,6 +6,7 @@ output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records
 output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, calibration_{S}_{N}.csv,
     classifier_{S}_{N}/, summary.csv, pictures
 output/EXP/places/AUG/seed=S_ex=N/{number:06d}.png, records/: places that a model has drawn
+output/EXP/fit/: what `semantic-aug fit` has found, with the classifier
 output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
 output/EXP/processes/ and slurm/: what each process does, and what SLURM jobs have written
 output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png,
@@ -29,8 +30,9 @@ TIMING = "timing"
 PROCESSES = "processes"
 SLURM_LOGS = "slurm"
 PLACES = "places"
+FIT = "fit"
 RESERVED_NAMES = (
-    FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, PROCESSES, SLURM_LOGS, "report", "logs",
+    FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, PROCESSES, SLURM_LOGS, FIT, "report", "logs",
 )  # fmt: skip
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 CONFIG_FILE = "config.json"

@@ -1,5 +1,7 @@
 """How much a picture differs from another."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -24,3 +26,21 @@ def change_of(photo: np.ndarray, variant: np.ndarray) -> float:
     """
     parts = np.abs(photo - variant).reshape(COMPARED // BLOCK, BLOCK, COMPARED // BLOCK, BLOCK, 3)
     return float(parts.mean(axis=(1, 3, 4)).max())
+
+
+def similar_pairs(pictures: Sequence[np.ndarray], limit: float) -> list[tuple[int, int]]:
+    """Which two of some pictures differ by less than `limit`, of 255, as `change_of` has it.
+
+    Args:
+        pictures: results of `reduced`.
+    """
+    if not pictures:
+        return []
+    every, blocks = np.stack(pictures), COMPARED // BLOCK
+    found = []
+    for one in range(len(every) - 1):
+        parts = np.abs(every[one + 1 :] - every[one])
+        parts = parts.reshape(-1, blocks, BLOCK, blocks, BLOCK, 3).mean(axis=(2, 4, 5))
+        near = np.flatnonzero(parts.max(axis=(1, 2)) < limit)
+        found += [(one, one + 1 + int(other)) for other in near]
+    return found

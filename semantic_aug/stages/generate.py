@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from semantic_aug import UserError, counted
 from semantic_aug.cli.notices import RESULT
@@ -78,7 +81,12 @@ class Images:
 
 @stage(Generation)
 def generate(
-    run: Run, settings: Generation, *, pipeline=None, command: str | None = None
+    run: Run,
+    settings: Generation,
+    *,
+    pipeline=None,
+    command: str | None = None,
+    computed: Callable[[float, Sequence[Image.Image]], None] | None = None,
 ) -> dict[Trial, Images]:
     """Turn each photo of the trials into varied photos of its class, by image-to-image edits.
 
@@ -86,6 +94,8 @@ def generate(
         pipeline: the model of the settings with its own weights, if it is loaded already; it stays
             as it is. Where no model is named, it is the one that this was loaded from.
         command: what made the images, for `config.json` (default: the same in flags).
+        computed: told after each block in how many seconds which images were computed (default:
+            says once how long all will take). What it raises ends this, and loses no image.
 
     Returns:
         By trial, what there is of its images.
@@ -126,7 +136,7 @@ def generate(
     extras = functools.cache(
         functools.partial(load_extras, settings, info, device) if info else dict
     )
-    tell = cost_teller(
+    tell = computed or cost_teller(
         functools.partial(images_to_make, plans, shard),
         functools.partial(say_quicker, settings, edits, info, plans[0].dataset),
         warm_up_blocks(settings, device),

@@ -108,7 +108,7 @@ def advise(
     fits = SUGGESTED * max(images.values()) * backbone.num_features * 4 <= memory * MEGABYTE
     if not fits or draws < max(2 * kept, FEW):
         return
-    each = _seconds_per_image(backbone, options)
+    each = seconds_per_image(backbone, options)
     if draws * each > LONG:
         log.info(
             "training takes %s for %s; with --views %d each image passes the backbone %d times, "
@@ -121,7 +121,7 @@ def advise(
         )
 
 
-def _seconds_per_image(backbone: Backbone, options: TrainingOptions) -> float:
+def seconds_per_image(backbone: Backbone, options: TrainingOptions) -> float:
     """Of augmentation and backbone, in a batch of training."""
     number = min(options.batch_size, CHUNK)
     images = torch.full((number, 3, *backbone.image_size), 0.5, device=backbone.device)

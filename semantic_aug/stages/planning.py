@@ -12,7 +12,7 @@ from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
-from semantic_aug.experiment.config import Newer, config_id
+from semantic_aug.experiment.config import Newer, OtherSettings, config_id
 from semantic_aug.experiment.names import Trial, aug_dir
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings import compared
@@ -189,7 +189,7 @@ def plan_trial(
     of_class = {name: details[name] | {"precision": precision} for name in dict.fromkeys(names)}
     there, stale = find_images(folder, config_id(common), of_class)
     if stale and not settings.overwrite:
-        raise UserError(
+        raise OtherSettings(
             f"{folder} holds images made {what_differs(stale, of_class, embed_path)}; choose "
             "another --aug_name or pass --overwrite to make them again"
         )

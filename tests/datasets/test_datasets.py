@@ -435,6 +435,10 @@ def test_mvip_splits_are_its_own(mvip):
     assert [len(d) for d in datasets.values()] == [12, 12, 12]
     assert len({tuple(d.class_names) for d in datasets.values()}) == 1
     assert sources(datasets["val"])[0] == "Brake/valid_data/0/cam0/x0_rgb.png"
+    groups = [record.group for record in datasets["train"].records[:5]]
+    assert groups[:4] == [f"Brake/train_data/{n}" for n in (0, 0, 1, 1)]
+    assert groups[4] == "Clutch/train_data/0"
+    assert datasets["val"].records[0].group == "Brake/valid_data/0"
 
 
 def test_mvip_options(mvip):

@@ -163,7 +163,7 @@ def test_features_that_do_not_fit_are_refused_with_what_would(backbone):
 def test_views_are_named_where_minutes_become_less_than_half(
     backbone, monkeypatch, caplog, seconds, changed, said
 ):
-    monkeypatch.setattr(kept_views, "_seconds_per_image", lambda *_: seconds)
+    monkeypatch.setattr(kept_views, "seconds_per_image", lambda *_: seconds)
     caplog.set_level(logging.INFO, "semantic_aug")
     sizes = {Trial(0, 2): 1000, Trial(1, 2): 1000}
     kept_views.advise(sizes, backbone, TrainingOptions(**changed), 4096)
@@ -175,5 +175,5 @@ def test_views_are_named_where_minutes_become_less_than_half(
 
 def test_the_time_of_an_image_is_measured_without_touching_the_global_stream(backbone):
     before = torch.random.get_rng_state()
-    assert 0 < kept_views._seconds_per_image(backbone, TrainingOptions(batch_size=2)) < 10
+    assert 0 < kept_views.seconds_per_image(backbone, TrainingOptions(batch_size=2)) < 10
     assert torch.equal(torch.random.get_rng_state(), before)

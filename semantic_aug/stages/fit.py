@@ -1,0 +1,205 @@
+"""From a folder of photos to a classifier: what helps is found out on the photos themselves."""
+
+import dataclasses
+import logging
+import math
+import time as clocks
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from semantic_aug import UserError, counted
+from semantic_aug.cli.notices import RESULT
+from semantic_aug.diffusion.loading import pick_device
+from semantic_aug.evaluation.backbone import Backbone, load_backbone
+from semantic_aug.evaluation.choosing import scores_of
+from semantic_aug.evaluation.fold_heads import Material, Variants, together
+from semantic_aug.experiment.config import OtherSettings
+from semantic_aug.experiment.names import CACHE
+from semantic_aug.settings.classification import FROZEN, TrainingOptions
+from semantic_aug.settings.fitting import MIXTURE, Fitting
+from semantic_aug.stages.common import experiment_of, prepared, stage
+from semantic_aug.stages.estimating import duration
+from semantic_aug.stages.fitting_methods import (
+    FLIP_ROTATE,
+    Made,
+    Method,
+    Time,
+    TooLong,
+    lacks,
+    make_images,
+    masks_of,
+    methods_of,
+)
+from semantic_aug.stages.fitting_photos import Photos, changes, read_photos, run_of
+from semantic_aug.stages.fitting_result import Fitted, write_result
+from semantic_aug.stages.fitting_scores import (
+    PHOTO_VIEWS,
+    VARIANT_VIEWS,
+    Eyes,
+    Tried,
+    judge,
+    judged_of,
+    options_of,
+)
+from semantic_aug.stages.kept_views import seconds_per_image
+
+log = logging.getLogger(__name__)
+
+RESERVED, MOST_RESERVED = 0.05, 120  # of the time for what comes last: a share, and seconds
+
+
+@stage(Fitting)
+def fit(
+    photos: str | Path, settings: Fitting, *, clock: Callable[[], float] = clocks.monotonic
+) -> Fitted:
+    """Find out what helps to tell photos apart, and train a classifier with it.
+
+    Args:
+        photos: a folder with a folder of photos for each class.
+        clock: gives seconds.
+
+    Returns:
+        The classifier, what to expect of it, and what all candidates gained.
+
+    Raises:
+        UserError: whatever a person can mend.
+    """
+    seconds = 60 * settings.minutes
+    end = clock() + seconds if settings.candidates is None else math.inf
+    time = Time(clock, end, min(RESERVED * seconds, MOST_RESERVED))
+    run = prepared(run_of(photos, settings))
+    experiment = experiment_of(run)
+    methods = methods_of(settings)
+    found = read_photos(run, settings, experiment)
+    masks = masks_of(found)
+    left_out = {}
+    for method in methods:
+        if reason := lacks(method, settings, masks):
+            left_out[method.name] = reason
+    device = pick_device(settings.device)
+    backbone = load_backbone(settings.classifier_backbone, device, None, FROZEN)
+    trying = Trying(found, settings, time, backbone, experiment / CACHE, masks, left_out)
+    for method in methods:
+        if method.name not in left_out:
+            trying.alone(method, rest=methods[methods.index(method) :])
+    trying.mixture()
+    result = write_result(experiment, found, settings, backbone, trying.tried, left_out)
+    came, other = changes(run, settings, found.contents)
+    if other:
+        raise UserError(
+            f"{run.data_dir} has changed meanwhile: {counted(len(other), 'photo')}, such as "
+            f"{other[0]}, so that the classifier was trained on what is no more; run this again"
+        )
+    if came:
+        log.warning("%s came meanwhile: the classifier knows nothing of them; run this again with "
+                    "--overwrite", counted(len(came), "photo"))  # fmt: skip
+    return result
+
+
+class Trying:
+    """Tries one candidate after the other, as long as there is time."""
+
+    def __init__(
+        self, photos: Photos, settings: Fitting, time: Time, backbone: Backbone, cache: Path,
+        masks: Mapping[int, str], left_out: dict[str, str],
+    ):  # fmt: skip
+        self.photos, self.settings, self.time = photos, settings, time
+        self.backbone, self.left_out = backbone, left_out
+        self.options: TrainingOptions = options_of(settings)
+        self.eyes = Eyes(backbone, photos, settings, cache)
+        self.plain = self.eyes.plain()
+        self.far = self.eyes.elsewhere(masks)
+        self.labels = torch.tensor(photos.labels)
+        self.tried: list[Tried] = []
+        self.seconds_of_heads = 0.0
+        self.seen = 0.0
+        if math.isfinite(time.end):
+            of_views = dataclasses.replace(self.options, augmentation=FLIP_ROTATE)
+            self.seen = seconds_per_image(backbone, of_views)
+
+    def alone(self, method: Method, rest: list[Method]) -> None:
+        """Try a method: make its images, if it has some, and judge it.
+
+        Args:
+            rest: this method and those that come after it.
+        """
+        variants, made = None, None
+        if self.tried:  # the first one is tried whatever it takes
+            needed = self.seconds_of_heads
+            needed += 0 if method.edit else self.seen * PHOTO_VIEWS * len(self.labels)
+            if needed > self.time.left():
+                self.leave_out(method, needed)
+                return
+        try:
+            if method.edit is not None:
+                made = self.images(method, rest)
+                variants = self.eyes.variants(made, method.name)
+        except TooLong as long:
+            self.leave_out(method, long.each * len(self.labels))
+            return
+        except OtherSettings:
+            raise
+        except UserError as error:
+            self.left_out[method.name] = str(error)
+            log.log(RESULT, "%s is left out: %s", method.name, error)
+            return
+        self.judged(method, variants, [made] if made else [])
+
+    def images(self, method: Method, rest: list[Method]) -> Made:
+        waiting = [each for each in rest if each.edit and each.name not in self.left_out]
+        heads = self.seconds_of_heads * (len(waiting) + 1)  # the mixture's too
+        share = max(0.0, self.time.left() - heads) / len(waiting)
+        side = max(self.backbone.image_size)
+        seen = self.seen * VARIANT_VIEWS
+        return make_images(method, self.photos, self.settings, self.time, share, seen, side)
+
+    def judged(self, method: Method, variants: Variants | None, sets: list[Made]) -> None:
+        """Train its heads in every fold, and keep what they told."""
+        began = self.time.clock()
+        features = self.eyes.views(method.augmentation)
+        number = len(self.photos.dataset.class_names)
+        material = Material(features, self.labels, number, variants)
+        found = judge(material, self.plain, self.far, self.photos, self.options, self.settings.seed)
+        self.tried.append(Tried(method, material, found, sets))
+        self.seconds_of_heads = max(self.seconds_of_heads, self.time.clock() - began)
+        near, far = judged_of([found], self.photos)
+        said = f"{method.what}: {float(near.accuracy()[0]):.1%} of held-out photos right"
+        if far is not None:
+            said += f", {float(far.accuracy()[0]):.1%} elsewhere"
+        if sets:
+            said += f" ({counted(len(variants or ()), 'image')})"
+        log.log(RESULT, "%s", said)
+
+    def mixture(self) -> None:
+        """Try the images of the best two methods together."""
+        wanted = self.settings.candidates
+        if wanted is not None and MIXTURE not in wanted:
+            return
+        with_images = [each for each in self.tried if each.sets]
+        if len(with_images) < 2:
+            if wanted is not None:
+                self.left_out[MIXTURE] = "needs two methods with images"
+            return
+        if self.seconds_of_heads > self.time.left():
+            self.left_out[MIXTURE] = too_long(self.seconds_of_heads, self.time.left())
+            return
+        scores = scores_of(*judged_of([each.judgement for each in with_images], self.photos))
+        order = sorted(range(len(with_images)), key=lambda n: (-float(scores[:, n].mean()), n))
+        one, other = (with_images[n] for n in sorted(order[:2]))
+        method = Method(
+            f"{one.method.name}+{other.method.name}",
+            MIXTURE,
+            f"images of {one.method.name} and {other.method.name}",
+        )
+        mixed = together([each.material.variants for each in (one, other)])  # type: ignore[misc]
+        self.judged(method, mixed, [*one.sets, *other.sets])
+
+    def leave_out(self, method: Method, needed: float) -> None:
+        self.left_out[method.name] = too_long(needed, self.time.left())
+        log.log(RESULT, "%s is left out: it %s", method.name, self.left_out[method.name])
+
+
+def too_long(needed: float, left: float) -> str:
+    return f"takes {duration(needed)} at least, and {duration(max(0.0, left))} are left"

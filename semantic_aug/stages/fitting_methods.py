@@ -1,0 +1,298 @@
+"""What `fit` tries: candidates from cheap to dear, what each needs, and their images in time."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from semantic_aug import UserError
+from semantic_aug.diffusion.inspecting import inspect_model
+from semantic_aug.diffusion.loading import pick_device
+from semantic_aug.evaluation.elsewhere import usable_masks
+from semantic_aug.experiment.config import OtherSettings
+from semantic_aug.experiment.names import aug_dir
+from semantic_aug.settings import build, fields_of
+from semantic_aug.settings.classification import RANDAUGMENT, REAL
+from semantic_aug.settings.fitting import (
+    EDITS,
+    RECOLOURED,
+    SURROUNDINGS,
+    WORDS,
+    Fitting,
+    Images,
+    OfMethods,
+)
+from semantic_aug.settings.generation import BACKGROUND, PASTE, REAL_GUIDANCE, Generation
+from semantic_aug.stages.common import experiment_of
+from semantic_aug.stages.estimating import warm_up_blocks
+from semantic_aug.stages.fitting_photos import Photos
+from semantic_aug.stages.generate import generate
+from semantic_aug.synthesis.records import read_left_out, read_records
+from semantic_aug.synthesis.variants import read_variants
+
+log = logging.getLogger(__name__)
+
+FLIP_ROTATE = ("flip-rotate",)
+COLOURS = 0.4  # --layout_colour: what brings most to parts that no generator knows
+SAMPLER = "dpm++"
+SIDE = 512  # pixels to which photos are reduced at most, before images are made of them
+
+
+@dataclasses.dataclass
+class Time:
+    """How much of it is left.
+
+    Attributes:
+        clock: gives seconds.
+        end: when all is to be finished; infinite where time decides nothing.
+        reserved: seconds of what comes last.
+    """
+
+    clock: Callable[[], float]
+    end: float
+    reserved: float
+
+    def left(self) -> float:
+        return self.end - self.reserved - self.clock()
+
+
+class TooLong(Exception):
+    """Images take longer than there is time for.
+
+    Attributes:
+        each: seconds of an image.
+    """
+
+    def __init__(self, each: float):
+        super().__init__(each)
+        self.each = each
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way of making images of photos.
+
+    Attributes:
+        name: of the candidate, and of its set of images.
+        kind: which of `CANDIDATES` it belongs to.
+        what: in words.
+        edit: settings of generation, beside those of the model; None without images.
+        augmentation: of the views that a classifier sees.
+    """
+
+    name: str
+    kind: str
+    what: str
+    edit: Mapping[str, Any] | None = None
+    augmentation: tuple[str, ...] = FLIP_ROTATE
+
+    @property
+    def needs_masks(self) -> bool:
+        return self.kind in (PASTE, RECOLOURED, SURROUNDINGS)
+
+    @property
+    def needs_model(self) -> bool:
+        return self.kind in (SURROUNDINGS, EDITS)
+
+
+def methods_of(settings: Fitting) -> list[Method]:
+    """All that could be tried but mixtures, the simplest and cheapest first."""
+    edits = [
+        Method(
+            f"{EDITS}-{strength:g}",
+            EDITS,
+            f"edits by class name, strength {strength:g}",
+            {"aug": REAL_GUIDANCE, "strength": strength, "prompt": settings.prompt},
+        )
+        for strength in settings.strength
+    ]
+    found = [
+        Method(REAL, REAL, "photos alone"),
+        Method(RANDAUGMENT, RANDAUGMENT, "photos alone with RandAugment", None, (RANDAUGMENT,)),
+        Method(PASTE, PASTE, "objects on places of other photos", {"aug": PASTE}),
+        Method(
+            RECOLOURED,
+            RECOLOURED,
+            "the same, objects recoloured",
+            {"aug": PASTE, "layout_colour": COLOURS},
+        ),
+        Method(
+            SURROUNDINGS,
+            SURROUNDINGS,
+            "new surroundings, drawn by the model",
+            {"aug": BACKGROUND, "places": settings.places},
+        ),
+        *edits,
+        Method(WORDS, WORDS, "edits by learned words"),
+    ]
+    wanted = settings.candidates
+    return [each for each in found if wanted is None or each.kind in (REAL, *wanted)]
+
+
+def masker_of(settings: Fitting) -> str | None:
+    """What makes masks for photos that have none: the place where a masker will be called.
+
+    Returns:
+        None: this version has none.
+    """
+    return None
+
+
+def masks_of(photos: Photos) -> dict[int, str]:
+    """The photos with a mask that shows an object and something around it; see `usable_masks`."""
+    try:
+        return usable_masks(photos.dataset, range(len(photos.labels)), crop=False)
+    except UserError:
+        return {}
+
+
+def lacks(method: Method, settings: Fitting, masks: Mapping[int, str]) -> str | None:
+    """What a method needs and has not; None where all is there.
+
+    Raises:
+        UserError: the model that was asked for is not there.
+    """
+    if method.kind == WORDS:
+        return (
+            "words learned from photos that are held out would leak: they would have to be learned "
+            "anew in every fold, which this version does not do"
+        )
+    if method.needs_masks and not masks and masker_of(settings) is None:
+        return "there are no masks; with --mask_dir FOLDER they are tried"
+    if method.needs_model:
+        try:
+            inspect_model(settings.model, settings.revision, settings.variant)
+        except UserError as error:
+            if settings.model != fields_of(Fitting)["model"].default:
+                raise
+            log.debug("%s", error)
+            return (
+                f"there is no Stable Diffusion: {settings.model} is not on the disk, nor in reach; "
+                "with --model_path FOLDER, or a network, they are tried"
+            )
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A set of images.
+
+    Attributes:
+        folder: where they lie.
+        number: of each photo that has some.
+        paths: of each photo, its images in order.
+        shows: of an image, by its name, the source of another photo that it shows a part of.
+    """
+
+    folder: Path
+    number: int
+    paths: dict[int, list[Path]]
+    shows: dict[str, str]
+
+
+def make_images(
+    method: Method, photos: Photos, settings: Fitting, time: Time, share: float, seen: float,
+    side: int,
+) -> Made:  # fmt: skip
+    """As many images of each photo as are wanted or, by the time of the first ones, fit.
+
+    Args:
+        share: seconds that this method may take beyond a first image of each photo.
+        seen: seconds that a classifier needs to see an image.
+        side: of what the classifier sees, in pixels.
+
+    Raises:
+        TooLong: not even one of each fits.
+        UserError: the photos or masks do not suffice for it.
+    """
+    made_with = generation_of(method, settings, side)
+    folder = aug_dir(experiment_of(photos.run), method.name, photos.trial)
+    number, until = settings.num_synthetic, time.clock() + share
+    while True:
+        wanted = dataclasses.replace(made_with, num_synthetic=number)
+        watch = None if math.isinf(time.end) else Watch(time, wanted, folder, photos, until, seen)
+        try:
+            generate(photos.run, wanted, computed=watch)
+            return read_images(folder, photos, number)
+        except TooLong as long:
+            there = complete(folder, photos)
+            left = min(time.left(), until - time.clock())
+            fewer = there + int(max(0, left) / (long.each * len(photos.labels)))
+            if max(fewer, there) < 1 and long.each * len(photos.labels) <= time.left():
+                fewer = 1
+            number = min(number - 1, fewer)
+            if number < 1:
+                raise
+            if number <= there:
+                return read_images(folder, photos, number)
+        except OtherSettings as error:
+            raise OtherSettings(str(error).replace("--aug_name", "--experiment_name")) from error
+
+
+class Watch:
+    """Is told of every block of images, and raises `TooLong` where all will not be made in time."""
+
+    def __init__(
+        self, time: Time, wanted: Generation, folder: Path, photos: Photos, until: float,
+        seen: float,
+    ):  # fmt: skip
+        self.time, self.until, self.seen = time, until, seen
+        self.is_first = wanted.num_synthetic == 1  # which may take all the time that is left
+        there = sum(record["repeat"] < wanted.num_synthetic for record in read_records(folder))
+        self.missing = len(photos.labels) * wanted.num_synthetic - there
+        self.unknown = warm_up_blocks(wanted, pick_device(wanted.device))
+        self.seconds, self.images = 0.0, 0
+
+    def __call__(self, seconds: float, images: Sequence) -> None:
+        self.missing -= len(images)
+        if self.unknown:
+            self.unknown -= 1
+            return
+        self.seconds += seconds
+        self.images += len(images)
+        each = self.seconds / self.images + self.seen
+        left = self.time.left()
+        if not self.is_first:
+            left = min(left, self.until - self.time.clock())
+        if each * self.missing > left:
+            raise TooLong(each)
+
+
+def complete(folder: Path, photos: Photos) -> int:
+    """How many images there are of every photo that is to have some."""
+    sources, left_out = photos.dataset.sources(), read_left_out(folder)
+    number = dict.fromkeys((each for each in sources if each not in left_out), 0)
+    for record in sorted(read_records(folder), key=lambda record: record["repeat"]):
+        if number.get(record["source"]) == record["repeat"]:
+            number[record["source"]] += 1
+    return min(number.values(), default=0)
+
+
+def generation_of(method: Method, settings: Fitting, side: int) -> Generation:
+    """The settings of generation for a method.
+
+    Photos are reduced to twice what the classifier sees, or to what models work at.
+    """
+    assert method.edit is not None
+    given = {key: value for key, value in method.edit.items() if value is not None}
+    if method.needs_model:
+        known = fields_of(Images).keys() - fields_of(OfMethods).keys()
+        given |= {name: getattr(settings, name) for name in sorted(known)}
+        given["scheduler"] = SAMPLER
+    given |= {"device": settings.device, "overwrite": settings.overwrite}
+    return build(Generation, {**given, "aug_name": method.name, "save_size": max(2 * side, SIDE)})
+
+
+def read_images(folder: Path, photos: Photos, number: int) -> Made:
+    """The images of a set, `number` of each photo."""
+    found = read_variants(folder, photos.dataset, number)
+    shown = {
+        record["file_name"]: other
+        for record in read_records(folder)
+        for other in record.get("other_photo") or ()
+        if other
+    }
+    paths = {idx: [path for path, _ in each] for idx, each in found.items() if each}
+    return Made(folder, number, paths, shown)

@@ -1,0 +1,290 @@
+"""The photos of `fit`: which can be used, what hangs together among them, and their folds."""
+
+import csv
+import dataclasses
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semantic_aug import UserError, counted
+from semantic_aug.cli.notices import RESULT
+from semantic_aug.datasets.folder import FolderDataset
+from semantic_aug.evaluation.folds import Fold, folds_of_val, make_folds, units_of
+from semantic_aug.experiment.files import write_text
+from semantic_aug.experiment.names import FIT, Trial, folder_names
+from semantic_aug.experiment.progress import progress_bar
+from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos, Record
+from semantic_aug.images.contents import photo_digests
+from semantic_aug.images.likeness import reduced, similar_pairs
+from semantic_aug.images.reading import read_image
+from semantic_aug.settings.classification import Classification
+from semantic_aug.settings.common import Run
+from semantic_aug.settings.fitting import Fitting
+from semantic_aug.settings.reporting import NEAR_DUPLICATE
+from semantic_aug.stages.common import command_line, dataset_of
+
+log = logging.getLogger(__name__)
+
+TABLE = "photos.csv"
+MASKS = "masks"
+NAMED = 3  # photos or classes in a notice
+
+
+class WholeFolder(FolderDataset):
+    """A folder whose photos nobody cuts into splits: without folders for these all are `train`."""
+
+    def completed(self, records: dict[str, list[Record]]) -> dict[str, list[Record]]:
+        return records
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photos:
+    """All photos that can be used.
+
+    Attributes:
+        run: an experiment whose split `train` they are.
+        dataset: that split, as every stage sees it.
+        trial: that has them all.
+        labels, units: of each, its class and what it hangs together with.
+        folds: which of them judge which.
+        val: whether a split `val` of their owner judges, in place of folds.
+        contents: of every photo of the folder, what tells its bytes apart, by its source.
+        notes: what a person should know of them, a sentence each.
+    """
+
+    run: Run
+    dataset: FewShotDataset
+    trial: Trial
+    labels: list[int]
+    units: list[int]
+    folds: list[Fold]
+    val: bool
+    contents: dict[str, str]
+    notes: list[str]
+
+    @property
+    def ratio(self) -> float:
+        """How many photos judge for each that is learned from, on average over the folds."""
+        return float(np.mean([len(fold.held_out) / len(fold.trained) for fold in self.folds]))
+
+
+def run_of(photos: str | Path, settings: Fitting) -> Run:
+    """The experiment, with its folder; masks are those given, or those that lie in it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    root = Path(photos).expanduser()
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "is not there"
+        raise UserError(
+            f"{photos} {what}: expected a folder with a folder of photos for each class"
+        )
+    own = root.resolve().name or "photos"
+    masks = settings.mask_dir or (str(root / MASKS) if (root / MASKS).is_dir() else None)
+    return Run(
+        settings.experiment_name or folder_names([own])[own],
+        dataset="folder",
+        data_dir=str(root),
+        dataset_args=(f"masks={masks}",) if masks else (),
+        output_dir=settings.output_dir,
+        seed=settings.seed,
+    )
+
+
+def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
+    """Read all photos, write the table that later stages read them by, and cut them into folds.
+
+    Raises:
+        UserError: there are too few of them, or they are being written.
+    """
+    before = listed(run, settings)
+    records = [record for each in before.values() for record in each]
+    known = digests_of(records)
+    small, errors = read_all(records, settings.num_workers)
+    check_settled(run, settings, known)
+    for error in errors.values():
+        log.warning("%s; left out", error)
+    records = [record for record in records if record.source not in errors]
+    if not records:
+        raise UserError(
+            f"{run.data_dir}: {counted(len(errors), 'photo')}, and none of them can be read"
+        )
+    notes = []
+    if errors:
+        notes.append(
+            f"{counted(len(errors), 'photo')} cannot be read, such as {min(errors)}: left out."
+        )
+    check_classes(run, records)
+    write_photo_table(experiment / FIT / TABLE, records, known)
+    most = max(Counter(record.class_name for record in records).values())
+    run = dataclasses.replace(
+        run,
+        dataset_args=(*run.dataset_args, f"splits={experiment / FIT / TABLE}"),
+        examples_per_class=(most,),
+    )
+    dataset = dataset_of(run, "train", Trial(run.seed, most))
+    val = {record.source for record in before["val"]}
+    return cut(run, dataset, small, val, known, notes)
+
+
+def listed(run: Run, settings: Fitting) -> dict[str, list[Record]]:
+    """The photos of `train` and `val`, as their owner has split them; all are `train` otherwise."""
+    options: dict[str, Any] = dict(pair.split("=", 1) for pair in run.dataset_args)
+    if settings.splits:
+        options["splits"] = settings.splits
+    found: dict[str, list[Record]] = {}
+    for split in ("train", "val"):
+        try:
+            made = WholeFolder(split=split, data_dir=run.data_dir, **options)
+            found[split] = made.records
+        except NoPhotos:
+            if split == "train":
+                raise
+            found[split] = []
+    return found
+
+
+def digests_of(records: Iterable[Record]) -> dict[str, str]:
+    """What tells the bytes of photos apart, by their sources."""
+    records = list(records)
+    return dict(zip((r.source for r in records), photo_digests([r.path for r in records])))
+
+
+def changes(run: Run, settings: Fitting, known: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Which photos have come since, and which have gone or hold something else."""
+    now = digests_of(record for each in listed(run, settings).values() for record in each)
+    other = [source for source in known if now.get(source) != known[source]]
+    return sorted(now.keys() - known.keys()), sorted(other)
+
+
+def check_settled(run: Run, settings: Fitting, known: Mapping[str, str]) -> None:
+    """Raises UserError where photos come or change while they are read."""
+    came, other = changes(run, settings, known)
+    if came or other:
+        raise UserError(
+            f"{run.data_dir} is being written to: while its photos were read, {len(came)} came and "
+            f"{len(other)} changed, such as {(came + other)[0]}; run this again when all are there"
+        )
+
+
+def read_all(
+    records: Sequence[Record], workers: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, UserError]]:
+    """Every photo as `reduced` gives it, by its source, or why it cannot be read."""
+
+    def read(record: Record) -> np.ndarray | UserError:
+        try:
+            return reduced(read_image(record.path))
+        except UserError as error:
+            return error
+        except OSError as error:
+            return UserError(f"{record.source}: {error}")
+
+    small: dict[str, np.ndarray] = {}
+    errors: dict[str, UserError] = {}
+    with ThreadPoolExecutor(workers) as threads:
+        done = threads.map(read, records)
+        bar = progress_bar(iterable=done, total=len(records), desc="reading", unit="photo")
+        for record, found in zip(records, bar):
+            if isinstance(found, UserError):
+                errors[record.source] = found
+            else:
+                small[record.source] = found
+    return small, errors
+
+
+def check_classes(run: Run, records: Sequence[Record]) -> None:
+    """Raises UserError where nothing can be told apart, or nothing can be held out."""
+    number = Counter(record.class_name for record in records)
+    if len(number) < 2:
+        raise UserError(
+            f"{run.data_dir} has photos of one class, {min(number)}: a classifier tells classes "
+            "apart, expected a folder for each of two or more"
+        )
+    if max(number.values()) < 2:
+        raise UserError(
+            f"{run.data_dir} has a single photo of each class, so that none can be held out to see "
+            "what helps; take a second one of some classes, or train without knowing how good that "
+            "will be: "
+            + command_line(
+                "train_classifier",
+                dataclasses.replace(run, dataset_args=()),
+                Classification(num_synthetic=0),
+            )
+        )
+
+
+def write_photo_table(path: Path, records: Sequence[Record], contents: Mapping[str, str]) -> None:
+    """All photos as `splits=FILE` of the dataset `folder` takes them, every one in `train`."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["source", "split", "group", "class", "sha256"])
+    for each in sorted(records, key=lambda record: record.source):
+        rows.writerow([each.source, "train", each.group, each.class_name, contents[each.source]])
+    write_text(path, text.getvalue())
+
+
+def cut(
+    run: Run, dataset: FewShotDataset, small: Mapping[str, np.ndarray], val: set[str],
+    known: Mapping[str, str], notes: list[str],
+) -> Photos:  # fmt: skip
+    """What hangs together among the photos, and their folds; with what is to be said of them."""
+    names, sources = dataset.class_names, dataset.sources()
+    every = range(len(sources))
+    labels = [dataset.get_label_by_idx(idx) for idx in every]
+    pairs = similar_pairs([small[source] for source in sources], NEAR_DUPLICATE)
+    units, few = units_of(labels, [record.group for record in dataset.records], pairs)
+    if pairs:
+        one, other = pairs[0]
+        notes.append(
+            f"{counted(len({idx for pair in pairs for idx in pair}), 'photo')} are nearly equal to "
+            f"others, such as {sources[one]} and {sources[other]}: they stay together."
+        )
+    across = [(a, b) for a, b in pairs if labels[a] != labels[b]]
+    if across:
+        a, b = (sources[idx] for idx in across[0])
+        notes.append(
+            f"{counted(len(across), 'pair')} of these are of two classes, such as {a} and {b}: is "
+            "one in the wrong folder?"
+        )
+    if few:
+        notes.append(
+            f"Of {named(names[label] for label in few)} there are fewer than three groups: folds "
+            "are by photo there, so that what is expected may be too high."
+        )
+    held = [idx for idx in every if sources[idx] in val]
+    folds = folds_of_val(labels, units, sources, held, run.seed) if held else []
+    if held and not folds:
+        notes.append("No photo of the split val can judge: folds of all photos do.")
+    by_val = bool(folds)
+    folds = folds or make_folds(labels, units, sources, run.seed)
+    if not folds:
+        raise UserError(
+            f"{run.data_dir}: no class has two photos that differ, so that none can be held out to "
+            "see what helps; take a second one of a class or more"
+        )
+    judging = {labels[idx] for fold in folds for idx in fold.held_out}
+    alone = sorted(set(labels) - judging)
+    if alone:
+        notes.append(
+            f"{named(names[label] for label in alone)}: too few photos to hold one out: all "
+            "are learned from, and nothing is known of how well they are told."
+        )
+    trial = Trial(run.seed, run.examples_per_class[0])
+    for note in notes:
+        log.log(RESULT, "%s", note)
+    return Photos(run, dataset, trial, labels, units, folds, by_val, dict(known), notes)
+
+
+def named(names: Iterable[str]) -> str:
+    """`cat, dog, fox and 4 more`."""
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,181 @@
+"""How candidates of `fit` are judged: features once, heads of all folds, held-out photos told."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from semantic_aug.evaluation.backbone import Backbone
+from semantic_aug.evaluation.choosing import Judged
+from semantic_aug.evaluation.elsewhere import Elsewhere
+from semantic_aug.evaluation.features import cached_features
+from semantic_aug.evaluation.fold_heads import Material, Variants, train_heads
+from semantic_aug.evaluation.folds import Fold
+from semantic_aug.evaluation.held_photos import HeldPhotos
+from semantic_aug.evaluation.pictures import Images
+from semantic_aug.evaluation.views import AS_IT_IS, Views
+from semantic_aug.images.pasting import emptied
+from semantic_aug.settings.classification import TrainingOptions
+from semantic_aug.settings.fitting import Fitting
+from semantic_aug.stages.fitting_methods import FLIP_ROTATE, SIDE, Made, Method
+from semantic_aug.stages.fitting_photos import Photos
+
+PHOTO_VIEWS, VARIANT_VIEWS = 16, 2  # random views that pass the backbone; variants vary already
+BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judgement:
+    """What one candidate makes of the photos that are held out.
+
+    Attributes:
+        logits: [N, R, num_classes], nan where a photo is not held out.
+        hits: [N, R] in {0, 1}, nan likewise.
+        far: [N, R], the same with the object on the place of another class; nan where that is
+            not known.
+    """
+
+    logits: np.ndarray
+    hits: np.ndarray
+    far: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tried:
+    """A candidate that was judged, with the sets of images that it learns from."""
+
+    method: Method
+    material: Material
+    judgement: Judgement
+    sets: Sequence[Made]
+
+
+class Eyes:
+    """What the backbone makes of photos and images, each seen once and kept."""
+
+    def __init__(self, backbone: Backbone, photos: Photos, settings: Fitting, cache: Path):
+        self.backbone, self.photos, self.cache = backbone, photos, cache
+        self.seed, self.workers = settings.seed, settings.num_workers
+
+    def features(self, dataset, items: Sequence, title: str, views: Views = AS_IT_IS):
+        """[N * V, F] of N pictures in V views.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        images = Images(dataset, items, self.backbone.image_size, 0, self.workers)
+        found, read = cached_features(self.backbone, images, title, self.cache, views)
+        if not read.all():
+            images.read(int((~read).nonzero()[0]))  # raises, and names it
+        return found
+
+    def plain(self) -> torch.Tensor:
+        """[N, F], all photos as they are."""
+        return self.features(self.photos.dataset, range(len(self.photos.labels)), "photos")
+
+    def views(self, augmentation: tuple[str, ...]) -> torch.Tensor:
+        """[N * V, F], random views of all photos."""
+        views = Views(augmentation, PHOTO_VIEWS, self.seed)
+        every = range(len(self.photos.labels))
+        return self.features(self.photos.dataset, every, augmentation[0], views)
+
+    def variants(self, made: Made, title: str) -> Variants:
+        """Random views of all images of a set. The first of each photo are kept apart from the
+        second, so that more of them later cost no more."""
+        place = {source: n for n, source in enumerate(self.photos.dataset.sources())}
+        features: list[torch.Tensor] = []
+        photo: list[int] = []
+        shows: list[int] = []
+        turn: list[int] = []
+        views = Views(FLIP_ROTATE, VARIANT_VIEWS, self.seed)
+        for number in range(made.number):
+            own = {idx: paths[number] for idx, paths in made.paths.items() if len(paths) > number}
+            if not own:
+                continue
+            paths = list(own.values())
+            features.append(self.features(self.photos.dataset, paths, title, views))
+            photo += own.keys()
+            shows += [place.get(made.shows.get(path.name, ""), -1) for path in paths]
+            turn += [number] * len(own)
+        return Variants(torch.cat(features), *map(torch.tensor, (photo, shows, turn)))
+
+    def elsewhere(self, masks: Mapping[int, str]) -> dict[tuple[int, int], tuple]:
+        """By repeat and fold the held-out photos with masks, and their features on the places of
+        other classes, all of which are held out too. [M, F]."""
+        held = HeldPhotos(self.photos.dataset, max(2 * max(self.backbone.image_size), SIDE))
+        place_of = functools.cache(
+            lambda idx: emptied(held.get_image_by_idx(idx), held.get_mask_by_idx(idx))
+        )
+        found = {}
+        for fold in self.photos.folds:
+            own = {idx: masks[idx] for idx in fold.held_out if idx in masks}
+            if len({self.photos.labels[idx] for idx in own}) < 2:
+                continue
+            there = Elsewhere(held, masks=own, place_of=place_of)
+            features = self.features(there, range(len(there)), "elsewhere")
+            found[fold.repeat, fold.number] = there.of, features
+        return found
+
+
+def options_of(settings: Fitting) -> TrainingOptions:
+    """How heads are trained, for all candidates alike."""
+    return TrainingOptions(
+        num_epochs=1,
+        iterations_per_epoch=settings.iterations,
+        batch_size=BATCH,
+        learning_rate=settings.learning_rate,
+        class_balanced=True,
+    )
+
+
+@torch.no_grad()
+def judge(
+    material: Material, plain: torch.Tensor, far: Mapping[tuple[int, int], tuple], photos: Photos,
+    options: TrainingOptions, seed: int,
+) -> Judgement:  # fmt: skip
+    """Train a candidate in every fold, and have it tell the photos that are held out there."""
+    repeats = 1 + max(fold.repeat for fold in photos.folds)
+    shape = (len(photos.labels), repeats)
+    logits = np.full((*shape, material.num_classes), np.nan, np.float32)
+    hits, away = np.full(shape, np.nan), np.full(shape, np.nan)
+    labels = torch.tensor(photos.labels)
+    with torch.enable_grad():
+        heads = train_heads(material, photos.folds, options, seed)
+    for fold, head in zip(photos.folds, heads):
+        out = list(fold.held_out)
+        told = head(plain[out]).cpu()
+        logits[out, fold.repeat] = told.numpy()
+        hits[out, fold.repeat] = (told.argmax(dim=1) == labels[out]).numpy()
+        if (fold.repeat, fold.number) in far:
+            of, features = far[fold.repeat, fold.number]
+            right = head(features).argmax(dim=1).cpu() == labels[of]
+            away[of, fold.repeat] = right.numpy()
+    return Judgement(logits, hits, away)
+
+
+def judged_of(judgements: Sequence[Judgement], photos: Photos) -> tuple[Judged, Judged | None]:
+    """All candidates together: on the photos as they are, and with their objects elsewhere."""
+    where = np.full(judgements[0].hits.shape, -1)
+    for fold in photos.folds:
+        where[list(fold.held_out), fold.repeat] = fold.number
+    labels = np.array(photos.labels)
+    near = Judged(np.stack([each.hits for each in judgements], axis=2), labels, where)
+    far = np.stack([each.far for each in judgements], axis=2)
+    if not np.isfinite(far).any():
+        return near, None
+    return near, Judged(far, labels, np.where(np.isfinite(far[:, :, 0]), where, -1))
+
+
+def held_out_logits(judgement: Judgement, photos: Photos) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [M, num_classes] and labels [M] of photos when they were held out, once per repeat."""
+    there = ~np.isnan(judgement.logits).any(axis=2)
+    labels = np.broadcast_to(np.array(photos.labels)[:, None], there.shape)
+    return torch.from_numpy(judgement.logits[there]), torch.from_numpy(labels[there].copy())
+
+
+def whole_fold(photos: Photos) -> Fold:
+    """All photos, of which none is held out."""
+    return Fold(-1, 0, tuple(range(len(photos.labels))), ())
