@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,12 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real photos: {folder} is absent (set FEW_SHOT_REAL_DATA)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_argv(monkeypatch) -> None:
+    """`semantic-aug COMMAND` names itself in sys.argv: not in that of the next test."""
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
 
 
 @pytest.fixture

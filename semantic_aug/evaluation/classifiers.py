@@ -6,6 +6,7 @@ made ready for it. The backbone's other weights are read from where they come fr
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -190,7 +191,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     file, trial = path / CONFIG_FILE, trial_of(path)
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        if facts["kind"] == KIND and not _KEYS - facts.keys():
+        if facts["kind"] == KIND and not _KEYS - facts.keys() and _is_sound(facts):
             return facts
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_why_none(path, trial)) from None
@@ -205,6 +206,17 @@ _KEYS = {
     "backbone", "backbone_identity", "from_scratch", "precision", "device", "image_size",
     "class_names", "trained_classes", "crop_to_object", "bits", "temperature", "scores", "photos",
 }  # fmt: skip
+
+
+def _is_sound(facts: Mapping) -> bool:
+    """Whether numbers are numbers, and names are names of classes."""
+    names, trained = facts["class_names"], facts["trained_classes"]
+    return (
+        0 < facts["temperature"] < math.inf
+        and [type(each) for each in facts["image_size"]] == [int, int]
+        and len({*names}) == len(names)
+        and {*trained} <= {*names}
+    )
 
 
 def _why_none(path: Path, trial: Trial | None) -> str:
@@ -253,6 +265,8 @@ def read_classifier(
         trained = [each in facts["trained_classes"] for each in facts["class_names"]]
         if len(trained) != linear.out_features:
             raise ValueError(f"{len(trained)} classes, and a head of {linear.out_features}")
+        if not all(each.isfinite().all() for each in (*own.values(), *weights.values())):
+            raise ValueError("its numbers are not finite")
     except Exception as error:  # whatever a damaged file brings about
         raise UserError(
             f"{path / WEIGHTS_FILE} cannot be read ({first_line(error)}): train it again, with "

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from semantic_aug import UserError
 T = TypeVar("T")
 
 _writes = itertools.count()
+os.umask(_UMASK := os.umask(0o077))  # which can be read only by setting it
 
 
 def check_writable(folder: Path) -> Path:
@@ -55,10 +57,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = _beside(path)
     try:
         yield temporary
+        share(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def share(file: Path) -> None:
+    """Give a file the mode of any new file: safetensors writes for its owner alone."""
+    if stat.S_IMODE(file.stat().st_mode) == 0o600:
+        file.chmod(0o666 & ~_UMASK)
 
 
 def _beside(path: Path) -> Path:
@@ -74,6 +83,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for file in filter(Path.is_file, temporary.iterdir()):
+            share(file)
         while temporary.exists():
             try:
                 os.replace(temporary, path)

@@ -49,9 +49,13 @@ def predict(classifier: str | Path | list | tuple, settings: Predicting, *, phot
     """
     folders = [Path(each) for each in _several(classifier)]
     facts = common_facts(folders)
-    for file in filter(None, (settings.csv, settings.json)):
-        if not Path(file).absolute().parent.is_dir():
-            raise UserError(f"{file} cannot be written: its folder is not there")
+    files = [Path(file).absolute() for file in (settings.csv, settings.json) if file]
+    for file in files:
+        if not file.parent.is_dir() or file.is_dir():
+            why = "it is a folder" if file.is_dir() else "its folder is not there"
+            raise UserError(f"{file} cannot be written: {why}")
+    if len({*files}) < len(files):
+        raise UserError(f"--csv and --json: got {settings.csv} for both, expected a file for each")
     dataset = photos_in(_several(photos), facts, settings.labelled, settings.mask_dir)
     rows, labels = [*range(len(dataset))], torch.empty(0)
     if settings.labelled:
@@ -119,7 +123,7 @@ def common_facts(folders: Sequence[Path]) -> dict:
     if not folders:
         raise UserError("no classifier is given: name a folder classifier_SEED_EXAMPLES of results")
     first, *others = map(read_facts, folders)
-    for key, what in (("class_names", "classes"), ("crop_to_object", "crops"), ("bits", "bits")):
+    for key, what in _ALIKE.items():
         for folder, each in zip(folders[1:], others):
             if each[key] != first[key]:
                 how = differing(first[key], each[key])
@@ -130,8 +134,15 @@ def common_facts(folders: Sequence[Path]) -> dict:
     facts = dict(first)
     for each in others:
         facts["photos"] = facts["photos"] | each["photos"]
-        facts["trained_classes"] = [*facts["trained_classes"], *each["trained_classes"]]
     return facts
+
+
+_ALIKE = {
+    "class_names": "classes",
+    "trained_classes": "trained classes",
+    "crop_to_object": "crops",
+    "bits": "bits",
+}
 
 
 def differing(first, other) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semantic_aug import UserError
 from semantic_aug.datasets.folder import FolderDataset
+from semantic_aug.evaluation.classifiers import is_classifier
 from semantic_aug.experiment.names import folder_names
 from semantic_aug.few_shot_dataset import FewShotDataset, Record
 from semantic_aug.images.masks import names_of_masks
@@ -74,15 +75,20 @@ def photos_in(
         return LabelledFolder(data_dir=words[0], split="test", masks=mask_dir or "", **options)
     found: dict[str, Record] = {}
     for word in words:
-        for path, place in _files(str(word)):
+        if not str(word):
+            raise UserError("a photo's name is empty: name files, folders or globs")
+        if is_classifier(Path(word)):
+            raise UserError(f"{word} is a classifier: all classifiers stand before the photos")
+        files = [*_files(str(word))]
+        if not files:
+            raise UserError(f"no photo in {word}")
+        for path, place in files:
             mask = None
             if mask_dir:
                 beside, top = Path(mask_dir) / place, Path(mask_dir)
                 mask = _masks_in(beside)(path.name) or _masks_in(top)(path.name)
             record = Record(path, _CLASS, str(path), mask=mask)
             found.setdefault(record.source, record)
-    if not found:
-        raise UserError(f"no photo in {' '.join(map(str, words))}")
     return GivenPhotos(list(found.values()), **options)
 
 

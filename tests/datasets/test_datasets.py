@@ -1225,7 +1225,7 @@ def test_dataset_args_that_are_wrong(pair, message):
 
 def test_dataset_args_unknown_or_missing(coco):
     for name, known in (("coco", "published_val"), ("mvip", "super_class, num_classes"),
-                        ("folder", "masks, older_list")):  # fmt: skip
+                        ("folder", "masks, splits, older_list")):  # fmt: skip
         with pytest.raises(UserError, match=rf"unknown key 'x'; \w+ has: {known}, bits$"):
             build_dataset(name, "train", data_dir=coco, dataset_args=["x=1"])
     with pytest.raises(UserError, match=r"--dataset_args: Options: missing .*'needed'"):

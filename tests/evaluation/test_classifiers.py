@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import build_backbone
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from semantic_aug import Run, UserError, load_classifier, predict, train_classifier
 from semantic_aug.evaluation.classifiers import keep_selected, kept_classifiers, read_facts
@@ -158,7 +158,8 @@ def kept_of(folder: Path, scores: dict[int, float]) -> None:
             ("backbone", "backbone_identity", "from_scratch", "precision", "device", "image_size",
              "class_names", "trained_classes", "crop_to_object", "bits", "temperature", "photos")
         )  # fmt: skip
-        facts["kind"] = "semantic-aug classifier"
+        facts |= {"kind": "semantic-aug classifier", "temperature": 1, "image_size": [8, 8]}
+        facts |= {"class_names": ["cat"], "trained_classes": ["cat"]}
         facts["scores"] = {"Validation": {"accuracy": accuracy}}
         path = folder / f"classifier_{seed}_1"
         path.mkdir(parents=True)
@@ -337,3 +338,46 @@ def test_what_is_wrong_with_a_classifier_is_one_line(run, photos, resnet, tmp_pa
     (path / "config.json").write_text(json.dumps(config | {"image_size": [16, 16]}))
     (path / "model.safetensors").write_bytes(b"no weights")
     fails("model.safetensors cannot be read")
+
+
+@pytest.mark.parametrize(
+    "key, value", [("temperature", 0), ("temperature", "x"), ("image_size", [2.5, 2]),
+                   ("trained_classes", ["dog"])],
+)  # fmt: skip
+def test_values_that_cannot_be_are_damage(run, photos, resnet, key, value):
+    train_classifier(run, classifier_backbone=resnet, **SHORT)
+    folder = Path("output/e/results/real/classifier_0_2")
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | {key: value}))
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        predict(folder, photos=photos)
+
+
+def test_weights_that_are_no_numbers_are_damage_and_colleagues_may_read_them(run, photos, resnet):
+    train_classifier(run, classifier_backbone=resnet, **SHORT)
+    file = Path("output/e/results/real/classifier_0_2/model.safetensors")
+    assert file.stat().st_mode == (file.parent / "config.json").stat().st_mode
+    weights = load_file(file)
+    weights["head.weight"][0, 0] = float("nan")
+    save_file(weights, file)
+    with pytest.raises(UserError, match="its numbers are not finite"):
+        predict(file.parent, photos=photos)
+
+
+def test_classifiers_of_other_classes_are_not_averaged(run, photos, resnet):
+    train_classifier(run, classifier_backbone=resnet, **SHORT)
+    few = SHORT | {"classes": ["cat", "stop sign"], "method": "few"}
+    train_classifier(run, classifier_backbone=resnet, **few)
+    results = Path("output/e/results")
+    both = [results / name / "classifier_0_2" for name in ("real", "few")]
+    with pytest.raises(UserError, match="has other trained classes than"):
+        predict(both, photos=photos)
+    with pytest.raises(UserError, match="is a classifier: all classifiers stand before"):
+        predict(both[0], photos=[photos, both[1]])
+    Path("nothing").mkdir()
+    with pytest.raises(UserError, match="no photo in nothing"):
+        predict(both[0], photos=[photos, "nothing"])
+    with pytest.raises(UserError, match="name is empty"):
+        predict(both[0], photos=[""])
+    with pytest.raises(UserError, match="cannot be written: it is a folder"):
+        predict(both[0], photos=photos, csv="nothing")

@@ -5,7 +5,6 @@ import json
 import math
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -384,6 +383,7 @@ def test_negatives_without_supcon_are_refused(data, resnet, capsys):
     assert "--negative_aug_name belongs to --objective supcon" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_whole_thesis_runs_with_a_small_model(
     workdir, small_model, resnet, monkeypatch, capsys
 ):
@@ -400,7 +400,6 @@ def test_the_whole_thesis_runs_with_a_small_model(
         def terminate(self) -> None:
             """It has ended."""
 
-    monkeypatch.setattr(sys, "argv", [*sys.argv])  # which the command names itself in
     monkeypatch.setattr(chain, "subprocess", SimpleNamespace(Popen=InThisProcess))
     small = (
         f"--data_dir {ROOT / 'sample/mvip'} --dataset_args super_class=CarComponent --device cpu "

@@ -174,7 +174,7 @@ def test_photos_without_a_mask_that_serves_are_counted(drawn, caplog):
 def test_bad_input_is_one_line_and_writes_nothing(drawn, train):
     said = train(masks=(), status=2)
     assert "--elsewhere: of 9 photos of split 'val', none has a mask" in said
-    assert "--dataset_args masks=FOLDER" in said and said.count("error:") == 1
+    assert "semantic-aug masks" in said and said.count("error:") == 1
     assert "are of one class" in train("--classes", "nut", status=2)
     shutil.rmtree("photos/val")
     for name in GROUNDS:  # so few that train keeps them all

@@ -116,7 +116,9 @@ def test_what_is_written_in_names_stays_text(tmp_path, resnet):
     backbone = load_backbone(resnet, torch.device("cpu"))
     linear = torch.nn.Linear(backbone.num_features, 2)
     torch.nn.init.zeros_(linear.weight)
-    facts = {"class_names": names, "trained_classes": names, "crop_to_object": False, "bits": None}
+    facts = {"class_names": names, "trained_classes": names, "crop_to_object": False, "bits": None,
+             "photos": dict.fromkeys(train.sources(), ""),
+             "training": {"aug_name": None, "num_synthetic": None}}  # fmt: skip
     for bias in ([5.0, 0.0], [0.0, 5.0]):
         linear.bias.data = torch.tensor(bias)
         head = Head(linear, torch.tensor([True, True]))
@@ -125,6 +127,16 @@ def test_what_is_written_in_names_stays_text(tmp_path, resnet):
         page = (tmp_path / "m.html").read_text(encoding="utf-8")
         assert page.count('class="mistake"') == 1 and "1 of 2 val photos is wrong" in page
         assert "&lt;b&gt;&amp;" in page and "<b>" not in page and "<i>" not in page
+    # What it was not trained on does not stand there.
+    assert page.count("<figure>") == 3  # the val photo, and both of training
+    few = facts | {"photos": {train.sources()[1]: ""}}
+    classifier = Classifier(backbone, head, 1.0, few)
+    made = {
+        "aug": {idx: [{"file_name": "0.png", "class_name": "plain", "repeat": 0}] for idx in (0, 1)}
+    }
+    folders = {"aug": tmp_path / "none"}  # whose images would be read if they were shown
+    write_mistakes(tmp_path / "m.html", "", classifier, val, train, [0, 1], folders, made)
+    assert (tmp_path / "m.html").read_text(encoding="utf-8").count("<figure>") == 2
     for other in ({"class_names": ["a", "b"]}, {"crop_to_object": True}):
         classifier = Classifier(backbone, head, 1.0, facts | other)
         with pytest.raises(UserError, match="mistakes: the classifier was trained on other"):

@@ -239,7 +239,7 @@ def test_a_folder_of_masks_for_any_dataset(run, photos, calls, make, called):
     assert status == 0, said
     Image.fromarray(255 - one).save(drawn / "train" / "cat" / "1.png")
     status, said = make("--aug=paste", f"--mask_dir={drawn}", "--examples_per_class=3", name="p")
-    assert status == 2 and "with other masks" in said
+    assert status == 2 and "made with other settings" in said and "masks: there" in said
 
 
 def test_folders_of_masks_that_cannot_be(run, photos, calls, caplog, called):
