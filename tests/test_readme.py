@@ -18,7 +18,9 @@ from semantic_aug.settings import fields_of
 from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.fitting import Fitting
 from semantic_aug.settings.generation import Generation, Previewing
+from semantic_aug.settings.masking import Masking
 from semantic_aug.settings.merging import Merging
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
@@ -219,7 +221,8 @@ def flags() -> set[str]:
     """Every flag of the commands."""
     known = set()
     for settings in (Run, FineTuning, Merging, Generation, Previewing, Remade, Reproduction,
-                     Classification, Reporting, Showing, Predicting, Exporting):  # fmt: skip
+                     Classification, Reporting, Showing, Predicting, Exporting,
+                     Fitting, Masking, Predicting, Exporting):  # fmt: skip
         for name, field in fields_of(settings).items():
             known |= {*(field.metadata["flags"] or (f"--{name}",))}
             known |= {*(field.metadata["shorthand"] or ())}
