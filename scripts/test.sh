@@ -10,4 +10,11 @@ make_environment requirements.txt tests/requirements.txt
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 export HF_HUB_OFFLINE=1
-"$venv/bin/python" -m pytest -n auto --dist worksteal -m "not slow and not gpu and not slurm" "$@"
+run() { "$venv/bin/python" -m pytest -m "not slow and not gpu and not slurm" "$@"; }
+# pytest rewrites assertions so that failures explain themselves, which takes 15 s: tests that
+# failed run again with it, and alone.
+run -n auto --dist worksteal --assert=plain "$@" || {
+  status=$?
+  [ $status -ne 1 ] || run "$@" --last-failed --tb=long || true
+  exit $status
+}

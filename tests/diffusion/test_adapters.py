@@ -86,6 +86,7 @@ def no_pipeline(monkeypatch):
 # --- UNets -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unet_in_each_format_is_that_of_a_whole_model(make, again, tmp_path):
     other = build_pipeline()
     other.unet = build_pipeline(seed=7).unet
@@ -113,6 +114,7 @@ def test_unet_in_each_format_is_that_of_a_whole_model(make, again, tmp_path):
     assert "--unet_path: there " in make(flags["alone"], name="plain")[1]
 
 
+@pytest.mark.slow
 def test_every_class_has_its_own_unet(make, again, tmp_path):
     for seed, name in enumerate(NAMES, 10):
         folder = tmp_path / "unets" / name.replace(" ", "_" if seed == 11 else " ")
@@ -431,6 +433,7 @@ def test_flagged_images_are_made_again_and_in_the_end_black(make, again, photos,
     assert again("always")[1].endswith(": equal\n")
 
 
+@pytest.mark.slow
 def test_some_flagged_images_pass_when_made_again(make, again, tmp_path):
     """Which are flagged depends on the image alone: shards and batches agree."""
     make(name="plain")

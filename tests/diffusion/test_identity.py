@@ -218,6 +218,7 @@ def lines(name="aug") -> list[dict]:
     return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_images_of_older_code_stay_and_go_on(make, older_code, tmp_path, capsys):
     clip = build_clip(tmp_path / "clip")
     for seed, name in enumerate(NAMES, 10):

@@ -61,6 +61,7 @@ def words(tmp_path) -> str:
     return str(tmp_path / "words.safetensors")
 
 
+@pytest.mark.slow
 def test_parts_are_on_the_gpu_when_they_compute_and_not_before(
     make, words, calls, monkeypatch, tmp_path
 ):

@@ -169,6 +169,7 @@ def test_fine_tuning_leaves_a_checkpoint_at_any_step(photos, small_model, workdi
     assert not list(folder.glob("fine-tuned/*/*/checkpoint*"))
 
 
+@pytest.mark.slow
 def test_images_of_validation_stop_between_denoising_steps(
     photos, small_model, workdir, monkeypatch
 ):

@@ -51,6 +51,7 @@ def error_of(capsys, command, *args) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_coco_from_photos_to_a_classifier(real_data, small_model, workdir, capsys):
     data = ["--dataset=coco", f"--data_dir={real_data / 'coco2017'}"]
     names = ["--experiment_name=coco", "--examples_per_class=1"]
@@ -257,6 +258,7 @@ def test_words_of_another_trial_are_used_and_said_so(photos, small_model, workdi
     assert "nowhere.safetensors" in error
 
 
+@pytest.mark.slow
 def test_several_augmentations(photos, small_model, workdir):
     def records(name, *extra):
         generate(photos, small_model, f"--aug_name={name}", "--num_synthetic=4", *extra)

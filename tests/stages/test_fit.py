@@ -206,6 +206,7 @@ def watched(quickly, plain, monkeypatch, minutes, seconds):
     return quickly(minutes=minutes, mask_dir="masks", num_synthetic=6, clock=lambda: 0.0)
 
 
+@pytest.mark.slow
 def test_images_are_fewer_where_time_does_not_suffice(quickly, plain, monkeypatch):
     # A block of 4 images takes 40 s, so that an image of each of 12 photos takes 120.
     found = watched(quickly, plain, monkeypatch, minutes=7, seconds=40)
@@ -222,6 +223,7 @@ def test_a_method_of_which_not_one_image_each_fits_is_left_out(quickly, plain, m
     assert len(list(Path("output/photos/paste").rglob("*.png"))) > 0  # they are not lost
 
 
+@pytest.mark.slow
 def test_an_interruption_changes_no_byte(quickly, plain, monkeypatch):
     made = fitting_methods.generate
     settings = {"mask_dir": "masks", "candidates": ("paste", "recoloured"), "batch_size": 4}
@@ -282,6 +284,7 @@ def test_settings_that_cannot_be(plain, fails):
     assert fails("--splits=nowhere").startswith("splits=nowhere: expected a file")
 
 
+@pytest.mark.slow
 def test_other_settings_are_not_mixed_in(quickly, plain):
     quickly(candidates="paste", mask_dir="masks", num_synthetic=1)
     draw_photo(plain / "dog/0.png", COLOURS["dog"], 79)
