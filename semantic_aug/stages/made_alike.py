@@ -15,6 +15,8 @@ from semantic_aug.words.embeddings import embedding_files, read_header, read_wor
 
 log = logging.getLogger(__name__)
 
+OF_ONE_TRIAL = {"photos", "place_masks"}  # settings that tell a trial's photos
+
 
 def check_alike(folders: dict[Trial, Path], mixed: bool, name: str = "") -> None:
     """Name the settings in which the images of several trials differ.
@@ -59,7 +61,7 @@ def _edits_alone(edits: list[dict], others: list[list[dict]]) -> dict[str, list]
 def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any]]:
     """Settings in which the synthetic images of several trials differ, and should not.
 
-    Photos differ by right, and so do learned words; how the words were learned does not.
+    Photos, their masks and learned words differ by right; how the words were learned does not.
 
     Returns:
         `{setting: {name of the trial: value}}`. A setting of the learned words is called
@@ -84,7 +86,7 @@ def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any
                 said.setdefault("precision", {})[trial.name] = precision
     for prefix, settings in (("", of_images), ("words: ", of_words)):
         known = {name: each for name, each in settings.items() if each}
-        for key in sorted(set().union(*known.values()) - {"photos"}):
+        for key in sorted(set().union(*known.values()) - OF_ONE_TRIAL):
             said[prefix + key] = {name: each.get(key) for name, each in known.items()}
     return {
         key: values

@@ -88,7 +88,11 @@ def read_variants(
     made_with = {record["class_name"]: record["masks"] for record in records if "masks" in record}
     for name, digest in masks_by_class(dataset, chosen if made_with else ()).items():
         if made_with.get(name, digest) != digest:
-            raise UserError(f"{folder} was made with other masks of {name!r} than there are now")
+            given = config.get("arguments", {}).get("mask_dir")
+            where = f": with those of --mask_dir {given}" if given else ""
+            raise UserError(
+                f"{folder} was made with other masks of {name!r} than there are now{where}"
+            )
     made = 1 + max(record["repeat"] for record in recorded)
     needed = made if num_synthetic is None else num_synthetic
     there = {idx: sum(n < needed for n in by_photo.get(idx, ())) for idx in wanted}

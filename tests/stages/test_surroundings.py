@@ -1,11 +1,12 @@
 """`--aug background` and `--aug paste` by the command: records, shards, photos left out, errors."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import images_of
+from conftest import build_backbone, images_of
 from PIL import Image
 
 import train_classifier
@@ -250,6 +251,30 @@ def test_other_masks_of_lending_photos_are_other_images(masked, photos, called):
         path.rename(path.with_name(path.name.replace(content["id"], name)))
     assert masked(*flags)[0] == 0  # a set of before goes on without
     assert json.loads(config.read_text())["id"] == name
+
+
+def test_pasted_images_of_several_trials_are_alike(make, photos, workdir, called, sketched):
+    """Each trial has masks of its own; a classifier that is given other masks says which."""
+    shutil.copytree(photos.parent / "masks", workdir / "elsewhere")
+    for path in (photos.parent / "masks").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    flags = ["--examples_per_class=2", "--num_trials=2", f"--mask_dir={workdir / 'elsewhere'}"]
+    status, said = make("--aug=paste", *flags)
+    assert status == 0, said
+    build_backbone(workdir / "backbone")
+    train = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e", "--device=cpu",
+             "--classifier_backbone=backbone", "--num_epochs=1", "--iterations_per_epoch=1",
+             "--image_size=32"]  # fmt: skip
+    status, _, said = called(train_classifier.main, *train, *flags)
+    assert status == 0, said
+    status, _, said = called(
+        train_classifier.main,
+        *train,
+        *flags[:2],
+        f"--dataset_args=masks={photos.parent / 'masks'}",
+        "--method=again",
+    )
+    assert status == 2 and f"with those of --mask_dir {workdir / 'elsewhere'}" in said
 
 
 def test_images_of(masked):
