@@ -112,18 +112,19 @@ def test_images_that_show_a_held_out_photo_are_not_learned_from_in_its_fold(quic
     monkeypatch.setattr(fitting, "judge", judge)
     quickly(mask_dir="masks", candidates="paste")
     material, photos = seen[-1]
-    assert (material.variants.shows >= 0).all()
+    assert (material.variants.seen.sum(dim=1) == 2).all()  # its photo, and the other's place
     sources = photos.dataset.sources()
     lines = Path("output/photos/paste/seed=0_ex=4/metadata.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
         own = material.variants.photo == sources.index(line["source"])
         (n,) = (own & (material.variants.turn == line["repeat"])).nonzero().flatten().tolist()
-        assert sources[material.variants.shows[n]] == line["other_photo"][0]
+        seen = {sources[idx] for idx in material.variants.seen[n].nonzero().flatten()}
+        assert seen == {line["source"], line["other_photo"][0]}
     for fold in photos.folds:
         learned = material.learned_from(fold)
         chosen = (learned.first_row[learned.num_photos :] - len(material.features)) // 2
-        for of in (material.variants.photo, material.variants.shows):
-            assert set(of[chosen].tolist()) <= set(fold.trained)
+        seen = material.variants.seen[chosen].any(dim=0).nonzero().flatten()
+        assert set(seen.tolist()) <= set(fold.trained)
         assert len(chosen) < 2 * len(fold.trained)  # some show what is held out
 
 
@@ -278,7 +279,7 @@ def test_folders_that_nothing_can_be_learned_from(plain, fails, workdir):
 
 def test_settings_that_cannot_be(plain, fails):
     assert fails("--model_path=nowhere").startswith("cannot get nowhere")
-    assert fails("--mask_dir=nowhere").startswith("masks=nowhere: expected a folder")
+    assert fails("--mask_dir=nowhere").startswith("--mask_dir: nowhere is no folder; semantic-aug")
     assert fails("--splits=nowhere").startswith("splits=nowhere: expected a file")
 
 
@@ -327,7 +328,8 @@ def test_a_full_disk(plain, fails, monkeypatch):
 def test_a_name_is_that_of_the_folder_and_python_says_its_own_words(plain, quickly):
     assert fitting_photos.run_of(plain, Fitting()).experiment_name == "photos"
     assert isinstance(fitting_photos.run_of(plain, Fitting(experiment_name="e")), Run)
-    (plain / "masks").mkdir()
-    assert fitting_photos.run_of(plain, Fitting()).dataset_args == (f"masks={plain / 'masks'}",)
+    inside = plain / "mine"
+    with pytest.raises(UserError, match=r"mine lies among the classes: call it .*photos/masks"):
+        fitting_photos.run_of(plain, Fitting(mask_dir=inside))
     with pytest.raises(UserError, match=r"^minutes: got 0, expected a number above 0"):
         quickly(minutes=0)
