@@ -51,7 +51,8 @@ def with_masks(
         return made_now(dataclasses.replace(photos, run=run), masking, time, makes_them)
     except UserError as error:
         if settings.masker is not None:
-            raise
+            message = str(error).replace("--masker_models", f"--masker {settings.masker}")
+            raise UserError(message) from error
         return photos, {}, f"masks cannot be made: {error}"
 
 
@@ -106,11 +107,10 @@ def made_now(
     if not found.used:
         return photos, {}, f"all masks that were made are doubtful: look at {found.page}"
     dataset = dataset_of(photos.run, "train", photos.trial)
-    doubtful = counted(len(found.doubtful), "doubtful mask")
-    note = (
-        f"{counted(len(found.used), 'photo')} of {len(photos.labels)} have a mask; {doubtful} "
-        f"nothing uses: look at {found.page}."
-    )
+    note = f"{len(found.used)} of {counted(len(photos.labels), 'photo')} have a mask"
+    if found.doubtful:
+        note += f"; {len(found.doubtful)} more masks are doubtful, and nothing uses them"
+    note += f": look at {found.page}."
     photos = dataclasses.replace(photos, dataset=dataset, notes=[*photos.notes, note])
     there = masks_of(photos)
     return photos, there, "" if there else f"no mask serves: look at {found.page}"

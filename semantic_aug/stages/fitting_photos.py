@@ -6,7 +6,7 @@ import dataclasses
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -235,13 +235,17 @@ def check_classes(run: Run, records: Sequence[Record]) -> None:
         )
 
 
-def write_photo_table(path: Path, records: Sequence[Record], contents: Mapping[str, str]) -> None:
-    """All photos as `splits=FILE` of the dataset `folder` takes them, every one in `train`."""
+def write_photo_table(
+    path: Path, records: Sequence[Record], contents: Mapping[str, str],
+    held_out: Collection[str] = (),
+) -> None:  # fmt: skip
+    """All photos as `splits=FILE` of the dataset `folder` takes them: in `train`, but for some."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["source", "split", "group", "class", "sha256"])
     for each in sorted(records, key=lambda record: record.source):
-        rows.writerow([each.source, "train", each.group, each.class_name, contents[each.source]])
+        split = "val" if each.source in held_out else "train"
+        rows.writerow([each.source, split, each.group, each.class_name, contents[each.source]])
     write_text(path, text.getvalue())
 
 

@@ -9,8 +9,7 @@ import math
 from collections import Counter
 
 from semantic_aug import UserError
-from semantic_aug.diffusion.inspecting import inspect_model
-from semantic_aug.diffusion.loading import load_pipeline, pick_device, pick_dtype
+from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.evaluation.folds import Fold
 from semantic_aug.experiment.names import EMBEDDINGS_FILE, FIT, Trial, fine_tuned_dir, folder_names
 from semantic_aug.settings import build
@@ -61,12 +60,12 @@ def make_images_by_words(
 
 
 def part_of(photos: Photos, trained: tuple[int, ...], number: int) -> Photos:
-    """Some of the photos, as an experiment of their own."""
-    folder = experiment_of(photos.run) / FIT / FOLDS
-    records = [photos.dataset.records[idx] for idx in trained]
+    """The photos that a fold learns from, as an experiment of their own."""
+    folder, records = experiment_of(photos.run) / FIT / FOLDS, photos.dataset.records
     table = folder / f"{number}.csv"
-    write_photo_table(table, records, photos.contents)
-    most = max(Counter(record.class_name for record in records).values())
+    held_out = {record.source for idx, record in enumerate(records) if idx not in trained}
+    write_photo_table(table, records, photos.contents, held_out)
+    most = max(Counter(photos.labels[idx] for idx in trained).values())
     run = dataclasses.replace(
         photos.run,
         experiment_name=str(number),
@@ -108,15 +107,10 @@ def learn(parts: list[Photos], settings: Fitting, time: Time) -> None:
             "report_to": "none",
         },
     )
-    words = sum(map(missing_words, parts))
-    pipeline = None
-    if words:  # once for all parts
-        info = inspect_model(settings.model, settings.revision, settings.variant)
-        pipeline = load_pipeline(info, device, pick_dtype(device, precision))
-    shown = words * settings.word_steps * photos_per_step(teaching)
+    shown = sum(map(missing_words, parts)) * settings.word_steps * photos_per_step(teaching)
     watch = None if math.isinf(time.end) else Watch(time, shown, unknown=device.type != "cpu")
     for part in parts:
-        learned = fine_tune(part.run, teaching, pipeline=pipeline, computed=watch)
+        learned = fine_tune(part.run, teaching, computed=watch)
         if learned.failed:
             raise UserError(f"the training of a word has diverged: {learned.failed[0]}")
         aggregate(part.run)

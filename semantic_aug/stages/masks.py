@@ -202,7 +202,10 @@ def folder_of_masks(run: Run, datasets: Sequence[FewShotDataset]) -> Path:
     try:
         return check_writable(root)
     except UserError as error:
-        raise UserError(f"masks go to {root}: {error}: give one by --mask_dir") from error
+        reason = str(error).removesuffix(": choose another place for the output")
+        raise UserError(
+            f"masks go to {root}: {reason}; give another folder by --mask_dir"
+        ) from error
 
 
 def photos_of(datasets: Sequence[FewShotDataset], settings: Masking) -> dict[str, Photo]:
