@@ -1,6 +1,7 @@
 """semantic-aug fit: from a folder of photos to a classifier, within the time, and bad input."""
 
 import errno
+import functools
 import itertools
 import json
 import shutil
@@ -42,9 +43,11 @@ def plain(tmp_path, workdir, monkeypatch) -> Path:
     for label, (name, colour) in enumerate(COLOURS.items()):
         for number in range(4):
             draw_photo(tmp_path / f"photos/{name}/{number}.png", colour, 10 * label + number)
-    # As many repeats and views as a test needs.
+    # As many repeats, views and samples as a test needs.
     monkeypatch.setattr("semantic_aug.evaluation.folds.REPEATS", (2, 2))
     monkeypatch.setattr("semantic_aug.stages.fitting_scores.PHOTO_VIEWS", 2)
+    few = functools.partial(fitting_result.promise, samples=100)
+    monkeypatch.setattr(fitting_result, "promise", few)
     return tmp_path / "photos"
 
 
