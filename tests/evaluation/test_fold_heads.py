@@ -115,9 +115,7 @@ def test_candidates_share_their_draws():
     """Variants that are what the photo is change nothing but the views that are drawn."""
     features, labels = photos()
     features = features[::VIEWS]  # a single view
-    same = Variants(
-        features.clone(), torch.arange(12), torch.eye(12) > 0, torch.zeros(12).long()
-    )
+    same = Variants(features.clone(), torch.arange(12), torch.eye(12) > 0, torch.zeros(12).long())
     fold = Fold(0, 0, tuple(range(9)), (9, 10, 11))
     (alone,) = train_heads(Material(features, labels, CLASSES), [fold], OPTIONS, 0)
     (with_copies,) = train_heads(Material(features, labels, CLASSES, same), [fold], OPTIONS, 0)
