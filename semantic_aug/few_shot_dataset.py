@@ -58,6 +58,7 @@ from semantic_aug.synthesis.variants import read_variants
 SPLITS = ("train", "val", "test")
 
 log = logging.getLogger(__name__)
+FEWER = "%s fewer readable photos than the %d asked for, such as %r with %d: all are used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +299,7 @@ class FewShotDataset(Dataset):
         if short:
             name, count = next(iter(short.items()))
             log.warning(
-                "%s fewer readable photos than the %d asked for, such as %r with %d: all are used",
+                FEWER,
                 "1 class has" if len(short) == 1 else f"{len(short)} classes have",
                 wanted, name, count,
             )  # fmt: skip

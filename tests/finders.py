@@ -62,6 +62,40 @@ def build_owlv2(folder: Path) -> str:
     return saved(folder, random_weights(config, Owlv2ForObjectDetection), processor, tokenizer)
 
 
+def build_grounding_dino(folder: Path) -> str:
+    from transformers import (
+        BertConfig,
+        BertTokenizerFast,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        SwinConfig,
+    )
+
+    folder.mkdir(exist_ok=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "cat", "stop", "sign", "toy",
+             "train"]  # fmt: skip
+    (folder / "words.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(folder / "words.txt"))
+    text = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=32,
+    )  # fmt: skip
+    backbone = SwinConfig(
+        image_size=64, patch_size=4, embed_dim=8, depths=[1] * 4, num_heads=[1, 1, 2, 2],
+        window_size=2, out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = GroundingDinoConfig(
+        backbone_config=backbone, text_config=text, d_model=32, encoder_layers=1, decoder_layers=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, num_queries=5,
+        decoder_attention_heads=2, max_text_len=16, num_feature_levels=4,
+    )  # fmt: skip
+    processor = {"image_processor_type": "GroundingDinoImageProcessor", "processor_class":
+                 "GroundingDinoProcessor", "size": {"shortest_edge": 96,
+                                                    "longest_edge": 192}}  # fmt: skip
+    model = random_weights(config, GroundingDinoForObjectDetection)
+    return saved(folder, model, processor, tokenizer)
+
+
 def build_sam(folder: Path) -> str:
     from transformers import (
         SamConfig,

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Make the generator (autoencoder, text encoder, UNet, ControlNet) in minutes on one GPU.
+# Make the generator (autoencoder, text encoder, UNet, ControlNet), backbones and masker in minutes
+# on one GPU.
 #
 #   python sample/build/parts.py --cache CACHE --pack meshes.npz     # where the CAD packages are
 #   bash sample/build/on_gpu.sh meshes.npz OUT                       # needs torch, diffusers, embreex
 #
 # Renders are made on all cores meanwhile. Every stage has a share of the wall clock, ends in time,
 # is tried twice, and leaves to the next one what there is. OUT gets, as soon as there is a first
-# version and again when there is a better one: model.tar.NN, controlnet.tar.NN, backbone.tar.NN and
-# catalogue.tar.NN (pieces of 15 MiB: `cat model.tar.* | tar x -C sample`), generator.png, logs.txt.
+# version and again when there is a better one: model.tar.NN, controlnet.tar.NN, backbone.tar.NN,
+# catalogue.tar.NN and masker.tar.NN (pieces of 15 MiB: `cat model.tar.* | tar x -C sample`),
+# generator.png, logs.txt.
 # The environment changes the times at which stages end, in seconds after the start, and the batch
 # sizes.
 set -u
@@ -28,6 +30,7 @@ renders=${RENDERS:-200000} first=${FIRST_RENDERS:-10000} renders_of_backbone=${R
 workers=${WORKERS:-$(($(nproc) > 3 ? $(nproc) - 2 : $(nproc)))}
 autoencoder_batch=${AUTOENCODER_BATCH:-128} backbone_batch=${BACKBONE_BATCH:-256}
 unet_batch=${UNET_BATCH:-1024} controlnet_batch=${CONTROLNET_BATCH:-512} unet_rate=${UNET_RATE:-1e-3}
+masker_batch=${MASKER_BATCH:-64}
 python=${PYTHON:-python3}
 work=${WORK:-$(mktemp -d)}
 cache=$work/cache sample=$work/sample early=$work/early logs=$work/logs
@@ -80,6 +83,7 @@ store() {
   pack controlnet "$sample" config.json
   pack backbone "$sample" config.json
   pack catalogue "$sample" config.json
+  pack masker "$sample" config.json
 }
 
 look() {
@@ -119,7 +123,8 @@ rendering=$!
   ln -s "$cache/meshes" "$work/rehearsal/meshes"
   timeout 120 "$python" "$build/rehearse.py" --cache "$work/rehearsal" \
     --autoencoder_batch "$autoencoder_batch" --unet_batch "$unet_batch" \
-    --controlnet_batch "$controlnet_batch" --backbone_batch "$backbone_batch" >"$logs/rehearsal.txt" 2>&1
+    --controlnet_batch "$controlnet_batch" --backbone_batch "$backbone_batch" \
+    --masker_batch "$masker_batch" >"$logs/rehearsal.txt" 2>&1
   code=$?
   say "rehearsal: exit status $code (124: not finished in time, which does no harm)"
   [ $code -eq 0 ] || [ $code -eq 124 ] || kill -USR1 $$
@@ -130,7 +135,8 @@ autoencoder=$!
 wait $rendering
 say "renders: $(ls "$cache/pretrain" 2>/dev/null | grep -c '^[0-9]*\.npz$') files"
 
-# The backbones, of all conditions and of one bench, beside the UNet: measuring chooses.
+# The backbones, of all conditions and of one bench, beside the UNet: measuring chooses. Then the
+# masker, which learns from the generator's renders.
 (for renders in backbone catalogue; do
   (export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
    stage "$renders-renders" $((SECONDS + ${BACKBONE_RENDERS:-40} + 15)) make_data "$renders" \
@@ -138,7 +144,9 @@ say "renders: $(ls "$cache/pretrain" 2>/dev/null | grep -c '^[0-9]*\.npz$') file
      --workers $(((workers + 1) / 2)))
   stage "$renders" $((SECONDS + ${BACKBONE_SECONDS:-25} + 30)) train_backbone --renders "$renders" \
     --batch_size "$backbone_batch" --seconds "${BACKBONE_SECONDS:-25}" --out "$sample/$renders"
-done) &
+done
+stage masker $((SECONDS + ${MASKER_SECONDS:-40} + 30)) train_masker --batch_size "$masker_batch" \
+  --seconds "${MASKER_SECONDS:-40}" --out "$sample/masker") &
 backbones=$!
 
 # The next two load their data while the autoencoder comes to its end.

@@ -15,6 +15,7 @@ import train_autoencoder
 import train_backbone
 import train_controlnet
 import train_diffusion
+import train_masker
 
 
 def main(argv=None):
@@ -24,6 +25,7 @@ def main(argv=None):
     parser.add_argument("--backbone_batch", type=int, default=64)
     parser.add_argument("--unet_batch", type=int, default=32)
     parser.add_argument("--controlnet_batch", type=int, default=32)
+    parser.add_argument("--masker_batch", type=int, default=16)
     args = parser.parse_args(argv)
     model, controlnet = f"{args.cache}/sample/model", f"{args.cache}/sample/controlnet"
     batch = lambda size: ["--steps", "4", "--batch_size", str(size)]  # noqa: E731
@@ -38,6 +40,7 @@ def main(argv=None):
         (train_autoencoder, vae),
         (train_diffusion, [*unet, "--out", model, *early]),
         (train_diffusion, [*unet, "--out", model, "--continue_from", model]),
+        (train_masker, [*batch(args.masker_batch), "--out", f"{args.cache}/sample/masker"]),
         (train_controlnet, [*edges, "--model", model, "--out", controlnet]),
         (train_autoencoder, [*vae, "--decoder", model]),
         (sheets, sheet),

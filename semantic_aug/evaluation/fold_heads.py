@@ -26,13 +26,14 @@ class Variants:
     Attributes:
         features: [M * W, F], W views of each side by side.
         photo: [M], the number of the photo that each is a variant of.
-        shows: [M], the number of another photo that it shows a part of, -1 for none.
+        seen: [M, N] bool, which of the N photos had a part in it: its own, others that it shows
+            something of, and all that the words were learned from that it was made by.
         turn: [M], which of a photo's variants it is; with several sets they are taken in turn.
     """
 
     features: torch.Tensor
     photo: torch.Tensor
-    shows: torch.Tensor
+    seen: torch.Tensor
     turn: torch.Tensor
 
     def __len__(self) -> int:
@@ -43,13 +44,12 @@ class Variants:
         return len(self.features) // max(1, len(self))
 
     def allowed(self, trained: torch.Tensor) -> torch.Tensor:
-        """Numbers of those of trained photos that show nothing of others, photo by photo.
+        """Numbers of those in which trained photos alone had a part, photo by photo.
 
         Args:
             trained: [N] bool.
         """
-        good = trained[self.photo] & ((self.shows < 0) | trained[self.shows])
-        chosen = good.nonzero().flatten()
+        chosen = (~(self.seen & ~trained).any(dim=1)).nonzero().flatten()
         for key in (self.turn, self.photo):
             chosen = chosen[key[chosen].argsort(stable=True)]
         return chosen
@@ -63,7 +63,7 @@ def together(sets: Sequence[Variants]) -> Variants:
     return Variants(*(torch.cat([getattr(each, name) for each in sets]) for name in _PARTS))
 
 
-_PARTS = ("features", "photo", "shows", "turn")
+_PARTS = ("features", "photo", "seen", "turn")
 
 
 @dataclass(frozen=True, eq=False)

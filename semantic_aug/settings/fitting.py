@@ -41,6 +41,13 @@ class About:
     mask_dir: str | None = setting(
         None, "folder with a mask for every photo, at the photo's path below its folder"
     )
+    masker: str | None = setting(
+        None,
+        "what makes masks of photos that have none: named, salient, or a folder or hub id of a "
+        "model, as semantic-aug masks takes them (default: where no photo has a mask, named, if "
+        "its models are on the disk)",
+        metavar="named|salient|MODEL",
+    )
     splits: str | None = setting(
         None,
         "CSV table with the columns source, a path below the folder of photos, and split; and "
@@ -63,6 +70,11 @@ class OfMethods:
     )
     places: str | None = setting(
         None, "of backgrounds: text file with a place per line", metavar="FILE"
+    )
+    word_steps: int = setting(
+        1000,
+        "optimiser steps of a learned word, which is learned anew in every fold",
+        check=whole(1),
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from semantic_aug import UserError, counted, stable_hash
@@ -67,12 +68,20 @@ class Learned:
 
 
 @stage(FineTuning)
-def fine_tune(run: Run, settings: FineTuning, *, pipeline=None) -> Learned:
+def fine_tune(
+    run: Run,
+    settings: FineTuning,
+    *,
+    pipeline=None,
+    computed: Callable[[float, int], None] | None = None,
+) -> Learned:
     """Learn one word per class and trial by textual inversion (arXiv 2208.01618).
 
     Args:
         pipeline: the model of the settings, loaded in their precision and on their device; it is
             loaded where none is given, and something is left to do.
+        computed: told after each step in how many seconds how many photos were shown. What it
+            raises ends this; checkpoints that were written stay.
 
     Raises:
         UserError: whatever a person can mend; before the model is loaded.
@@ -138,7 +147,9 @@ def fine_tune(run: Run, settings: FineTuning, *, pipeline=None) -> Learned:
             say_how(lesson)
             for folder in (lesson.folder.parent, lesson.folder, lesson.folder / "validation"):
                 remove_leftovers(folder)
-        failed = train_all(settings, pipeline, templates, common, runs, experiment, shard, reporter)
+        failed = train_all(
+            settings, pipeline, templates, common, runs, experiment, shard, reporter, computed
+        )
         if failed:
             log.error("not trained: %s", ", ".join(failed))
     made = [lesson.path for lesson in todo if lesson.where not in failed]

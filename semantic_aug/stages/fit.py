@@ -4,9 +4,10 @@ import dataclasses
 import logging
 import math
 import time as clocks
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from semantic_aug import UserError, counted
@@ -15,12 +16,14 @@ from semantic_aug.diffusion.loading import pick_device
 from semantic_aug.evaluation.backbone import Backbone, load_backbone
 from semantic_aug.evaluation.choosing import scores_of
 from semantic_aug.evaluation.fold_heads import Material, Variants, together
+from semantic_aug.evaluation.folds import Fold
 from semantic_aug.experiment.config import OtherSettings
 from semantic_aug.experiment.names import CACHE
 from semantic_aug.settings.classification import FROZEN, TrainingOptions
-from semantic_aug.settings.fitting import MIXTURE, Fitting
+from semantic_aug.settings.fitting import MIXTURE, WORDS, Fitting
 from semantic_aug.stages.common import experiment_of, prepared, stage
 from semantic_aug.stages.estimating import duration
+from semantic_aug.stages.fitting_masks import with_masks
 from semantic_aug.stages.fitting_methods import (
     FLIP_ROTATE,
     Made,
@@ -29,10 +32,15 @@ from semantic_aug.stages.fitting_methods import (
     TooLong,
     lacks,
     make_images,
-    masks_of,
     methods_of,
 )
-from semantic_aug.stages.fitting_photos import Photos, changes, read_photos, run_of
+from semantic_aug.stages.fitting_photos import (
+    Photos,
+    changes,
+    nothing_of_unequal_classes,
+    read_photos,
+    run_of,
+)
 from semantic_aug.stages.fitting_result import Fitted, write_result
 from semantic_aug.stages.fitting_scores import (
     PHOTO_VIEWS,
@@ -43,6 +51,7 @@ from semantic_aug.stages.fitting_scores import (
     judged_of,
     options_of,
 )
+from semantic_aug.stages.fitting_words import folds_with_words, make_images_by_words
 from semantic_aug.stages.kept_views import seconds_per_image
 
 log = logging.getLogger(__name__)
@@ -51,6 +60,7 @@ RESERVED, MOST_RESERVED = 0.05, 120  # of the time for what comes last: a share,
 
 
 @stage(Fitting)
+@nothing_of_unequal_classes()
 def fit(
     photos: str | Path, settings: Fitting, *, clock: Callable[[], float] = clocks.monotonic
 ) -> Fitted:
@@ -73,10 +83,11 @@ def fit(
     experiment = experiment_of(run)
     methods = methods_of(settings)
     found = read_photos(run, settings, experiment)
-    masks = masks_of(found)
+    needed = any(method.needs_masks for method in methods)
+    found, masks, no_masks = with_masks(found, settings, time, needed)
     left_out = {}
     for method in methods:
-        if reason := lacks(method, settings, masks):
+        if reason := lacks(method, settings, no_masks):
             left_out[method.name] = reason
     device = pick_device(settings.device)
     backbone = load_backbone(settings.classifier_backbone, device, None, FROZEN)
@@ -125,7 +136,8 @@ class Trying:
         Args:
             rest: this method and those that come after it.
         """
-        variants, made = None, None
+        variants: Variants | None = None
+        sets: list[Made] = []
         if self.tried:  # the first one is tried whatever it takes
             needed = self.seconds_of_heads
             needed += 0 if method.edit else self.seen * PHOTO_VIEWS * len(self.labels)
@@ -134,10 +146,10 @@ class Trying:
                 return
         try:
             if method.edit is not None:
-                made = self.images(method, rest)
-                variants = self.eyes.variants(made, method.name)
+                sets = self.images(method, rest)
+                variants = together([self.eyes.variants(each, method.name) for each in sets])
         except TooLong as long:
-            self.leave_out(method, long.each * len(self.labels))
+            self.leave_out(method, long.needed)
             return
         except OtherSettings:
             raise
@@ -145,24 +157,33 @@ class Trying:
             self.left_out[method.name] = str(error)
             log.log(RESULT, "%s is left out: %s", method.name, error)
             return
-        self.judged(method, variants, [made] if made else [])
+        has_words = method.kind == WORDS
+        folds = folds_with_words(self.photos) if has_words else self.photos.folds
+        self.judged(method, variants, sets, folds)
 
-    def images(self, method: Method, rest: list[Method]) -> Made:
+    def images(self, method: Method, rest: list[Method]) -> list[Made]:
+        """Its sets of images; words, which come last, have what the others leave of the time."""
         waiting = [each for each in rest if each.edit and each.name not in self.left_out]
+        waiting = [each for each in waiting if each.kind != WORDS] or waiting
         heads = self.seconds_of_heads * (len(waiting) + 1)  # the mixture's too
         share = max(0.0, self.time.left() - heads) / len(waiting)
         side = max(self.backbone.image_size)
         seen = self.seen * VARIANT_VIEWS
-        return make_images(method, self.photos, self.settings, self.time, share, seen, side)
+        given = (method, self.photos, self.settings, self.time, share, seen, side)
+        return make_images_by_words(*given) if method.kind == WORDS else [make_images(*given)]
 
-    def judged(self, method: Method, variants: Variants | None, sets: list[Made]) -> None:
-        """Train its heads in every fold, and keep what they told."""
+    def judged(
+        self, method: Method, variants: Variants | None, sets: list[Made], folds: Sequence[Fold]
+    ) -> None:
+        """Train its heads in these folds, and keep what they told."""
         began = self.time.clock()
         features = self.eyes.views(method.augmentation)
         number = len(self.photos.dataset.class_names)
         material = Material(features, self.labels, number, variants)
-        found = judge(material, self.plain, self.far, self.photos, self.options, self.settings.seed)
-        self.tried.append(Tried(method, material, found, sets))
+        found = judge(
+            material, self.plain, self.far, self.photos, self.options, self.settings.seed, folds
+        )
+        self.tried.append(Tried(method, material, found, sets, folds))
         self.seconds_of_heads = max(self.seconds_of_heads, self.time.clock() - began)
         near, far = judged_of([found], self.photos)
         said = f"{method.what}: {float(near.accuracy()[0]):.1%} of held-out photos right"
@@ -185,8 +206,10 @@ class Trying:
         if self.seconds_of_heads > self.time.left():
             self.left_out[MIXTURE] = too_long(self.seconds_of_heads, self.time.left())
             return
-        scores = scores_of(*judged_of([each.judgement for each in with_images], self.photos))
-        order = sorted(range(len(with_images)), key=lambda n: (-float(scores[:, n].mean()), n))
+        compared = [self.tried[0], *with_images]
+        scores = scores_of(*judged_of([each.judgement for each in compared], self.photos))
+        gains = np.nanmean(scores[:, 1:] - scores[:, :1], axis=0)  # in the folds that both have
+        order = sorted(range(len(gains)), key=lambda n: (-float(gains[n]), n))
         one, other = (with_images[n] for n in sorted(order[:2]))
         method = Method(
             f"{one.method.name}+{other.method.name}",
@@ -194,7 +217,8 @@ class Trying:
             f"images of {one.method.name} and {other.method.name}",
         )
         mixed = together([each.material.variants for each in (one, other)])  # type: ignore[misc]
-        self.judged(method, mixed, [*one.sets, *other.sets])
+        folds = [fold for fold in one.folds if fold in other.folds]
+        self.judged(method, mixed, [*one.sets, *other.sets], folds)
 
     def leave_out(self, method: Method, needed: float) -> None:
         self.left_out[method.name] = too_long(needed, self.time.left())

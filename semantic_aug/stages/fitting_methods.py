@@ -10,7 +10,6 @@ from typing import Any
 from semantic_aug import UserError
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import pick_device
-from semantic_aug.evaluation.elsewhere import usable_masks
 from semantic_aug.experiment.config import OtherSettings
 from semantic_aug.experiment.names import aug_dir
 from semantic_aug.settings import build, fields_of
@@ -24,7 +23,13 @@ from semantic_aug.settings.fitting import (
     Images,
     OfMethods,
 )
-from semantic_aug.settings.generation import BACKGROUND, PASTE, REAL_GUIDANCE, Generation
+from semantic_aug.settings.generation import (
+    BACKGROUND,
+    PASTE,
+    REAL_GUIDANCE,
+    TEXTUAL_INVERSION,
+    Generation,
+)
 from semantic_aug.stages.common import experiment_of
 from semantic_aug.stages.estimating import warm_up_blocks
 from semantic_aug.stages.fitting_photos import Photos
@@ -59,15 +64,16 @@ class Time:
 
 
 class TooLong(Exception):
-    """Images take longer than there is time for.
+    """Something takes longer than there is time for.
 
     Attributes:
-        each: seconds of an image.
+        each: seconds of a piece of it.
+        needed: seconds of the least that would be of use.
     """
 
-    def __init__(self, each: float):
-        super().__init__(each)
-        self.each = each
+    def __init__(self, each: float, number: int):
+        super().__init__(each, number)
+        self.each, self.needed = each, each * number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Method:
 
     @property
     def needs_model(self) -> bool:
-        return self.kind in (SURROUNDINGS, EDITS)
+        return self.kind in (SURROUNDINGS, EDITS, WORDS)
 
 
 def methods_of(settings: Fitting) -> list[Method]:
@@ -125,42 +131,32 @@ def methods_of(settings: Fitting) -> list[Method]:
             {"aug": BACKGROUND, "places": settings.places},
         ),
         *edits,
-        Method(WORDS, WORDS, "edits by learned words"),
+        Method(
+            WORDS,
+            WORDS,
+            f"edits by learned words, strength {settings.strength[0]:g}",
+            {
+                "aug": TEXTUAL_INVERSION,
+                "strength": settings.strength[0],
+                "prompt": settings.prompt,
+            },
+        ),
     ]
     wanted = settings.candidates
     return [each for each in found if wanted is None or each.kind in (REAL, *wanted)]
 
 
-def masker_of(settings: Fitting) -> str | None:
-    """What makes masks for photos that have none: the place where a masker will be called.
-
-    Returns:
-        None: this version has none.
-    """
-    return None
-
-
-def masks_of(photos: Photos) -> dict[int, str]:
-    """The photos with a mask that shows an object and something around it; see `usable_masks`."""
-    try:
-        return usable_masks(photos.dataset, range(len(photos.labels)), crop=False)
-    except UserError:
-        return {}
-
-
-def lacks(method: Method, settings: Fitting, masks: Mapping[int, str]) -> str | None:
+def lacks(method: Method, settings: Fitting, no_masks: str) -> str | None:
     """What a method needs and has not; None where all is there.
+
+    Args:
+        no_masks: why no photo has a mask that serves; empty where some have.
 
     Raises:
         UserError: the model that was asked for is not there.
     """
-    if method.kind == WORDS:
-        return (
-            "words learned from photos that are held out would leak: they would have to be learned "
-            "anew in every fold, which this version does not do"
-        )
-    if method.needs_masks and not masks and masker_of(settings) is None:
-        return "there are no masks; with --mask_dir FOLDER they are tried"
+    if method.needs_masks and no_masks:
+        return no_masks
     if method.needs_model:
         try:
             inspect_model(settings.model, settings.revision, settings.variant)
@@ -184,12 +180,14 @@ class Made:
         number: of each photo that has some.
         paths: of each photo, its images in order.
         shows: of an image, by its name, the source of another photo that it shows a part of.
+        learned_from: the photos that words were learned from by which all images were made.
     """
 
     folder: Path
     number: int
     paths: dict[int, list[Path]]
     shows: dict[str, str]
+    learned_from: tuple[int, ...] = ()
 
 
 def make_images(
@@ -212,9 +210,17 @@ def make_images(
     number, until = settings.num_synthetic, time.clock() + share
     while True:
         wanted = dataclasses.replace(made_with, num_synthetic=number)
-        watch = None if math.isinf(time.end) else Watch(time, wanted, folder, photos, until, seen)
+        there = sum(record["repeat"] < number for record in read_records(folder))
+        watch = Watch(
+            time,
+            len(photos.labels) * number - there,
+            math.inf if number == 1 else until,  # one of each may take all the time that is left
+            seen,
+            warm_up_blocks(wanted, pick_device(wanted.device)),
+        )
+        told = None if math.isinf(time.end) else watch.of_images
         try:
-            generate(photos.run, wanted, computed=watch)
+            generate(photos.run, wanted, computed=told)
             return read_images(folder, photos, number)
         except TooLong as long:
             there = complete(folder, photos)
@@ -224,7 +230,7 @@ def make_images(
                 fewer = 1
             number = min(number - 1, fewer)
             if number < 1:
-                raise
+                raise TooLong(long.each, len(photos.labels)) from None
             if number <= there:
                 return read_images(folder, photos, number)
         except OtherSettings as error:
@@ -232,32 +238,36 @@ def make_images(
 
 
 class Watch:
-    """Is told of every block of images, and raises `TooLong` where all will not be made in time."""
+    """Is told of every piece of some work, and raises `TooLong` where all will not be done in time.
+
+    Args:
+        missing: how many pieces are to be done.
+        until: when they are to be done.
+        seen: seconds that each costs later on.
+        unknown: how often what is told says nothing about what comes: at first it takes longer.
+    """
 
     def __init__(
-        self, time: Time, wanted: Generation, folder: Path, photos: Photos, until: float,
-        seen: float,
-    ):  # fmt: skip
+        self, time: Time, missing: int, until: float = math.inf, seen: float = 0.0, unknown: int = 0
+    ):
         self.time, self.until, self.seen = time, until, seen
-        self.is_first = wanted.num_synthetic == 1  # which may take all the time that is left
-        there = sum(record["repeat"] < wanted.num_synthetic for record in read_records(folder))
-        self.missing = len(photos.labels) * wanted.num_synthetic - there
-        self.unknown = warm_up_blocks(wanted, pick_device(wanted.device))
-        self.seconds, self.images = 0.0, 0
+        self.missing, self.unknown, self.all = missing, unknown, missing
+        self.seconds, self.done = 0.0, 0
 
-    def __call__(self, seconds: float, images: Sequence) -> None:
-        self.missing -= len(images)
+    def __call__(self, seconds: float, number: int) -> None:
+        self.missing -= number
         if self.unknown:
             self.unknown -= 1
             return
         self.seconds += seconds
-        self.images += len(images)
-        each = self.seconds / self.images + self.seen
-        left = self.time.left()
-        if not self.is_first:
-            left = min(left, self.until - self.time.clock())
-        if each * self.missing > left:
-            raise TooLong(each)
+        self.done += number
+        each = self.seconds / self.done + self.seen
+        if each * self.missing > min(self.time.left(), self.until - self.time.clock()):
+            raise TooLong(each, self.all)
+
+    def of_images(self, seconds: float, images: Sequence) -> None:
+        """The same, as `generate` tells it."""
+        self(seconds, len(images))
 
 
 def complete(folder: Path, photos: Photos) -> int:

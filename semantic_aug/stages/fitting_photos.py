@@ -1,18 +1,18 @@
 """The photos of `fit`: which can be used, what hangs together among them, and their folds."""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from semantic_aug import UserError, counted
+from semantic_aug import UserError, counted, few_shot_dataset
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.evaluation.folds import Fold, folds_of_val, make_folds, units_of
@@ -34,6 +34,18 @@ log = logging.getLogger(__name__)
 TABLE = "photos.csv"
 MASKS = "masks"
 NAMED = 3  # photos or classes in a notice
+
+
+@contextlib.contextmanager
+def nothing_of_unequal_classes():
+    """Leave out the notice that a class has fewer photos than the largest: nobody has asked."""
+    datasets = logging.getLogger(few_shot_dataset.__name__)
+    is_other = lambda record: record.msg != few_shot_dataset.FEWER  # noqa: E731
+    datasets.addFilter(is_other)
+    try:
+        yield
+    finally:
+        datasets.removeFilter(is_other)
 
 
 class WholeFolder(FolderDataset):
@@ -75,10 +87,10 @@ class Photos:
 
 
 def run_of(photos: str | Path, settings: Fitting) -> Run:
-    """The experiment, with its folder; masks are those given, or those that lie in it.
+    """The experiment, with its folder; a folder of masks that is yet to be written comes later.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or masks would lie among its classes.
     """
     root = Path(photos).expanduser()
     if not root.is_dir():
@@ -87,12 +99,17 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
             f"{photos} {what}: expected a folder with a folder of photos for each class"
         )
     own = root.resolve().name or "photos"
-    masks = settings.mask_dir or (str(root / MASKS) if (root / MASKS).is_dir() else None)
+    masks = Path(settings.mask_dir).expanduser().resolve() if settings.mask_dir else None
+    if masks and masks != root.resolve() / MASKS and masks.is_relative_to(root.resolve()):
+        raise UserError(
+            f"--mask_dir: {settings.mask_dir} lies among the classes: call it {root / MASKS}, or "
+            "move it elsewhere"
+        )
     return Run(
         settings.experiment_name or folder_names([own])[own],
         dataset="folder",
         data_dir=str(root),
-        dataset_args=(f"masks={masks}",) if masks else (),
+        mask_dir=None if settings.masker else settings.mask_dir,
         output_dir=settings.output_dir,
         seed=settings.seed,
     )
@@ -126,7 +143,7 @@ def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
     most = max(Counter(record.class_name for record in records).values())
     run = dataclasses.replace(
         run,
-        dataset_args=(*run.dataset_args, f"splits={experiment / FIT / TABLE}"),
+        dataset_args=(f"splits={experiment / FIT / TABLE}",),
         examples_per_class=(most,),
     )
     dataset = dataset_of(run, "train", Trial(run.seed, most))
@@ -136,13 +153,10 @@ def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
 
 def listed(run: Run, settings: Fitting) -> dict[str, list[Record]]:
     """The photos of `train` and `val`, as their owner has split them; all are `train` otherwise."""
-    options: dict[str, Any] = dict(pair.split("=", 1) for pair in run.dataset_args)
-    if settings.splits:
-        options["splits"] = settings.splits
     found: dict[str, list[Record]] = {}
     for split in ("train", "val"):
         try:
-            made = WholeFolder(split=split, data_dir=run.data_dir, **options)
+            made = WholeFolder(split=split, data_dir=run.data_dir, splits=settings.splits or "")
             found[split] = made.records
         except NoPhotos:
             if split == "train":
@@ -221,13 +235,17 @@ def check_classes(run: Run, records: Sequence[Record]) -> None:
         )
 
 
-def write_photo_table(path: Path, records: Sequence[Record], contents: Mapping[str, str]) -> None:
-    """All photos as `splits=FILE` of the dataset `folder` takes them, every one in `train`."""
+def write_photo_table(
+    path: Path, records: Sequence[Record], contents: Mapping[str, str],
+    held_out: Collection[str] = (),
+) -> None:  # fmt: skip
+    """All photos as `splits=FILE` of the dataset `folder` takes them: in `train`, but for some."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["source", "split", "group", "class", "sha256"])
     for each in sorted(records, key=lambda record: record.source):
-        rows.writerow([each.source, "train", each.group, each.class_name, contents[each.source]])
+        split = "val" if each.source in held_out else "train"
+        rows.writerow([each.source, split, each.group, each.class_name, contents[each.source]])
     write_text(path, text.getvalue())
 
 

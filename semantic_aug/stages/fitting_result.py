@@ -123,7 +123,7 @@ def write_last(
     (head,) = train_heads(tried.material, [whole_fold(photos)], options, settings.seed)
     learned = tried.material.learned_from(whole_fold(photos))
     training = Classification(
-        aug_name=tuple(made.folder.parent.name for made in tried.sets) or ("aug",),
+        aug_name=tuple(dict.fromkeys(made.folder.parent.name for made in tried.sets)) or ("aug",),
         num_synthetic=max((made.number for made in tried.sets), default=0),
         classifier_backbone=settings.classifier_backbone,
         num_epochs=options.num_epochs,

@@ -45,12 +45,13 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tried:
-    """A candidate that was judged, with the sets of images that it learns from."""
+    """A candidate that was judged, with the sets of images that it learns from, and the folds."""
 
     method: Method
     material: Material
     judgement: Judgement
     sets: Sequence[Made]
+    folds: Sequence[Fold]
 
 
 class Eyes:
@@ -88,8 +89,10 @@ class Eyes:
         place = {source: n for n, source in enumerate(self.photos.dataset.sources())}
         features: list[torch.Tensor] = []
         photo: list[int] = []
-        shows: list[int] = []
+        seen: list[torch.Tensor] = []
         turn: list[int] = []
+        learned_from = torch.zeros(len(place), dtype=torch.bool)
+        learned_from[list(made.learned_from)] = True
         views = Views(FLIP_ROTATE, VARIANT_VIEWS, self.seed)
         for number in range(made.number):
             own = {idx: paths[number] for idx, paths in made.paths.items() if len(paths) > number}
@@ -98,9 +101,14 @@ class Eyes:
             paths = list(own.values())
             features.append(self.features(self.photos.dataset, paths, title, views))
             photo += own.keys()
-            shows += [place.get(made.shows.get(path.name, ""), -1) for path in paths]
             turn += [number] * len(own)
-        return Variants(torch.cat(features), *map(torch.tensor, (photo, shows, turn)))
+            for idx, path in zip(own, paths):
+                parts = learned_from.clone()
+                parts[[idx, place.get(made.shows.get(path.name, ""), idx)]] = True
+                seen.append(parts)
+        return Variants(
+            torch.cat(features), torch.tensor(photo), torch.stack(seen), torch.tensor(turn)
+        )
 
     def elsewhere(self, masks: Mapping[int, str]) -> dict[tuple[int, int], tuple]:
         """By repeat and fold the held-out photos with masks, and their features on the places of
@@ -134,17 +142,18 @@ def options_of(settings: Fitting) -> TrainingOptions:
 @torch.no_grad()
 def judge(
     material: Material, plain: torch.Tensor, far: Mapping[tuple[int, int], tuple], photos: Photos,
-    options: TrainingOptions, seed: int,
+    options: TrainingOptions, seed: int, folds: Sequence[Fold] | None = None,
 ) -> Judgement:  # fmt: skip
-    """Train a candidate in every fold, and have it tell the photos that are held out there."""
+    """Train a candidate in every fold, or in some, and have it tell what is held out there."""
+    folds = photos.folds if folds is None else folds
     repeats = 1 + max(fold.repeat for fold in photos.folds)
     shape = (len(photos.labels), repeats)
     logits = np.full((*shape, material.num_classes), np.nan, np.float32)
     hits, away = np.full(shape, np.nan), np.full(shape, np.nan)
     labels = torch.tensor(photos.labels)
     with torch.enable_grad():
-        heads = train_heads(material, photos.folds, options, seed)
-    for fold, head in zip(photos.folds, heads):
+        heads = train_heads(material, folds, options, seed)
+    for fold, head in zip(folds, heads):
         out = list(fold.held_out)
         told = head(plain[out]).cpu()
         logits[out, fold.repeat] = told.numpy()

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,17 @@ class Masks:
 
 
 @stage(Masking)
-def masks(run: Run, settings: Masking) -> Masks | None:
+def masks(
+    run: Run, settings: Masking, *, computed: Callable[[float, int, int], None] | None = None
+) -> Masks | None:
     """Make a mask for every photo of a dataset, of all its splits.
 
     Of the run, its dataset and `mask_dir` count, which is where masks go; for `folder` it is the
     folder `masks` beside the classes if none is given.
+
+    Args:
+        computed: told after each block in how many seconds how many masks were made, and how many
+            are left. What it raises ends this, and loses no mask.
 
     Returns:
         None in a process without a share.
@@ -138,13 +145,17 @@ def masks(run: Run, settings: Masking) -> Masks | None:
     if mine:
         paint = masker.load(device)
         write_config(root / MADE_BY, common, arguments_of(run, settings))
-    made = 0
+    made, left = 0, sum(len(todo.intersection(block)) for block in mine)
     with RecordWriter(root / MADE_BY, identity, shard) as writer:
         bar = progress_bar(total=sum(map(len, mine)), desc="masks", unit="photo")
         with bar:
             for block in mine:
-                made += make(block, todo, photos, states, root, paint, settings, writer.write)
+                began = time.perf_counter()
+                number = make(block, todo, photos, states, root, paint, settings, writer.write)
+                made, left = made + number, left - len(todo.intersection(block))
                 bar.update(len(block))
+                if computed and number:
+                    computed(time.perf_counter() - began, number, left)
         states = look()
         judge_classes(root, photos, states, writer.write)
     states = look()
@@ -191,7 +202,10 @@ def folder_of_masks(run: Run, datasets: Sequence[FewShotDataset]) -> Path:
     try:
         return check_writable(root)
     except UserError as error:
-        raise UserError(f"masks go to {root}: {error}: give one by --mask_dir") from error
+        reason = str(error).removesuffix(": choose another place for the output")
+        raise UserError(
+            f"masks go to {root}: {reason}; give another folder by --mask_dir"
+        ) from error
 
 
 def photos_of(datasets: Sequence[FewShotDataset], settings: Masking) -> dict[str, Photo]:

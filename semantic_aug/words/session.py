@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import logging
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -52,7 +54,7 @@ def photos_per_step(settings: FineTuning) -> int:
 
 def train_all(
     settings: FineTuning, pipeline, templates, compared: dict, runs, experiment: Path, shard,
-    reporter: Reporter,
+    reporter: Reporter, computed: Callable[[float, int], None] | None = None,
 ) -> list[str]:  # fmt: skip
     """Train one run of words after the other; returns those that failed."""
     noise_scheduler = noise_scheduler_of(pipeline)
@@ -90,7 +92,7 @@ def train_all(
                 try:
                     train_run(
                         settings, pipeline, noise_scheduler, prompts, compared, words, track,
-                        progress, reporter,
+                        progress, reporter, computed,
                     )  # fmt: skip
                 finally:
                     work.images = images * (sum(word.step for word in words.values()) - before)
@@ -101,6 +103,7 @@ def train_all(
 def train_run(
     settings: FineTuning, pipeline, noise_scheduler, prompts: Prompts, compared: dict,
     words: dict[Lesson, Word], track: Track, progress, reporter: Reporter,
+    computed: Callable[[float, int], None] | None = None,
 ) -> None:  # fmt: skip
     """Train the words of a run together, and write what becomes of each.
 
@@ -119,10 +122,14 @@ def train_run(
     finish({lesson: word for lesson, word in words.items() if word.is_done}, validate, compared)
     with stop_deferred() as asked_to_end:
         validate = functools.partial(validate, asked_to_end=asked_to_end)
+        began = time.perf_counter()
         for took_part in train_words(pipeline, noise_scheduler, list(words.values()), prompts):
             losses = [word.loss for word in took_part]
             progress.update(images * len(took_part))
             reporter.count(images * len(took_part))
+            if computed:
+                computed(time.perf_counter() - began, images * len(took_part))
+                began = time.perf_counter()
             progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
             for word in took_part:
                 where = lesson_of[word].where

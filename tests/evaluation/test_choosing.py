@@ -62,6 +62,19 @@ def test_another_than_the_simplest_has_a_clear_gain_and_the_best_none_over_it(sc
         assert best == 0 or not over[best].is_clear
 
 
+def test_a_clear_gain_over_photos_alone_suffices_beside_randaugment():
+    """RandAugment brings as much on average, and no clear gain: it does not keep others back."""
+    photos = np.full(8, 0.5)
+    randaugment = photos + np.tile([0.3, -0.2], 4)
+    paste = photos + np.tile([0.07, 0.05], 4)
+    scores = np.column_stack([photos, randaugment, paste])
+    assert not gain(randaugment, photos, 0.25).is_clear
+    assert not gain(paste, randaugment, 0.25).is_clear
+    assert choose(scores, 0.25) == 2
+    scores[:, 1] = photos + np.tile([0.04, 0.06], 4)  # with a clear gain it comes first
+    assert choose(scores, 0.25) == 1
+
+
 @given(SCORES)
 def test_a_copy_of_the_simplest_is_never_taken(scores):
     scores = np.column_stack([scores[:, 0], scores[:, 0], scores[:, 1:]])

@@ -22,6 +22,12 @@ def photos(number=12, width=4, seed=0):
     return own + 0.3 * torch.randn(own.shape, generator=stream), labels
 
 
+def seen_of(photo, shows, number):
+    """Each variant's own photo and, from 0 on, another one that it shows."""
+    every = torch.arange(number)
+    return (photo[:, None] == every) | (shows[:, None] == every)
+
+
 def variants(number=12, width=4, each=2, shows=None, turn=None):
     """Variants whose features say which they are: photo + turn / 10 in the first column."""
     photo = torch.arange(number).repeat_interleave(each)
@@ -29,7 +35,7 @@ def variants(number=12, width=4, each=2, shows=None, turn=None):
     features = torch.zeros(len(photo), width)
     features[:, 0] = photo + turn / 10
     shows = torch.full_like(photo, -1) if shows is None else shows
-    return Variants(features, photo, shows, turn)
+    return Variants(features, photo, seen_of(photo, shows, number), turn)
 
 
 def test_heads_are_those_of_each_fold_alone_and_learn():
@@ -62,7 +68,7 @@ def test_held_out_photos_and_their_variants_teach_nothing():
     spoiled[18:] = 1e6
     bad = made.features.clone()
     bad[(made.photo >= 9) | (shows >= 9)] = 1e6
-    made = Variants(bad, made.photo, shows, made.turn)
+    made = Variants(bad, made.photo, made.seen, made.turn)
     (after,) = train_heads(Material(spoiled, labels, CLASSES, made), [fold], OPTIONS, 0)
     assert torch.equal(before.linear.weight, after.linear.weight)
 
@@ -109,9 +115,7 @@ def test_candidates_share_their_draws():
     """Variants that are what the photo is change nothing but the views that are drawn."""
     features, labels = photos()
     features = features[::VIEWS]  # a single view
-    same = Variants(
-        features.clone(), torch.arange(12), torch.full((12,), -1), torch.zeros(12).long()
-    )
+    same = Variants(features.clone(), torch.arange(12), torch.eye(12) > 0, torch.zeros(12).long())
     fold = Fold(0, 0, tuple(range(9)), (9, 10, 11))
     (alone,) = train_heads(Material(features, labels, CLASSES), [fold], OPTIONS, 0)
     (with_copies,) = train_heads(Material(features, labels, CLASSES, same), [fold], OPTIONS, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finders import build_clipseg, build_owlv2, build_sam
+from finders import build_clipseg, build_grounding_dino, build_owlv2, build_sam
 from hypothesis import given, settings, strategies
 from PIL import Image
 
@@ -41,6 +41,11 @@ def owlv2(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
+def grounding_dino(tmp_path_factory) -> str:
+    return build_grounding_dino(tmp_path_factory.mktemp("grounding_dino"))
+
+
+@pytest.fixture(scope="module")
 def sam(tmp_path_factory) -> str:
     return build_sam(tmp_path_factory.mktemp("sam"))
 
@@ -49,10 +54,10 @@ def masker(**given):
     return make_masker(build(Masking, given))
 
 
-@pytest.mark.parametrize("finder", ["clipseg", "owlv2"])
+@pytest.mark.parametrize("finder", ["clipseg", "owlv2", "grounding_dino"])
 def test_a_finder_and_sam_paint_every_photo(finder, sam, request):
     found = masker(masker_models=(request.getfixturevalue(finder), sam))
-    assert list(found.identity) == [finder, "sam"]
+    assert list(found.identity) == [finder.replace("_", "-"), "sam"]
     assert all(each.startswith("sha256:") for each in found.identity.values())
     found.check(WORDS)
     paint = found.load(CPU)
@@ -209,7 +214,7 @@ def segmented_with_processor(folder: Path) -> str:
     return name
 
 
-def test_words_that_a_model_cannot_read(clipseg, owlv2, sam):
+def test_words_that_a_model_cannot_read(clipseg, owlv2, grounding_dino, sam):
     found = masker(masker_models=(clipseg, sam))
     found.check(["cat", "T-shirt", "Zahnrad Größe 3"])
     with pytest.raises(
@@ -218,6 +223,8 @@ def test_words_that_a_model_cannot_read(clipseg, owlv2, sam):
         found.check(["cat", " "])
     with pytest.raises(UserError, match=r"--prompt: 'a (gear ?){40}' has \d+ tokens, .* reads 16"):
         masker(masker_models=(owlv2, sam)).check([" ".join(["gear"] * 40)])
+    with pytest.raises(UserError, match="has no token for 'gear': say what the object is by --pro"):
+        masker(masker_models=(grounding_dino, sam)).check(["stop sign", "gear"])
     masker(masker_models=(clipseg, sam), prompt="the gear").check(["cat", " "])
     with pytest.raises(UserError, match="--prompt: got ' ', expected words"):
         masker(masker_models=(clipseg, sam), prompt=" ").check(["cat"])

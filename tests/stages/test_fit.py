@@ -1,6 +1,7 @@
 """semantic-aug fit: from a folder of photos to a classifier, within the time, and bad input."""
 
 import errno
+import functools
 import itertools
 import json
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import draw_photo
+from conftest import ROOT, draw_photo
 from PIL import Image
 
 from semantic_aug import Run, UserError, fit, load_classifier, predict
@@ -17,9 +18,19 @@ from semantic_aug.__main__ import main
 from semantic_aug.datasets import build_dataset
 from semantic_aug.evaluation.classifiers import read_facts
 from semantic_aug.experiment.config import OtherSettings
+from semantic_aug.experiment.names import EMBEDDINGS_FILE
+from semantic_aug.masking.masker import Found, Masker
 from semantic_aug.settings.fitting import Fitting
 from semantic_aug.stages import fit as fitting
-from semantic_aug.stages import fitting_methods, fitting_photos, fitting_result
+from semantic_aug.stages import (
+    fitting_masks,
+    fitting_methods,
+    fitting_photos,
+    fitting_result,
+    fitting_words,
+)
+from semantic_aug.stages import masks as masking
+from semantic_aug.words.embeddings import read_header
 
 COLOURS = {"cat": (220, 40, 40), "dog": (40, 200, 40), "fox": (50, 60, 230)}
 QUICK = {"iterations": 60, "learning_rate": 0.03, "device": "cpu", "num_synthetic": 2}
@@ -32,9 +43,11 @@ def plain(tmp_path, workdir, monkeypatch) -> Path:
     for label, (name, colour) in enumerate(COLOURS.items()):
         for number in range(4):
             draw_photo(tmp_path / f"photos/{name}/{number}.png", colour, 10 * label + number)
-    # As many repeats and views as a test needs.
+    # As many repeats, views and samples as a test needs.
     monkeypatch.setattr("semantic_aug.evaluation.folds.REPEATS", (2, 2))
     monkeypatch.setattr("semantic_aug.stages.fitting_scores.PHOTO_VIEWS", 2)
+    few = functools.partial(fitting_result.promise, samples=100)
+    monkeypatch.setattr(fitting_result, "promise", few)
     return tmp_path / "photos"
 
 
@@ -112,18 +125,19 @@ def test_images_that_show_a_held_out_photo_are_not_learned_from_in_its_fold(quic
     monkeypatch.setattr(fitting, "judge", judge)
     quickly(mask_dir="masks", candidates="paste")
     material, photos = seen[-1]
-    assert (material.variants.shows >= 0).all()
+    assert (material.variants.seen.sum(dim=1) == 2).all()  # its photo, and the other's place
     sources = photos.dataset.sources()
     lines = Path("output/photos/paste/seed=0_ex=4/metadata.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
         own = material.variants.photo == sources.index(line["source"])
         (n,) = (own & (material.variants.turn == line["repeat"])).nonzero().flatten().tolist()
-        assert sources[material.variants.shows[n]] == line["other_photo"][0]
+        seen = {sources[idx] for idx in material.variants.seen[n].nonzero().flatten()}
+        assert seen == {line["source"], line["other_photo"][0]}
     for fold in photos.folds:
         learned = material.learned_from(fold)
         chosen = (learned.first_row[learned.num_photos :] - len(material.features)) // 2
-        for of in (material.variants.photo, material.variants.shows):
-            assert set(of[chosen].tolist()) <= set(fold.trained)
+        seen = material.variants.seen[chosen].any(dim=0).nonzero().flatten()
+        assert set(seen.tolist()) <= set(fold.trained)
         assert len(chosen) < 2 * len(fold.trained)  # some show what is held out
 
 
@@ -167,7 +181,182 @@ def test_a_broken_photo_and_a_class_with_one(plain, quickly, caplog):
     facts = read_facts(found.classifier)
     assert "owl/0.png" in facts["photos"] and "owl" in facts["trained_classes"]
     assert "owl/0.png" not in set(pd.read_csv(OUT / "held_out.csv")["photo"])
-    assert "broken.jpg" in caplog.text
+    assert "broken.jpg" in caplog.text and "readable photos than" not in caplog.text
+
+
+# --- masks that are made ----------------------------------------------------------------------
+
+
+def pngs(root: Path) -> dict[str, bytes]:
+    found = (p for p in sorted(root.rglob("*.png")) if "report" not in p.parts)
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def by_colour(monkeypatch):
+    """A masker without a model, which finds the discs of `draw_photo` in every way of --masker."""
+
+    def paint(images, words):
+        shares = [np.ptp(np.asarray(each).astype(int), axis=2) > 100 for each in images]
+        return [Found(each.astype(np.float32)) for each in shares]
+
+    def make(settings):
+        return Masker({"model": settings.masker}, lambda words: None, lambda device: paint)
+
+    for module in (masking, fitting_masks):
+        monkeypatch.setattr(module, "make_masker", make)
+    monkeypatch.setattr(masking, "write_sheets", lambda *_: None)
+
+
+def test_a_masker_makes_masks_that_are_missing(quickly, plain, by_colour):
+    draw_photo(plain / "cat/grey.png", (90, 90, 90), 3)
+    wanted = {"masker": "colours", "candidates": "paste", "num_synthetic": 1, "iterations": 5}
+    found = quickly(**wanted)
+    assert len(pngs(plain / "masks")) == 13 and (plain / "masks/doubtful/cat/grey.png").exists()
+    assert "12 of 13 photos have a mask; 1 more masks are doubtful" in found.notes[-1]
+    assert found.table["images"].tolist() == [0, 12] and found.table["elsewhere"].notna().all()
+    person = (plain / "masks/cat/0.png").read_bytes()
+    made = pngs(Path("output/photos/paste"))
+    found = quickly(**wanted)  # no image is made again, and nothing is taken for a new photo
+    assert pngs(Path("output/photos/paste")) == made and found.left_out == {}
+    # For a folder that cannot be written to, another one that need not exist yet.
+    shutil.rmtree(plain / "masks")
+    found = quickly(**wanted, mask_dir="elsewhere", output_dir="other")
+    assert (Path("elsewhere/cat/0.png")).read_bytes() == person
+    assert pngs(Path("other/photos/paste")) == made and not (plain / "masks").exists()
+
+
+def test_masks_by_default_where_the_models_are_there(quickly, plain, by_colour, monkeypatch):
+    wanted = {"candidates": "paste", "num_synthetic": 1, "iterations": 5}
+    found = quickly(**wanted)  # no model is on the disk
+    assert found.left_out["paste"].startswith(
+        "there are no masks; with --mask_dir FOLDER or --mask"
+    )
+    assert found.left_out["paste"].endswith("masking --dataset=folder --data_dir=" + str(plain))
+    monkeypatch.setattr(fitting_masks, "commit_of", lambda name: "there")
+    assert quickly(candidates="randaugment").left_out == {} and not (plain / "masks").exists()
+    put, left = masking.put, [5]
+
+    def killed(*given):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        put(*given)
+
+    monkeypatch.setattr(masking, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quickly(**wanted)
+    assert len(pngs(plain / "masks")) == 5
+    monkeypatch.setattr(masking, "put", put)
+    assert quickly(**wanted).table["images"].tolist() == [0, 12]
+    assert len(pngs(plain / "masks")) == 12
+    # Of somebody's own masks nothing is made anew, whether they are of all photos or not.
+    shutil.rmtree(plain / "masks")
+    shutil.copytree(plain.parent / "masks", "mine")
+    (Path("mine/cat/0.png")).unlink()
+    found = quickly(**wanted, mask_dir="mine", output_dir="other")
+    assert found.table["images"].tolist() == [0, 11] and len(pngs(Path("mine"))) == 11
+
+
+def test_masks_that_take_too_long_are_left_for_later(quickly, plain, by_colour, monkeypatch):
+    made = fitting_masks.masks
+    monkeypatch.setattr(
+        fitting_masks, "masks",
+        lambda run, settings, computed: made(run, settings, computed=lambda _, *n: computed(40, *n))
+    )  # fmt: skip
+    found = quickly(masker="colours", minutes=2, clock=lambda: 0.0)
+    assert found.left_out["paste"].startswith(
+        "masks of 8 photos are missing, which takes 80 seconds"
+    )
+    assert len(pngs(plain / "masks")) == 4  # they are not lost
+    assert found.table["elsewhere"].isna().all()
+
+
+def test_the_masker_of_the_sample_on_a_plain_folder(workdir, quickly):
+    for kind in ("bevel_gear", "wing_nut"):
+        Path("parts", kind).mkdir(parents=True)
+        for number, photo in enumerate(
+            sorted((ROOT / "sample/mvip" / kind).rglob("*_rgb.png"))[:3]
+        ):
+            shutil.copy(photo, f"parts/{kind}/{number}.png")
+    found = quickly(
+        "parts", masker=ROOT / "sample/masker", candidates="paste", num_synthetic=1, iterations=5
+    )
+    assert found.table["images"].tolist() == [0, 6] and found.notes[0].startswith("6 of 6 photos")
+
+
+def test_a_masker_that_cannot_work(plain, fails, resnet):
+    assert fails("--masker=no/such").startswith(
+        "--masker: 'no/such' is no folder, and no hub model"
+    )
+    assert "is a resnet, expected a semantic-segmentation model" in fails(f"--masker={resnet}")
+    assert fails("--masker=named").startswith("--masker named: 'CIDAS/clipseg-rd64-refined' is no")
+    assert fails("--masker=salient", "--mask_dir=/proc/m").startswith(
+        "masks go to /proc/m: /proc can"
+    )
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_words(quickly, plain, small_model):
+    """Two photos of each class, in two folds and two repeats, for which words are learned."""
+    for path in plain.rglob("[23].png"):
+        path.unlink()
+
+    def with_words(**settings):
+        return quickly(
+            model=small_model, word_steps=2, num_inference_steps=2, strength=0.5, num_synthetic=1,
+            iterations=5, **settings,
+        )  # fmt: skip
+
+    return with_words
+
+
+def test_words_are_learned_from_what_each_fold_learns_from(with_words, monkeypatch):
+    seen = {}
+    old = fitting.judge
+
+    def judge(material, *rest):
+        seen[rest[-1][0].repeat, len(rest[-1]), material.variants is not None] = material, rest
+        return seen.setdefault("told", []).append(old(material, *rest)) or seen["told"][-1]
+
+    monkeypatch.setattr(fitting, "judge", judge)
+    found = with_words(candidates=("edits", "words", "mixture"))
+    assert found.table["candidate"].tolist() == ["real", "edits-0.5", "words", "edits-0.5+words"]
+    assert found.table["images"].tolist() == [0, 6, 6, 12] and found.left_out == {}
+    material, (_, _, photos, *_) = seen[0, 2, True]  # of the mixture, in the first repeat alone
+    sources = photos.dataset.sources()
+    for number, fold in enumerate(fold for fold in photos.folds if fold.repeat == 0):
+        table = pd.read_csv(OUT / f"folds/{number}.csv", index_col="source")
+        trained = {sources[idx] for idx in fold.trained}
+        assert set(table.index[table["split"] == "train"]) == trained and len(table) == 6
+        folder = OUT / f"folds/{number}"
+        for name in COLOURS:
+            header = read_header(folder / f"fine-tuned/seed=0_ex=1/{name}/{EMBEDDINGS_FILE}")
+            (idx,) = (n for n in fold.trained if sources[n].startswith(name))
+            assert header["photos"] == photos.dataset.photo_digest([idx])
+        lines = map(json.loads, (folder / "words/seed=0_ex=1/metadata.jsonl").open())
+        assert {line["source"] for line in lines} == trained
+        learned = material.learned_from(fold)
+        assert learned.num_variants.tolist() == [2] * 3  # an edit, and an image by a word
+    assert found.table.loc[2, "accuracy"] == np.nanmean(seen["told"][2].hits)
+    assert np.isnan(seen["told"][2].hits[:, 1]).all()
+    facts = read_facts(found.classifier)
+    assert facts["class_names"] == list(COLOURS)
+
+
+def test_words_for_which_there_is_no_time(with_words, monkeypatch):
+    def learns(run, settings, computed):
+        computed(60.0, 12)
+
+    monkeypatch.setattr(fitting_words, "fine_tune", learns)
+    words = fitting_methods.methods_of(Fitting(candidates=("words",)))
+    monkeypatch.setattr(fitting, "methods_of", lambda _: words)
+    found = with_words(minutes=3, clock=lambda: 0.0)
+    # Three words in each of two folds, two steps of four photos each: 48; twelve take a minute.
+    assert found.left_out == {"words": "takes 4 minutes at least, and 3 minutes are left"}
 
 
 # --- time ------------------------------------------------------------------------------------
@@ -280,7 +469,7 @@ def test_folders_that_nothing_can_be_learned_from(plain, fails, workdir):
 
 def test_settings_that_cannot_be(plain, fails):
     assert fails("--model_path=nowhere").startswith("cannot get nowhere")
-    assert fails("--mask_dir=nowhere").startswith("masks=nowhere: expected a folder")
+    assert fails("--mask_dir=nowhere").startswith("--mask_dir: nowhere is no folder; semantic-aug")
     assert fails("--splits=nowhere").startswith("splits=nowhere: expected a file")
 
 
@@ -330,7 +519,8 @@ def test_a_full_disk(plain, fails, monkeypatch):
 def test_a_name_is_that_of_the_folder_and_python_says_its_own_words(plain, quickly):
     assert fitting_photos.run_of(plain, Fitting()).experiment_name == "photos"
     assert isinstance(fitting_photos.run_of(plain, Fitting(experiment_name="e")), Run)
-    (plain / "masks").mkdir()
-    assert fitting_photos.run_of(plain, Fitting()).dataset_args == (f"masks={plain / 'masks'}",)
+    inside = plain / "mine"
+    with pytest.raises(UserError, match=r"mine lies among the classes: call it .*photos/masks"):
+        fitting_photos.run_of(plain, Fitting(mask_dir=inside))
     with pytest.raises(UserError, match=r"^minutes: got 0, expected a number above 0"):
         quickly(minutes=0)

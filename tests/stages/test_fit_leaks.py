@@ -36,9 +36,10 @@ def found(seed: int, know_copies: bool = True):
     photo = torch.arange(number)
     judgements = []
     for candidate in range(4):
-        shows = photo.roll(7 * candidate) if candidate % 2 else torch.full((number,), -1)
-        mixed = features + features[shows] * (shows >= 0)[:, None]  # of a part of another photo
-        variants = Variants(mixed, photo, shows, torch.zeros(number, dtype=torch.int64))
+        shows = photo.roll(7 * candidate) if candidate % 2 else photo
+        mixed = features + features[shows] * (shows != photo)[:, None]  # a part of another photo
+        seen = (photo[:, None] == photo) | (shows[:, None] == photo)
+        variants = Variants(mixed, photo, seen, torch.zeros(number, dtype=torch.int64))
         material = Material(features, labels, CLASSES, variants if candidate else None)
         judgements.append(judge(material, features, {}, photos, OPTIONS, seed))
     near, far = judged_of(judgements, photos)
