@@ -14,7 +14,7 @@ import fine_tune
 from semantic_aug.cluster.status import status_of
 from semantic_aug.experiment.names import PROCESSES
 from semantic_aug.stages import fine_tune as stage
-from semantic_aug.words import convergence
+from semantic_aug.words import convergence, session, training
 from semantic_aug.words.checkpoints import list_checkpoints, read_checkpoint
 from semantic_aug.words.convergence import has_converged, steps_between
 from semantic_aug.words.embeddings import read_embeddings, read_header
@@ -199,10 +199,24 @@ def killed_before(moment: int, tune, monkeypatch) -> int:
 whole: dict[str, bytes] = {}
 
 
+@pytest.fixture
+def companies(monkeypatch) -> set:
+    """Which words took part in which step, of all runs: rounding depends on it."""
+    found = set()
+
+    def train_words(*args):
+        for took_part in training.train_words(*args):
+            found.add((took_part[0].step, tuple(word.fixed_seed for word in took_part)))
+            yield took_part
+
+    monkeypatch.setattr(session, "train_words", train_words)
+    return found
+
+
 @pytest.mark.parametrize(
     "moment", [*QUICK_MOMENTS, *(pytest.param(m, marks=pytest.mark.slow) for m in SLOW_MOMENTS)]
 )
-def test_killed_anywhere_the_words_are_the_same(tune, monkeypatch, moment):
+def test_killed_anywhere_the_words_are_the_same(tune, monkeypatch, companies, moment):
     """Before whichever file is written or removed: words go on in the company that they had."""
     touched = killed_before(moment, tune, monkeypatch)
     assert moment < FILES_OF_A_RUN or touched == moment  # so the moments are all there are
@@ -211,6 +225,8 @@ def test_killed_anywhere_the_words_are_the_same(tune, monkeypatch, moment):
         assert tune(*STOPPING, name="whole")[0] == 0
         whole.update(words_of("whole"))
     assert words_of() == whole
+    assert sorted(step for step, _ in companies) == list(range(1, LIMIT + 1))
+    assert [len(company) for _, company in sorted(companies)] == [3] * 5 + [2] * 2 + [1]
     assert not list(Path("output/e").rglob("*.pt"))
 
 
