@@ -34,8 +34,8 @@ def report_side(found: dict) -> None:
     print(_MARK + json.dumps(found), flush=True)
 
 
-def compare(script: str, sides: tuple[str, str], rounds: int, arguments: list[str]) -> dict:
-    """Run two sides in turns, `plain` and `ours` say; the medians, and their ratio of seconds.
+def compare(script: str, sides: tuple[str, ...], rounds: int, arguments: list[str]) -> dict:
+    """Run sides in turns, `plain` and `ours` say; medians, and the first two's ratio of seconds.
 
     Returns:
         ratio, plain_s, ours_s, plain_peak_mb, ours_peak_mb, and `rounds`: what each side returned.

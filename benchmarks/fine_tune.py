@@ -9,6 +9,9 @@ the new ones put back. Start-up (imports, loading the model) is measured by itse
 rows of both are compared by their denoising loss on photos of the validation split, and the floor
 is measured: the UNet forward and backward at our batch size, and nothing else.
 
+The row "until converged" is this project with --stop_when_converged, whose words have at most as
+many steps as the plain loop's; its ratio counts start-up as well.
+
 With --device cuda, --model sd14 measures a Stable Diffusion 1.4 of the real shape with random
 weights at 512 pixels.
 """
@@ -36,6 +39,7 @@ from words import (
 )
 
 LEARNING_RATE = 5e-3
+SIDES = ("plain", "ours", "converged")
 
 
 def parse_args(argv=None):
@@ -46,17 +50,18 @@ def parse_args(argv=None):
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--classes_per_step", type=int, default=8)
+    parser.add_argument("--window", type=int, default=32, help="of --stop_when_converged")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="3 classes, 10 steps, 1 round")
+    parser.add_argument("--quick", action="store_true", help="3 classes, 40 steps, 1 round")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default="no")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true", help="where our time goes")
     parser.add_argument("--work", help="folder for what is made (default: a temporary one)")
-    parser.add_argument("--side", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.quick:
-        args.classes, args.steps, args.rounds = 3, 10, 1
+        args.classes, args.steps, args.rounds = 3, 40, 1
     return args
 
 
@@ -64,24 +69,29 @@ def main(argv=None):
     args = parse_args(argv)
     threads()
     if args.side:
-        report_side({"plain": plain, "ours": ours}[args.side](args))
+        report_side({"plain": plain, "ours": ours, "converged": converged}[args.side](args))
         return
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or folder
         args.model = model_folder(args.model, args.work)
-        keys = ("model", "data_dir", "classes", "steps", "batch", "classes_per_step", "device",
-                "precision", "work")  # fmt: skip
+        keys = ("model", "data_dir", "classes", "steps", "batch", "classes_per_step", "window",
+                "device", "precision", "work")  # fmt: skip
         arguments = [f"--{key}={getattr(args, key)}" for key in keys]
         arguments += ["--compile"] * args.compile + ["--profile"] * args.profile
-        result = compare(__file__, ("plain", "ours"), args.rounds, arguments)
+        result = compare(__file__, SIDES, args.rounds, arguments)
         result |= held_out(args)
     runs = result.pop("rounds")
     for side, found in runs.items():
         result[f"{side}_startup_s"] = statistics.median(run["startup"] for run in found)
+    whole = {side: result[f"{side}_s"] + result[f"{side}_startup_s"] for side in SIDES}
+    result["converged_ratio"] = round(whole["plain"] / whole["converged"], 2)
     result["photos_per_s"] = round(args.classes * args.steps * args.batch / result["ours_s"], 1)
     print(f"loss on validation photos, start: {result['loss_start']:.4f}, plain: "
-          f"{result['loss_plain']:.4f}, ours: {result['loss_ours']:.4f}, difference per class "
-          f"{result['difference']:+.4f} ± {result['standard_error']:.4f}")  # fmt: skip
+          f"{result['loss_plain']:.4f}; difference to it per class")  # fmt: skip
+    for side, name in (("ours", "all steps"), ("converged", "until converged")):
+        print(f"{name}: {result[f'{side}_steps']:.1f} steps, loss {result[f'loss_{side}']:.4f}, "
+              f"{result[f'{side}_difference']:+.4f} ± {result[f'{side}_standard_error']:.4f}, "
+              f"{whole['plain'] / whole[side]:.2f} times as fast with start-up")  # fmt: skip
     print(json.dumps(result))
 
 
@@ -181,7 +191,13 @@ def cuda_peak(args) -> dict:
 # --- this project ----------------------------------------------------------------------------
 
 
-def ours(args) -> dict:
+def converged(args) -> dict:
+    """The command itself, whose words stop when they have converged."""
+    window = f"--convergence_window={args.window}"
+    return ours(args, "converged", "--stop_when_converged", window)
+
+
+def ours(args, name: str = "ours", *more: str) -> dict:
     """The command itself; start-up is what passes before the first word is built."""
     began = time.perf_counter()
     import fine_tune
@@ -197,12 +213,12 @@ def ours(args) -> dict:
     session.build_word = first_word
     flags = [
         "--dataset=mvip", f"--data_dir={args.data_dir}", f"--output_dir={args.work}",
-        f"--experiment_name=ours-{time.time_ns()}", f"--model_path={args.model}",
+        f"--experiment_name={name}-{time.time_ns()}", f"--model_path={args.model}",
         f"--seed={SEED}", f"--examples_per_class={K}", f"--num_vectors={NUM_VECTORS}",
         f"--learning_rate={LEARNING_RATE}", f"--max_train_steps={args.steps}",
         f"--train_batch_size={args.batch}", f"--classes_per_step={args.classes_per_step}",
         "--report_to=none", f"--device={args.device}", f"--mixed_precision={args.precision}",
-        *["--compile"] * args.compile, "--classes", *class_names(args),
+        *more, *["--compile"] * args.compile, "--classes", *class_names(args),
     ]  # fmt: skip
     with profiled(args.profile):
         fine_tune.main(flags)
@@ -228,26 +244,29 @@ def profiled(wanted: bool):
 
 
 def held_out(args) -> dict:
-    """Losses of both sides' rows on validation photos, and the floor of our time."""
-    from semantic_aug.words.embeddings import read_embeddings
+    """Losses of all sides' rows on validation photos, our steps, and the floor of our time."""
+    from semantic_aug.words.embeddings import read_embeddings, read_header
 
-    latest = max(Path(args.work).glob("ours-*")) / "fine-tuned" / f"seed={SEED}_ex={K}"
-    rows = {"start": None, "plain": {}, "ours": {}}
+    rows, steps = {"start": None, **{side: {} for side in SIDES}}, {"ours": [], "converged": []}
     for name in class_names(args):
-        path = latest / name.replace(" ", "_") / "learned_embeds.safetensors"
-        (rows["ours"][name],) = read_embeddings(path).values()
         path = Path(args.work) / "plain" / f"{name}.safetensors"
         (rows["plain"][name],) = read_embeddings(path).values()
+        for side, done in steps.items():
+            latest = max(Path(args.work).glob(f"{side}-*")) / "fine-tuned" / f"seed={SEED}_ex={K}"
+            path = latest / name.replace(" ", "_") / "learned_embeds.safetensors"
+            (rows[side][name],) = read_embeddings(path).values()
+            header = read_header(path)
+            done.append(int(header.get("steps_done", header["steps"])))
     pipeline = load_model(args)
     losses = losses_on_validation_photos(args, pipeline, rows)
-    differences = [x - y for x, y in zip(losses["ours"], losses["plain"])]
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return {
-        **{f"loss_{side}": round(statistics.mean(each), 5) for side, each in losses.items()},
-        "difference": round(statistics.mean(differences), 5),
-        "standard_error": round(error, 5),
-        "floor_s": round(floor(args, pipeline), 2),
-    }
+    found = {f"loss_{side}": round(statistics.mean(each), 5) for side, each in losses.items()}
+    for side, done in steps.items():
+        differences = [x - y for x, y in zip(losses[side], losses["plain"])]
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        found[f"{side}_steps"] = round(statistics.mean(done), 1)
+        found[f"{side}_difference"] = round(statistics.mean(differences), 5)
+        found[f"{side}_standard_error"] = round(error, 5)
+    return found | {"floor_s": round(floor(args, pipeline), 2)}
 
 
 def floor(args, pipeline) -> float:

@@ -1,6 +1,7 @@
 """The settings of fine_tune.py."""
 
 from semantic_aug.settings import (
+    FRACTION_ABOVE_0,
     FRACTION_BELOW_1,
     NON_NEGATIVE,
     POSITIVE,
@@ -19,6 +20,8 @@ RATES = (
     "constant",
     "constant_with_warmup",
 )
+# Those that do not depend on how many steps there are in all.
+CONSTANT_RATES = ("constant", "constant_with_warmup")
 
 
 @settings("the new words")
@@ -77,6 +80,23 @@ class Training:
     )
     lr_warmup_steps: int = setting(
         0, "first steps, in which the learning rate rises from 0", check=whole(0), result=True
+    )
+    stop_when_converged: float | None = setting(
+        None,
+        "end a word's training, before --max_train_steps, when the loss on a fixed batch hardly "
+        "moves: its variance in --convergence_window is below this share of its variance so far "
+        "(arXiv 2302.04841; 0.15 without a number)",
+        check=FRACTION_ABOVE_0,
+        bare=0.15,
+        metavar="SHARE",
+        result=True,
+    )
+    convergence_window: int = setting(
+        310,
+        "optimiser steps over which that loss has to hold still",
+        check=whole(1),
+        result=True,
+        of="stop_when_converged",
     )
     adam_beta1: float = setting(
         0.9, "decay of AdamW's mean gradient", check=FRACTION_BELOW_1, result=True

@@ -35,6 +35,7 @@ from semantic_aug.stages.common import (
 )
 from semantic_aug.stages.editing import named_model
 from semantic_aug.words.checkpoints import list_checkpoints
+from semantic_aug.words.convergence import check_convergence
 from semantic_aug.words.embeddings import placeholder_token, placeholder_tokens, read_header
 from semantic_aug.words.prompts import check_num_vectors
 from semantic_aug.words.resuming import Lesson, check_checkpoint, groups_of, runs_of
@@ -113,6 +114,8 @@ def fine_tune(
         for trial in trials_of(run)
         for lesson in plan(run, settings, info, common, tokenizer, experiment, trial)
     ]
+    steps = min(lesson.steps for lesson in lessons)
+    check_convergence(settings, photos_per_step(settings), steps)
     if settings.resume_from_checkpoint != "latest":
         check_checkpoint(Path(settings.resume_from_checkpoint), lessons)
     if settings.num_train_epochs is not None and settings.max_train_steps is not None:

@@ -119,7 +119,7 @@ def train_run(
         running = {lesson: word for lesson, word in words.items() if word.is_running}
         validate(running, with_images=step > 0)
     # Those that were interrupted after their last step, and before they were written.
-    finish({lesson: word for lesson, word in words.items() if word.is_done}, validate, compared)
+    finish({lesson: word for lesson, word in words.items() if word.is_done}, validate)
     with stop_deferred() as asked_to_end:
         validate = functools.partial(validate, asked_to_end=asked_to_end)
         began = time.perf_counter()
@@ -147,33 +147,39 @@ def train_run(
             ended = {
                 lesson_of[word]: word for word in took_part if word.is_done and not word.diverged
             }
+            for lesson, word in ended.items():
+                if word.stopped:
+                    log.info(
+                        "%s: converged after %d of %d steps", lesson.where, word.step, lesson.steps
+                    )
+                    progress.total -= images * (lesson.steps - word.step)
             step = max(word.step for word in took_part)
             if settings.save_steps and step % settings.save_steps == 0:
                 for lesson, word in (going_on | ended).items():
                     earlier = lesson.path.with_name(f"learned_embeds-steps-{step}.safetensors")
-                    write_word(earlier, lesson, word, step)
+                    write_word(earlier, lesson, word, steps=step)
             if settings.validation_steps and step % settings.validation_steps == 0:
                 validate(going_on, with_images=True)
-            # Last, so that what comes before is made again.
-            if step % settings.checkpointing_steps == 0 or asked_to_end():
-                save(going_on, compared, keep=settings.checkpoints_total_limit)
-            finish(ended, validate, compared)
+            # Last, so that what comes before is made again. Where a word ends, all its company
+            # gets a checkpoint first: a killed run goes on from there without that word, as here.
+            if ended or step % settings.checkpointing_steps == 0 or asked_to_end():
+                save(going_on | ended, compared, keep=settings.checkpoints_total_limit)
+            finish(ended, validate)
             if asked_to_end():
                 break
 
 
-def finish(words: dict[Lesson, Word], validate, compared: dict) -> None:
-    """Validate and write words that have done all their steps.
+def finish(words: dict[Lesson, Word], validate) -> None:
+    """Validate and write words that have done their steps, whose last checkpoints are there.
 
-    Their last checkpoints come first: a process killed among the files that follow, which mark
-    their classes as finished, writes the rest of them again from there. So does the next run of a
-    process that is asked to end among the images.
+    A process killed among the files that follow, which mark their classes as finished, writes the
+    rest of them again from there. So does the next run of a process that is asked to end among the
+    images.
     """
-    save(words, compared)
     if not validate(words, with_images=True):
         return
     for lesson, word in words.items():
-        write_word(lesson.path, lesson, word, lesson.steps)
+        write_word(lesson.path, lesson, word, **({"steps_done": word.step} if word.stopped else {}))
     for lesson in words:
         remove_checkpoints(lesson.folder)
 
@@ -188,23 +194,17 @@ def save(words: dict[Lesson, Word], compared: dict, keep: int | None = None) -> 
             remove_checkpoints(lesson.folder, keep)
 
 
-def write_word(path: Path, lesson: Lesson, word: Word, steps: int) -> None:
+def write_word(path: Path, lesson: Lesson, word: Word, **in_header: int) -> None:
     """Write a word's embedding file, and the one of its second text encoder before it."""
     files = list(zip(embedding_files(path, len(word.rows)), word.trained_rows()))
     for file, rows in reversed(files):
-        write_embeddings(file, {lesson.token: rows}, {**lesson.header, "steps": steps})
+        write_embeddings(file, {lesson.token: rows}, {**lesson.header, **in_header})
 
 
 def build_word(settings: FineTuning, pipeline, encode, lesson: Lesson) -> Word:
     """A word at its start."""
-    generator = torch.Generator().manual_seed(
-        stable_hash(
-            "textual-inversion",
-            lesson.dataset.seed,
-            lesson.header["examples_per_class"],
-            lesson.class_name,
-        )
-    )
+    of_word = lesson.dataset.seed, lesson.header["examples_per_class"], lesson.class_name
+    generator = torch.Generator().manual_seed(stable_hash("textual-inversion", *of_word))
     rows = []
     for tokenizer, encoder in text_encoders(pipeline):
         start = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(lesson.start)]
@@ -218,9 +218,15 @@ def build_word(settings: FineTuning, pipeline, encode, lesson: Lesson) -> Word:
     if settings.scale_lr:
         given["learning_rate"] *= photos_per_step(settings)
     optimisation = TrainingSettings(**given)
-    in_half = pipeline.unet.dtype == torch.float16
     return Word(
-        rows, (means, deviations), optimisation, generator, pipeline.device, in_half, weights
+        rows,
+        (means, deviations),
+        optimisation,
+        generator,
+        pipeline.device,
+        scale_loss=pipeline.unet.dtype == torch.float16,
+        weights=weights,
+        fixed_seed=stable_hash("convergence", *of_word),
     )
 
 

@@ -11,10 +11,12 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
+from semantic_aug.words.convergence import FIXED_PHOTOS, has_converged, steps_between
 from semantic_aug.words.losses import Draw, denoising_losses
 from semantic_aug.words.prompts import Prompts
 
@@ -36,6 +38,13 @@ class TrainingSettings:
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
+    stop_when_converged: float | None = None
+    convergence_window: int = 310
+
+    @property
+    def steps_between(self) -> int:
+        """Steps from one loss of the fixed batch to the next."""
+        return steps_between(self.train_batch_size * self.gradient_accumulation_steps)
 
 
 class Word:
@@ -49,10 +58,13 @@ class Word:
         generator: CPU; the only source of chance (order, mirroring, templates, noise, timesteps).
         device: where the rows are trained.
         scale_loss: for a model in float16, through whose layers small gradients underflow.
+        fixed_seed: of the fixed batch, by which a word is found to have converged.
 
     Attributes:
         step: optimiser steps done.
         loss, rate: loss and learning rate of the last step.
+        fixed_losses: of the fixed batch, at step 0 and after every `settings.steps_between` steps.
+        stopped: whether it has converged before its last step.
         diverged: why the training ended early, or None.
     """
 
@@ -65,6 +77,7 @@ class Word:
         device: torch.device | str = "cpu",
         scale_loss: bool = False,
         weights: torch.Tensor | None = None,
+        fixed_seed: int = 0,
     ):
         from diffusers.optimization import get_scheduler
 
@@ -73,6 +86,8 @@ class Word:
         self.weights = torch.ones_like(posteriors[0][:, :, :1]) if weights is None else weights
         self.step, self.loss, self.rate = 0, math.nan, math.nan
         self.diverged: str | None = None
+        self.fixed_seed, self.stopped = fixed_seed, False
+        self.fixed_losses: list[float] = []
         self.queue: list[int] = []  # what is left of this pass over the photos
         self.optimizer = torch.optim.AdamW(
             self.rows,
@@ -91,8 +106,8 @@ class Word:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.settings.max_train_steps
+        """Whether all steps are done, or no more are needed."""
+        return self.stopped or self.step >= self.settings.max_train_steps
 
     @property
     def is_running(self) -> bool:
@@ -117,6 +132,24 @@ class Word:
         mirrored = torch.randint(2, (size,), generator=generator)
         template = int(torch.randint(num_templates, (1,), generator=generator))
         timesteps = torch.randint(num_timesteps, (size,), generator=generator)
+        return self.noised(photos, mirrored, timesteps, template, generator)
+
+    def fixed_draw(self, num_templates: int, num_timesteps: int) -> Draw:
+        """The fixed batch: the same at every call, and none of the training's chance is used up.
+
+        Its timesteps are spread evenly, so that it has early and late ones.
+        """
+        size, generator = FIXED_PHOTOS, torch.Generator().manual_seed(self.fixed_seed)
+        order = torch.randperm(len(self.posteriors[0]), generator=generator)
+        photos = order[torch.arange(size) % len(order)]
+        mirrored = torch.randint(2, (size,), generator=generator)
+        template = int(torch.randint(num_templates, (1,), generator=generator))
+        parts = torch.arange(size) + torch.rand(size, generator=generator)
+        timesteps = (parts * num_timesteps / size).long().clamp(max=num_timesteps - 1)
+        return self.noised(photos, mirrored, timesteps, template, generator)
+
+    def noised(self, photos, mirrored, timesteps, template: int, generator) -> Draw:
+        """A batch of these photos, [B], of which some are mirrored, [B] of 0 or 1."""
         mean, deviation, weights = (
             part[photos, mirrored] for part in (*self.posteriors, self.weights)
         )
@@ -143,8 +176,18 @@ class Word:
         if self.is_done and not all(each.isfinite().all() for each in self.rows):
             self.diverged = f"rows are not finite after step {self.step}"
 
+    def note_fixed_loss(self, loss: float) -> None:
+        """Keep a loss of the fixed batch; no step follows where it has settled."""
+        self.fixed_losses.append(loss)
+        count = self.settings.convergence_window // self.settings.steps_between
+        self.stopped = has_converged(
+            self.fixed_losses, count, cast(float, self.settings.stop_when_converged)
+        )
+
     def state_dict(self) -> dict:
         """Everything that changes in training: with it, another process goes on from here."""
+        watched = self.settings.stop_when_converged is not None
+        fixed = {"fixed_losses": list(self.fixed_losses), "stopped": self.stopped}
         return {
             "step": self.step,
             "queue": list(self.queue),
@@ -153,6 +196,7 @@ class Word:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **(fixed if watched else {}),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -166,12 +210,14 @@ class Word:
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        if self.settings.stop_when_converged is not None:
+            self.fixed_losses, self.stopped = list(state["fixed_losses"]), state["stopped"]
 
 
 def train_words(pipeline, noise_scheduler, words: Sequence[Word], prompts: Prompts):
     """Train words together; each comes out as if trained alone, but for rounding.
 
-    A word leaves the batch when its steps are done or its loss is not finite.
+    A word leaves the batch when its steps are done, it has converged or its loss is not finite.
 
     Args:
         pipeline: frozen; its text encoders and UNet give gradients and get none.
@@ -184,6 +230,21 @@ def train_words(pipeline, noise_scheduler, words: Sequence[Word], prompts: Promp
     """
     num_templates = len(prompts.ids[0])
     num_timesteps = noise_scheduler.config.num_train_timesteps
+    fixed = {
+        word: word.fixed_draw(num_templates, num_timesteps)
+        for word in words
+        if word.settings.stop_when_converged is not None
+    }
+
+    @torch.no_grad()
+    def measure(words: Sequence[Word]) -> None:
+        if words:
+            rows, draws = [word.rows for word in words], [fixed[word] for word in words]
+            losses = denoising_losses(pipeline, noise_scheduler, rows, draws, prompts)
+            for word, loss in zip(words, losses.tolist()):
+                word.note_fixed_loss(loss)
+
+    measure([word for word in fixed if not word.fixed_losses])
     while running := [word for word in words if word.is_running]:
         accumulation = running[0].settings.gradient_accumulation_steps
         totals = torch.zeros(len(running))
@@ -196,6 +257,8 @@ def train_words(pipeline, noise_scheduler, words: Sequence[Word], prompts: Promp
             totals += losses.detach().cpu() / accumulation
         for word, loss in zip(running, totals.tolist()):
             word.advance(loss)
+        going_on = [word for word in running if word in fixed and word.is_running]
+        measure([word for word in going_on if word.step % word.settings.steps_between == 0])
         yield running
 
 

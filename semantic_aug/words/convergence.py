@@ -1,0 +1,75 @@
+"""When a word has learned what it will learn: the criterion DVAR of arXiv 2302.04841 (section 3.3).
+
+The loss of a training step depends on the noise and timesteps that are drawn, far more than on the
+word. The loss over one fixed batch depends on the word alone: it moves while the word learns, and
+hardly moves afterwards. So a word stops at the first step at which
+
+    Var(fixed losses of the last window) < threshold * Var(all its fixed losses so far).
+
+The authors' code measures after every step, with a window of 310 steps and a threshold of 0.15 for
+textual inversion; these are the defaults here. Every step would cost half of the training, so that
+here a measurement follows after every so many photos.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from semantic_aug import UserError
+from semantic_aug.settings.fine_tuning import CONSTANT_RATES, FineTuning
+
+# Photos of a fixed batch, and photos that training shows between two measurements. A photo without
+# gradients takes about half the time of one with them, which makes 1/16 of the training's time.
+FIXED_PHOTOS, PHOTOS_BETWEEN = 4, 32
+# Fewer losses in a window have a small variance by chance.
+LEAST_LOSSES = 4
+
+
+def steps_between(photos_per_step: int) -> int:
+    """Optimiser steps from one measurement to the next."""
+    return math.ceil(PHOTOS_BETWEEN / photos_per_step)
+
+
+def has_converged(losses: Sequence[float], count: int, threshold: float) -> bool:
+    """Whether the last `count` losses vary little beside all of them.
+
+    Args:
+        losses: of the fixed batch, in the order of steps.
+        count: losses in the window, from 2.
+        threshold: largest share of the whole variance, in (0, 1].
+
+    Returns:
+        False before there are more losses than fit the window, and where some are not finite.
+    """
+    if len(losses) <= count:
+        return False
+    all_losses = torch.tensor(losses, dtype=torch.float64)
+    latest, whole = (part.var(correction=0) for part in (all_losses[-count:], all_losses))
+    return bool(latest < threshold * whole)
+
+
+def check_convergence(settings: FineTuning, photos_per_step: int, limit: int) -> None:
+    """Raise UserError where no word can stop as `--stop_when_converged` asks.
+
+    Args:
+        limit: the steps of the word that has the fewest.
+    """
+    if settings.stop_when_converged is None:
+        return
+    if settings.lr_scheduler not in CONSTANT_RATES:
+        raise UserError(
+            "--stop_when_converged needs a learning rate that does not depend on the last step, "
+            f"got --lr_scheduler {settings.lr_scheduler}; choose {' or '.join(CONSTANT_RATES)}"
+        )
+    window, between = settings.convergence_window, steps_between(photos_per_step)
+    if window >= limit:
+        raise UserError(
+            f"--convergence_window: got {window}, expected fewer steps than a word has at most, "
+            f"which is {limit}; choose a shorter window, or more --max_train_steps"
+        )
+    if window < LEAST_LOSSES * between:
+        raise UserError(
+            f"--convergence_window: got {window}, expected {LEAST_LOSSES * between} steps or more: "
+            f"with {photos_per_step} photos in a step, the loss is measured every {between} steps"
+        )
