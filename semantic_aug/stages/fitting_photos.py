@@ -17,7 +17,7 @@ from semantic_aug.cli.notices import RESULT
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.evaluation.folds import Fold, folds_of_val, make_folds, units_of
 from semantic_aug.experiment.files import write_text
-from semantic_aug.experiment.names import FIT, Trial, folder_names
+from semantic_aug.experiment.names import FIT, Trial, experiment_dir, folder_names
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos, Record
 from semantic_aug.images.contents import photo_digests
@@ -78,7 +78,7 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
     """The experiment, with its folder; masks are those given, or those that lie in it.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or the experiment would lie within it.
     """
     root = Path(photos).expanduser()
     if not root.is_dir():
@@ -87,9 +87,16 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
             f"{photos} {what}: expected a folder with a folder of photos for each class"
         )
     own = root.resolve().name or "photos"
+    name = settings.experiment_name or folder_names([own])[own]
+    # Images that are made there would be taken for photos.
+    if experiment_dir(settings.output_dir, name).resolve().is_relative_to(root.resolve()):
+        raise UserError(
+            f"--output_dir: got {settings.output_dir}, where {name} would lie within {photos}, "
+            "expected a folder that is not among the photos"
+        )
     masks = settings.mask_dir or (str(root / MASKS) if (root / MASKS).is_dir() else None)
     return Run(
-        settings.experiment_name or folder_names([own])[own],
+        name,
         dataset="folder",
         data_dir=str(root),
         dataset_args=(f"masks={masks}",) if masks else (),
