@@ -1,10 +1,12 @@
 """The four stages as functions of Python: the same bytes as the commands, and nothing printed."""
 
+import functools
 import json
 import logging
 from pathlib import Path
 
 import pytest
+import tqdm
 from conftest import build_pipeline, draw_photo
 from PIL import Image
 
@@ -239,6 +241,13 @@ def test_an_augmentation_is_given_by_its_name_its_class_or_an_object(run, small_
         generate(run, model=small_model, aug=Inverted(strength=0.5), aug_name="a2", num_synthetic=1)
     with pytest.raises(UserError, match="made with an object of Python"):
         reproduce(images.paths[0])
+
+
+def test_tqdm_disable_leaves_out_all_bars_of_a_classifier(run, resnet, monkeypatch, capsys):
+    # As TQDM_DISABLE=1 does, which tqdm reads when it is imported.
+    monkeypatch.setattr("tqdm.tqdm", functools.partial(tqdm.tqdm, disable=True))
+    train_classifier(run, classifier_backbone=resnet, num_synthetic=0, device="cpu", **HEAD)
+    assert "%" not in capsys.readouterr().err
 
 
 def test_logs_say_what_is_made(run, small_model, caplog):
