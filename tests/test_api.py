@@ -19,11 +19,13 @@ from semantic_aug import (
     Run,
     UserError,
     aggregate,
+    check,
     fine_tune,
     generate,
     reproduce,
     train_classifier,
 )
+from semantic_aug.datasets.__main__ import main
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
@@ -241,6 +243,20 @@ def test_an_augmentation_is_given_by_its_name_its_class_or_an_object(run, small_
         generate(run, model=small_model, aug=Inverted(strength=0.5), aug_name="a2", num_synthetic=1)
     with pytest.raises(UserError, match="made with an object of Python"):
         reproduce(images.paths[0])
+
+
+def test_check_reads_what_the_command_reads(run, photos, capsys):
+    (photos / "val" / "cat" / "0.png").write_bytes(b"")
+    found = check(run)
+    assert main(["check", "folder", "--data_dir", str(photos)]) == 1
+    assert str(found) == capsys.readouterr().out.rstrip("\n")
+    (line,) = found.problems()["unreadable photos"]
+    assert "val/cat/0.png" in line
+    assert str(check(Run("c", dataset=FolderDataset(data_dir=photos)))) == str(found)
+    with pytest.raises(UserError, match=r"^data root nowhere is not a folder: pass data_dir or"):
+        check(Run("c", dataset="folder", data_dir="nowhere"))
+    with pytest.raises(UserError, match=r"^run: got 'photos', expected Run$"):
+        check("photos")
 
 
 def test_tqdm_disable_leaves_out_all_bars_of_a_classifier(run, resnet, monkeypatch, capsys):
