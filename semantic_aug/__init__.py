@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 # The stages, each a function in the words of its command's flags; loaded when asked for.
 _FACE = {
     "Run": "semantic_aug.settings.common",
+    "check": "semantic_aug.stages.check",
     "fine_tune": "semantic_aug.stages.fine_tune",
     "aggregate": "semantic_aug.stages.aggregate",
     "masks": "semantic_aug.stages.masks",

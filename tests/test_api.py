@@ -1,10 +1,12 @@
 """The four stages as functions of Python: the same bytes as the commands, and nothing printed."""
 
+import functools
 import json
 import logging
 from pathlib import Path
 
 import pytest
+import tqdm
 from conftest import build_pipeline, draw_photo
 from PIL import Image
 
@@ -17,11 +19,13 @@ from semantic_aug import (
     Run,
     UserError,
     aggregate,
+    check,
     fine_tune,
     generate,
     reproduce,
     train_classifier,
 )
+from semantic_aug.datasets.__main__ import main
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation
@@ -239,6 +243,27 @@ def test_an_augmentation_is_given_by_its_name_its_class_or_an_object(run, small_
         generate(run, model=small_model, aug=Inverted(strength=0.5), aug_name="a2", num_synthetic=1)
     with pytest.raises(UserError, match="made with an object of Python"):
         reproduce(images.paths[0])
+
+
+def test_check_reads_what_the_command_reads(run, photos, capsys):
+    (photos / "val" / "cat" / "0.png").write_bytes(b"")
+    found = check(run)
+    assert main(["check", "folder", "--data_dir", str(photos)]) == 1
+    assert str(found) == capsys.readouterr().out.rstrip("\n")
+    (line,) = found.problems()["unreadable photos"]
+    assert "val/cat/0.png" in line
+    assert str(check(Run("c", dataset=FolderDataset(data_dir=photos)))) == str(found)
+    with pytest.raises(UserError, match=r"^data root nowhere is not a folder: pass data_dir or"):
+        check(Run("c", dataset="folder", data_dir="nowhere"))
+    with pytest.raises(UserError, match=r"^run: got 'photos', expected Run$"):
+        check("photos")
+
+
+def test_tqdm_disable_leaves_out_all_bars_of_a_classifier(run, resnet, monkeypatch, capsys):
+    # As TQDM_DISABLE=1 does, which tqdm reads when it is imported.
+    monkeypatch.setattr("tqdm.tqdm", functools.partial(tqdm.tqdm, disable=True))
+    train_classifier(run, classifier_backbone=resnet, num_synthetic=0, device="cpu", **HEAD)
+    assert "%" not in capsys.readouterr().err
 
 
 def test_logs_say_what_is_made(run, small_model, caplog):

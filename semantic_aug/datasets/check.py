@@ -83,6 +83,9 @@ class Findings:
         }
         return {kind: lines for kind, lines in found.items() if lines}
 
+    def __str__(self) -> str:
+        return report(self)
+
     def _never_trained(self) -> list[str]:
         """Classes with photos in other splits alone, which no classifier can learn."""
         splits: dict[str, Counter[str]] = defaultdict(Counter)

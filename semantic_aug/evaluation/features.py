@@ -151,12 +151,9 @@ def _compute(
     backbone: Backbone, images: Images, title: str, views: Views
 ) -> tuple[torch.Tensor, torch.Tensor]:
     read = torch.ones(len(images), dtype=torch.bool)
+    hidden = {"disable": True} if backbone.trained else {}  # else TQDM_DISABLE decides
     pixels_of = progress_bar(
-        iterable=images.each(),
-        total=len(images),
-        desc=title,
-        unit="image",
-        disable=bool(backbone.trained),
+        iterable=images.each(), total=len(images), desc=title, unit="image", **hidden
     )
 
     def all_views() -> Iterator[tuple]:

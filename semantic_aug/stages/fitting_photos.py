@@ -17,7 +17,7 @@ from semantic_aug.cli.notices import RESULT
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.evaluation.folds import Fold, folds_of_val, make_folds, units_of
 from semantic_aug.experiment.files import write_text
-from semantic_aug.experiment.names import FIT, Trial, folder_names
+from semantic_aug.experiment.names import FIT, Trial, experiment_dir, folder_names
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.few_shot_dataset import FewShotDataset, NoPhotos, Record
 from semantic_aug.images.contents import photo_digests
@@ -90,7 +90,7 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
     """The experiment, with its folder; a folder of masks that is yet to be written comes later.
 
     Raises:
-        UserError: there is no such folder, or masks would lie among its classes.
+        UserError: there is no such folder, or masks or the experiment would lie among its classes.
     """
     root = Path(photos).expanduser()
     if not root.is_dir():
@@ -105,8 +105,15 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
             f"--mask_dir: {settings.mask_dir} lies among the classes: call it {root / MASKS}, or "
             "move it elsewhere"
         )
+    name = settings.experiment_name or folder_names([own])[own]
+    # Images that are made there would be taken for photos.
+    if experiment_dir(settings.output_dir, name).resolve().is_relative_to(root.resolve()):
+        raise UserError(
+            f"--output_dir: got {settings.output_dir}, where {name} would lie within {photos}, "
+            "expected a folder that is not among the photos"
+        )
     return Run(
-        settings.experiment_name or folder_names([own])[own],
+        name,
         dataset="folder",
         data_dir=str(root),
         mask_dir=None if settings.masker else settings.mask_dir,

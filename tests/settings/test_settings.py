@@ -279,7 +279,7 @@ def test_numbers_that_are_none(cls, name, value):
     field = fields_of(cls)[name]
     needed = {key: NEEDED[key] for key in NEEDED if key in fields_of(cls)}
     of = field.metadata["of"]
-    needed |= {of: "clip" if of == "filter" else "x"} if of else {}
+    needed |= {of: {"filter": "clip", "stop_when_converged": 0.5}.get(of, "x")} if of else {}
     try:
         made = getattr(build(cls, needed | {name: value}), name)
     except UserError as error:

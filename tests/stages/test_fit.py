@@ -4,6 +4,7 @@ import errno
 import functools
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -471,6 +472,19 @@ def test_settings_that_cannot_be(plain, fails):
     assert fails("--model_path=nowhere").startswith("cannot get nowhere")
     assert fails("--mask_dir=nowhere").startswith("--mask_dir: nowhere is no folder; semantic-aug")
     assert fails("--splits=nowhere").startswith("splits=nowhere: expected a file")
+
+
+@pytest.mark.parametrize("words", (["--output_dir=."], ["--output_dir=photos/output"],
+                                   ["--output_dir=photos", "--experiment_name=mine"]))  # fmt: skip
+def test_an_experiment_among_the_photos(plain, fails, words):
+    """Images that are made would be taken for photos."""
+    before = sorted(plain.rglob("*"))
+    assert re.fullmatch(
+        r"--output_dir: got \S+, where (photos|mine) would lie within photos, expected a folder "
+        "that is not among the photos",
+        fails(*words),
+    )
+    assert sorted(plain.rglob("*")) == before
 
 
 @pytest.mark.slow
