@@ -572,7 +572,7 @@ def test_photos_of_a_trial_that_come_out_black_are_named_with_the_option(tmp_pat
     first = sources(dataset)[0]
     assert caplog.messages == [
         f"2 photos of split 'train' may have a wrong brightness, such as {first}: almost black "
-        "(0 to 16 of 255); where files hold more than 8 bits, --dataset_args bits=12 says how many "
+        "(0 to 16 of 255); for files of more than 8 bits, --dataset_args bits=12 gives the number of "
         "of them are used"
     ]
     caplog.clear()

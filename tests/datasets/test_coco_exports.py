@@ -376,7 +376,7 @@ def good():
         ("annotations 1 category_id", 99, "annotation 2 has the category_id 99, but the ids of c"),
         ("categories 1 id", 17, "two categories have the id 17, cat and dog"),
         ("images 1 id", 1, "two images have the id 1, 1.jpg and 2.jpg"),
-        ("categories 0 name", "gear", "uses categories that COCO 2017 has not ('gear'): for class"),
+        ("categories 0 name", "gear", "uses categories that COCO 2017 lacks ('gear'): for class"),
     ],
 )
 def test_the_entry_that_is_damaged_is_named(tmp_path, place, value, message):

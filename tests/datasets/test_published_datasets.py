@@ -384,7 +384,9 @@ def test_two_images_of_one_name(published, kind):
     path = published(kind).records[0].path
     twin = path.with_suffix(".JPEG")
     twin.write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=rf"{twin.name} and {path.name}, two images of one name"):
+    with pytest.raises(
+        UserError, match=rf"{twin.name} and {path.name}, two images of the same name"
+    ):
         published(kind)
 
 
