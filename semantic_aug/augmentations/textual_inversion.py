@@ -38,7 +38,7 @@ class TextualInversion(GenerativeAugmentation):
         pairs = text_encoders(pipeline)
         if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
             raise UserError(
-                "the pipeline is offloaded, and learned words go in before that: call its "
+                "the pipeline is offloaded, but learned words must be added before: call its "
                 "remove_all_hooks() first, and diffusion.offload() afterwards"
             )
         words = read_words(embed_path, len(pairs))
@@ -58,7 +58,7 @@ class TextualInversion(GenerativeAugmentation):
                     tokenizer=tokenizer,
                     text_encoder=encoder,
                 )
-            except ValueError as error:  # a token that the model has already
+            except ValueError as error:  # the model has this token already
                 raise UserError(f"{embed_path}: {error}") from error
         self.needs_mask = self.edit.mask
 

@@ -110,9 +110,7 @@ def whole_images(folder: Path, names: Iterable[str]) -> set[str]:
     first, rest = names[:PROBED], names[PROBED:]
     found = set(filter(is_whole, first))
     if time.monotonic() - started < PROBED * NEAR:
-        return found | set(
-            filter(is_whole, rest)
-        )  # on a local disk, threads only wait for each other
+        return found | set(filter(is_whole, rest))  # locally, threads would only wait
     shares = [rest[number::OPENERS] for number in range(OPENERS)]
     with ThreadPoolExecutor(OPENERS) as threads:
         return found.union(*threads.map(lambda share: list(filter(is_whole, share)), shares))

@@ -385,7 +385,7 @@ def test_what_does_not_fit_into_memory_is_halved(pipeline, monkeypatch, caplog, 
     for x, y in zip(augment(aug), expected, strict=True):
         assert np.abs(x - y).max() <= 2
     assert sum(sizes) == count and max(sizes) == 2
-    assert "2 images at once" in caplog.text
+    assert "now 2 images per batch" in caplog.text
     assert augment(aug) and aug.edit.batch_size == 2
 
 
@@ -396,7 +396,7 @@ def test_single_image_that_does_not_fit_says_what_to_do(pipeline, monkeypatch):
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(type(aug.edit.pipeline), "__call__", full)
-    with pytest.raises(UserError, match="memory does not suffice for a single image: use --low_m"):
+    with pytest.raises(UserError, match="memory is too small for a single image: use --low_m"):
         aug(photo(), 0, {"name": "cat"}, stream(0))
 
 

@@ -43,7 +43,7 @@ def test_list_names_every_dataset_and_what_it_needs(capsys):
     assert "Options: level=variant" in entries["aircraft"]
     assert "Options: published_val=false" in entries["pascal"]
     assert "Options: none" in entries["flowers102"]
-    assert "\n        level: what a class is: `variant`, `family` or" in entries["aircraft"]
+    assert "\n        level: the meaning of a class: `variant`, `family` or" in entries["aircraft"]
     assert main(["list"]) == 0 and capsys.readouterr().out == text
     assert main(["aircraft"]) == 0
     assert capsys.readouterr().out == "aircraft\n" + entries["aircraft"] + "\n"
@@ -134,8 +134,8 @@ def test_check_names_photos_of_doubtful_brightness(photos, capsys):
     Image.new("RGB", (48, 40), "white").save(photos / "val" / "cat" / "blank.png")
     arguments = ["folder", "--data_dir", str(photos)]
     status, text = check(capsys, *arguments)
-    kind = "photos whose brightness may be wrong (where files hold more than 8 bits, "
-    kind += "--dataset_args bits=12 says how many of them are used)"
+    kind = "photos whose brightness may be wrong (for files of more than 8 bits, "
+    kind += "--dataset_args bits=12 gives the number of used bits)"
     assert status == 1
     assert section(text, kind) == [
         "train/cat/camera.png: almost black (0 to 16 of 255)",

@@ -209,7 +209,7 @@ def test_one_photo_has_no_other_place(masked, photos):
         if (path.parent.name, path.name) != ("cat", "1.png"):
             path.unlink()
     status, said = masked("--aug=paste", "--examples_per_class=3")
-    assert status == 2 and "a photo never stands on its own place" in said
+    assert status == 2 and "no object is pasted on its own photo" in said
 
 
 def test_other_places_are_other_images(masked, workdir):
