@@ -307,9 +307,9 @@ for side in old new; do
   ln -s "$folder/inputs" "$folder/$side/run/inputs"
   ln -s "$folder/inputs/own.py" "$folder/$side/run/own.py"
 done
-# Python imports it by itself when it starts. Files get their name when they are whole; the one that
-# is waited for does not. Other threads go on until they have nothing more to do, so that a process
-# leaves the same whenever it is killed.
+# Python imports this module when it starts. A file gets its name when it is whole; the process is
+# killed before the awaited file gets its name. Other threads finish their work first, so that the
+# process always leaves the same files.
 cat > "$folder/kill/sitecustomize.py" << 'PYTHON'
 import fnmatch, os, signal, sys, time
 

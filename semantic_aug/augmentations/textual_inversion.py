@@ -23,11 +23,11 @@ class TextualInversion(GenerativeAugmentation):
     of several trials, share one UNet and VAE and never each other's words.
 
     Args:
-        embed_path: a merged file, or one of a single class; an SDXL's second one lies beside it.
+        embed_path: a merged file, or a class's file; the second file of an SDXL lies beside it.
         pipeline: a loaded diffusers pipeline; where it is missing, one is loaded from
             `model_path`. It is offloaded to the CPU's memory afterwards, if at all.
         model_path: hub id or folder.
-        options: those of `SDEditor`. `{name}` in a prompt stands for the learned word.
+        options: of `SDEditor`. `{name}` in a prompt stands for the learned word.
 
     Raises:
         UserError: the file is unreadable or was made for a model of another width.

@@ -147,7 +147,7 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = SECTIONS) -> list[
 
 
 def shared(words: Sequence[str], stage: str, parsers: Mapping[str, Parser]) -> list[str]:
-    """The flags, of those for all commands, that this command knows."""
+    """The shared flags that this command knows."""
     mine = []
     for flag, *values in flags_of(words):
         knowing = [each for each in SECTIONS if parsers[each].knows(flag)]

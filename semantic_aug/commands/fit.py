@@ -34,7 +34,7 @@ def main(argv=None) -> None:
 
 
 def lines_of(result) -> Iterator[str]:
-    """All candidates with their gains, what was left out, why, and how to go on."""
+    """All candidates with their gains, the candidates left out and why, and the next command."""
     from semantic_aug.stages.fitting_result import predict_line
 
     heads = ["candidate", "right", "elsewhere", "over photos alone", "95 % interval", ""]

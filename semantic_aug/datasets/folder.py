@@ -300,7 +300,7 @@ class FolderDataset(FewShotDataset):
     # --- what is not taken -------------------------------------------------------------------
 
     def left_out(self, taken: set[str]) -> list[str]:
-        """The files below the root that are neither hidden, nor masks, nor photos of a class.
+        """The files below the root, without hidden files, masks and photos of a class.
 
         Links to folders are not followed.
 

@@ -215,7 +215,7 @@ def read_class_list(path: Path) -> dict[str, str]:
             raise UserError(f"class_list={path}: expected an object of WordNet ids and names")
         return _with_ids(classes, path)
     if not path.is_file():
-        raise UserError(f"class_list={path} is no file: expected one with a WordNet id a line")
+        raise UserError(f"class_list={path} is no file: expected a file with a WordNet id a line")
     rows = [re.split(r"[\s,]+", line, maxsplit=1) for line in read_lines(path)]
     repeated = [wnid for wnid, count in Counter(row[0] for row in rows).items() if count > 1]
     if repeated or not rows:

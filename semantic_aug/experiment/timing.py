@@ -63,7 +63,7 @@ def timed(
     device=None,
     again: bool = False,
 ) -> Iterator[Work]:
-    """Record the time of the block, which sets `images` of the `Work` that it gets.
+    """Record the time of the block, which sets `images` of the given `Work`.
 
         with timed(experiment, GENERATE, args.aug_name, trial, device) as work:
             work.images = generate(...)

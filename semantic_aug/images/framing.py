@@ -114,12 +114,12 @@ def from_square(edited: Image.Image, photo: Image.Image, frame: Frame) -> Image.
 
 
 def grow(region: np.ndarray, radius: float) -> np.ndarray:
-    """A region, bool [H, W], with all pixels within `radius` pixels of it.
+    """A region, bool [H, W], grown by all pixels within `radius` pixels.
 
     A radius below 0 removes all pixels this near to its outside; the region may vanish. The edges
     of the photo are no edges of a region.
     """
-    from scipy import ndimage  # whoever reads photos alone needs none of it
+    from scipy import ndimage  # imported late: reading photos does not need it
 
     if radius < 0:
         return ~grow(~region, -radius)
@@ -136,7 +136,7 @@ def blend(
     The edit's share falls evenly from 1 at the region's edge to 0 beyond `feather` pixels from it,
     where the photo's pixels are untouched.
     """
-    from scipy import ndimage  # whoever reads photos alone needs none of it
+    from scipy import ndimage  # imported late: reading photos does not need it
 
     if not region.any():
         return photo.copy()

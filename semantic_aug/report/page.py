@@ -197,7 +197,7 @@ def whole_layouts(record: Mapping) -> list[list[int]] | None:
     Returns:
         Of each: size in percent; degrees counter-clockwise; shift to the right and down in percent;
         1 if mirrored; degrees of hue, saturation and brightness in percent. None where the record
-        has no layouts, or what it has under their names is something else.
+        has no layouts, or other values under their names.
     """
     try:
         edits = zip(*(record[key] for key in _LAYOUT), strict=True)

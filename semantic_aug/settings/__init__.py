@@ -4,8 +4,8 @@
     class Words:
         num_vectors: int = setting(1, "vectors per word", check=whole(1), result=True)
 
-Flags (`add_flags`), keyword arguments (`build`), what `config.json` compares (`compared`) and
-docs/reference.md all follow from that line. Nothing here imports a model.
+Flags (`add_flags`), keyword arguments (`build`), the compared part of `config.json` (`compared`)
+and docs/reference.md all follow from this line. Nothing here imports a model.
 """
 
 import argparse

@@ -246,7 +246,7 @@ def read_scores(folder: Path, identity: str | None = None) -> dict[str, dict]:
     made again with other words, weights or masks.
 
     Args:
-        identity: only lines of this `config_id`; default that of the folder's config.json.
+        identity: only lines of this `config_id` (default: from the folder's config.json).
     """
     said: dict[str, list[dict]] = {}
     images: dict[str | None, dict] = {}
@@ -275,7 +275,7 @@ def read_left_out(folder: Path, identity: str | None = None) -> dict[str, str]:
     """The photos, by source, that get no images in `folder`, each with the reason.
 
     Args:
-        identity: only lines of this `config_id`; default that of the folder's config.json.
+        identity: only lines of this `config_id` (default: from the folder's config.json).
     """
     lines = (line for line in read_lines(folder, identity) if "left_out" in line)
     said = {line.get("source"): line["left_out"] for line in lines}
@@ -303,7 +303,7 @@ def read_lines(folder: Path, identity: str | None = None) -> Iterator[dict]:
     """All lines in `folder`/records of a configuration, of images and of filters.
 
     Args:
-        identity: a `config_id`; default that of the folder's config.json.
+        identity: a `config_id` (default: from the folder's config.json).
     """
     if identity is None:
         identity = (read_config(folder) or {}).get("id", "*")
