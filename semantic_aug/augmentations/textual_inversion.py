@@ -19,13 +19,13 @@ from semantic_aug.words.embeddings import (
 class TextualInversion(GenerativeAugmentation):
     """Edits a photo towards a prompt that holds the learned word of its class.
 
-    Text encoders and tokenizers are copied before the words go in, so that several of these, say
-    of several trials, share one UNet and VAE and never each other's words.
+    Text encoders and tokenizers are copied before the words are added. So several objects, such as
+    for several trials, share a UNet and a VAE, but not their words.
 
     Args:
         embed_path: a merged file, or a class's file; the second file of an SDXL lies beside it.
-        pipeline: a loaded diffusers pipeline; where it is missing, one is loaded from
-            `model_path`. It is offloaded to the CPU's memory afterwards, if at all.
+        pipeline: a loaded diffusers pipeline (default: loaded from `model_path`). Offload it to the
+            CPU's memory only afterwards.
         model_path: hub id or folder.
         options: of `SDEditor`. `{name}` in a prompt stands for the learned word.
 

@@ -122,7 +122,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
             text = re.sub(r"; .*?( \(default[^()]*\))?$", r"\1", text, count=1)
         default = action.default
         has_none = default is None or default is False or default in ((), [], argparse.SUPPRESS)
-        if not has_none and "default" not in text:
+        if not has_none and action.nargs != 0 and "default" not in text:
             if isinstance(default, list | tuple):
                 default = " ".join(map(str, default))
             text += f" (default {str(default).replace('%', '%%')})"

@@ -141,7 +141,7 @@ class Contrastive:
     )
     negative_aug_name: str | None = setting(
         None,
-        "set of images that are hard negatives; these near-misses push away their photo's "
+        "set of images for hard negatives; these near-misses push away their photo's "
         "class and belong to no class; images that a filter has rejected are left out, and "
         "a photo may have none",
         newer=True,
@@ -150,7 +150,7 @@ class Contrastive:
     )
     contrastive_temperature: float | None = setting(
         None,
-        f"divides similarities (default {_DEFAULT.contrastive_temperature:g})",
+        f"temperature of the loss; divides similarities (default {_DEFAULT.contrastive_temperature:g})",
         check=_TEMPERATURE,
         newer=True,
         result=True,
@@ -167,7 +167,7 @@ class Contrastive:
     )
     contrastive_learning_rate: float | None = setting(
         None,
-        "of SGD in this stage; it falls to 0 along a cosine (default "
+        "SGD's learning rate in this stage; it falls to 0 along a cosine (default "
         f"{_DEFAULT.contrastive_learning_rate:g})",
         check=_RATE,
         newer=True,
@@ -214,11 +214,11 @@ class Classifier:
     )
     batch_size: int = setting(_DEFAULT.batch_size, "photos per batch", check=whole(1), result=True)
     learning_rate: float = setting(
-        _DEFAULT.learning_rate, "of Adam, for the head", check=_RATE, result=True
+        _DEFAULT.learning_rate, "Adam's learning rate for the head", check=_RATE, result=True
     )
     backbone_learning_rate: float | None = setting(
         None,
-        "of Adam, for the part of --finetune that is trained with the head; supcon has "
+        "Adam's learning rate for the backbone, if the head is trained with it; supcon has "
         f"--contrastive_learning_rate (default {_DEFAULT.backbone_learning_rate:g})",
         check=_RATE,
         result=True,

@@ -76,7 +76,7 @@ class Training:
     gradient_accumulation_steps: int = setting(
         1, "batches whose gradients make one step", check=whole(1), result=True, rare=True
     )
-    learning_rate: float = setting(5e-4, "of AdamW", check=POSITIVE, result=True)
+    learning_rate: float = setting(5e-4, "AdamW's learning rate", check=POSITIVE, result=True)
     scale_lr: bool = setting(
         False,
         "multiply the learning rate by batch size and accumulation steps",

@@ -17,7 +17,7 @@ class Place:
         None, "folder under output/ (default: the name of the folder of photos)"
     )
     output_dir: str = setting("output", "folder of all experiments")
-    seed: int = setting(0, "of folds, images and heads", check=whole(0, 2**62))
+    seed: int = setting(0, "seed of folds, images and heads", check=whole(0, 2**62))
 
 
 @settings("time and candidates")
@@ -87,7 +87,7 @@ class Heads:
         "resnet50",
         f"hub id, folder or {', '.join(SHORT_NAMES)}; the model is an image model of transformers",
     )
-    learning_rate: float = setting(2e-3, "of Adam, for the head", check=POSITIVE)
+    learning_rate: float = setting(2e-3, "Adam's learning rate for the head", check=POSITIVE)
     iterations: int = setting(300, "steps of a head, of 32 images each", check=whole(1, 100_000))
     num_workers: int | None = setting(
         None, "threads that read images (default: all cores)", check=whole(1, 1024)
