@@ -150,7 +150,8 @@ class Contrastive:
     )
     contrastive_temperature: float | None = setting(
         None,
-        f"temperature of the loss; divides similarities (default {_DEFAULT.contrastive_temperature:g})",
+        "temperature of the loss; divides similarities "
+        f"(default {_DEFAULT.contrastive_temperature:g})",
         check=_TEMPERATURE,
         newer=True,
         result=True,
