@@ -285,7 +285,7 @@ def test_prompt_with_other_fields_is_refused(pipeline, prompt, field):
 
 @pytest.mark.parametrize("prompt", ["a {name", "a }", "{"])
 def test_prompt_with_single_braces_is_refused(prompt):
-    with pytest.raises(UserError, match=r"--prompt: .* \{\{ is a brace as such"):
+    with pytest.raises(UserError, match=r"--prompt: .* \{\{ means a plain brace"):
         check_prompt(prompt)
 
 
@@ -717,7 +717,7 @@ class Faulty(GenerativeAugmentation):
          r"an image of size \(40, 48\) for a photo of size \(48, 40\)"),
         (lambda images, edits: ([pixels(image) for image in images], edits),
          "ndarray for an image"),
-        (lambda images, edits: images, "list; expected a list of images and a list of the edits"),
+        (lambda images, edits: images, "list; expected a list of images and a list of each image's edits"),
         (lambda images, edits: None, "NoneType; expected a list of images and"),
         (lambda images, edits: (images[0], edits), "tuple; expected a list of images and"),
     ],

@@ -181,7 +181,7 @@ def test_check_finds_copies_across_splits_and_classes(photos, capsys):
     )
     assert "photos in several splits: 1" in text and "photos in several classes: 1" in text
     assert "val/cat/0.png (cat) = val/toy train/copy.png (toy train)" in text
-    assert "copies  3 photos with the same bytes as another one" in text
+    assert "copies  3 photos with the same bytes as another photo" in text
 
 
 def copy(source, target):
@@ -300,7 +300,7 @@ def test_check_of_a_split_that_cannot_be_listed(photos, capsys):
         (["check", "folder", "--dataset_args", "x=1"], "unknown key 'x'"),
         (["list", "folder", "--data_dir=x"], "list takes no flags"),
         (["inspect"], "got 'inspect', expected coco, mvip, folder"),
-        (["inspect", "folder"], "got inspect folder, expected check folder, or one NAME"),
+        (["inspect", "folder"], "got inspect folder, expected check folder, or a NAME"),
         (["nowhere:Dataset"], "cannot import 'nowhere'"),
         (["--help-me"], "unrecognized arguments"),
     ],
