@@ -717,7 +717,7 @@ class Faulty(GenerativeAugmentation):
          r"an image of size \(40, 48\) for a photo of size \(48, 40\)"),
         (lambda images, edits: ([pixels(image) for image in images], edits),
          "ndarray for an image"),
-        (lambda images, edits: images, "list; expected a list of images and a list of each image's edits"),
+        (lambda images, edits: images, "list; expected a list of images and a list of each image"),
         (lambda images, edits: None, "NoneType; expected a list of images and"),
         (lambda images, edits: (images[0], edits), "tuple; expected a list of images and"),
     ],
