@@ -3,8 +3,8 @@
     python aggregate_embeddings.py --experiment_name=demo --examples_per_class 4
 
 Reads output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors and writes
-output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors. Words of other tools may lie in these folders
-too, or are given with --word. Next: generate_augmentations.py.
+output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors. Words of other tools may also lie in these
+folders, or come by --word. Next: generate_augmentations.py.
 """
 
 if __name__ == "__main__":
@@ -34,7 +34,7 @@ def build_parser() -> Parser:
 def main(argv=None):
     run, settings = build_all(vars(parse_args(argv)), Experiment, Merging)
     merged = semantic_aug.aggregate(run, settings)
-    learned = learned_from(run)  # its dataset, which this command does not know
+    learned = learned_from(run)  # the dataset, which this command does not know
     if merged and learned:
         print(f"next: {command_line('generate', *learned)}")
 

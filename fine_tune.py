@@ -4,9 +4,9 @@
         --examples_per_class 4 --num_vectors 4 --max_train_steps 1000 --mixed_precision fp16
 
 Writes output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors for every class and
-trial. Several classes are trained in each batch, each exactly as if alone. Finished classes are
-skipped and begun ones go on from their last checkpoint, so that the same command goes on after an
-interruption. Next: aggregate_embeddings.py.
+trial. Several classes are trained in each batch, each exactly as if alone. After an interruption,
+the same command skips finished classes, and begun classes go on from their last checkpoint.
+Next: aggregate_embeddings.py.
 """
 
 if __name__ == "__main__":

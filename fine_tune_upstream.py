@@ -1,4 +1,4 @@
-"""The name under which fine_tune.py was first published; the same command."""
+"""The same command as fine_tune.py, under its first published name."""
 
 if __name__ == "__main__":
     from semantic_aug.experiment.interrupts import end_at_once_by_ctrl_c

@@ -3,17 +3,15 @@
     python generate_augmentations.py --dataset=folder --data_dir=photos --experiment_name=demo \\
         --examples_per_class 4 --num_synthetic 10 --strength 0.5
 
-Writes output/EXP/AUG/seed=S_ex=N/ with images, records/ and metadata.jsonl. Words that were
-learned by fine_tune.py and merged by aggregate_embeddings.py are used where they are, else the
-class names (--aug says which). What is there already is not made again, so that the same command
-goes on after an interruption. Next: train_classifier.py.
+Writes output/EXP/AUG/seed=S_ex=N/ with images, records/ and metadata.jsonl. Prompts name a class by
+the word that fine_tune.py has learned and aggregate_embeddings.py has merged, or else by the class
+name (see --aug). Existing images are not made again, so the same command goes on after an
+interruption. Next: train_classifier.py.
 
-With --preview the same command makes a sheet to look at first, output/EXP/report/preview_*.png,
-and says how long all images will take.
+With --preview the same command first makes a sheet, output/EXP/report/preview_*.png, and tells how
+long all images will take. With --reproduce it makes an image again and tells whether it is equal:
 
     python generate_augmentations.py --reproduce output/EXP/AUG/seed=S_ex=N/000000-000.png
-
-makes one image again and says whether it is equal.
 """
 
 if __name__ == "__main__":
@@ -37,7 +35,7 @@ from semantic_aug.stages.common import command_line
 
 @settings()
 class Remade:
-    reproduce: str = setting(help="an image to be made again", metavar="IMAGE")
+    reproduce: str = setting(help="the image to make again", metavar="IMAGE")
 
 
 def parse_args(argv=None):
@@ -74,18 +72,15 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def make_again(argv) -> None:
-    """Make one image again, and say whether it is equal; else, end with status 1."""
-    parser = Parser("Make one synthetic image again, and say whether it is equal.")
+    """Make an image again and tell whether it is equal; end with status 1 if it is not."""
+    parser = Parser("Make a synthetic image again, and tell whether it is equal.")
     add_flags(parser, Remade, Reproduction)
     image, settings = build_all(vars(parser.parse_args(argv)), Remade, Reproduction)
     again, difference = semantic_aug.reproduce(image.reproduce, settings)
     if difference == 0:
         print(f"{image.reproduce}: equal")
     elif difference is not None and difference <= 2:
-        print(
-            f"{image.reproduce}: at most {difference} of 255 apart, as images of another batch "
-            "size are"
-        )
+        print(f"{image.reproduce}: at most {difference} of 255 apart, as for another batch size")
     else:
         said = f"differs by up to {difference} of 255"
         if difference is None:

@@ -1,6 +1,7 @@
-"""What pyproject.toml cannot say: the scripts at the top are installed as commands.
+"""Installs the scripts at the top as commands, which pyproject.toml cannot do.
 
-They become `semantic_aug/scripts/`, with what they read of `scripts/`: semantic_aug/cli/scripts.py.
+They become `semantic_aug/scripts/`, with the files of `scripts/` that they read; see
+semantic_aug/cli/scripts.py.
 """
 
 from setuptools import find_packages, setup

@@ -4,9 +4,9 @@
         --examples_per_class 1 2 4 --num_trials 8 --compare real
 
 For every trial, a linear head on a frozen backbone (or, with --finetune, the backbone as well)
-learns from the few-shot photos and the images that generate_augmentations.py made of them; it is
-evaluated on the whole val split after every epoch, and on the whole test split once. With
---num_synthetic 0 it learns from the real photos only. Results go to output/EXP/results/METHOD/:
+learns from the few-shot photos and their images from generate_augmentations.py. It is evaluated
+on the whole val split after every epoch, and on the whole test split once. With --num_synthetic 0
+it learns only from real photos. Results go to output/EXP/results/METHOD/:
 results_SEED_EXAMPLES.csv and confusion_SEED_EXAMPLES.csv per trial, and over all trials
 summary.csv and pictures. Finished trials are skipped.
 """
@@ -54,7 +54,7 @@ def main(argv=None) -> None:
 
 
 def _next(run: Run, settings: Classification, folder: Path) -> str:
-    """What to compare with first: real photos alone; then, the images to look at."""
+    """The next command: results of real photos alone, the comparison, or the images to look at."""
     name = baseline(settings.objective)
     real = folder.parent / name
     if folder != real and not any(real.glob("results_*.csv")):

@@ -1,4 +1,4 @@
-"""Make what compare_revisions.sh gives to both revisions: small models with random weights, photos.
+"""Make the inputs of compare_revisions.sh for both revisions: photos, and small random models.
 
     PYTHONPATH=.:tests python scripts/compare_inputs.py FOLDER sample/mvip
 
@@ -14,7 +14,7 @@ import torch
 from conftest import build_backbone, build_clip, build_pipeline, build_xl_pipeline
 from PIL import Image
 
-# Classes of the sample, and what they are called here, which folders and tokens have to change.
+# Classes of the sample -> their names here, which need other folder names and tokens.
 CLASSES = {"hex_nut": "Hex Nut", "spur_gear": "spur gear", "wing_nut": "aux: été"}
 COUNTS = {"train": ("train_data", 4), "val": ("valid_data", 3), "test": ("test_data", 3)}
 OWN = '''"""Datasets and an augmentation as users write them, and as their predecessors did."""
@@ -97,7 +97,7 @@ def main(folder: Path, sample: Path) -> None:
 
 
 def copy_photos(folder: Path, sample: Path) -> None:
-    """A few photos of the sample, among them some in other formats and modes."""
+    """A few photos of the sample, some in other formats and modes."""
     for split, (of_sample, count) in COUNTS.items():
         for source, name in CLASSES.items():
             photos = sorted((sample / source / of_sample).rglob("*_rgb.png"))[:count]
@@ -111,7 +111,7 @@ def copy_photos(folder: Path, sample: Path) -> None:
     train = folder / "photos" / "train" / "Hex Nut"
     with Image.open(train / "1.png") as photo:
         photo.convert("L").save(train / "1.png")
-    with Image.open(train / "2.png") as photo:  # a camera that was held on its side
+    with Image.open(train / "2.png") as photo:  # a camera on its side
         exif = photo.getexif()
         exif[0x0112] = 6
         photo.crop((0, 0, 64, 48)).save(train / "2.jpg", quality=95, exif=exif)
@@ -120,7 +120,7 @@ def copy_photos(folder: Path, sample: Path) -> None:
         mask.crop((0, 0, 64, 48)).rotate(-90, expand=True).save(
             folder / "masks/train/Hex Nut/2.png"
         )
-    # What the check of a dataset finds: a photo cut short, a black one, one in two splits.
+    # Problems for the check of a dataset: a truncated photo, a black photo, a photo in two splits.
     wrong = folder / "wrong"
     shutil.copytree(folder / "photos", wrong / "photos")
     shutil.copytree(folder / "masks", wrong / "masks")

@@ -1,10 +1,10 @@
-"""Compare what the same commands left in two folders: every byte, but for what is listed here.
+"""Compare the outputs of the same commands in two folders: every byte, except parts listed here.
 
     python scripts/compare_outputs.py OLD NEW [--same NAME TEXT TEXT]...
 
-Names each file that differs, and which of its keys, columns, tensors or lines do; ends with status
-1 where any does. `--same` takes texts that mean the same, such as two revisions of git. For
-compare_revisions.sh, which makes the two folders.
+Names each file that differs, with its differing keys, columns, tensors or lines; then ends with
+status 1. `--same` takes texts that mean the same, such as two revisions of git.
+compare_revisions.sh makes the two folders.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# What is left aside: the values of these keys, or columns, of these files. That a key is there, and
-# whether it has a number, a text or nothing, is compared.
+# Ignored: the values of these keys, or columns, of these files. The presence of a key, and the kind
+# of its value (number, text, nothing), are compared.
 LEFT_ASIDE = {
     "*/timing.json": ("seconds",),
     "*/timing/*.jsonl": ("seconds", "finished"),
@@ -33,9 +33,9 @@ LEFT_ASIDE = {
     ),
     "*/report/*.html": ("seconds",),
 }  # fmt: skip
-# What a process has counted when it is killed depends on when it last said so.
+# The count of a killed process depends on the time of its last report.
 LEFT_ASIDE_OF_KILLED = ("images", "counted")
-# Parts of the names of files: when they were made, where, and by which process.
+# Parts of file names: time, host and process.
 NAMES = {
     "*.tmp": (r"\.\d+\.[^/]+-\d+\.tmp$", r".NUMBER.HOST-PID.tmp"),
     "*/processes/*.json": (r"/\d+\.(\w+)\.[^/]+-\d+\.json$", r"/TIME.\1.HOST-PID.json"),
@@ -43,16 +43,16 @@ NAMES = {
     "*/timing/*.jsonl": (r"/[^/]+-\d+\.jsonl$", r"/HOST-PID.jsonl"),
     "*/events.out.tfevents.*": (r"\.tfevents\..*$", r".tfevents.TIME.HOST.PID"),
 }
-# Files of which several may have one name then: their lines are compared as those of one file, in
-# this order. So it does not matter in which line a process was killed, if the next goes on there.
+# Several such files may then have the same name: their lines are compared as lines of a single
+# file, in this order. So it does not matter at which line a process was killed.
 IN_ORDER_OF = {"*/records/*.jsonl": None, "*/timing/*.jsonl": "finished"}
-# Parts of what commands say.
+# Parts of the commands' messages.
 SAID = (
     (r"\bprocess \d+ on [\w.-]+", "process PID on HOST"),
     (r"\(\d+(\.\d+)? s\)", "(SECONDS s)"),
     (r"[\d.]+ [kMGT]?B used, [\d.]+ [kMGT]?B free", "SIZE used, SIZE free"),
 )
-# Progress bars, of which full ones alone count: how often they move depends on the time.
+# Progress bars: only full bars count, because time decides how often they move.
 BAR = re.compile(r"^(?P<what>.*?)\s*(?P<percent>\d+)%\|[^|]*\|\s*(?P<count>\S+) \[.*\]\s*$")
 
 SHOWN = 10  # keys of a file, or lines of a text, that are named
@@ -63,20 +63,20 @@ class Side:
     """One of the two folders.
 
     Attributes:
-        same: what is written in place of some texts, which mean the same on both sides.
+        same: replacements of texts that mean the same on both sides.
     """
 
     folder: Path
     same: Mapping[str, str]
 
     def plain(self, text: str) -> str:
-        """`text` without what tells the two sides apart."""
+        """`text` without the differences between the two sides."""
         for found, name in sorted(self.same.items(), key=lambda pair: -len(pair[0])):
             text = text.replace(found, name)
         return text
 
     def files(self) -> dict[str, list[Path]]:
-        """All files and links by the names that they have on both sides; oldest first."""
+        """All files and links by their names on both sides; oldest first."""
         found = defaultdict(list)
         for path in sorted(self.folder.rglob("*")):
             if "__pycache__" not in path.parts and (path.is_symlink() or not path.is_dir()):
@@ -86,7 +86,7 @@ class Side:
 
 
 def matching(rules: Mapping, name: str, change) -> str:
-    """`name` as the first of the rules that fits changes it."""
+    """`name`, changed by the first rule that fits."""
     for pattern, (before, after) in rules.items():
         if fnmatch.fnmatchcase(name, pattern):
             return change(before, after, name)
@@ -101,7 +101,7 @@ class Content:
     """What is compared of a file.
 
     Attributes:
-        whole: all of it, but for what is left aside. Two files are equal where this is.
+        whole: the file without ignored parts. Two files are equal if this is equal.
         parts: the same by keys, to say where two files differ.
     """
 
@@ -110,10 +110,10 @@ class Content:
 
 
 def content_of(name: str, paths: Sequence[Path], side: Side) -> Content:
-    """What is compared of the file with this name on both sides.
+    """The compared content of the file with this name on both sides.
 
     Raises:
-        Exception: it is damaged, in one of the ways in which its format can be.
+        Exception: the file is damaged.
     """
     aside = next((k for p, k in LEFT_ASIDE.items() if fnmatch.fnmatchcase("/" + name, p)), ())
     suffix = ".tfevents" if ".tfevents." in name else Path(name).suffix
@@ -139,14 +139,14 @@ def joined(name: str, texts: Sequence[str]) -> str:
 
 
 def kind(value: object) -> str:
-    """What stands in place of a value that is left aside."""
+    """The text that replaces an ignored value."""
     if value is None or isinstance(value, str):
         return "nothing" if value is None else "a text"
     return "a number" if isinstance(value, int | float) else "a list or an object"
 
 
 def without(text: str, aside: Iterable[str]) -> str:
-    """JSON text in which the values of some keys are left aside, and all else is as it was."""
+    """JSON text in which only the values of some keys are replaced."""
 
     def masked(match: re.Match) -> str:
         return f"{match[1]}<{kind(json.loads(match[2]))}>"
@@ -237,7 +237,7 @@ def of_text(text: str, aside: Sequence[str]) -> Content:
         pieces = [piece.rstrip() for piece in re.split(r"[\r\n]", line)]
         if len(pieces) <= 2:
             pieces = [line.removesuffix("\n")]
-        else:  # blanks among bars are where one was
+        else:  # blanks among bars mark a removed bar
             pieces = [piece for piece in pieces if piece]
         for piece in pieces:
             bar = BAR.match(piece)
@@ -271,7 +271,7 @@ def of_safetensors(data: bytes, side: Side) -> Content:
 def of_checkpoint(data: bytes, side: Side) -> Content:
     import torch
 
-    state = torch.load(io.BytesIO(data[32:]), weights_only=True)  # after the sha256 of the rest
+    state = torch.load(io.BytesIO(data[32:]), weights_only=True)  # after the sha256
 
     def plain(value):
         if isinstance(value, torch.Tensor):
@@ -332,7 +332,7 @@ READERS_OF_BYTES = {
 
 
 def differences(old: Side, new: Side) -> tuple[list[str], int]:
-    """Lines that say what differs, and how many files were compared."""
+    """Lines with the differences, and the number of compared files."""
     before, after = old.files(), new.files()
     lines = [f"{name}: only in OLD" for name in sorted(before.keys() - after.keys())]
     lines += [f"{name}: only in NEW" for name in sorted(after.keys() - before.keys())]
@@ -347,7 +347,7 @@ def differences(old: Side, new: Side) -> tuple[list[str], int]:
 
 
 def differences_of(name, before: Sequence[Path], after: Sequence[Path], old, new) -> list[str]:
-    """Lines that say how the file of this name differs."""
+    """Lines with the differences in the file of this name."""
     single = not any(fnmatch.fnmatchcase("/" + name, pattern) for pattern in IN_ORDER_OF)
     if single and len(before) != len(after):
         return [f"{name}: {len(before)} of them in OLD, {len(after)} in NEW"]
@@ -358,7 +358,7 @@ def differences_of(name, before: Sequence[Path], after: Sequence[Path], old, new
         for paths, side in zip(pair, (old, new)):
             try:
                 contents.append(content_of(name, paths, side))
-            except Exception as error:  # whatever a damaged file brings about
+            except Exception as error:  # a damaged file may raise any error
                 data = b"".join(path.read_bytes() for path in paths)
                 contents.append(Content(data, {f"(damaged: {error})": digest(data)}))
         lines += [f"{name}: {line}" for line in named(*contents)]
@@ -366,7 +366,7 @@ def differences_of(name, before: Sequence[Path], after: Sequence[Path], old, new
 
 
 def named(old: Content, new: Content) -> list[str]:
-    """What differs between two contents, by keys."""
+    """The differences between two contents, by keys."""
     if old.whole == new.whole:
         return []
     if "lines" in old.parts and "lines" in new.parts:
@@ -411,7 +411,7 @@ def main(argv=None) -> int:
     parser.add_argument("old", type=Path, metavar="OLD")
     parser.add_argument("new", type=Path, metavar="NEW")
     parser.add_argument("--same", nargs="+", action="append", default=[], metavar="NAME",
-                        help="NAME TEXT TEXT: texts that mean the same, and what")  # fmt: skip
+                        help="NAME TEXT TEXT: two texts and their common name")  # fmt: skip
     args = parser.parse_args(argv)
     for folder in (args.old, args.new):
         if not folder.is_dir():

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs the same commands with the code of two revisions, and compares every byte that they leave and
-# every line that they say. Ends with status 1 where anything differs, and names file and key; what
-# is left aside (times, process ids, hosts) is listed in compare_outputs.py.
+# Runs the same commands with the code of two revisions, and compares every byte of their output and
+# every line of their messages. A difference is named by file and key, and the status is then 1.
+# compare_outputs.py lists the ignored parts (times, process ids, hosts).
 #
 #   bash scripts/compare_revisions.sh                    # HEAD~1 and HEAD
 #   bash scripts/compare_revisions.sh main my-branch     # made for 15 minutes on two quiet cores
 #   bash scripts/compare_revisions.sh --only edits       # a part of the commands; --list names them
 #
-# Both sides use the packages and the sample of the newer revision. Folder, worktrees and all go at
-# the end; --keep leaves what the commands left, and says where.
+# Both sides use the packages and the sample of the newer revision. Folder and worktrees are removed
+# at the end; --keep keeps the outputs, and tells where.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -210,9 +210,9 @@ part_commands() { # help, errors, and all four commands in a chain
 
 # --- running them ----------------------------------------------------------------------------
 
-# call STATUS COMMAND...: runs it in the folder of this side, keeps its status and what it says, and
-# notes where the status is another than this. With KILL_AT it is killed before a file of such a
-# name is written; code=newer runs the newer revision's code on both sides.
+# call STATUS COMMAND...: runs the command in the folder of this side, keeps its status and messages,
+# and notes a status other than STATUS. With KILL_AT the command is killed before it writes a file of
+# such a name; code=newer runs the newer revision's code on both sides.
 call() {
   local expected=$1 status=0 name pythonpath
   shift
@@ -307,9 +307,9 @@ for side in old new; do
   ln -s "$folder/inputs" "$folder/$side/run/inputs"
   ln -s "$folder/inputs/own.py" "$folder/$side/run/own.py"
 done
-# Python imports it by itself when it starts. Files get their name when they are whole; the one that
-# is waited for does not. Other threads go on until they have nothing more to do, so that a process
-# leaves the same whenever it is killed.
+# Python imports this module when it starts. A file gets its name when it is whole; the process is
+# killed before the awaited file gets its name. Other threads finish their work first, so that the
+# process always leaves the same files.
 cat > "$folder/kill/sitecustomize.py" << 'PYTHON'
 import fnmatch, os, signal, sys, time
 
@@ -340,7 +340,7 @@ set +m
 for side in "${sides[@]}"; do wait "$side" || exit 2; done
 sides=()
 
-# What failed on both sides is equal, and says nothing.
+# Outputs of a command that failed on both sides are equal, but prove nothing.
 for name in $(sort "$folder"/{old,new}/unexpected 2> /dev/null | uniq -d); do
   echo "compare_revisions.sh: on both sides another status than expected, so that little is" \
     "compared: $(cat "$folder/new/run/$name.command")" >&2

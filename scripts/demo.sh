@@ -2,8 +2,8 @@
 # The whole method on the embedded sample, offline after the installation: learns a word per class,
 # edits two photos of each class into many, and compares five ways to train a classifier, trial by
 # trial. Eight minutes on two quiet cores; --fast shows the same in three, with one trial and fewer
-# steps and images. When run again it goes on where it was. K="1 2 4" before the command takes other
-# numbers of photos per class, TRIALS=8 another number of trials.
+# steps and images. The same command goes on after an interruption. K="1 2 4" before the command sets
+# the numbers of photos per class, TRIALS=8 the number of trials.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -14,7 +14,7 @@ case $* in
   --fast) trials=${TRIALS:-1} steps=10 few=1 many=3 iterations=30 experiment=demo-fast ;;
   *) echo "usage: bash scripts/demo.sh [--fast]" >&2; exit 2 ;;
 esac
-# Another number of photos or trials has a folder of its own, so that no result is mixed in.
+# Another number of photos or trials has its own folder, so that results do not mix.
 experiment+=${K:+-photos-${K// /-}}${TRIALS:+-trials-$TRIALS}
 out=${OUTPUT_DIR:-output}/$experiment
 
@@ -22,7 +22,7 @@ if [ ! -s sample/model/model_index.json ]; then
   echo "demo.sh: sample/model is not there; bash sample/build/all.sh makes it" >&2
   exit 2
 fi
-# room FOLDER MEGABYTES: ends the demo where fewer are free; FOLDER need not be there yet.
+# room FOLDER MEGABYTES: ends the demo if fewer megabytes are free; FOLDER need not exist yet.
 room() {
   local folder=$1 free
   while [ ! -e "$folder" ]; do folder=$(dirname "$folder"); done
@@ -42,7 +42,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 trap '[ $? -eq 0 ] || echo "demo.sh: interrupted or failed; the same command goes on from here" >&2' EXIT
 
-# stage NAME COMMAND...: runs a command and adds its seconds to those of earlier runs.
+# stage NAME COMMAND...: runs a command and adds its seconds to the seconds of earlier runs.
 stage() {
   local name=$1 started=$SECONDS before
   shift
@@ -90,7 +90,7 @@ new ones; then a classifier learns without and with them, in $trials trial(s). T
 minutes on two quiet cores, --fast takes three.
 TEXT
 
-# What the end of the demo depends on: a digest of this script, the prompts and the models.
+# The result depends on this digest: of this script, the prompts and the models.
 made_from=$(cat scripts/demo.sh sample/prompts.txt sample/*/*.safetensors sample/*/*/*.safetensors |
   sha256sum)
 page=$out/report/seed=0_ex=${k##* }
@@ -102,7 +102,7 @@ all_there() {
   [ -s "$page.png" ] && [ "$(cat "$out/.finished" 2>/dev/null)" = "$made_from" ]
 }
 if all_there; then
-  echo "All of it was done earlier; without the folder $out it begins anew."
+  echo "The demo was finished earlier; remove the folder $out to run it again."
 else
   stages
   echo "$made_from" > "$out/.finished"
@@ -117,7 +117,7 @@ printf '\npictures: %s\npage: %s\n' "$page.png" "$page.html"
 
 # The classifier of the last row, on a photo that it has never seen.
 classifier=$out/results/recipe/classifier_0_${k##* } photo=sample/mvip/ball_bearing/test_data/set_00/cam_0/024_rgb.png
-if [ -d "$classifier" ]; then  # of earlier versions none is there
+if [ -d "$classifier" ]; then  # earlier versions kept no classifier
   printf '\nWhat does it see in %s?\n\npython -m semantic_aug predict %s %s\n' \
     "$photo" "$classifier" "$photo"
   "$venv/bin/python" -m semantic_aug predict "$classifier" "$photo"

@@ -1,4 +1,4 @@
-"""What demo.sh says at its end: accuracies, and the difference to RandAugment in words.
+"""Print the end of demo.sh: accuracies, and the difference from RandAugment in words.
 
 python scripts/demo_table.py output/demo 6 2
 """

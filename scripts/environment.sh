@@ -1,5 +1,5 @@
 # Sourced by the other scripts: makes the virtual environment and sets $venv. Arguments are files of
-# requirements. Nothing is fetched again while those files stay as they are.
+# requirements. Nothing is downloaded again while these files do not change.
 venv=${VENV:-.venv}
 
 make_environment() {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The numbers of docs/experiments.md, on the embedded sample, for common and for novel kinds: does
 # augmentation help, with how many photos, at which strength, with how many variants, and at what cost.
-# Many hours on two cores, offline after the installation. When run again it goes on where it was.
-# SETS=common, TRIALS=2 or NUMBERS="1 4" before the command does a part of it.
+# Many hours on two cores, offline after the installation. The same command goes on after an
+# interruption. SETS=common, TRIALS=2 or NUMBERS="1 4" before the command runs a part.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -53,7 +53,7 @@ for set in ${SETS:-common novel}; do
     --strength 1.0 --num_synthetic 2
   run "$numbers" train_classifier.py "${head[@]}" --aug_name words --compare real randaugment names-2
 
-  # 2. One strength at a time, the paper's mixture of four, and what the quality gate does.
+  # 2. Single strengths, the paper's mixture of four strengths, and the quality gate.
   for strength in 0.25 0.5 0.75 "0.25 0.5 0.75 1.0"; do
     name=strength-${strength// /-}
     # shellcheck disable=SC2086
@@ -66,8 +66,8 @@ for set in ${SETS:-common novel}; do
       --compare "$name"
   done
 
-  # 3. The part keeps its pixels: new surroundings, and pasting on other places, each with the
-  # part's colour changed and not.
+  # 3. The part keeps its pixels: new surroundings, and pasting on other places, each with and
+  # without a change of the part's colour.
   places=(--controlnet sample/controlnet --places sample/places.txt)
   drawn=(--backgrounds generated --num_places 32 --places_from photos)
   seen=("${head[@]}" --views 16)

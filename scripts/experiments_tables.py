@@ -1,4 +1,4 @@
-"""The tables of docs/experiments.md, as Markdown, from what experiments.sh has finished.
+"""Print the tables of docs/experiments.md, as Markdown, from the finished part of experiments.sh.
 
 python scripts/experiments_tables.py output/experiments
 """
@@ -10,7 +10,7 @@ import pandas as pd
 
 
 def read(results: Path, file: str) -> pd.DataFrame:
-    """One table of all methods, test split only."""
+    """A table of all methods, test split only."""
     tables = [pd.read_csv(path) for path in sorted(results.glob(f"*/{file}"))]
     table = pd.concat(tables, ignore_index=True)
     return table[table.split == "Test"]

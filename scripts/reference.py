@@ -22,10 +22,10 @@ from semantic_aug.settings.using import Exporting, Predicting
 PATH = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 HEAD = """# Reference: every setting
 
-This page is made by `scripts/reference.py` from the declarations in `semantic_aug/settings/`.
-A setting has the same name as a flag (`--num_vectors 4`, with hyphens too) and as a keyword
-argument (`num_vectors=4`); where its flag has another name, both are given. **Bold**: other
-values give other results, which are never mixed with results that are there.
+`scripts/reference.py` makes this page from the declarations in `semantic_aug/settings/`. A setting
+has the same name as a flag (`--num_vectors 4`, or with hyphens) and as a keyword argument
+(`num_vectors=4`); if its flag has another name, both are given. **Bold**: other values give other
+results, which are never mixed with existing results.
 """
 PAGES = (
     (
@@ -47,7 +47,7 @@ PAGES = (
     ),
     (
         "generate_augmentations.py --reproduce",
-        "`reproduce(image, ...)`: what lies elsewhere now",
+        "`reproduce(image, ...)`: paths that have changed",
         (Reproduction,),
     ),
     (

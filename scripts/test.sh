@@ -11,8 +11,8 @@ make_environment requirements.txt tests/requirements.txt
 "$venv/bin/mypy"
 export HF_HUB_OFFLINE=1
 run() { "$venv/bin/python" -m pytest -m "not slow and not gpu and not slurm" "$@"; }
-# pytest rewrites assertions so that failures explain themselves, which takes 15 s: tests that
-# failed run again with it, and alone.
+# pytest's rewriting of assertions explains failures, but takes 15 s: only failed tests run with it,
+# a second time.
 run -n auto --dist worksteal --assert=plain "$@" || {
   status=$?
   [ $status -ne 1 ] || run "$@" --last-failed --tb=long || true

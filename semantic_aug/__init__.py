@@ -6,7 +6,7 @@ import importlib
 __version__ = "0.1.0"
 
 
-# The stages, each a function in the words of its command's flags; loaded when asked for.
+# The stages as functions, whose keywords are the flags of their commands; loaded on demand.
 _FACE = {
     "Run": "semantic_aug.settings.common",
     "check": "semantic_aug.stages.check",
@@ -35,17 +35,17 @@ def __dir__() -> list[str]:
 
 
 class UserError(ValueError):
-    """Input that a person can mend: one line with what was got, what was expected, how to fix it.
+    """Wrong input: a line with the given value, the expected value and the remedy.
 
-    The commands print the line on stderr and end with exit status 2, without a traceback.
+    Commands print the line on stderr and end with exit status 2, without a traceback.
     """
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 photo`, `2 photos`, `3 classes`: a number with a noun that it counts.
+    """A number with its noun: `1 photo`, `2 photos`, `3 classes`.
 
     Args:
-        noun: of one; of several it ends in `s`, or in `es` where it ends in `s` already.
+        noun: in the singular; the plural ends in `s`, or in `es` after an `s`.
     """
     if number != 1:
         noun += "es" if noun.endswith("s") else "s"
@@ -53,14 +53,14 @@ def counted(number: int, noun: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first; its kind where it says nothing."""
+    """The first line of a library's error; the error's class if it has no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def stable_hash(*parts) -> int:
     """A 63-bit number that depends on the text of `parts` alone.
 
-    The same in every process, on every machine and in every Python, unlike `hash`. All random
+    Unlike `hash`, it is the same in every process, on every machine and in every Python. All random
     streams and all orders of this project start from it, never from global state.
     """
     # A separator that no text holds keeps ("ab", "c") and ("a", "bc") apart.

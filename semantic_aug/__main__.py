@@ -5,16 +5,16 @@
     aggregate         merge the words of a trial
     generate          turn photos into varied photos
     train-classifier  train and evaluate a classifier
-    predict           tell what photos show, by a classifier that was trained
-    export            turn such a classifier into a model that other programs open
+    predict           classify photos with a trained classifier
+    export            turn a trained classifier into a model for other programs
     masks             make masks of photos that have none
-    report            pages and sheets of photos and images
-    status            what the processes of an experiment do
-    check             read a whole dataset, and say what is wrong with it
-    run               all stages from one list of flags
-    submit            the same as SLURM jobs
+    report            make pages and sheets of photos and images
+    status            show the state of an experiment
+    check             read a whole dataset, and report its problems
+    run               run all stages from one list of flags
+    submit            submit all stages as SLURM jobs
 
-semantic-aug COMMAND --help says what each takes.
+semantic-aug COMMAND --help shows the common flags of a command, --help_all all flags.
 """
 
 if __name__ == "__main__":
@@ -32,7 +32,7 @@ from semantic_aug.cli.scripts import load_script
 def main(argv: list[str] | None = None):
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     name = one_of(COMMANDS, words, "semantic-aug", __doc__)
-    sys.argv[0] = f"semantic-aug {name}"  # what usage lines and errors of flags call it
+    sys.argv[0] = f"semantic-aug {name}"  # the name in usage lines and errors of flags
     return COMMANDS[name](words[1:])
 
 

@@ -1,6 +1,6 @@
-"""FewShotDataset: records in, a few-shot trial with images, labels and masks out.
+"""FewShotDataset: turns records into a few-shot trial with images, labels and masks.
 
-A dataset is a subclass with one method, `list_records(split)`. Everything else is here.
+A dataset is a subclass with one method, `list_records(split)`. This class does everything else.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from semantic_aug.experiment.digests import file_digests
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.images.contents import mask_digest, photo_digests, pixel_digest
 
-# Subclasses import from here what reads images and masks, so that more is handed on than is used.
+# Subclasses import from this module the functions that read images and masks.
 from semantic_aug.images.masks import (  # noqa: F401
     CROP_MARGIN,
     binary_mask,
@@ -58,7 +58,7 @@ from semantic_aug.synthesis.variants import read_variants
 SPLITS = ("train", "val", "test")
 
 log = logging.getLogger(__name__)
-FEWER = "%s fewer readable photos than the %d asked for, such as %r with %d: all are used"
+FEWER = "%s fewer readable photos than %d, such as %r with %d: all are used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,15 @@ class Record:
     """One labelled photo.
 
     Attributes:
-        path: the image file, or what opens as one with `open("rb")`. While a split is listed, it
-            may be text relative to the data root, because a million paths take long to make.
+        path: the image file, or an object that opens like a file with `open("rb")`. While a split
+            is listed, it may be text relative to the data root, because a million paths are slow.
         class_name: one of the dataset's `class_names`.
         source: stable identity of the photo, its path relative to the data root.
         mask: an image file, or a function that returns an H x W array; nonzero means object.
-            It is read only when somebody asks for the mask.
-        description: text for prompts, where the dataset has one.
-        group: photos that share it were taken together, of one thing or at one place, and say
-            little about one another; empty for a photo by itself.
+            It is read only when the mask is asked for.
+        description: text for prompts, if the dataset has any.
+        group: name of photos that were taken together, of one thing or at one place, and so are
+            not independent; empty for a single photo.
     """
 
     path: Path | str
@@ -86,15 +86,15 @@ class Record:
 
 
 class NoPhotos(UserError):
-    """A split holds no photo, or none of the classes that were selected."""
+    """A split holds no photo, or no photo of the selected classes."""
 
 
 class FewShotDataset(Dataset):
     """Labelled photos of one split, for `train` reduced to a few per class.
 
-    A subclass implements `list_records(split)` and sets `class_names`, or implements
-    `list_class_names()`, or lets them be the sorted names of all records. Options of its own are
-    keyword arguments of its constructor, set as attributes before `super().__init__(**kwargs)`:
+    A subclass implements `list_records(split)`. It sets `class_names` or implements
+    `list_class_names()`; otherwise the classes are the sorted names of all records. Its own options
+    are keyword arguments of its constructor, set as attributes before `super().__init__(**kwargs)`:
 
         class Signs(FewShotDataset):
             env, default_dir = "SIGNS_DIR", "data/signs"
@@ -103,27 +103,28 @@ class FewShotDataset(Dataset):
                 for path in self.images_in(self.data_dir / split):
                     yield self.record(path, class_name=path.stem.split("_")[0])
 
-    Or it overrides `__len__`, `get_image_by_idx`, `get_label_by_idx` and `get_metadata_by_idx`.
+    Or the subclass overrides `__len__`, `get_image_by_idx`, `get_label_by_idx` and
+    `get_metadata_by_idx`.
 
     Args:
         split: `train`, `val` or `test`.
-        seed: which few-shot subset; with one seed, smaller subsets lie within larger ones.
+        seed: chooses the few-shot subset; for the same seed, subsets are nested.
         examples_per_class: photos per class of the `train` split; None for all. The other
             splits are always whole.
-        data_dir: root of the data; default the environment variable `env`, then `default_dir`.
+        data_dir: root of the data (default: the environment variable `env`, else `default_dir`).
         image_size: side in pixels (or height and width) of the tensors that `ds[i]` returns.
-        crop_to_object: cut a square around the mask before anything else.
-        mask_dir: folder of masks at the relative paths of the photos' sources, which go before the
+        crop_to_object: first crop to a square around the mask.
+        mask_dir: folder of masks at the relative paths of the photos' sources; they replace the
             dataset's own masks.
-        bits: how many bits the values of files with more than 8 bits have, where the files do not
-            say it: 12 for a camera whose 12 bits lie in 16. 2**bits - 1 is white, so that 1 is for
-            float images whose white is 1.0. Images of 8 bits are not touched.
-        generative_aug: what `generate_augmentations` uses.
-        synthetic_probability: how often `ds[i]` is a synthetic variant of photo i, in [0, 1].
-        synthetic_dir: where `generate_augmentations` writes synthetic images, or has written them.
+        bits: number of bits of values in files with more than 8 bits, if the files do not tell it:
+            12 for a camera that stores 12 bits in 16. White is 2**bits - 1, so 1 is for float
+            images whose white is 1.0. Images of 8 bits do not change.
+        generative_aug: the augmentation of `generate_augmentations`.
+        synthetic_probability: probability in [0, 1] that `ds[i]` is a variant of photo i.
+        synthetic_dir: the folder of images of `generate_augmentations`.
 
     Raises:
-        NoPhotos: the split has none.
+        NoPhotos: the split has no photos.
         UserError: the data root is missing or empty, no photo of a class can be read, or two
             records claim one source for different classes.
     """
@@ -154,7 +155,7 @@ class FewShotDataset(Dataset):
         synthetic_dir: str | Path | None = None,
     ):
         for name, value in (("split", split), ("seed", seed), ("image_size", image_size)):
-            # A subclass may have set these itself, before it came here without passing them up.
+            # A subclass may have set these itself, without passing them to this constructor.
             self.__dict__.setdefault(name, value)
         self.examples_per_class = examples_per_class
         self.crop_to_object = crop_to_object
@@ -163,11 +164,11 @@ class FewShotDataset(Dataset):
         self.synthetic_dir = None if synthetic_dir is None else Path(synthetic_dir)
         self.synthetic_examples: Mapping[int, Sequence[tuple]] | None = None
         self.unreadable: list[str] = []
-        self.doubtful: list[str] = []  # photos of the trial whose brightness may be wrong, and why
+        self.doubtful: list[str] = []  # photos of the trial with doubtful brightness, and why
         self.bits = bits
         if bits is not None and not 1 <= bits <= 32:
-            raise UserError(f"bits: got {bits}, expected how many bits the values have, 1 to 32")
-        if not self._has_records:  # the subclass brings its own __len__ and get_*_by_idx
+            raise UserError(f"bits: got {bits}, expected the number of bits of values, 1 to 32")
+        if not self._has_records:  # the subclass has its own __len__ and get_*_by_idx
             given = {"crop_to_object": crop_to_object, "mask_dir": mask_dir, "bits": bits}
             for option in (key for key, value in given.items() if value not in (None, False)):
                 raise UserError(f"{option}: {type(self).__name__} makes its images itself")
@@ -187,7 +188,7 @@ class FewShotDataset(Dataset):
                 raise UserError(f"the class name {name!r} is not valid UTF-8: rename it") from None
         if len(set(self.class_names)) < len(self.class_names):
             name = next(n for n in self.class_names if self.class_names.count(n) > 1)
-            raise UserError(f"two classes are called {name!r}: every class needs a name of its own")
+            raise UserError(f"two classes are called {name!r}: give each class its own name")
         self.num_classes = len(self.class_names)
         self._label_of = {name: label for label, name in enumerate(self.class_names)}
         with collection_paused():
@@ -205,9 +206,9 @@ class FewShotDataset(Dataset):
         raise NotImplementedError(f"{type(self).__name__} has no list_records")
 
     def list_class_names(self) -> list[str]:
-        """The names of all classes, in the order of their labels, the same for every split.
+        """The names of all classes in the order of their labels, equal for all splits.
 
-        It is asked once `data_dir` is known, unless `class_names` is set already.
+        It is called when `data_dir` is known, unless `class_names` is set already.
         """
         return sorted({r.class_name for split in SPLITS for r in self.list_records(split)})
 
@@ -217,8 +218,8 @@ class FewShotDataset(Dataset):
         """A `Record` whose source is the path relative to the data root.
 
         Args:
-            path: the file; as text, relative to the data root and with slashes, which becomes a
-                path once the photo is selected: quicker, which counts where there are a million.
+            path: the file, or text relative to the data root and with slashes. Text becomes a path
+                when the photo is selected, which is faster for a million photos.
         """
         if isinstance(path, str):
             return Record(path, class_name, path, mask, description, group)
@@ -227,12 +228,12 @@ class FewShotDataset(Dataset):
 
     @staticmethod
     def images_in(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
-        """The image files directly in `folder`, sorted by name, hidden ones left out."""
+        """The image files directly in `folder`, sorted by name, without hidden files."""
         return [folder / name for name in image_names_in(folder, suffixes)]
 
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
-        """The folders directly in `folder`, sorted by name, hidden ones left out."""
+        """The folders directly in `folder`, sorted by name, without hidden folders."""
         return sorted(folder / entry.name for entry in entries_in(folder) if is_folder(entry))
 
     @property
@@ -241,7 +242,7 @@ class FewShotDataset(Dataset):
 
     @property
     def is_whole_file(self) -> bool:
-        """Whether photo i is the file `records[i].path`, neither cut nor made by a subclass."""
+        """Whether photo i is the file `records[i].path`, not cropped or made by a subclass."""
         as_it_is = type(self).get_image_by_idx is FewShotDataset.get_image_by_idx
         return self._has_records and as_it_is and not self.crop_to_object
 
@@ -253,16 +254,16 @@ class FewShotDataset(Dataset):
         how = f"pass --data_dir{f' or set {self.env}' if self.env else ''}"
         if not found:
             raise UserError(f"no data root for {type(self).__name__}: {how}")
-        root = Path(found).expanduser()  # a shell leaves the ~ of --data_dir=~/photos alone
+        root = Path(found).expanduser()  # a shell does not expand --data_dir=~/photos
         if not root.is_dir():
             raise UserError(f"data root {root} is not a folder: {how}")
         return root
 
     def _select(self, records: list[Record]) -> list[Record]:
-        """Sort by class and, in `train`, keep the first few of a seeded order per class.
+        """Sort by class and, in `train`, keep the first photos of a seeded order per class.
 
-        The order within a class comes from a hash of (seed, class, source), so that it depends
-        neither on the file system nor on the other photos, and subsets are nested.
+        The order within a class comes from a hash of (seed, class, source). So it does not depend
+        on the file system or on other photos, and subsets are nested.
         """
         label_of = self._label_of
         by_class: dict[str, list[Record]] = defaultdict(list)
@@ -283,11 +284,11 @@ class FewShotDataset(Dataset):
                 )
         if not by_class:
             hint = f": is this the root that {type(self).__name__} expects, and do its options fit?"
-            hint = hint if self.split == "train" else ""  # few photos are all in train
+            hint = hint if self.split == "train" else ""  # with few photos, all are in train
             raise NoPhotos(f"no photo of split {self.split!r} in {self.data_dir}{hint}")
         wanted = self.examples_per_class if self.split == "train" else None
         selected: list[Record] = []
-        short: dict[str, int] = {}  # photos of each class that has fewer than wanted
+        short: dict[str, int] = {}  # number of photos of each class with too few
         for class_name in self.class_names:
             group = sorted(by_class[class_name], key=attrgetter("source"))
             if wanted is not None and group:
@@ -347,7 +348,7 @@ class FewShotDataset(Dataset):
         return len(self.records)
 
     def get_image_by_idx(self, idx: int) -> Image.Image:
-        """Photo `idx`, upright, RGB, cut to the object where that was asked for."""
+        """Photo `idx`, upright, RGB, cropped with `crop_to_object`."""
         image = read_image(self.records[idx].path, self.bits)
         if self.crop_to_object:
             image = image.crop(object_box(self._whole_mask(idx, image.size)))
@@ -369,7 +370,7 @@ class FewShotDataset(Dataset):
         """Mask of photo `idx`: [H, W] uint8, 255 on the object and 0 elsewhere.
 
         Raises:
-            UserError: the photo has no mask, or it does not fit the photo.
+            UserError: the photo has no mask, or the mask has another size.
         """
         if not self._has_records:
             mask = self.get_metadata_by_idx(idx).get("mask")
@@ -394,8 +395,8 @@ class FewShotDataset(Dataset):
         if mask.shape != (size[1], size[0]):
             raise UserError(
                 f"mask of {record.source} is {mask.shape[1]}x{mask.shape[0]} pixels, "
-                f"the photo is {size[0]}x{size[1]}: make it anew in the photo's size, or take it "
-                "away; python -m semantic_aug.datasets check lists all"
+                f"the photo is {size[0]}x{size[1]}: make the mask again in the photo's size, or "
+                "remove it; python -m semantic_aug.datasets check lists all such masks"
             )
         return mask
 
@@ -425,7 +426,7 @@ class FewShotDataset(Dataset):
         return [idx for idx in range(len(self)) if self.get_label_by_idx(idx) in wanted]
 
     def sources(self) -> list[str]:
-        """The stable id of every photo; the index serves where a subclass has none."""
+        """The stable id of every photo; its index if a subclass gives none."""
         sources: list[Any] = [self.get_metadata_by_idx(i).get("source") for i in range(len(self))]
         if None in sources:
             log.warning(
@@ -439,8 +440,8 @@ class FewShotDataset(Dataset):
     def photo_digest(self, indices: Iterable[int] | None = None) -> str:
         """Sixteen hex digits of the ids and the content of photos (default all), in order.
 
-        It tells whether results belong to the photos that are there now. Where a subclass makes
-        its images itself, only their ids count.
+        The digits show whether results belong to the present photos. If a subclass makes its images
+        itself, only their ids count.
         """
         digest, sources = hashlib.sha256(), self.sources()
         indices = list(range(len(self)) if indices is None else indices)
@@ -454,10 +455,10 @@ class FewShotDataset(Dataset):
         return digest.hexdigest()[:16]
 
     def content_digests(self, indices: Iterable[int]) -> list[str]:
-        """What each photo shows, 64 hex digits each: equal where the photos are equal.
+        """A digest of each photo, 64 hex digits: equal digests mean equal photos.
 
-        Of a photo that is a file, sha256 of its bytes, as `file_digests` gives it; with
-        `crop_to_object`, its mask counts too. Of a photo that a subclass makes itself, its pixels.
+        It is the sha256 of a file's bytes, from `file_digests`; with `crop_to_object`, the mask
+        counts too. If a subclass makes a photo itself, the pixels count.
         """
         indices = list(indices)
         if not self._has_records:
@@ -478,8 +479,8 @@ class FewShotDataset(Dataset):
     def __getitem__(self, idx: int) -> tuple[torch.Tensor, int]:
         """A float tensor [3, H, W] in [-1, 1] and its label.
 
-        With `synthetic_probability` it is one of the synthetic variants of photo `idx`, drawn
-        from torch's random state, which a DataLoader seeds for every worker.
+        With `synthetic_probability` the tensor may show a variant of photo `idx`. It is drawn from
+        torch's random state, which a DataLoader seeds for every worker.
         """
         if self.synthetic_examples is None:
             if self.synthetic_dir is not None and (self.synthetic_dir / "records").is_dir():
@@ -507,20 +508,20 @@ class FewShotDataset(Dataset):
     ) -> None:
         """Use the synthetic images in `folder`, at most `num_synthetic` per photo of `classes`.
 
-        Those that a filter has rejected are left out, unless `ignore_filter`.
+        Images that a filter has rejected are left out, unless `ignore_filter`.
 
         Raises:
-            UserError: the folder has none, some are missing, or they belong to other photos.
+            UserError: the folder has no images, some are missing, or they belong to other photos.
         """
         self.synthetic_examples = read_variants(
             Path(folder), self, num_synthetic, classes, ignore_filter
         )
 
     def generate_augmentations(self, num_repeats: int) -> None:
-        """Make `num_repeats` synthetic variants of every photo with `generative_aug`.
+        """Make `num_repeats` variants of every photo with `generative_aug`.
 
-        They are kept in memory or, where `synthetic_dir` is set, written there with their
-        records, as `generate_augmentations.py` does; what is there already is not made again.
+        Without `synthetic_dir`, the variants stay in memory. Else they are written there with their
+        records, as by `generate_augmentations.py`; existing images are not made again.
         """
         if self.generative_aug is None:
             raise UserError("generate_augmentations needs a generative_aug")
@@ -531,7 +532,7 @@ class FewShotDataset(Dataset):
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """No garbage collection meanwhile: it would look at a million records again and again."""
+    """Stop garbage collection meanwhile: it would visit a million records again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

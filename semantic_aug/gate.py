@@ -1,8 +1,8 @@
-"""The quality gate: every synthetic image is scored against its own class, the worst are marked.
+"""The quality gate: scores every image against its own class, and marks the worst images.
 
-Scores and marks are lines of their own in records/. An image is scored once; which of a class are
-the worst can be marked again and again. Nothing is deleted: train_classifier.py leaves out what is
-not kept.
+Scores and marks are separate lines in records/. An image is scored once; the worst images of a
+class can be marked again and again. Nothing is deleted: train_classifier.py leaves out images that
+are not kept.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,20 +30,20 @@ from semantic_aug.synthesis.records import (
     read_records,
 )
 
-SENTENCE = "a photo of a {}"  # what CLIP compares an image with (arXiv 2103.00020, section 3.1.4)
+SENTENCE = "a photo of a {}"  # CLIP's text for a class (arXiv 2103.00020, section 3.1.4)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What scores images and how many of a class are marked as rejected.
+    """The scorer of images, and the share of each class that is rejected.
 
     Attributes:
-        kind: `clip`, the cosine between an image and its class's name as CLIP sees them, in
-            [-1, 1]; or `classifier`, the probability that a linear head, trained on the trial's
-            photos alone, gives the image's class, in [0, 1].
+        kind: `clip`: CLIP's cosine in [-1, 1] between an image and its class's name; `classifier`:
+            the probability in [0, 1] of the image's class, by a linear head trained on the trial's
+            photos alone.
         model: hub id or folder of a CLIP, or of the classifier's backbone.
         quantile: share of each class to reject, in [0, 1).
-        identity: of what gives the scores; those of another do not count.
+        identity: of the scorer; scores of another scorer do not count.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Scorer:
     """A function from images, uint8 [B, 3, H, W], and their labels to scores [B].
 
     Attributes:
-        size: the height and width that it wants.
+        size: the height and width of these images.
     """
 
     size: tuple[int, int]
@@ -65,10 +65,10 @@ class Scorer:
 
 
 def make_filter(kind: str, model: str | None, quantile: float) -> Filter:
-    """The filter that the flags mean; only the model's configuration is read.
+    """The filter of these flags; only the model's configuration is read.
 
     Raises:
-        UserError: there is no such model, or it is no CLIP where one is needed.
+        UserError: there is no such model, or `clip` needs a CLIP and got another model.
     """
     model = SHORT_NAMES.get(model or FILTER_MODELS[kind], model or FILTER_MODELS[kind])
     config = _read_config(model)
@@ -80,16 +80,17 @@ def make_filter(kind: str, model: str | None, quantile: float) -> Filter:
 
 
 def check_trial(quality: Filter, dataset) -> None:
-    """Raise UserError where the photos of a trial do not suffice for this filter."""
+    """Raise UserError if the photos of a trial do not suffice for this filter."""
     labels = {dataset.get_label_by_idx(idx) for idx in range(len(dataset))}
     if quality.kind == CLASSIFIER and len(labels) < 2:
         raise UserError("--filter classifier needs photos of two classes; use --filter clip")
 
 
 def load_scorer(quality: Filter, device: torch.device) -> Callable[..., Scorer]:
-    """Load the filter's model once: a function of (dataset, trial, cache, words) gives a scorer.
+    """Load the filter's model once; return a function of (dataset, trial, cache, words) that
+    makes a scorer.
 
-    `words` is what prompts say for each class.
+    `words` are the names of the classes in prompts.
 
     Raises:
         UserError: weights are missing or broken.
@@ -98,7 +99,7 @@ def load_scorer(quality: Filter, device: torch.device) -> Callable[..., Scorer]:
         if quality.kind == CLIP:
             return partial(_clip_scorer, *_load_clip(quality.model, device))
         return partial(_classifier_scorer, load_backbone(quality.model, device))
-    except UserError as error:  # the backbone goes by another flag here
+    except UserError as error:  # here the backbone has another flag
         raise UserError(str(error).replace("--classifier_backbone", "--filter_model")) from error
 
 
@@ -115,14 +116,14 @@ def _read_config(name: str):
             what = f"the folder {name} holds no model of transformers"
         else:
             what = (
-                f"{name!r} is no folder, and no hub model that is cached or can be reached; give a "
-                "folder, or fetch it first where there is a network (hf download)"
+                f"{name!r} is no folder, and no hub model in the cache or on the network; give a "
+                "folder, or first download the model where there is a network (hf download)"
             )
         raise UserError(f"--filter_model: {what}") from error
 
 
 def _load_clip(name: str, device: torch.device) -> tuple:
-    """A CLIP's model in float32 and its tokenizer, and how it wants images."""
+    """A CLIP in float32, its tokenizer, and its preprocessing of images."""
     import transformers
 
     try:
@@ -134,7 +135,7 @@ def _load_clip(name: str, device: torch.device) -> tuple:
         raise UserError(f"--filter_model: cannot load {name}: {first_line(error)}") from error
     if report["missing_keys"]:
         raise UserError(f"--filter_model: {name} lacks weights: {min(report['missing_keys'])}")
-    if len(tokenizer) < 256:  # without its files it loads, and knows no word
+    if len(tokenizer) < 256:  # without its files it loads nevertheless, but knows no word
         raise UserError(f"--filter_model: {name}: files of its tokenizer are missing")
     mean, std, _ = read_preprocessing(name)
     mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (mean, std))
@@ -172,8 +173,8 @@ def _clip_scorer(model, tokenizer, mean, std, dataset, trial, cache, words) -> S
 
 
 def _classifier_scorer(backbone, dataset, trial: Trial, cache: Path | None, words) -> Scorer:
-    """Probabilities by a head that has learned from the photos of the whole trial."""
-    # Imported late: it draws in the library of standard augmentations, which takes a second.
+    """Probabilities by a head that was trained on the photos of the whole trial."""
+    # Imported late: it imports the library of standard augmentations, which takes a second.
     from semantic_aug.evaluation.features import LabelledFeatures, cached_features
     from semantic_aug.evaluation.sampling import load_examples
     from semantic_aug.evaluation.training import TrainingOptions, train_trial
@@ -181,7 +182,7 @@ def _classifier_scorer(backbone, dataset, trial: Trial, cache: Path | None, word
     examples = load_examples(dataset, backbone.image_size)
     labels = examples.labels[: examples.num_photos]
     features, _ = cached_features(backbone, examples.images, f"{trial.name} features", cache)
-    photos = LabelledFeatures(features, labels)  # nothing is chosen by them
+    photos = LabelledFeatures(features, labels)  # stands for val too: nothing is selected
     options = TrainingOptions(
         num_epochs=10, iterations_per_epoch=100, learning_rate=1e-3, augmentation=()
     )
@@ -209,7 +210,7 @@ def score_images(
     names: Iterable[str],
     shard: tuple[int, int] = (0, 1),
 ) -> int:
-    """Score those of the images `names` that have no score yet; a line of each goes to records/.
+    """Score the images of `names` without a score; each gets a line in records/.
 
     Args:
         identity: the `config_id` of the folder's images.
@@ -217,7 +218,7 @@ def score_images(
         dataset: the trial's photos.
 
     Returns:
-        How many were scored.
+        The number of images scored.
 
     Raises:
         UserError: an image cannot be read.
@@ -244,7 +245,7 @@ def score_images(
 
 
 def unscored(folder: Path, identity: str, quality: Filter) -> list[dict]:
-    """Records of the images there that this filter has not scored."""
+    """Records of the images that this filter has not scored."""
     records, scores, _ = _read(folder, identity, quality)
     return [record for record in records if record["file_name"] not in scores]
 
@@ -256,13 +257,13 @@ def mark_worst(
     jobs: Mapping[str, Sequence[Job]],
     shard: tuple[int, int] = (0, 1),
 ) -> dict[str, tuple[int, int]]:
-    """Mark which images of each class are kept: all but the `quality.quantile` with lowest scores.
+    """Mark the images of each class that are kept: all but the `quality.quantile` lowest scores.
 
-    A class is judged once all its images are there and have scores. Of several processes that
-    make it, at least the one that ends last sees that; where two do, they mark alike.
+    A class is judged when all its images are there and have scores. If several processes make it,
+    the last sees this; if two see it, they mark alike.
 
     Args:
-        jobs: of each class, those whose images are wanted.
+        jobs: the wanted jobs of each class.
 
     Returns:
         (kept, all) of each class that could be judged.
@@ -283,23 +284,23 @@ def mark_worst(
             for file_name, record in own.items():
                 line = _line(record, quality, scores[file_name])
                 line |= {"kept": file_name not in rejected, "filter_quantile": quality.quantile}
-                if last.get(file_name) != line:  # what was said last is not said again
+                if last.get(file_name) != line:  # no mark is repeated
                     writer.write(line)
             judged[name] = (len(own) - len(rejected), len(own))
     return judged
 
 
 def worst(scores: Mapping[str, float], quantile: float) -> set[str]:
-    """The `quantile`, in [0, 1), of all names that has the lowest scores, rounded down.
+    """The `quantile`, in [0, 1), of all names with the lowest scores, rounded down.
 
-    Of equal scores the name that sorts first is worse, so that the result depends on no order.
+    Among equal scores, the name that sorts first is worse, so the result depends on no order.
     """
     count = int(quantile * len(scores) + 1e-9)
     return set(sorted(scores, key=lambda name: (scores[name], name))[:count])
 
 
 def _line(record: Mapping, quality: Filter, given: Mapping) -> dict:
-    """What is written of an image's `score` and its `scorer`; see `is_about`."""
+    """The line of an image's `score` and its `scorer`; see `is_about`."""
     return {
         "file_name": record["file_name"],
         "score": given["score"],
@@ -310,9 +311,9 @@ def _line(record: Mapping, quality: Filter, given: Mapping) -> dict:
 
 
 def _read(folder: Path, identity: str, quality: Filter) -> tuple[list, dict, dict]:
-    """Records of the images there, the lines with this filter's scores, and the last of each image.
+    """Records of the images, the lines with this filter's scores, and the last line of each image.
 
-    Images that a safety checker has made black are not among them.
+    Images that a safety checker has made black are left out.
     """
     records = [r for r in read_records(folder, identity) if not r.get("flagged")]
     by_name = {record["file_name"]: record for record in records}

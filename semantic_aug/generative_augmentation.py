@@ -1,4 +1,4 @@
-"""GenerativeAugmentation: what an augmentation is, for those who call one and who write one."""
+"""GenerativeAugmentation: the contract of augmentations, for callers and authors."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,13 @@ from semantic_aug import UserError
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit that was applied to an image; what its record says about it.
+    """An edit that was applied to an image, as its record describes it.
 
     Attributes:
         prompt, strength, guidance_scale: None for an edit that has none.
-        attempts: how often it was made, where a safety checker flagged the result.
-        flagged: the last one was flagged too, and the image is black.
-        details: what else the record says: JSON values for the keys in the augmentation's
-            `details`.
+        attempts: number of attempts, if a safety checker flagged the image.
+        flagged: the last attempt was flagged too, and the image is black.
+        details: further JSON values of the record, for the keys in the augmentation's `details`.
     """
 
     aug: str
@@ -37,18 +36,18 @@ class Edit:
 class GenerativeAugmentation:
     """Maps labelled photos to synthetic photos of the same classes and sizes.
 
-    A subclass implements `augment`. One that has only `forward(image, label, metadata)`, as the
-    predecessors' have, works too, one image at a time and without a record of its edits.
+    A subclass implements `augment`. A subclass of the original repository, which has only
+    `forward(image, label, metadata)`, also works: one image at a time, without a record of edits.
 
     Attributes:
-        needs_mask: whether metadata must hold "mask", [H, W] uint8, 255 on the object.
+        needs_mask: metadata must hold "mask", [H, W] uint8, 255 on the object.
         needs_object: a photo whose mask is missing, empty or the whole photo gets no variants.
-        needs_model: whether `pipeline` is a loaded model. Otherwise it is a function that loads
-            it, which an augmentation may never call.
-        default_strength: where no strength is given.
-        fixed: settings of an edit that are always so, such as `{"mask": True}`.
-        takes: names of further settings that `__init__` is given.
-        details: keys of `Edit.details`, which stand in the record of every image.
+        needs_model: `pipeline` is a loaded model. Otherwise `pipeline` is a function that loads
+            the model; the augmentation may never call it.
+        default_strength: the strength if none is given.
+        fixed: settings of an edit that never change, such as `{"mask": True}`.
+        takes: names of further settings that `__init__` takes.
+        details: keys of `Edit.details`, which are in the record of every image.
     """
 
     needs_mask = False
@@ -61,12 +60,12 @@ class GenerativeAugmentation:
 
     @classmethod
     def uses_model(cls, options: Mapping[str, Any]) -> bool:
-        """Whether a model is needed with these settings, those of `takes`."""
+        """Whether the augmentation needs a model with these values of `takes`."""
         return cls.needs_model
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        """Raise UserError for settings, those of `takes`, that nothing can be made with."""
+        """Raise UserError if these values of `takes` cannot work."""
 
     @classmethod
     def check_masks(
@@ -75,19 +74,19 @@ class GenerativeAugmentation:
         masks: Iterable[tuple[str, np.ndarray]],
         edited: Collection[str],
     ) -> None:
-        """Raise UserError where the objects of a trial's photos do not suffice.
+        """Raise UserError if a trial's photos have too few objects.
 
         Args:
             options: as `check` takes them.
-            masks: source and mask of every photo of the trial whose mask is of use.
-            edited: sources of the photos that are to be edited, those of the classes chosen.
+            masks: source and mask of every photo of the trial with a usable mask.
+            edited: sources of the photos to be edited, which are of the chosen classes.
         """
 
     def bind(self, dataset) -> None:
-        """Called once, before the first batch, with the whole trial, a FewShotDataset.
+        """Take the whole trial, a FewShotDataset, once before the first batch.
 
-        It gives an augmentation the trial's photos, masks, labels and sources in their order,
-        whichever classes are to be edited.
+        The dataset has the photos, masks, labels and sources of all classes in their order, even
+        if only some classes are edited.
         """
 
     def augment(
@@ -102,16 +101,15 @@ class GenerativeAugmentation:
         Args:
             images: PIL RGB, of any sizes.
             labels: class indices.
-            metadata: one mapping per image with `name`, perhaps `words`, how prompts write that
-                name, and `description`; and `mask` where `needs_mask`.
-            generators: one CPU generator per image; whatever is random about image i is drawn
-                from generator i and from nothing else.
+            metadata: a mapping per image: `name`; perhaps `words` (the name in prompts) and
+                `description`; `mask` if `needs_mask`.
+            generators: a CPU generator per image; all randomness of image i comes from generator i.
 
         Returns:
-            Images of the same sizes, and for each the edits applied, in their order.
+            Images of the same sizes, and the edits of each image in their order.
 
         Raises:
-            UserError: a `forward`, as the predecessors' augmentations have, returns something else.
+            UserError: a `forward` of the original repository's kind returns something else.
         """
         forward = getattr(self, "forward", None)
         if forward is None:
@@ -132,7 +130,7 @@ class GenerativeAugmentation:
     def __call__(
         self, image: Image.Image, label: int, metadata: Mapping, generator=None
     ) -> tuple[Image.Image, int]:
-        """Augment one image. Without a generator, torch's random state gives the seed."""
+        """Augment an image. Without a generator, torch's random state gives the seed."""
         if generator is None:
             seed = int(torch.randint(2**62, ()))
             generator = torch.Generator().manual_seed(seed)
@@ -143,11 +141,11 @@ class GenerativeAugmentation:
 def augmented(
     aug: GenerativeAugmentation, images: Sequence[Image.Image], *rest: Sequence
 ) -> tuple[list[Image.Image], list[list[Edit]]]:
-    """What `aug.augment` returns, if it is what the contract says.
+    """The result of `aug.augment`, after a check of the contract.
 
     Raises:
-        UserError: it returns something else than both lists, another number of images or of
-            edits, or images of other sizes. They would be taken for those of other photos.
+        UserError: the result is not a pair of lists, or has another number of images or edits, or
+            images of other sizes; such images would go to the wrong photos.
     """
     name = f"--aug: {type(aug).__module__}:{type(aug).__qualname__}"
     returned = aug.augment(images, *rest)
@@ -157,7 +155,7 @@ def augmented(
         case _:
             raise UserError(
                 f"{name} returned {type(returned).__name__}; expected a list of images and a list "
-                "of the edits of each"
+                "of each image's edits"
             )
     if len(results) != len(images) or len(edits) != len(images):
         what = f"{len(results)} images and {len(edits)} lists of edits for {len(images)} photos"
@@ -167,5 +165,5 @@ def augmented(
         elif result.size != image.size:
             what = what or f"an image of size {result.size} for a photo of size {image.size}"
     if what is not None:
-        raise UserError(f"{name} returned {what}; expected one of the same size for each")
+        raise UserError(f"{name} returned {what}; expected an image of the same size per photo")
     return results, edits

@@ -9,10 +9,10 @@ from semantic_aug import UserError
 
 
 def name_of(flag: str, given: object, registry: Mapping[str, str], base: type) -> str:
-    """The name under which `find_class` finds what Python has given: a name, a class, an object.
+    """The name by which `find_class` finds a given name, class or object.
 
     Raises:
-        UserError: it is none of them, or its class has no name outside of a function.
+        UserError: `given` is none of these, or its class is defined in a function.
     """
     if isinstance(given, str):
         return given
@@ -21,20 +21,20 @@ def name_of(flag: str, given: object, registry: Mapping[str, str], base: type) -
         raise UserError(f"{flag}: got {given!r}, expected a name or a {base.__name__}")
     path = f"{cls.__module__}:{cls.__qualname__}"
     if "<locals>" in path:
-        raise UserError(f"{flag}: {path} is within a function: move it into a module")
+        raise UserError(f"{flag}: {path} is defined in a function: move it to its module")
     return next((name for name, known in registry.items() if known == path), path)
 
 
 def find_class(flag: str, name: str, registry: Mapping[str, str], base: type) -> type:
-    """The class behind a name.
+    """The class of this name.
 
     Args:
         flag: the flag that gave the name, for messages.
         registry: registered names and their `package.module:ClassName`.
-        base: what it must be a subclass of.
+        base: the class from which it must inherit.
 
     Raises:
-        UserError: there is no such name, module or class, or it is no `base`.
+        UserError: there is no such name, module or class, or the class is no `base`.
     """
     path = registry.get(name, name)
     module_name, colon, class_name = path.partition(":")
@@ -42,7 +42,7 @@ def find_class(flag: str, name: str, registry: Mapping[str, str], base: type) ->
         known = ", ".join(registry)
         raise UserError(f"{flag}: got {name!r}, expected {known}, or package.module:ClassName")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a user's module lies where the command is typed
+        sys.path.insert(0, str(Path.cwd()))  # a user's module lies in the current folder
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way

@@ -1,4 +1,4 @@
-"""What the tests share: one small Stable Diffusion per run, small photo folders, real photos."""
+"""Shared by the tests: a small Stable Diffusion per run, small photo folders, real photos."""
 
 import copy
 import functools
@@ -19,17 +19,17 @@ from PIL import Image, ImageDraw
 
 from semantic_aug.diffusion import loading
 
-settings.register_profile("patient", deadline=None)  # a slow machine is no failure
+settings.register_profile("patient", deadline=None)  # a slow machine must not fail
 settings.load_profile("patient")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-torch.set_num_threads(1)  # several threads slow such small models down
-# A script's background job ignores Ctrl-C, and all that it starts does so too; tests send Ctrl-C.
+torch.set_num_threads(1)  # several threads would slow such small models
+# A script's background job and its children ignore Ctrl-C; tests send Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
-# How variables begin in whose presence commands share their work, or scripts do something else.
+# Prefixes of variables that make commands share their work, or change what scripts do.
 OF_CLUSTERS = (
     "SLURM_", "PMI_", "MPI_", "OMPI_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "ACCELERATE_", "LAUNCH",
     "ACTIVATE", "EXTRA_SBATCH", "DA_FUSION_ROOT", "MAX_REQUEUES",
@@ -42,9 +42,9 @@ CAPTIONS = [
 
 
 def loaded_once(load):
-    """`load_pipeline` that reads a folder once per run, as reading takes most of a small command.
+    """`load_pipeline` that reads a folder once per run: reading takes most of a small command.
 
-    Callers get copies of their own. A folder whose files have changed is read again.
+    Callers get their own copies. A folder whose files have changed is read again.
     """
 
     @functools.lru_cache(maxsize=8)
@@ -79,7 +79,7 @@ loading.load_pipeline = loaded_once(loading.load_pipeline)  # before anybody imp
 
 
 def build_tokenizer():
-    """A CLIP tokenizer with a small byte-pair vocabulary of its own."""
+    """A CLIP tokenizer with its own small byte-pair vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -248,7 +248,7 @@ def velocity_model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> str:
-    """Folder of a small Stable Diffusion, as `from_pretrained` takes it."""
+    """Folder of a small Stable Diffusion, for `from_pretrained`."""
     folder = tmp_path_factory.mktemp("model") / "small-sd"
     build_pipeline().save_pretrained(folder)
     return str(folder)
@@ -256,7 +256,7 @@ def small_model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of real photos; the test is skipped where there is none."""
+    """Folder of real photos; without it, the test is skipped."""
     folder = Path(os.environ.get("FEW_SHOT_REAL_DATA", ROOT / ".." / "shared" / "real"))
     if not folder.is_dir():
         pytest.skip(f"no real photos: {folder} is absent (set FEW_SHOT_REAL_DATA)")
@@ -265,7 +265,7 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_argv(monkeypatch) -> None:
-    """`semantic-aug COMMAND` names itself in sys.argv: not in that of the next test."""
+    """`semantic-aug COMMAND` changes sys.argv; the next test gets the old one."""
     monkeypatch.setattr(sys, "argv", [*sys.argv])
 
 
@@ -280,7 +280,7 @@ def workdir(tmp_path, monkeypatch) -> Path:
 
 
 def forked(main, *argv) -> multiprocessing.Process:
-    """A command in a process of its own, to be killed; forked, as importing takes ten seconds."""
+    """A command in its own process, to be killed; forked, because importing takes ten seconds."""
     process = multiprocessing.get_context("fork").Process(target=main, args=(list(argv),))
     process.start()
     return process
@@ -288,7 +288,7 @@ def forked(main, *argv) -> multiprocessing.Process:
 
 @pytest.fixture
 def short_validation(monkeypatch) -> None:
-    """Validation while words are learned takes a few noises and few denoising steps."""
+    """Make validation during fine-tuning short: a few noises and denoising steps."""
     from semantic_aug.words import session, training
 
     monkeypatch.setattr(session, "VALIDATION_IMAGE_STEPS", 3)
@@ -297,7 +297,7 @@ def short_validation(monkeypatch) -> None:
 
 @pytest.fixture
 def sketched(monkeypatch) -> None:
-    """Figures are empty and saved as one pixel: they take most of a small train_classifier.py."""
+    """Save figures as an empty pixel: they take most of a small train_classifier.py."""
     from matplotlib.figure import Figure
 
     from semantic_aug.evaluation import plots
@@ -326,7 +326,7 @@ def rectangles(draw, least: int = 1, most: int = 60):
 
 
 def draw_photo(path: Path, colour, seed: int, size=(48, 40)) -> None:
-    """A photo of a coloured disc on a noisy ground, and its mask in the parallel tree `masks`."""
+    """A photo of a coloured disc on noise, and its mask in the parallel tree `masks`."""
     random = np.random.default_rng(seed)
     ground = random.integers(60, 120, (size[1], size[0], 3), dtype=np.uint8)
     image, mask = Image.fromarray(ground), Image.new("L", size, 0)
@@ -387,13 +387,13 @@ def make(photos, small_model, workdir, called):
 
 
 def images_of(name="aug") -> dict[str, np.ndarray]:
-    """Pixels of what `make` has made, by file name."""
+    """Pixels of the images of `make`, by file name."""
     folder = Path(f"output/e/{name}/seed=0_ex=1")
     return {p.name: np.asarray(Image.open(p)).astype(int) for p in sorted(folder.glob("*.png"))}
 
 
 def write_trial(folder, seed, k, accuracy, selected=1) -> None:
-    """Results of three epochs in classes 007 and NA, of which the selected one has this accuracy.
+    """Results of three epochs in classes 007 and NA; the selected epoch has this accuracy.
 
     The validation split has 0.1 less.
     """

@@ -223,7 +223,7 @@ def test_a_dataset_is_given_by_its_name_its_class_or_an_object(photos, workdir, 
     class Local(Halves):
         pass
 
-    with pytest.raises(UserError, match=r"<locals>.Local is within a function"):
+    with pytest.raises(UserError, match=r"<locals>.Local is defined in a function"):
         generate(Run("l", dataset=Local), **options)
     with pytest.raises(UserError, match=r"dataset: got 3, expected a name or a FewShotDataset"):
         generate(Run("l", dataset=3), **options)

@@ -102,7 +102,7 @@ def test_fast_path_interrupted_and_run_again(demo, tmp_path):
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/seed*/*.png")}
     again, _ = demo("--fast").communicate(timeout=PATIENCE)
-    assert "All of it was done earlier" in again and "== " not in again
+    assert "The demo was finished earlier" in again and "== " not in again
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert re.findall(r"^(?:real|and) .* (\d+\.\d) %$", again, re.MULTILINE) == table
 

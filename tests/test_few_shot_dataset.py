@@ -132,8 +132,7 @@ def test_fewer_photos_than_asked_for_are_all_used(tmp_path, caplog):
     dataset = Signs(data_dir=tmp_path, examples_per_class=4)
     assert [dataset.get_label_by_idx(i) for i in range(len(dataset))] == [0, 0, 1, 1, 1, 1, 2]
     assert caplog.messages == [
-        "2 classes have fewer readable photos than the 4 asked for, such as 'cat' with 2: all are "
-        "used"
+        "2 classes have fewer readable photos than 4, such as 'cat' with 2: all are used"
     ]
 
 
@@ -572,8 +571,8 @@ def test_photos_of_a_trial_that_come_out_black_are_named_with_the_option(tmp_pat
     first = sources(dataset)[0]
     assert caplog.messages == [
         f"2 photos of split 'train' may have a wrong brightness, such as {first}: almost black "
-        "(0 to 16 of 255); where files hold more than 8 bits, --dataset_args bits=12 says how many "
-        "of them are used"
+        "(0 to 16 of 255); for files of more than 8 bits, --dataset_args bits=12 gives the number "
+        "of used bits"
     ]
     caplog.clear()
     options = {"data_dir": tmp_path, "dataset_args": ["bits=12"], "image_size": (1, 4)}
@@ -738,7 +737,9 @@ def test_masks_of_rotated_photos_are_upright_too(tmp_path):
         assert np.array_equal(np.asarray(dataset.get_image_by_idx(index)), pixels())
         assert np.array_equal(dataset.get_mask_by_idx(index), upright)
     rotated.save(tmp_path / "masks" / "turned_0.png")  # without the tag it does not fit
-    message = r"mask of train/turned_0.png is 8x12 pixels, the photo is 12x8: make it anew in"
+    message = (
+        r"mask of train/turned_0.png is 8x12 pixels, the photo is 12x8: make the mask again in"
+    )
     with pytest.raises(UserError, match=message):
         dataset.get_mask_by_idx(1)
 

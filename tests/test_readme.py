@@ -237,7 +237,7 @@ def test_readme_names_every_script_and_no_flag_that_does_not_exist():
         "fine_tune.py", "fine_tune_upstream.py", "aggregate_embeddings.py",
         "generate_augmentations.py", "train_classifier.py", "semantic_aug.report",
     }  # fmt: skip
-    used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--logdir", "--fast"}
+    used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--help_all", "--logdir", "--fast"}
     of_others = {"--gpus", "--partition", "--time"} | {"--multi_gpu", "--num_processes"}
     assert used - of_others <= flags()  # sbatch's, and those of accelerate launch
 

@@ -4,7 +4,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@60
 # Learns this task's share of the words.
-# submit.sh submits this; by hand, from this project's folder:
+# submit.sh submits this script; by hand, from this project's folder:
 #   sbatch --array=0-15 --gpus-per-task=1 scripts/slurm/fine_tune.sh --dataset mvip --experiment_name thesis
 source "${DA_FUSION_ROOT:-$SLURM_SUBMIT_DIR}/scripts/slurm/job.sh"
 run_stage fine-tune "$@"

@@ -1,8 +1,8 @@
 # Sourced by the batch scripts: run_stage COMMAND FLAG... runs one of the four commands.
 #
-# Before its time limit the job gets USR1 (--signal in the batch scripts). The command then leaves
-# checkpoints and ends, and the job goes back into the queue, to go on later; at most MAX_REQUEUES
-# times (default 50), because a step that is longer than the time limit would never end.
+# Before its time limit the job gets USR1 (--signal in the batch scripts). The command then writes
+# checkpoints and ends, and the job goes back into the queue, at most MAX_REQUEUES times (default 50),
+# because a step that is longer than the time limit would never end.
 set -uo pipefail
 root=${DA_FUSION_ROOT:-$SLURM_SUBMIT_DIR}
 source "$root/scripts/slurm/activate.sh"
@@ -11,7 +11,7 @@ source "$root/scripts/slurm/activate.sh"
 run_stage() {
   local name=$1 restarts=${SLURM_RESTART_COUNT:-0} asked="" repeating pid status again
   local job=$SLURM_JOB_ID
-  # The last task of an array has the array's own id, which stands for all tasks.
+  # The last task of an array has the array's id, which would mean all tasks.
   [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   shift
   echo "job $job, run $((restarts + 1)) on $(hostname), $(date "+%Y-%m-%d %H:%M:%S")"
@@ -41,9 +41,8 @@ run_stage() {
   exit "$status"
 }
 
-# Signals a process and all that come from it, as long as it lives: a launcher gives its processes
-# sessions of their own, which `scancel --full` does not reach, and a command that is just starting
-# does not hear it yet.
+# Signals a process and all its descendants until it ends: `scancel --full` does not reach a
+# launcher's processes, which have their own sessions, and a starting command does not listen yet.
 pass_on() {
   while kill -0 "$1"; do
     tell "$1"

@@ -5,10 +5,10 @@
 #       --examples_per_class 1 2 4 8 16 --array 16 -- --gpus-per-task=1 --partition=gpu --time=4:00:00
 #   scripts/slurm/submit.sh @scripts/reproduce/coco.args --array 40 -- --gpus-per-task=1
 #
-# Behind -- stand flags of sbatch. --dry_run prints the sbatch lines, and --help says more. In the
-# environment, ACTIVATE holds shell commands that make Python ready (default: the .venv of this
-# folder), EXTRA_SBATCH more flags of sbatch, and LAUNCH what to start the commands with (default:
-# python). The same line again completes what is missing.
+# Flags after -- go to sbatch. --dry_run prints the sbatch lines, and --help says more. Variables:
+# ACTIVATE holds shell commands that activate Python (default: the .venv of this folder),
+# EXTRA_SBATCH more flags of sbatch, and LAUNCH the launcher of the commands (default: python). The
+# same line again completes what is missing.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 source "$root/scripts/slurm/activate.sh"

@@ -1,4 +1,4 @@
-"""The augmentations, by name. A new one is one file and one line here."""
+"""The augmentations, by name. A new augmentation is a file and a line here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from semantic_aug.registry import find_class, name_of
 
-if TYPE_CHECKING:  # the names of the augmentations shall load no torch
+if TYPE_CHECKING:  # the names of augmentations must not load torch
     from semantic_aug.generative_augmentation import GenerativeAugmentation
 
 AUGMENTATIONS = {
@@ -18,14 +18,14 @@ AUGMENTATIONS = {
 
 
 def augmentation_name(given: object) -> str:
-    """The name of an augmentation that Python has given as a name, a class or an object."""
+    """The name of an augmentation that is given as a name, a class or an object."""
     from semantic_aug.generative_augmentation import GenerativeAugmentation
 
     return name_of("--aug", given, AUGMENTATIONS, GenerativeAugmentation)
 
 
 def augmentation_class(name: str) -> type[GenerativeAugmentation]:
-    """The class behind a registered name or `package.module:ClassName`."""
+    """The class of a registered name or of `package.module:ClassName`."""
     from semantic_aug.generative_augmentation import GenerativeAugmentation
 
     return find_class("--aug", name, AUGMENTATIONS, GenerativeAugmentation)

@@ -1,4 +1,4 @@
-"""New surroundings: the object keeps its pixels, all else is drawn anew (arXiv 2305.16289)."""
+"""New surroundings: the object keeps its pixels, the model draws the rest (arXiv 2305.16289)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,26 +19,25 @@ from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.images.framing import grow
 from semantic_aug.images.layout import cut_out, draw_layout
 
-# The ground of what the model encodes: the middle of its range, which has no hue and no edge of its
-# own, so that nothing of the old place reaches the autoencoder or a ControlNet.
+# The background that the model encodes: the middle of its range, without hue or edges, so that
+# nothing of the old place reaches the autoencoder or a ControlNet.
 NEUTRAL = (128, 128, 128)
 
 
 class Background(GenerativeAugmentation):
     """Draws new surroundings for the object of a photo.
 
-    The object may first be drawn anew in size, turn, place and colour. Then everything around it
-    is neutral ground, from which the model draws the place that a line of text names.
+    First, a layout may change the object's size, turn, place and colour. Everything around the
+    object then becomes grey, and there the model draws the place that a line of text names.
 
     Args:
-        pipeline: a loaded diffusers pipeline; where it is missing, one is loaded from
-            `model_path`.
+        pipeline: a loaded diffusers pipeline (default: loaded from `model_path`).
         model_path: hub id or folder.
-        places: text file with a place per line; default the list of this package.
-        harmonize: strength of a last edit of the whole image, in [0, 1); 0 for none. Without it
-            and without `mask_feather`, the object's pixels are those of the photo.
-        options: those of `SDEditor`, but for its prompt; and `layout_scale` and so on, as
-            `layouts_of` takes them. `mask_grow_radius` takes that many pixels from the object.
+        places: text file with a place per line (default: the package's list).
+        harmonize: strength of a last edit of the whole image, in [0, 1); 0 for none. Without this
+            edit and without `mask_feather`, the object keeps the photo's pixels.
+        options: of `SDEditor`, except its prompt; and `layout_scale` and so on, see `layouts_of`.
+            `mask_grow_radius` takes as many pixels from the object.
     """
 
     needs_mask = needs_object = True
@@ -90,7 +89,7 @@ class Background(GenerativeAugmentation):
         kept = [np.asarray(alpha) == 255 for _, alpha in cutouts]
         words: list[Mapping[str, str]] = [{} for _ in images]
         results, edits = self.edit(canvases, words, kept, generators)
-        if not self.mask_feather:  # what is half object and half ground has the new ground
+        if not self.mask_feather:  # pixels half of the object get the new surroundings
             results = [
                 image if edit.flagged else Image.composite(thing, image, alpha)
                 for image, (edit,), (thing, alpha) in zip(results, edits, cutouts)

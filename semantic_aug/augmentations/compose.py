@@ -1,4 +1,4 @@
-"""Augmentations made of others: one of several per image, one after the other, one per class."""
+"""Augmentations made of others: a choice per image, a sequence, or a choice per class."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ def check_probs(probs: Sequence[float] | None, count: int, compose: str) -> list
     """Probabilities of `count` augmentations; None gives the default.
 
     Raises:
-        UserError: another number of them; `parallel`: negative or not of sum 1 (default: equal);
-            `sequential`: outside [0, 1] (default: 1).
+        UserError: their number is not `count`; `parallel` (default: equal): negative, or the sum is
+            not 1; `sequential` (default: 1): outside [0, 1].
     """
     if probs is None:
         return [1 / count] * count if compose == "parallel" else [1.0] * count
@@ -28,7 +28,7 @@ def check_probs(probs: Sequence[float] | None, count: int, compose: str) -> list
 
 
 def details_of(augs: Sequence[GenerativeAugmentation]) -> tuple[str, ...]:
-    """The keys that records of images have where any of these may have edited them."""
+    """The record keys of images that any of these augmentations may edit."""
     return tuple(dict.fromkeys(key for aug in augs for key in aug.details))
 
 
@@ -39,11 +39,11 @@ def _listed(probs: Sequence[float]) -> str:
 class ComposeParallel(GenerativeAugmentation):
     """Applies one of several augmentations to each image.
 
-    The published stacking draws one of several strengths per image (arXiv 2302.07944, section 5).
+    The published stacking draws a strength for each image (arXiv 2302.07944, section 5).
 
     Args:
         augs: the augmentations.
-        probs: how often each is drawn; they sum to 1. Default: equally often.
+        probs: probability of each, of sum 1 (default: equal).
     """
 
     def __init__(self, augs: Sequence[GenerativeAugmentation], probs=None):
@@ -73,7 +73,7 @@ class ComposeSequential(GenerativeAugmentation):
 
     Args:
         augs: the augmentations, in order.
-        probs: how often each is applied, in [0, 1]. Default: always.
+        probs: probability that each is applied, in [0, 1] (default: 1).
     """
 
     def __init__(self, augs: Sequence[GenerativeAugmentation], probs=None):
@@ -102,8 +102,8 @@ class PerClass(GenerativeAugmentation):
 
     Args:
         aug: the augmentation.
-        prepare: is called with a class's name before its images are augmented, unless those
-            before were of the same class; it may exchange weights that `aug` works with.
+        prepare: called with a class's name before its images, unless the images before were of the
+            same class; it may exchange the weights of `aug`.
     """
 
     def __init__(self, aug: GenerativeAugmentation, prepare: Callable[[str], None]):

@@ -1,4 +1,4 @@
-"""What `background` and `paste` share: the settings of layouts, and what they ask of photos."""
+"""Shared by `background` and `paste`: the settings of layouts, and their needs of photos."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,10 +19,10 @@ LAYOUT_DETAILS = ("scale", "angle", "shift", "mirror", "colour")
 
 
 def layouts_of(options: Mapping[str, Any]) -> Layouts:
-    """What layouts are drawn from, by the settings of an augmentation; all off by default.
+    """The range of layouts of an augmentation's settings; all off by default.
 
     Raises:
-        UserError: nothing can be drawn from it.
+        UserError: a value is impossible.
     """
     scale = options.get("layout_scale") or (1.0, 1.0)
     if len(scale) != 2:
@@ -40,7 +40,7 @@ def layouts_of(options: Mapping[str, Any]) -> Layouts:
 
 
 def check_fit(options: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Raise UserError where the object of a photo has no room in any of the layouts."""
+    """Raise UserError if a photo's object has no room in any layout."""
     layouts = layouts_of(options)
     if layouts == Layouts():
         return
@@ -48,7 +48,7 @@ def check_fit(options: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]
     without_room = [source for source in fits if not fits[source]]
     if without_room:
         raise UserError(
-            f"--layout_scale: {layouts.scale[0]:g} times its size, the object does not fit into "
+            f"--layout_scale: at {layouts.scale[0]:g} times its size, the object does not fit into "
             f"its photo in {len(without_room)} of {counted(len(fits), 'photo')}, such as "
             f"{without_room[0]}; choose a smaller factor"
         )

@@ -42,20 +42,20 @@ class Paste(GenerativeAugmentation):
     """Cuts out the object of a photo and puts it on another place.
 
     Args:
-        pipeline: a loaded diffusers pipeline, or a function that loads it: for places that are
-            generated, and loaded for nothing else.
-        model_path: hub id or folder of the model, where there is no pipeline.
+        pipeline: a loaded diffusers pipeline, or a function that loads it; only generated places
+            need it.
+        model_path: hub id or folder of the model, without a pipeline.
         backgrounds: `photos`, other photos of the trial with their objects painted over;
             `generated`, places that the model draws; or a folder of images.
-        num_places: how many are generated.
-        places: text file with a place per line; default the list of this package.
+        num_places: number of generated places.
+        places: text file with a place per line (default: the package's list).
         places_from: `prompts` or `photos`, see `places.from_prompts` and `places.from_photos`.
-        places_dir: folder that keeps generated places.
-        made_with: the weights and the sampler that draw them: places of others do not count.
-        offload_to: the device that draws them, where the model waits in the CPU's memory.
+        places_dir: folder of generated places.
+        made_with: the weights and the sampler; places of others do not count.
+        offload_to: the device that draws places while the model waits in the CPU's memory.
         shadow: darkness of a soft contact shadow, in [0, 1].
-        options: `layout_scale` and so on, as `layouts_of` takes them; those of an edit, for places
-            that are generated.
+        options: `layout_scale` and so on, see `layouts_of`; and the options of an edit, for
+            generated places.
     """
 
     needs_mask = needs_object = True
@@ -84,7 +84,7 @@ class Paste(GenerativeAugmentation):
             self.model_path = model_path
             self.pipeline = pipeline or functools.partial(pipeline_or_load, None, model_path)
         elif backgrounds == GENERATED and pipeline is None:
-            pipeline_or_load(None, None)  # says what is missing, before anything is looked at
+            pipeline_or_load(None, None)  # raises first if no model is named
 
     @classmethod
     def uses_model(cls, options: Mapping[str, Any]) -> bool:
@@ -104,8 +104,8 @@ class Paste(GenerativeAugmentation):
         first = list(itertools.islice(masks, 2))
         if options["backgrounds"] == PHOTOS and len(first) < 2:
             raise UserError(
-                f"--backgrounds photos: the trial has one photo with a mask, {first[0][0]}, and a "
-                "photo never stands on its own place; give --backgrounds generated or a folder"
+                f"--backgrounds photos: only {first[0][0]} of the trial has a mask, and no object "
+                "is pasted on its own photo; give --backgrounds generated or a folder"
             )
         every = itertools.chain(first, masks)
         check_fit(options, (each for each in every if each[0] in edited))
@@ -164,7 +164,7 @@ class Paste(GenerativeAugmentation):
         @functools.cache
         def drawing():
             pipeline = self.pipeline
-            if not hasattr(pipeline, "unet"):  # a pipeline can be called, too
+            if not hasattr(pipeline, "unet"):  # a pipeline is callable too
                 pipeline = pipeline()
             taken = {k: v for k, v in self.options.items() if k != "strength"}
             if self.places_from == PROMPTS:
@@ -192,7 +192,7 @@ def images_in(folder: str | Path) -> list[Path]:
     """The images in a folder, by name.
 
     Raises:
-        UserError: it has none.
+        UserError: the folder has no images.
     """
     path = Path(folder)
     names = sorted(image_names_in(path)) if path.is_dir() else []

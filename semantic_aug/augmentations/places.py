@@ -1,4 +1,4 @@
-"""Places by name, and places that a model draws once for a trial, on which objects are pasted."""
+"""Places by name, and places that a model draws once for a trial, for pasted objects."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ VOCABULARY = Path(__file__).with_suffix(".txt")
 
 
 def read_places(path: str | Path | None) -> list[str]:
-    """The lines of a text file of places; of this package's own list, where none is named.
+    """The lines of a text file of places, by default of the package's list.
 
     Lines that begin with # are comments.
 
     Raises:
-        UserError: it cannot be read, has no line, or a line has braces.
+        UserError: the file cannot be read or has no line, or a line has braces.
     """
     path = path or VOCABULARY
     try:
@@ -37,18 +37,18 @@ def read_places(path: str | Path | None) -> list[str]:
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise UserError(f"--places: {path} names no place, expected one per line, without #")
+        raise UserError(f"--places: {path} names no place, expected a place per line, without #")
     for line in lines:
         if "{" in line or "}" in line:
             raise UserError(
-                f"--places: {path} has {line!r}: a place is without braces, since a second object "
-                "would be drawn where its text names the class; --prompt has fields"
+                f"--places: {path} has {line!r}: a place has no braces, because a class name in it "
+                "would draw a second object; --prompt has fields"
             )
     return lines
 
 
 class Place(NamedTuple):
-    """A place without an object: its file, what it was asked to be, and the file's sha256."""
+    """A place without an object: its file, its prompt, and the file's sha256."""
 
     path: Path
     prompt: str
@@ -63,13 +63,13 @@ def drawn_places(
     batch_size: int,
     draw: Callable[[Sequence[torch.Generator]], list[tuple[Image.Image, str]]],
 ) -> list[Place]:
-    """The places of a trial, those that are missing drawn now; a process needs no other for that.
+    """The places of a trial; this process draws all missing places.
 
     Args:
-        folder: where they are kept, with `records/`.
-        count: how many.
-        seed: of the trial. The random stream of a place is a hash of it and of the place's number.
-        identity: whatever changes a place; places of another one are drawn anew.
+        folder: of the places, with `records/`.
+        count: number of places.
+        seed: of the trial. The random stream of a place is a hash of seed and place number.
+        identity: everything that changes a place; places of another identity are drawn again.
         batch_size: places per block. A block that lacks a place is drawn whole.
         draw: gives an image and its prompt for each generator.
     """
@@ -97,7 +97,7 @@ def file_name(number: int) -> str:
 
 
 def _recorded(folder: Path, identity: str) -> dict[str, Place]:
-    """The places that are there to their end, and are what their record says."""
+    """The places whose file is complete and equals its record."""
     lines = {line["file_name"]: line for line in read_lines(folder, identity) if "sha256" in line}
     return {
         name: Place(folder / name, lines[name]["prompt"], lines[name]["sha256"])
@@ -107,7 +107,7 @@ def _recorded(folder: Path, identity: str) -> dict[str, Place]:
 
 
 def text_to_image(pipeline):
-    """A pipeline with the parts of another that draws from text alone."""
+    """A text-to-image pipeline with the parts of another pipeline."""
     from diffusers import AutoPipelineForText2Image
 
     drawing = AutoPipelineForText2Image.from_pipe(pipeline)
@@ -119,7 +119,7 @@ def from_prompts(drawing, lines: Sequence[str], generators, *, options: Mapping[
     """Places drawn from text alone.
 
     Args:
-        drawing: what `text_to_image` gives.
+        drawing: a pipeline of `text_to_image`.
     """
     side = options.get("resolution")
     side = side or side_of(drawing.unet.config.sample_size) * drawing.vae_scale_factor
@@ -159,11 +159,11 @@ def from_photos(background, dataset, usable: Sequence[int], generators) -> list:
 
 
 class LastUsed:
-    """A function's images, by what they were made of; those that were not used for longest go.
+    """A cache of a function's images; the least recently used images are dropped first.
 
     Args:
         make: gives an image for a key.
-        size: megapixels that are kept.
+        size: megapixels kept.
     """
 
     def __init__(self, make: Callable[[Any], Image.Image], size: float = 200.0):

@@ -8,10 +8,9 @@ class RealGuidance(GenerativeAugmentation):
     """Edits a photo towards a prompt that names its class.
 
     Args:
-        pipeline: a loaded diffusers pipeline; where it is missing, one is loaded from
-            `model_path`.
+        pipeline: a loaded diffusers pipeline (default: loaded from `model_path`).
         model_path: hub id or folder.
-        options: those of `SDEditor`: prompt, strength, guidance_scale, mask and so on.
+        options: of `SDEditor`: prompt, strength, guidance_scale, mask and so on.
     """
 
     def __init__(self, pipeline=None, *, model_path: str | None = None, **options):

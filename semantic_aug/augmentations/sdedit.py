@@ -1,7 +1,7 @@
-"""Image-to-image edits in the manner of SDEdit (arXiv 2108.01073), and the prompts they follow.
+"""Image-to-image edits by SDEdit (arXiv 2108.01073), and their prompts.
 
-Both diffusion augmentations are thin classes over these functions: they differ in the words that
-stand for the class.
+Both diffusion augmentations are thin classes over these functions; they differ in the words for
+the class.
 """
 
 import functools
@@ -45,7 +45,7 @@ PROMPT_FIELDS = ("name", "description", "token")
 
 
 def check_prompt(prompt: str) -> str:
-    """`prompt`, if its only fields are those of PROMPT_FIELDS, plainly written.
+    """`prompt`, if its only fields are plain fields of PROMPT_FIELDS.
 
     Raises:
         UserError: unbalanced braces, another field, or attributes, indices and formats.
@@ -54,7 +54,7 @@ def check_prompt(prompt: str) -> str:
     try:
         parts = list(string.Formatter().parse(prompt))
     except ValueError as error:
-        raise UserError(f"--prompt: {prompt!r}: {error}; {{{{ is a brace as such") from error
+        raise UserError(f"--prompt: {prompt!r}: {error}; {{{{ means a plain brace") from error
     for _, field, spec, conversion in parts:
         if field is not None and (field not in PROMPT_FIELDS or spec or conversion):
             raise UserError(f"--prompt: {prompt!r} has the field {{{field}}}; known: {known}")
@@ -62,7 +62,7 @@ def check_prompt(prompt: str) -> str:
 
 
 def denoising_steps(strength: float, num_inference_steps: int) -> int:
-    """How many of the steps SDEdit runs at this strength (equation 4 with t0 = strength)."""
+    """The number of steps that SDEdit runs at this strength (equation 4 with t0 = strength)."""
     return min(int(num_inference_steps * strength), num_inference_steps)
 
 
@@ -81,41 +81,41 @@ def check_strength(strength: float, num_inference_steps: int, flag: str = "--str
 
 
 def check_guidance_scale(guidance_scale: float) -> float:
-    """`guidance_scale`, if it is finite: others make every image black."""
+    """`guidance_scale`, if it is finite; other values make every image black."""
     if not math.isfinite(guidance_scale):
         raise UserError(f"--guidance_scale: got {guidance_scale:g}, expected a finite number")
     return guidance_scale
 
 
 class SDEditor:
-    """A pipeline with everything about an edit that is the same for all images.
+    """A pipeline with all settings of an edit that are the same for all images.
 
     Args:
-        pipeline: a loaded diffusers pipeline of Stable Diffusion, which is left as it is.
-        aug: the name that records give this edit.
-        components: parts that take the place of the pipeline's, by name.
-        prompt: one or several, of which one is drawn for each image.
-        negative_prompt: what no image shall show: it takes the place of the empty prompt in
-            classifier-free guidance (arXiv 2207.12598, equation 6), and means nothing without.
-        strength: how much of the photo is replaced, in (0, 1].
+        pipeline: a loaded diffusers pipeline of Stable Diffusion, which does not change.
+        aug: the name of this edit in records.
+        components: parts that replace the pipeline's parts, by name.
+        prompt: a prompt or several; each image draws a prompt.
+        negative_prompt: what no image shall show. It replaces the empty prompt in classifier-free
+            guidance (arXiv 2207.12598, equation 6), and has no effect without guidance.
+        strength: share of the photo that is replaced, in (0, 1].
         guidance_scale: weight of classifier-free guidance, finite; 1 or less turns it off.
         mask: edit only the object.
-        inverted: with `mask`, edit only what is not the object.
-        mask_grow_radius: with `mask`, by how many of the photo's pixels the region grows; below
-            0, it shrinks.
+        inverted: with `mask`, edit all but the object.
+        mask_grow_radius: with `mask`, growth of the region in the photo's pixels; below 0, the
+            region shrinks.
         mask_feather: with `mask`, width in the photo's pixels of the seam around the region.
-        fit: how a photo that is no square gets into the model's: `pad`, `crop` or `squash`, see
+        fit: how a photo fills the model's square: `pad`, `crop` or `squash`, see
             `framing.frame_of`.
-        num_inference_steps: steps of a full denoising; strength times that many are run.
-        resolution: side in pixels at which the model works; default its own.
+        num_inference_steps: denoising steps at strength 1; an edit runs strength times as many.
+        resolution: pixels per side of the model's square (default: the model's).
         controlnet: a ControlNet for Canny edges (arXiv 2302.05543), see `adapters.load_controlnet`:
             edits keep the edges of their photo.
         controlnet_scale: its weight, at least 0.
-        batch_size: images at once; default all that come together. It is halved for good where a
-            GPU's memory does not suffice.
-        safety_checker: says which images are flagged, see `adapters.load_safety_checker`.
-        safety_retries: how often an image that is flagged is made again, with the noise that its
-            generator gives next. One that is still flagged then is black.
+        batch_size: images per batch (default: all given images). It is halved permanently if the
+            GPU's memory is too small.
+        safety_checker: tells which images are flagged, see `adapters.load_safety_checker`.
+        safety_retries: number of further attempts for a flagged image, each with the next noise of
+            its generator. An image that stays flagged is black.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class SDEditor:
         components = {**(components or {}), **({"controlnet": controlnet} if controlnet else {})}
         self.pipeline = task.from_pipe(pipeline, **components)
         self.pipeline.set_progress_bar_config(disable=True)
-        if mask:  # this pipeline's call takes no latents: it encodes by this method of its own
+        if mask:  # this pipeline takes no latents, but encodes by its own method
             self.pipeline._encode_vae_image = self._encode_pixels
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for each in self.prompts:
@@ -177,8 +177,8 @@ class SDEditor:
     ) -> tuple[list[Image.Image], list[list[Edit]]]:
         """Edit images; `words[i]` fills the fields of image i's prompt.
 
-        With masks ([H, W], nonzero on the object) pixels outside the edited region are the
-        source's own, but for a feathered seam.
+        With masks ([H, W], nonzero on the object), pixels outside the edited region stay the
+        source's own, except in a feathered seam.
         """
         prompts = [
             fill_prompt(_draw(self.prompts, generator), fields)
@@ -195,7 +195,7 @@ class SDEditor:
         return edited, edits
 
     def _edit_safely(self, images, prompts, regions, generators) -> tuple[list, list, list]:
-        """Edited images, how often each was made, and which are black as they stay flagged."""
+        """Edited images, the attempts for each, and the images that stay flagged and are black."""
         edited, attempts = self._edit(images, prompts, regions, generators), [1] * len(images)
         flagged = [False] * len(images)
         if self.safety_checker is None:
@@ -220,7 +220,7 @@ class SDEditor:
         return edited, attempts, flagged
 
     def _edit(self, images, prompts, regions, generators) -> list[Image.Image]:
-        """As many at once as are allowed and fit into memory."""
+        """Edit in batches as large as allowed and as fit into memory."""
         count, states = len(images), [generator.get_state() for generator in generators]
         if count <= (self.batch_size or count):
             try:
@@ -228,18 +228,18 @@ class SDEditor:
             except torch.cuda.OutOfMemoryError as error:
                 if count == 1:
                     raise UserError(
-                        "the GPU's memory does not suffice for a single image: use --low_memory, "
+                        "the GPU's memory is too small for a single image: use --low_memory, "
                         "--mixed_precision fp16, or a smaller --resolution"
                     ) from error
             torch.cuda.empty_cache()
             self.batch_size = (count + 1) // 2
             log.warning(
-                "the GPU's memory does not suffice: %s at once", counted(self.batch_size, "image")
+                "the GPU's memory is too small: now %s per batch", counted(self.batch_size, "image")
             )
             for generator, state in zip(generators, states):
                 generator.set_state(state)
         edited = []
-        size = self.batch_size or count  # what is edited meanwhile may halve it again
+        size = self.batch_size or count  # the edit may halve it again
         for start in range(0, count, size):
             part = slice(start, start + size)
             edited += self._edit(
@@ -249,7 +249,7 @@ class SDEditor:
 
     @torch.no_grad()
     def _edit_batch(self, images, prompts, regions, generators) -> list[Image.Image]:
-        # Where parts wait in the CPU's memory, those that are shared know another edit's others.
+        # With offloading, hooks of shared parts may still belong to another edit's pipeline.
         self.pipeline.maybe_free_model_hooks()
         frames = [frame_of(image.size, self.resolution, self.fit) for image in images]
         squares = [to_square(image, frame) for image, frame in zip(images, frames)]
@@ -282,7 +282,7 @@ class SDEditor:
         return edited
 
     def _what_overflows(self) -> str:
-        """What to do where the model gave no numbers, which would become black images."""
+        """The remedy if the model gave no numbers, which would become black images."""
         ways = [f"a guidance_scale below {self.guidance_scale:g}"]
         if self.controlnet:
             ways.append(f"a controlnet_scale below {self.controlnet_scale:g}")
@@ -291,8 +291,8 @@ class SDEditor:
         return f"the model gave no numbers (NaN) for an image: try {', or '.join(ways)}"
 
     def _encode_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
-        """What the pipeline takes in place of a prompt: encoded once, for all photos of a class."""
-        # The UNet of a latent consistency model is told the scale (arXiv 2310.04378, section 4.2).
+        """The pipeline's arguments for a prompt, encoded once for all photos of a class."""
+        # The UNet of a latent consistency model takes the scale (arXiv 2310.04378, section 4.2).
         takes_guidance = self.pipeline.unet.config.time_cond_proj_dim is not None
 
         def encode():
@@ -301,7 +301,7 @@ class SDEditor:
                 device=self.pipeline._execution_device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=self.guidance_scale > 1 and not takes_guidance,
-                negative_prompt=self.negative_prompt or None,  # "" is not none to an SDXL
+                negative_prompt=self.negative_prompt or None,  # for an SDXL, "" is not None
             )
             return {key: each for key, each in zip(_STATES, states) if each is not None}
 
@@ -310,8 +310,7 @@ class SDEditor:
     def _draw_latents(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
         """Latents [1, C, h, w] drawn from a photo's posterior, which is computed once.
 
-        The pipeline would encode the photo again for each of its variants. The draw is the one
-        that it would make.
+        The pipeline would encode the photo again for each variant. The draw equals the pipeline's.
         """
         pipeline = self.pipeline
 
@@ -330,7 +329,7 @@ class SDEditor:
         return torch.cat(latents).to(image.dtype)
 
     def _drawn(self, key: bytes, encode: Callable, generator: torch.Generator) -> torch.Tensor:
-        """A draw from the posterior of an image, which `encode` gives where it is not known."""
+        """A draw from the posterior of an image, which `encode` computes if it is not cached."""
         from diffusers.utils.torch_utils import randn_tensor
 
         mean, deviation = _cached(self._photos, key, encode)
@@ -338,7 +337,7 @@ class SDEditor:
         return scale_latents(self.pipeline.vae, mean + deviation * noise)
 
 
-# What a pipeline's encode_prompt returns, an SDXL's all four.
+# The results of a pipeline's encode_prompt; an SDXL's has all four.
 _STATES = (
     "prompt_embeds",
     "negative_prompt_embeds",
@@ -349,7 +348,7 @@ CACHED = 256  # prompts, and photos: 40 and 70 MB for Stable Diffusion 1.x in fl
 
 
 def _cached(cache: OrderedDict, key, make: Callable):
-    """`cache[key]`, made where it is missing; what was not used for longest goes."""
+    """`cache[key]`, made if missing; the least recently used entry goes first."""
     if key not in cache:
         cache[key] = make()
         if len(cache) > CACHED:
@@ -362,7 +361,7 @@ def fill_prompt(prompt: str, fields: Mapping[str, str]) -> str:
     """A prompt with its fields filled in.
 
     Raises:
-        UserError: it has a field that is not among `fields`.
+        UserError: the prompt has a field that is not in `fields`.
     """
     try:
         return prompt.format(**fields)
@@ -382,9 +381,9 @@ def _draw(prompts: Sequence[str], generator: torch.Generator) -> str:
 
 
 def words_of(metadata: Sequence[Mapping], **fields: Sequence[str]) -> list[dict[str, str]]:
-    """What fills each image's prompt: `name`, `description` where there is one, and `fields`.
+    """The fields of each image's prompt: `name`, perhaps `description`, and `fields`.
 
-    A name is written as its `words` say, or "ball bearing" for the class `ball_bearing`.
+    A name is written as in its `words`, by default "ball bearing" for the class `ball_bearing`.
     """
     words = [{k: m[k] for k in ("name", "description") if m.get(k)} for m in metadata]
     for each, meta in zip(words, metadata):
@@ -399,16 +398,16 @@ def masks_of(metadata: Sequence[Mapping]) -> list[np.ndarray]:
     """The masks in a batch's metadata.
 
     Raises:
-        UserError: one is missing.
+        UserError: a mask is missing.
     """
     without = [str(meta.get("source", meta["name"])) for meta in metadata if "mask" not in meta]
     if without:
-        raise UserError(f"no mask for {', '.join(without)}, and --mask 1 needs one")
+        raise UserError(f"no mask for {', '.join(without)}, and --mask 1 needs masks")
     return [np.asarray(meta["mask"]) for meta in metadata]
 
 
 def pipeline_or_load(pipeline, model_path: str | None):
-    """The pipeline given, or one loaded from `model_path` on the best device there is."""
+    """The given pipeline, or the pipeline of `model_path`, loaded on the fastest device."""
     if pipeline is not None:
         return pipeline
     if model_path is None:

@@ -19,15 +19,15 @@ from semantic_aug.words.embeddings import (
 class TextualInversion(GenerativeAugmentation):
     """Edits a photo towards a prompt that holds the learned word of its class.
 
-    Text encoders and tokenizers are copied before the words go in, so that several of these, say
-    of several trials, share one UNet and VAE and never each other's words.
+    Text encoders and tokenizers are copied before the words are added. So several objects, such as
+    for several trials, share a UNet and a VAE, but not their words.
 
     Args:
-        embed_path: a merged file, or one of a single class; an SDXL's second one lies beside it.
-        pipeline: a loaded diffusers pipeline; where it is missing, one is loaded from
-            `model_path`. It is offloaded to the CPU's memory afterwards, if at all.
+        embed_path: a merged file, or a class's file; the second file of an SDXL lies beside it.
+        pipeline: a loaded diffusers pipeline (default: loaded from `model_path`). Offload it to the
+            CPU's memory only afterwards.
         model_path: hub id or folder.
-        options: those of `SDEditor`. `{name}` in a prompt stands for the learned word.
+        options: of `SDEditor`. `{name}` in a prompt stands for the learned word.
 
     Raises:
         UserError: the file is unreadable or was made for a model of another width.
@@ -38,7 +38,7 @@ class TextualInversion(GenerativeAugmentation):
         pairs = text_encoders(pipeline)
         if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
             raise UserError(
-                "the pipeline is offloaded, and learned words go in before that: call its "
+                "the pipeline is offloaded, but learned words must be added before: call its "
                 "remove_all_hooks() first, and diffusion.offload() afterwards"
             )
         words = read_words(embed_path, len(pairs))
@@ -58,7 +58,7 @@ class TextualInversion(GenerativeAugmentation):
                     tokenizer=tokenizer,
                     text_encoder=encoder,
                 )
-            except ValueError as error:  # a token that the model has already
+            except ValueError as error:  # the model has this token already
                 raise UserError(f"{embed_path}: {error}") from error
         self.needs_mask = self.edit.mask
 

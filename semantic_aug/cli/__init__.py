@@ -1,1 +1,1 @@
-"""How commands read their flags, speak and end."""
+"""Flags, messages and exit statuses of commands."""

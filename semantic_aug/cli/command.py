@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.cli.notices import notices
 from semantic_aug.experiment.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, stoppable
 
@@ -19,34 +19,54 @@ class Parser(argparse.ArgumentParser):
     """Flags with underscores, accepted with hyphens too; one-line errors; no abbreviations.
 
     Args:
-        intermixed: words without a flag may stand before, between and behind the flags.
+        intermixed: words without a flag may stand before, between and after the flags.
     """
 
     def __init__(self, doc: str, *, intermixed: bool = False, **kwargs):
         self.intermixed = intermixed
-        kwargs.setdefault("formatter_class", _HelpFormatter)
         kwargs.setdefault("usage", "%(prog)s --flag value ...")
         super().__init__(description=doc, allow_abbrev=False, **kwargs)
+        self.add_argument("--help_all", action=_HelpAll)
+
+    def format_help(self, whole: bool = False) -> str:
+        """The help: two screens of common flags with short texts, or the `whole`."""
+        formatter = _HelpFormatter(self.prog, whole)
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        left_out = 0
+        for group in self._action_groups:
+            shown = [each for each in group._group_actions if whole or not _is_rare(each)]
+            left_out += len(group._group_actions) - len(shown)
+            if any(each.help is not argparse.SUPPRESS for each in shown):
+                formatter.start_section(group.title)
+                formatter.add_text(group.description)
+                formatter.add_arguments(sorted(shown, key=_is_rare))
+                formatter.end_section()
+        if left_out:
+            formatter.add_text(
+                f"--help_all shows {counted(left_out, 'more flag')}, and more of each."
+            )
+        return formatter.format_help()
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else [str(arg) for arg in args]
         parse = super().parse_intermixed_args if self.intermixed else super().parse_args
         found = parse([_underscored(arg) for arg in args], namespace)
         for name, value in vars(found).items():
-            # As a variable of the shell that was never set; a prompt may be empty.
+            # A shell variable that was never set gives an empty value; a prompt may be empty.
             if value == "" and "prompt" not in name:
                 self.error(f"{self._as_given(name, args)} is empty: give a value, or leave the "
                            "flag out")  # fmt: skip
         return found
 
     def _as_given(self, name: str, args: Sequence[str]) -> str:
-        """The last of the flags given that set this value, as it was spelled."""
+        """The last given flag that set this value, in its given spelling."""
         flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
         actions = self._option_string_actions
         return [f for f in flags if (a := actions.get(_underscored(f))) and a.dest == name][-1]
 
     def knows(self, flag: str) -> bool:
-        """Whether this is one of the flags, in either spelling."""
+        """Whether the parser has this flag, in either spelling."""
         return _underscored(flag).partition("=")[0] in self._option_string_actions
 
     def error(self, message):
@@ -58,14 +78,51 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+class _HelpAll(argparse.Action):
+    """Prints the whole help, and ends."""
+
+    def __init__(self, option_strings, dest, **_):
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )  # fmt: skip
+
+    def __call__(self, parser, *_):
+        parser._print_message(parser.format_help(whole=True), sys.stdout)
+        parser.exit()
+
+
+def _is_rare(action: argparse.Action) -> bool:
+    return getattr(action, "rare", False)
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the docstring's lines, and names defaults."""
+    """Keeps the docstring's lines, and names defaults; short unless `whole`."""
+
+    def __init__(self, prog: str, whole: bool):
+        super().__init__(prog, max_help_position=30)
+        self.whole = whole
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flags = action.option_strings
+        if not self.whole:
+            flags = [flag for flag in flags if flag.startswith("--")][:1]
+        return f"{', '.join(flags)} {self._format_args(action, action.dest.upper())}".rstrip()
+
+    def _format_args(self, action, default_metavar):
+        if action.nargs == "+":  # argparse writes NAME [NAME ...]
+            return f"{action.metavar or default_metavar} ..."
+        return super()._format_args(action, default_metavar)
 
     def _get_help_string(self, action):
         text = action.help or ""
+        if not self.whole:
+            text = re.sub(r"; .*?( \(default[^()]*\))?$", r"\1", text, count=1)
         default = action.default
         has_none = default is None or default is False or default in ((), [], argparse.SUPPRESS)
-        if not has_none and "default" not in text:
+        if not has_none and action.nargs != 0 and "default" not in text:
             if isinstance(default, list | tuple):
                 default = " ".join(map(str, default))
             text += f" (default {str(default).replace('%', '%%')})"
@@ -73,19 +130,20 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def one_of(names: Iterable[str], words: Sequence[str], prog: str, doc: str) -> str:
-    """The command that the first word names; with --help, all of them, and the end of the program.
+    """The command that the first word names.
 
     Raises:
-        SystemExit: there is none, or another one.
+        SystemExit: there is no word, no such command, or --help, which prints all commands.
     """
     parser = Parser(doc, prog=prog, usage="%(prog)s COMMAND --flag value ...")
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "--help_all"):
         parser.print_help()
         raise SystemExit(0 if words else 2)
     name = words[0].replace("_", "-")
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1) or [", ".join(names)]
-        parser.error(f"there is no command {words[0]!r}; is {near[0]} meant?")
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"is {near[0]} meant?" if near else f"there are: {', '.join(names)}"
+        parser.error(f"there is no command {words[0]!r}; {hint}")
     return name
 
 
@@ -94,7 +152,7 @@ def _underscored(arg: str) -> str:
     return "--" + match[0][2:].replace("-", "_") + arg[match.end() :] if match else arg
 
 
-# What a person can do about errors of the system; others are ours, and keep their traceback.
+# Remedies for errors of the system; other errors are bugs of ours, and keep their traceback.
 _REMEDIES = {
     errno.ENOSPC: "make room and run the same command again",
     errno.EDQUOT: "make room and run the same command again",
@@ -110,9 +168,9 @@ _REMEDIES = {
 
 
 def command(main):
-    """Turn UserError into one line on stderr and exit status 2; make notices appear on stderr.
+    """Turn UserError into a line on stderr and exit status 2, and show notices on stderr.
 
-    A command that a scheduler asked to end (see `experiment.interrupts`) ends with status 75.
+    Where a scheduler asks a command to end (see `experiment.interrupts`), the status is 75.
     """
 
     @functools.wraps(main)
@@ -141,6 +199,6 @@ def command(main):
 
 
 def _name_of(module) -> str:
-    """What the module calls itself, the script's file name, or what stands behind `python -m`."""
+    """The name of a command: its PROG, the script's file name, or the package of `python -m`."""
     name = Path(module.__file__).name
     return getattr(module, "PROG", module.__package__ if name == "__main__.py" else name)

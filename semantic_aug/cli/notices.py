@@ -5,13 +5,13 @@ import logging
 import os
 import sys
 
-# The level of lines that say what was made or found out: a command prints them on stdout.
+# The level of results, which a command prints on stdout.
 RESULT = logging.INFO + 5
 
 
 @contextlib.contextmanager
 def notices():
-    """Print messages of this package: results as they are, notices once; of libraries, errors."""
+    """Print this package's messages: results always, notices once; of libraries only errors."""
     _quiet_libraries()
     logger = logging.getLogger("semantic_aug")
     handler, said = _AboveBars(), set()
@@ -48,7 +48,7 @@ class _AboveBars(logging.Handler):
 
 
 def _quiet_libraries():
-    # Read when the libraries are imported, which happens later and only where they are needed.
+    # Libraries read these variables when they are imported, which happens later.
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

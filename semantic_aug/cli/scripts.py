@@ -1,4 +1,4 @@
-"""The scripts of this project as commands: where they lie, in a checkout or in an installation."""
+"""The places of this project's scripts, in a checkout or in an installation."""
 
 import importlib.util
 import sys
@@ -8,9 +8,9 @@ from types import ModuleType
 from semantic_aug import UserError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_INSTALLED = _PACKAGE / "scripts"  # where pyproject.toml puts what lies at the top of a checkout
+_INSTALLED = _PACKAGE / "scripts"  # the place of the scripts at the top of a checkout
 ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
-# The four stages: what stands before their flags in a chain (`fine_tune:`), and their scripts.
+# The four stages, named as in a chain (`fine_tune:`), and their scripts.
 SCRIPTS = {
     "fine_tune": "fine_tune.py",
     "aggregate": "aggregate_embeddings.py",
@@ -18,11 +18,11 @@ SCRIPTS = {
     "train_classifier": "train_classifier.py",
 }
 
-_MODULES = {"masks": "masking"}  # whose command has another name than its room
+_MODULES = {"masks": "masking"}  # commands whose room has another name
 
 
 def words_here(stage: str) -> list[str]:
-    """How a person calls a stage, or the report, where this process was called."""
+    """The words that call a stage or another command in the way that this process was called."""
     called = Path(sys.argv[0])
     if called.name.startswith("semantic-aug ") and ROOT != _INSTALLED:  # see __main__.py
         return ["python", "-m", "semantic_aug", stage.replace("_", "-")]
@@ -33,7 +33,7 @@ def words_here(stage: str) -> list[str]:
 
 
 def words_of(stage: str) -> list[str]:
-    """How a person calls a stage, or the report, from the folder of this project."""
+    """The words that call a stage or another command from the folder of this project."""
     if ROOT == _INSTALLED:
         return ["semantic-aug", stage.replace("_", "-")]
     return (
@@ -47,18 +47,18 @@ def load_script(stage: str) -> ModuleType:
     """The script of a stage, as a module.
 
     Raises:
-        UserError: a package that it needs is not installed.
+        UserError: a package that the script needs is not installed.
     """
     path = ROOT / SCRIPTS[stage]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # where dataclasses look for their own module
+    sys.modules.setdefault(path.stem, module)  # dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{sys.executable} has no package {error.name}: make ready the Python that has those "
-            "of requirements.txt (ACTIVATE says how, for submit.sh)"
+            f"{sys.executable} has no package {error.name}: activate the Python with the packages "
+            "of requirements.txt (submit.sh does what the variable ACTIVATE says)"
         ) from error
     return module

@@ -1,1 +1,1 @@
-"""The commands of an experiment on many machines: started as a chain, and followed."""
+"""The commands of an experiment on many machines: starting them as a chain, and their status."""

@@ -1,16 +1,16 @@
-"""The four commands of an experiment from one list of flags: run here, or submitted to SLURM.
+"""Run the four commands of an experiment from one list of flags, here or as SLURM jobs.
 
     python -m semantic_aug.chain run --dataset folder --data_dir photos --experiment_name demo \\
         --examples_per_class 4 fine_tune: --num_vectors 4 generate: --strength 0.5
     python -m semantic_aug.chain run @scripts/reproduce/pascal.args
     scripts/slurm/submit.sh @scripts/reproduce/pascal.args --array 16 -- --partition=gpu
 
-A flag goes to every command that knows it. Those behind `fine_tune:`, `aggregate:`, `generate:` or
-`train_classifier:` go to that command alone. The file that stands first, with an @, holds such a
-list; in it a command may stand several times, with other flags, and is run that often. Flags
-behind the file go over those in it, for all of them.
+A flag goes to every command that knows it. Flags after `fine_tune:`, `aggregate:`, `generate:` or
+`train_classifier:` go to this command alone. @FILE, in the first place, reads such a list from a
+file. A command that is in the file several times runs several times, each time with its own flags.
+Flags after the file override all flags in it.
 
-For submit, the flags of sbatch follow behind `--`.
+For submit, flags after `--` go to sbatch.
 """
 
 import contextlib
@@ -43,17 +43,17 @@ SETTINGS = {
     "generate": (Run, Generation, Previewing),
     "train_classifier": (Run, Classification),
 }
-# For other processes: where this package is found, whichever folder they stand in.
+# For other processes, so that they find this package from any folder.
 PYTHONPATH = os.pathsep.join(
     filter(None, [str(Path(semantic_aug.__file__).parent.parent), os.environ.get("PYTHONPATH")])
 )
-# Several commands have these, and mean different things by them.
+# Flags with different meanings in several commands.
 AMBIGUOUS = ("--batch_size", "--learning_rate")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One of the four commands with its flags, and the run that they mean."""
+    """One of the four commands with its flags, and the run of these flags."""
 
     stage: str
     argv: tuple[str, ...]
@@ -64,7 +64,7 @@ class Command:
 
 
 def read_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands in the file that the first word names with an @, and the words behind it.
+    """The words of the file that the first word names with an @, and the words after it.
 
     Raises:
         UserError: the file cannot be read.
@@ -83,7 +83,7 @@ def read_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def sections(words: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Words by the `STAGE:` before them, in order; those before the first have an empty stage."""
+    """Words by the `STAGE:` before them, in order; the stage of the first words is empty."""
     found: list[tuple[str, list[str]]] = [("", [])]
     for word in words:
         if word.endswith(":") and word[:-1] in SECTIONS:
@@ -97,7 +97,7 @@ def flags_of(words: Sequence[str]) -> list[list[str]]:
     """Each flag with its values.
 
     Raises:
-        UserError: words before the first flag.
+        UserError: there are words before the first flag.
     """
     found: list[list[str]] = []
     for word in words:
@@ -115,14 +115,14 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = SECTIONS) -> list[
     """The commands of these stages, in order, their flags checked.
 
     Raises:
-        UserError: a flag that no command knows, or that commands mean differently; a dataset that
-            there is not.
-        SystemExit: with status 2, a command refuses its flags.
+        UserError: no command knows a flag, or commands differ in its meaning; the dataset is
+            unknown.
+        SystemExit: a command refuses its flags, with status 2.
     """
     in_file, behind = read_flags(words)
     base, more = sections(in_file), sections(behind)
     parsers = {stage: parser_of(stage) for stage in SECTIONS}
-    # Imported late: it needs the packages, whose absence parser_of puts into words.
+    # Imported late: parser_of first reports missing packages.
     from semantic_aug.datasets import dataset_class, parse_dataset_args
 
     commands = []
@@ -140,14 +140,14 @@ def commands_of(words: Sequence[str], stages: Sequence[str] = SECTIONS) -> list[
             run, *_ = build_all(vars(args), *SETTINGS[stage])
             if getattr(args, "preview", False):
                 raise UserError("--preview makes no images that a classifier could learn from")
-            if isinstance(run, Run):  # better refused here than by a job, hours later
+            if isinstance(run, Run):  # better refused now than by a job, hours later
                 parse_dataset_args(dataset_class(run.dataset), run.dataset_args)
             commands.append(Command(stage, tuple(argv), run))
     return [each for each in commands if each.stage in stages]
 
 
 def shared(words: Sequence[str], stage: str, parsers: Mapping[str, Parser]) -> list[str]:
-    """Those of the flags for all commands that this one knows."""
+    """The shared flags that this command knows."""
     mine = []
     for flag, *values in flags_of(words):
         knowing = [each for each in SECTIONS if parsers[each].knows(flag)]
@@ -156,7 +156,7 @@ def shared(words: Sequence[str], stage: str, parsers: Mapping[str, Parser]) -> l
             raise UserError(f"no command knows {flag} (each lists its flags with --help)")
         if name in AMBIGUOUS:
             choice = " or ".join(f"{each}: {name}" for each in knowing)
-            raise UserError(f"{name} means different things to different commands: write {choice}")
+            raise UserError(f"{name} has different meanings in these commands: write {choice}")
         if stage in knowing:
             mine += [flag, *values]
     return mine
@@ -173,14 +173,14 @@ def parser_of(stage: str) -> Parser:
 
 
 def run(commands: Sequence[Command]) -> None:
-    """Run one after the other; the first that fails ends it, with its status."""
+    """Run the commands in order; the first failure ends the chain, with its status."""
     for each in commands:
         line = [sys.executable, "-m", "semantic_aug", each.stage.replace("_", "-"), *each.argv]
         print(f"\n== {shlex.join([*words_of(each.stage), *each.argv])}", flush=True)
         process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": PYTHONPATH})
         try:
             status = process.wait()
-        except BaseException:  # whoever asks this process to end means that one
+        except BaseException:  # a request to end this process is for its child too
             process.terminate()
             process.wait()
             raise
@@ -192,17 +192,17 @@ def run(commands: Sequence[Command]) -> None:
 
 
 def array_flag(text: str) -> str:
-    """What sbatch takes for `--array`, from a number of tasks, perhaps with %LIMIT, or a range.
+    """sbatch's `--array`, from a number of tasks, perhaps with %LIMIT, or a range.
 
     Raises:
-        UserError: something else, such as a list with gaps, in which some work would be nobody's.
+        UserError: other text, such as a list with gaps, which would leave out some work.
     """
     match = re.fullmatch(r"([1-9]\d*)(%[1-9]\d*)?", text)
     if match:
         return f"0-{int(match[1]) - 1}{match[2] or ''}"
     if re.fullmatch(r"\d+-\d+(:[1-9]\d*)?(%[1-9]\d*)?", text):
         return text
-    raise UserError(f"--array: got {text!r}, expected how many tasks, such as 16 or 16%4")
+    raise UserError(f"--array: got {text!r}, expected a number of tasks, such as 16 or 16%4")
 
 
 def sbatch_line(
@@ -211,9 +211,9 @@ def sbatch_line(
     """The sbatch command of one of the four commands.
 
     Args:
-        array: as `array_flag` gives it. Merging words takes seconds, and is no array.
+        array: see `array_flag`. Merging words takes seconds, and is no array.
         extra: further flags of sbatch.
-        after: ids of jobs that must have succeeded before.
+        after: ids of jobs that must succeed before.
     """
     in_array = array is not None and each.stage != "aggregate"
     log = (folder / SLURM_LOGS).as_posix().replace("%", "%%")
@@ -231,7 +231,7 @@ def sbatch_line(
 def submit(
     commands: Sequence[Command], array: str | None, extra: Sequence[str], dry_run: bool
 ) -> None:
-    """Submit all, each stage after the success of the one before; all of them, or none.
+    """Submit all commands or none; each stage waits for the success of the stage before.
 
     Raises:
         UserError: sbatch is not here, or refuses a job.
@@ -255,7 +255,7 @@ def submit(
                 submitted = [job for ids in jobs.values() for job in ids]
                 if submitted:
                     subprocess.run(["scancel", *submitted], check=False)
-                with contextlib.suppress(OSError):  # unless something is there already
+                with contextlib.suppress(OSError):  # unless the folders hold anything
                     (folder / SLURM_LOGS).rmdir()
                     folder.rmdir()
                 raise
@@ -276,7 +276,7 @@ def _sbatch(line: Sequence[str]) -> str:
         ) from None
     if done.returncode:
         raise UserError(f"nothing is submitted: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout.strip().split(";")[0]  # with several clusters, their name follows
+    return done.stdout.strip().split(";")[0]  # the cluster's name may follow
 
 
 # --- the command -----------------------------------------------------------------------------
@@ -295,15 +295,15 @@ def parse_args(argv=None):
     )
     parser.add_argument("action", choices=("run", "submit"))
     parser.add_argument("--stages", nargs="+", choices=SECTIONS, default=list(SECTIONS),
-                        help="only these of the four")  # fmt: skip
-    parser.add_argument("--dry_run", action="store_true", help="print what would be done")
+                        help="only these commands")  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", help="only print the commands")
     parser.add_argument("--array", metavar="N", help="submit: share each stage among N tasks")
     own, rest = _own_flags(words, parser)
     return parser.parse_args(own), rest, extra
 
 
 def _own_flags(words: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
-    """What is for the chain itself: the action, and the flags its parser knows."""
+    """The words for the chain itself (the action and its parser's flags), and the rest."""
     own = list(words[:1])
     takes = rest = list[str]()
     for word in words[1:]:
@@ -319,7 +319,7 @@ def _own_flags(words: Sequence[str], parser: Parser) -> tuple[list[str], list[st
 def main(argv=None):
     args, words, extra = parse_args(argv)
     if args.action == "run" and (args.array or extra):
-        raise UserError("--array and what follows -- are for submit: run does all here")
+        raise UserError("--array and flags after -- are for submit: run does all work here")
     array = array_flag(args.array) if args.array else None
     commands = commands_of(words, args.stages)
     if args.action == "submit":

@@ -1,10 +1,10 @@
-"""What is done, running, failed and left of an experiment, and how long that will take.
+"""Show the state of an experiment: done, running, failed and left, and the time that is left.
 
     python -m semantic_aug.status output/EXP
     python -m semantic_aug.status output/EXP --watch 30
 
-Reads the output folder alone: the results in it, and in processes/ what every process says of
-itself. So it works wherever the folder can be seen, whatever runs the commands.
+Reads only the output folder: the results, and in processes/ the state of every process. So it works
+wherever the folder can be read, whatever runs the commands.
 """
 
 import contextlib
@@ -43,21 +43,21 @@ PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRA
 
 @dataclass
 class Line:
-    """What there is of a stage for a method and a trial (or, in sums, for all trials).
+    """The state of a stage for a method and a trial (or, in sums, for all trials).
 
     Attributes:
-        done: pieces that are there: words, merged files, images, results.
-        wanted: how many there are to be; None where no process has said so.
-        images_left: what the missing ones come to, in images made or shown.
-        running: processes at work on it.
-        failed: processes that failed at it, and whose share nobody has taken up since.
-        rate: images per second of all those that run.
-        seconds_left: at this rate; None where it is unknown.
+        done: number of finished pieces: words, merged files, images, results.
+        wanted: number of pieces in the end; None if no process has told it.
+        images_left: number of images to make or show for the missing pieces.
+        running: number of processes at work.
+        failed: number of failed processes whose share no later process has taken.
+        rate: images per second of all running processes.
+        seconds_left: at this rate; None if unknown.
     """
 
     stage: str
     method: str
-    trial: Trial | None  # absent in sums alone
+    trial: Trial | None  # None in sums
     done: int = 0
     wanted: int | None = None
     images_left: float = 0
@@ -87,10 +87,10 @@ class Status:
 
 @settings()
 class Showing:
-    brief: bool = setting(False, "stages alone, not their trials")
+    brief: bool = setting(False, "show only stages, without their trials")
     watch: int | None = setting(
         None,
-        "show it again every so many seconds (30 without a number), until Ctrl-C",
+        "repeat every SECONDS seconds (30 without a number); Ctrl-C ends it",
         check=whole(1),
         bare=30,
         metavar="SECONDS",
@@ -112,7 +112,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     if not args.experiment.is_dir():
-        raise UserError(f"there is no folder {args.experiment}; expected one such as output/demo")
+        raise UserError(f"there is no folder {args.experiment}; expected output/EXPERIMENT")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             found = status_of(args.experiment)
@@ -130,11 +130,11 @@ def main(argv=None):
 
 
 def status_of(experiment: Path) -> Status:
-    """Count results, and ask the processes about the rest."""
+    """Count results, and read the state of the processes."""
     processes = read_processes(experiment)
     lines = done_lines(experiment)
     per_piece: dict[tuple, float] = {}
-    for process in processes:  # what the latest says is wanted
+    for process in processes:  # the latest process decides about `wanted`
         for name, (pieces, images) in process.wanted.items():
             key = (process.stage, process.method, trial_named(name))
             line = lines.setdefault(key, Line(*key))
@@ -165,7 +165,7 @@ def status_of(experiment: Path) -> Status:
 
 
 def done_lines(experiment: Path) -> dict[tuple[str, str, Trial | None], Line]:
-    """What lies in the folder, by stage, method and trial."""
+    """The finished pieces in the folder, by stage, method and trial."""
     # Imported late: --help needs no torch.
     from semantic_aug.evaluation.results import is_finished, trials_with_files
     from semantic_aug.synthesis.records import read_records
@@ -199,9 +199,9 @@ def trials_in(folder: Path) -> list[tuple[Trial, Path]]:
 
 
 def standing_failures(processes: Sequence[Process], lines: Mapping) -> list[Process]:
-    """Processes that failed or were killed at trials that still lack something.
+    """Processes that failed or were killed, if their trials are still incomplete.
 
-    A later process with the same share, or of another way of sharing, has taken it up since.
+    A later process with the same share, or with another number of shares, has taken over the work.
     """
     standing: list[Process] = []
     for process in processes:
@@ -221,7 +221,7 @@ def standing_failures(processes: Sequence[Process], lines: Mapping) -> list[Proc
 
 
 def known_rates(experiment: Path) -> dict[tuple[str, str], float]:
-    """Images per second of one process by stage and method, as far as work was timed."""
+    """Images per second of a process by stage and method, for timed work."""
     images: dict[tuple[str, str], float] = {}
     seconds: dict[tuple[str, str], float] = {}
     for row in read_timing(experiment):
@@ -235,7 +235,7 @@ def known_rates(experiment: Path) -> dict[tuple[str, str], float]:
 def sum_of(
     own: Sequence[Line], alive: Sequence[Process], failures: Iterable[Process], known: float | None
 ) -> Line:
-    """The sum over a stage's trials; gives them, too, the rates of the processes on them."""
+    """The sum over a stage's trials; also sets the trials' rates."""
     measured = [p.counted / p.seconds for p in alive if p.counted and p.seconds]
     typical = sum(measured) / len(measured) if measured else known or 0.0
     total = Line(own[0].stage, own[0].method, None, running=len(alive))
@@ -258,7 +258,7 @@ def sum_of(
 
 
 def used_bytes(folder: Path) -> int:
-    """What a folder takes on the disk."""
+    """Bytes of a folder on the disk."""
     total, folders = 0, [folder]
     while folders:
         for entry in entries_of(folders.pop()):
@@ -274,7 +274,7 @@ def entries_of(folder: Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except (FileNotFoundError, PermissionError):  # others work in it meanwhile
+    except (FileNotFoundError, PermissionError):  # other processes may change it
         return []
 
 
@@ -282,7 +282,7 @@ def entries_of(folder: Path) -> list[os.DirEntry]:
 
 
 def report(experiment: Path, found: Status, brief: bool) -> str:
-    """The table, then what failed."""
+    """The table, then the failures."""
     free = shutil.disk_usage(experiment).free
     lines = [f"{experiment}: {size(found.used)} used, {size(free)} free on its disk"]
     heads = ("", "done", "wanted", "left", "running", "failed", "images/s", "time left")

@@ -1,10 +1,10 @@
-"""Turn a classifier that train_classifier.py has kept into a model that other programs open.
+"""Turn a classifier that train_classifier.py has kept into a model for other programs.
 
     semantic-aug export output/EXP/results/METHOD/classifier_0_4 my-model --onnx
 
-Writes a whole model of transformers to the folder, which must be absent or empty: weights, names of
-classes, image processor and a model card. pipeline("image-classification", model="my-model") opens
-it without this package.
+Writes a whole model of transformers to the folder, which must be absent or empty: weights, class
+names, image processor and a model card. pipeline("image-classification", model="my-model") opens
+the model without this package.
 """
 
 import semantic_aug
@@ -18,8 +18,8 @@ PROG = "export"
 def parse_args(argv=None):
     usage = "%(prog)s CLASSIFIER FOLDER --flag value ..."
     parser = Parser(__doc__, usage=usage, intermixed=True)
-    parser.add_argument("classifier", metavar="CLASSIFIER", help="its folder")
-    parser.add_argument("folder", metavar="FOLDER", help="where the model goes")
+    parser.add_argument("classifier", metavar="CLASSIFIER", help="folder of the classifier")
+    parser.add_argument("folder", metavar="FOLDER", help="folder for the model")
     add_flags(parser, Exporting)
     return parser.parse_args(argv)
 

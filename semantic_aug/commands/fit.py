@@ -2,10 +2,9 @@
 
     semantic-aug fit photos --minutes 60
 
-Photos lie in a folder for each class. What helps is found out on the photos themselves: each
-candidate, from cheap to dear, is judged by photos that it has not seen. Ends with a classifier in
-output/NAME/fit/, the accuracy to expect, and the line that uses it. docs/fit.md says what the
-numbers mean.
+Photos lie in a folder for each class. Candidates, from cheap to expensive, are compared on photos
+that they have not seen. The command ends with a classifier in output/NAME/fit/, the accuracy to
+expect, and the command that uses the classifier. docs/fit.md explains the numbers.
 """
 
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ def main(argv=None) -> None:
 
 
 def lines_of(result) -> Iterator[str]:
-    """All candidates with their gains, what was left out, why, and how to go on."""
+    """All candidates with their gains, the candidates left out and why, and the next command."""
     from semantic_aug.stages.fitting_result import predict_line
 
     heads = ["candidate", "right", "elsewhere", "over photos alone", "95 % interval", ""]

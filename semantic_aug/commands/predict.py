@@ -1,11 +1,11 @@
-"""Tell what photos show, by classifiers that train_classifier.py has kept.
+"""Classify photos with classifiers that train_classifier.py has kept.
 
     semantic-aug predict output/EXP/results/METHOD/classifier_0_4 photo.jpg more_photos/ 'new/*.png'
     semantic-aug predict output/EXP/results/METHOD/classifier_0_4 photos/test --labelled
 
-First the folder of a classifier, or several, whose probabilities are averaged; then image files,
-folders and globs. Prints the likeliest classes of each photo with their probabilities, which are
-calibrated on the val split: of photos like those, as many answers are right as they say.
+The first arguments are folders of classifiers, whose probabilities are averaged; then follow image
+files, folders and globs. Prints the likeliest classes of each photo. Their probabilities are
+calibrated on the val split: on similar photos, they match the share of right answers.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def main(argv=None) -> None:
 
 
 def lines_of(table) -> Iterator[str]:
-    """The table as text: a column for the photo, one for each class with its probability."""
+    """The table as text: a column for the photo, and columns for its classes and probabilities."""
     ranks = ["", *(f"_{n}" for n in range(2, 1 + sum(c.startswith("class") for c in table)))]
     heads = ["photo", *(["true"] if "true" in table else []), "class", "probability"]
     heads += {1: [], 2: ["second class"]}.get(len(ranks), ["next classes"])
@@ -66,7 +66,7 @@ def lines_of(table) -> Iterator[str]:
 
 
 def lines_of_scores(found, class_names) -> Iterator[str]:
-    """Accuracy, macro F1, and of each class what its photos were taken for."""
+    """Accuracy, macro F1, and the answers for the photos of each class."""
     total = int(found.confusion.sum())
     yield (
         f"Accuracy {found.mean_accuracy:.7g} (mean over classes), Top-1 {found.top1:.7g} (of all "

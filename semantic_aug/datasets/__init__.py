@@ -1,4 +1,4 @@
-"""The datasets, by name. Importing this touches no disk and no dataset's code."""
+"""The datasets, by name. Importing this module touches no disk and no dataset's code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from semantic_aug import UserError
 from semantic_aug.registry import find_class, name_of
 
-if typing.TYPE_CHECKING:  # the names of the datasets shall load no torch
+if typing.TYPE_CHECKING:  # the names of datasets must not load torch
     from semantic_aug.few_shot_dataset import FewShotDataset
 
 DATASETS = {
@@ -31,7 +31,7 @@ DATASETS = {
 
 _HUB = "hf:"  # `hf:NAME` is the dataset `hf` with the option `name`, not a module
 
-# Which photos there are, and how they are cut: a dataset that ignored these would give others.
+# Arguments that change the photos: a dataset that ignores them would give wrong photos.
 _NEEDED = ("split", "seed", "examples_per_class", "data_dir", "crop_to_object", "mask_dir")
 
 
@@ -43,21 +43,21 @@ def _base() -> type[FewShotDataset]:
 
 @functools.cache
 def _common() -> frozenset[str]:
-    """What every command decides by settings of its own; the rest of a constructor are options."""
+    """The arguments that commands set by themselves; all others of a constructor are options."""
     return frozenset(inspect.signature(_base().__init__).parameters) | {"use_randaugment"}
 
 
 def dataset_class(name: str) -> type[FewShotDataset]:
-    """The class behind a registered name, `hf:NAME` or `package.module:ClassName`."""
+    """The class of a registered name, of `hf:NAME` or of `package.module:ClassName`."""
     name = "hf" if name.startswith(_HUB) else name
     return find_class("--dataset", name, DATASETS, _base())
 
 
 def named_dataset(dataset: str | type[FewShotDataset] | FewShotDataset) -> dict:
-    """How settings say a dataset: by its name, and what an object was made with.
+    """A dataset in the form of settings: its name, and the arguments of an object.
 
     Raises:
-        UserError: it has no name by which another process would find it.
+        UserError: it has no name by which another process could find it.
     """
     found: dict = {"dataset": name_of("--dataset", dataset, DATASETS, _base())}
     if isinstance(dataset, _base()):
@@ -76,12 +76,12 @@ def build_dataset(
     """One split of a dataset.
 
     Args:
-        name: as `dataset_class` takes it.
+        name: see `dataset_class`.
         split: `train`, `val` or `test`.
         dataset_args: the dataset's own options as `key=value`.
-        common: keyword arguments of FewShotDataset. A subclass in the predecessors' style gets
-            those that its constructor takes; where it lacks one without which the data would be
-            other than what was asked for, that is an error.
+        common: keyword arguments of FewShotDataset. A subclass in the original repository's style
+            gets only the arguments that its constructor takes; if it lacks an argument that
+            changes the data, that is an error.
 
     Raises:
         UserError: bad options, a bad data root, or no data.
@@ -103,7 +103,7 @@ def build_dataset(
         raise UserError(f"--dataset_args: {cls.__name__}: {error}") from error
     dataset = cls(**common, **options)
     for key in ("split", "seed", "image_size"):
-        # A subclass may take these itself, and not pass them up to where they have effect.
+        # A subclass may take these, but not pass them to the base class.
         if key in common and key in signature.parameters:
             setattr(dataset, key, common[key])
     if not dataset.class_names:

@@ -1,12 +1,12 @@
-"""List the datasets, or read a whole one and report what is wrong with it.
+"""List the datasets, or read a whole dataset and report its problems.
 
 python -m semantic_aug.datasets
 python -m semantic_aug.datasets mymodule:MyDataset
 python -m semantic_aug.datasets check caltech101 --data_dir data/caltech-101
 
-`check` exits with 1 where something is wrong: photos that are missing or cannot be read, masks
-that are missing, empty or do not fit, one photo in two splits or in two classes, classes without
-training photos.
+`check` exits with status 1 after problems: photos that are missing or unreadable; masks that are
+missing, empty or of a wrong size; a photo in two splits or two classes; classes without training
+photos.
 """
 
 import inspect
@@ -26,7 +26,7 @@ def parse_args(argv=None):
         usage="%(prog)s [NAME | check NAME --flag value ...]",
     )
     parser.add_argument("action", nargs="?", default="list", metavar="check")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="as --dataset takes it")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a dataset, as in --dataset")
     add_flags(parser, Run, only=("data_dir", "dataset_args", "mask_dir"))
     parser.add_argument("--verbose", action="store_true", help="name every case, not the first ten")
     args = parser.parse_args(argv)
@@ -39,7 +39,7 @@ def parse_args(argv=None):
 def main(argv=None) -> int:
     args = parse_args(argv)
     if args.action not in ("list", "check"):
-        raise UserError(f"got {args.action} {args.name}, expected check {args.name}, or one NAME")
+        raise UserError(f"got {args.action} {args.name}, expected check {args.name}, or a NAME")
     if args.action == "list":
         if args.data_dir or args.dataset_args or args.mask_dir or args.verbose:
             raise UserError("list takes no flags; to read a dataset: check NAME --data_dir PATH")
@@ -48,7 +48,7 @@ def main(argv=None) -> int:
         print(listing([args.name] if args.name else DATASETS))
         return 0
     if not args.name:
-        raise UserError("check needs the name of a dataset; without check, they are listed")
+        raise UserError("check needs the name of a dataset; without check, all names are listed")
     from semantic_aug.datasets.check import check_dataset, report
 
     findings = check_dataset(args.name, args.data_dir, args.dataset_args, args.mask_dir)
@@ -57,13 +57,13 @@ def main(argv=None) -> int:
 
 
 def listing(names: Iterable[str]) -> str:
-    """What datasets are, and what they need: their docstrings, roots and options."""
+    """The docstrings, roots and options of datasets, as text."""
     from semantic_aug.datasets import dataset_class, known_options
 
     entries = []
     for name in names:
         cls = dataset_class(name)
-        # Its own, not that of FewShotDataset.
+        # The docstring of the class itself, not of FewShotDataset.
         text, _, meanings = inspect.cleandoc(cls.__doc__ or cls.__name__).partition("\nArgs:\n")
         root = ", else ".join(filter(None, ["--data_dir", cls.env, cls.default_dir]))
         options = ", ".join(option_text(each) for each in known_options(cls).values())

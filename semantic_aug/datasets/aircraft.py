@@ -15,7 +15,7 @@ from semantic_aug.datasets.layout import (
 )
 from semantic_aug.few_shot_dataset import SPLITS, FewShotDataset, Record
 
-# What the classes are -> the file of their names, in the order of the labels.
+# Level -> the file of its class names, in the order of the labels.
 LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 
 
@@ -27,7 +27,7 @@ class AircraftDataset(FewShotDataset):
         ROOT/data/images_{variant,family,manufacturer}_{train,val,test}.txt
 
     Args:
-        level: what a class is: `variant`, `family` or `manufacturer`.
+        level: the meaning of a class: `variant`, `family` or `manufacturer`.
     """
 
     env = "AIRCRAFT_DIR"

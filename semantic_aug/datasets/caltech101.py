@@ -30,8 +30,8 @@ CLASS_NAMES = [
     "trilobite", "umbrella", "watch", "water lilly", "wheelchair", "wild cat", "windsor chair",
     "wrench", "yin yang",
 ]  # fmt: skip
-BACKGROUND = "background google"  # photos of anything, which are no class
-# Folders of annotations that are not called like the folder of their photos.
+BACKGROUND = "background google"  # arbitrary photos, which are no class
+# Folders of photos -> folders of their annotations, if these have another name.
 ANNOTATIONS = {
     "airplanes": "Airplanes_Side_2",
     "Faces": "Faces_2",
@@ -43,13 +43,13 @@ log = logging.getLogger(__name__)
 
 
 class Caltech101Dataset(FewShotDataset):
-    """Caltech-101 (https://data.caltech.edu/records/mzrjq-6wc02), its background class left out.
+    """Caltech-101 (https://data.caltech.edu/records/mzrjq-6wc02), without its background class.
 
         ROOT/101_ObjectCategories/CLASS/image_0001.jpg
         ROOT/Annotations/CLASS/annotation_0001.mat          outlines: the masks; may be absent
 
-    No splits were published: of every class, 60 % are train, 20 % val and 20 % test, in an order
-    from hashes of the paths.
+    No splits were published. Hashes of the paths order each class; then 60 % are train, 20 % val
+    and 20 % test.
     """
 
     class_names = CLASS_NAMES
@@ -83,14 +83,14 @@ class Caltech101Dataset(FewShotDataset):
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The annotations in a folder; none if it is absent."""
+    """The annotations in a folder; empty if the folder is absent."""
     return [path for path in folder.glob("*.mat") if not path.name.startswith(".")]
 
 
 def outline_mask(annotation: Path, photo: Path) -> np.ndarray:
     """[H, W] uint8, 1 inside the outline in an annotation file.
 
-    Points are x, y from the corner of a box, which is top, bottom, left, right in pixels counted
+    Points are x, y from the corner of a box. The box is top, bottom, left, right in pixels counted
     from 1.
     """
     box, outline = read_mat(annotation, "box_coord", "obj_contour")

@@ -18,7 +18,7 @@ from semantic_aug.datasets.layout import (
 )
 from semantic_aug.few_shot_dataset import FewShotDataset, Record
 
-# What lies in the root; the last has the names of the classes.
+# Files and folders in the root; the last file has the names of the classes.
 TWO_FOLDERS = ("cars_train", "cars_test", "devkit/cars_meta.mat")
 ONE_FOLDER = ("car_ims", "cars_annos.mat")
 TEST_LABELS = "cars_test_annos_withlabels.mat"
@@ -34,8 +34,8 @@ class CarsDataset(FewShotDataset):
         ROOT/car_ims/000001.jpg
         ROOT/cars_annos.mat
 
-    No val was published: of every class, a fifth of train is taken, by hashes of the paths. The
-    two distributions have the same photos under different names, so the fifths differ.
+    No val was published: val is a fifth of train of every class, chosen by hashes of the paths.
+    The two distributions name the same photos differently, so their val splits differ.
     """
 
     env = "CARS_DIR"
@@ -76,7 +76,7 @@ class CarsDataset(FewShotDataset):
             yield self.record(images[stem], self.class_names[labels[stem] - 1])
 
     def _devkit(self, name: str) -> Path:
-        """A file of annotations, which lies in the root or in devkit/."""
+        """A file of annotations, from the root or from devkit/."""
         for folder in (self.data_dir, self.data_dir / "devkit"):
             if (folder / name).exists():
                 return folder / name
@@ -85,7 +85,7 @@ class CarsDataset(FewShotDataset):
 
 
 def read_rows(path: Path, *fields: str) -> list[tuple]:
-    """These fields of every annotation in a file of annotations, a file name first."""
+    """These fields of every annotation in a file, the file name first."""
     (annotations,) = read_mat(path, "annotations")
     lacking = set(fields) - set(annotations.dtype.names or ())
     if lacking:

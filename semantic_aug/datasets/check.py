@@ -24,9 +24,9 @@ SHOWN = 10  # of each kind of problem
 
 @dataclass(frozen=True)
 class Photo:
-    """What reading one photo and its mask gave; `error` and `mask_error` are "" where all is well.
+    """The result of reading a photo and its mask; without errors, `error` and `mask_error` are "".
 
-    `mask` is `none` where the dataset gives none, `empty`, `good`, or `bad`.
+    `mask` is `none` (the dataset gives no mask), `empty`, `good`, or `bad`.
     """
 
     split: str
@@ -43,9 +43,9 @@ class Photo:
 
 @dataclass
 class Findings:
-    """All photos of a dataset, splits that cannot be listed, and warnings given meanwhile.
+    """All photos of a dataset, splits that cannot be listed, and warnings.
 
-    `missing` are the files that a list of the dataset names and that are not on the disk.
+    `missing` are the listed files that are not on the disk.
     """
 
     class_names: list[str]
@@ -56,7 +56,7 @@ class Findings:
     left_out: list[str] = field(default_factory=list)  # files that are no photo of a class
 
     def problems(self) -> dict[str, list[str]]:
-        """Kind of problem -> a line for every case."""
+        """Kind of problem -> a line per case."""
         has_masks = any(photo.mask != "none" for photo in self.photos)
         found = {
             "splits that cannot be listed": [
@@ -87,7 +87,7 @@ class Findings:
         return report(self)
 
     def _never_trained(self) -> list[str]:
-        """Classes with photos in other splits alone, which no classifier can learn."""
+        """Classes with photos only outside train, which no classifier can learn."""
         splits: dict[str, Counter[str]] = defaultdict(Counter)
         for photo in self.photos:
             splits[photo.class_name][photo.split] += 1
@@ -107,7 +107,7 @@ class Findings:
         return [photo.source for photo in self.photos if photo.mask == "empty"]
 
     def _copies(self, attribute: str) -> list[str]:
-        """Files of one content that differ in an attribute."""
+        """Files of equal content that differ in an attribute."""
         copies = defaultdict(list)
         for photo in self.photos:
             if photo.digest:
@@ -125,7 +125,7 @@ def check_dataset(
     """Read every photo and every mask of all splits.
 
     Raises:
-        UserError: no such dataset, a wrong root, or no photo in `train`.
+        UserError: there is no such dataset, its root is wrong, or `train` has no photo.
     """
     datasets, missing = [], {}
     with _warnings() as (warnings, listed):
@@ -140,7 +140,7 @@ def check_dataset(
                 if split == "train":
                     raise
                 if split == "test" and getattr(datasets[0], "published_val", False):
-                    continue  # all of val is `val`, as was asked for
+                    continue  # an option made all of val `val`
                 missing[split] = str(error)
     findings = Findings(
         datasets[0].class_names,
@@ -162,9 +162,9 @@ def check_dataset(
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[tuple[dict[str, None], dict[str, None]]]:
-    """What this package warns of meanwhile, each once; and the files that warnings call missing.
+    """Collect this package's warnings, each once, and the missing files.
 
-    A warning of these has their names as `missing`, and is not among the messages.
+    A warning of missing files has their names as `missing`, and is not among the messages.
     """
     messages: dict[str, None] = {}
     missing: dict[str, None] = {}
@@ -227,7 +227,7 @@ def _line(source: str, error: Exception) -> str:
 
 
 def report(findings: Findings, verbose: bool = False) -> str:
-    """Tables of counts, and what is wrong, as text; `verbose` shows every case, not the first."""
+    """Tables of counts and problems, as text; `verbose` shows every case, not only the first."""
     return "\n".join(
         [
             *_counts(findings),
@@ -270,7 +270,7 @@ def _properties(photos: list[Photo]) -> Iterator[str]:
     yield "masks   " + ", ".join(kinds)
     copies = len([p for p in photos if p.digest]) - len({p.digest for p in photos if p.digest})
     if copies:
-        yield f"copies  {counted(copies, 'photo')} with the same bytes as another one"
+        yield f"copies  {counted(copies, 'photo')} with the same bytes as another photo"
 
 
 def _left_out(files: list[str], verbose: bool) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""COCO 2017: everyday photos; the class of a photo is that of its largest object."""
+"""COCO 2017: everyday photos; the largest object of a photo gives its class."""
 
 import contextlib
 import functools
@@ -44,13 +44,13 @@ class COCODataset(FewShotDataset):
         ROOT/annotations/instances_{train,val}2017.json
         ROOT/{train,val}2017/*.jpg
 
-    Photos without annotations have no class and are left out. `train` is train2017. val2017 is
-    halved by a hash of the image ids into `val` and `test`, so that nothing is selected on the
-    photos that are reported. Files that other tools have exported are read too, if the categories
-    that they use are COCO's; a `file_name` may name folders, with slashes or backslashes.
+    Photos without annotations have no class and are left out. `train` is train2017. A hash of the
+    image ids halves val2017 into `val` and `test`, so that no choice is made on reported photos.
+    Files exported by other tools are read too, if their categories are COCO's; a `file_name` may
+    contain folders, with slashes or backslashes.
 
     Args:
-        published_val: all of val2017 is `val`, as in published results; there is no `test` then.
+        published_val: all of val2017 is `val`, as in published results; `test` is then absent.
     """
 
     class_names = CLASS_NAMES
@@ -109,30 +109,30 @@ class COCODataset(FewShotDataset):
 
 
 def val_or_test(image_id: int | str) -> str:
-    """The half of val2017 in which an image lies."""
+    """The split of an image of val2017."""
     return "test" if stable_hash(image_id) & 1 else "val"
 
 
 def find_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The photos below `folder` that the `file_name`s of an annotation file mean.
+    """The photos below `folder` for the `file_name`s of an annotation file.
 
-    A name is taken as it stands; else with slashes for backslashes, and with fewer and fewer of
-    its leading folders, because tools write those of the machine they ran on; each time with
-    another suffix too, because .jpg may have become .JPEG. Where several names lead to one photo,
-    only the name that is its path means it: `a/1.jpg` and `b/1.jpg` are not both `1.jpg`.
+    The search tries the name itself, then slashes for backslashes, then fewer and fewer leading
+    folders, because tools write the folders of their own machine. Each try also takes other
+    suffixes, because .jpg may have become .JPEG. If several names lead to the same photo, only the
+    name equal to its path counts: `a/1.jpg` and `b/1.jpg` are not both `1.jpg`.
 
     Returns:
         Name -> path relative to `folder`, with slashes; names without a photo are left out.
     """
 
     @functools.cache
-    def names_in(place: str) -> set[str]:  # a look at every single file is slow
+    def names_in(place: str) -> set[str]:  # looking at every single file is slow
         try:
             with os.scandir(folder / place) as entries:
                 return {entry.name for entry in entries}
         except PermissionError as error:
             raise UserError(f"the folder {folder / place} cannot be read: {error}") from error
-        except (OSError, ValueError):  # there is none, or its name could be none
+        except (OSError, ValueError):  # the folder is absent, or its name is impossible
             return set()
 
     @functools.cache
@@ -173,9 +173,8 @@ def find_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 class Photo(NamedTuple):
     """An image of an annotation file, reduced to its largest annotation.
 
-    `height` and `width` are None where the file does not say them. `segmentation` is
-    `[offset, length]` of its key and value in the file, in bytes; or the value itself, if it is no
-    outline at all; or None without one.
+    `height` and `width` are None if the file lacks them. `segmentation` is `[offset, length]` in
+    bytes of its key and value in the file; or the value itself, if it is no outline; or None.
     """
 
     annotations: Path
@@ -213,10 +212,10 @@ class Photo(NamedTuple):
 def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
     """The annotated images of a COCO annotation file, by image id.
 
-    The largest annotation is the one with the largest `area`, crowds included; of equals it is the
-    one with the lowest id. Where there is no `area`, or none above 0, the size of the outline
-    counts, and without an outline that of the box. The outlines, three quarters of the file, are
-    neither kept nor, unless they are needed for this, parsed; an index is (see `datasets.index`).
+    The largest annotation has the largest `area`, crowds included; of equal areas, the lowest id
+    wins. Without an `area` above 0, the size of the outline counts; without an outline, the size of
+    the box. Outlines, three quarters of the file, are not kept, and are parsed only if their size
+    counts. The result is kept as an index (see `datasets.index`).
 
     Args:
         path: an `instances_*.json`.
@@ -235,16 +234,16 @@ def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
             f"{path} is no readable JSON ({error}): is it complete? Unpack or download it again"
         ) from error
     if found["strays"]:
-        log.warning("%d annotations in %s belong to no image of it", found["strays"], path)
+        log.warning("%d annotations in %s belong to no image", found["strays"], path)
     return [Photo(path, *row) for row in found["photos"]]
 
 
 def _largest_objects(path: Path) -> dict:
-    """What matters in an annotation file, checked.
+    """The needed parts of an annotation file, checked.
 
     Returns:
         `photos`: the fields of a `Photo`, from the second, of every annotated image, by image id.
-        `strays`: how many annotations belong to no image.
+        `strays`: number of annotations that belong to no image.
 
     Raises:
         UserError: an entry is damaged.
@@ -255,11 +254,11 @@ def _largest_objects(path: Path) -> dict:
     used: set[Any] = set()  # the ids of their categories
 
     def take_annotation(found: dict) -> dict | None:
-        # Every annotation is dropped as soon as it is read; what lacks a key is seen below.
+        # Every annotation is dropped after it is read; a missing key is found below.
         if not ("image_id" in found and "category_id" in found and "id" in found):
             return found
         ids: Iterable[Any] = (found["id"], found["image_id"], found["category_id"])
-        if {*map(type, ids)} != {int}:  # a million times, so not for each
+        if {*map(type, ids)} != {int}:  # faster than a check of each
             ids = (_field("annotations", found, key, path) for key in _KEYS)
         number, image, category = ids
         counts[image] += 1
@@ -280,7 +279,7 @@ def _largest_objects(path: Path) -> dict:
             )
     for left in content["annotations"]:
         for key in _KEYS if left is not None else ():
-            _field("annotations", left, key, path)  # raises at the key that it lacks
+            _field("annotations", left, key, path)  # raises at the missing key
     names = {
         number: _field("categories", category, "name", path)
         for number, category in _by_id(content, "categories", "name", path).items()
@@ -289,7 +288,7 @@ def _largest_objects(path: Path) -> dict:
     if unknown:
         listed = ", ".join(map(repr, unknown[:3])) + " ..." * (len(unknown) > 3)
         raise UserError(
-            f"{path} uses categories that COCO 2017 has not ({listed}): for classes of your own "
+            f"{path} uses categories that COCO 2017 lacks ({listed}): for classes of your own "
             "use --dataset=folder"
         )
     images, photos = _by_id(content, "images", "file_name", path), []
@@ -321,7 +320,7 @@ _SIZE = ("height", "width")
 
 
 def _by_id(content: dict, kind: str, key: str, path: Path) -> dict[int | str, dict]:
-    """The entries of a kind by their ids; two of one id must agree in `key`."""
+    """The entries of a kind by id; entries of the same id must agree in `key`."""
     found: dict[int | str, dict] = {}
     for entry in content[kind]:
         number = _field(kind, entry, "id", path)
@@ -348,7 +347,7 @@ def _field(kind: str, entry: dict, key: str, path: Path):
 
 
 def _id(value) -> int | str:
-    """A number also where it is text, as some tools write the ids of one list and not of others."""
+    """An id as a number even if it is text: some tools write the ids of some lists as text."""
     if isinstance(value, str) and value:
         is_number = value.isascii() and value.isdecimal() and str(int(value)) == value
         return int(value) if is_number else value
@@ -368,7 +367,7 @@ def _text(value) -> str:
 
 
 def _side(value) -> int | None:
-    """Pixels; None where it is missing or 0, as tools write what they do not know."""
+    """Pixels; None if missing or 0, which tools write for unknown sizes."""
     if value is None or _whole(value) == 0:
         return None
     if value < 0:
@@ -377,7 +376,7 @@ def _side(value) -> int | None:
 
 
 def _area(value) -> float:
-    """Pixels; 0 where it is missing, NaN, or cannot be an area."""
+    """Pixels; 0 if missing, NaN, or no area."""
     if value is None:
         return 0
     if type(value) not in (int, float):
@@ -386,12 +385,12 @@ def _area(value) -> float:
 
 
 def _box_area(value) -> float:
-    """Pixels in a box of left, top, width, height; 0 without one."""
+    """Pixels in a box of left, top, width, height; 0 without a box."""
     _, _, width, height = value or (0, 0, 0, 0)
     return _area(width * height) if width > 0 else 0
 
 
-# Key -> what it must be, and a function that gives its value or raises.
+# Key -> the expected value, and a function that gives the value or raises.
 _FIELDS = {
     **dict.fromkeys(_KEYS, ("a number or a text", _id)),
     **dict.fromkeys(("name", "file_name"), ("a text", _text)),
@@ -409,7 +408,7 @@ def _size(annotation: dict, file: BinaryIO, path: Path) -> float:
     """Pixels of an annotation: its `area`, else its outline's, else its box's; 0 without any."""
     area = _field("annotations", annotation, "area", path)
     if not area:
-        # What is malformed is named when its mask is asked for.
+        # A malformed outline is reported when its mask is read.
         with contextlib.suppress(Exception):
             area = _area(_outline_size(outline_in(file, annotation.get("segmentation"))))
     return area or _field("annotations", annotation, "bbox", path)

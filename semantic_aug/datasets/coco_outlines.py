@@ -1,4 +1,4 @@
-"""Outlines in COCO's annotation files: most of the text, left there until a mask is asked for."""
+"""Outlines in COCO's annotation files: most of the text, read only when a mask is needed."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from semantic_aug import UserError
 
 
 def outline_in(file: BinaryIO, segmentation: list | dict | str | None) -> list | dict | str | None:
-    """What a `Photo.segmentation` stands for; None where the file has changed.
+    """The outline of a `Photo.segmentation`; None if the file has changed.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: the outline is no JSON.
     """
     if not (isinstance(segmentation, list) and [type(each) for each in segmentation] == [int, int]):
         return segmentation
@@ -26,8 +26,8 @@ def outline_in(file: BinaryIO, segmentation: list | dict | str | None) -> list |
 
 
 _KEY = b'"segmentation"'
-# A segmentation whose end can be seen without parsing it: numbers in brackets, or a flat object,
-# as a run-length encoding is, or a list of these; and then the object's end or its next key.
+# A segmentation whose end is visible without parsing: numbers in brackets, a flat object (a
+# run-length encoding), or a list of such objects; then the object's end or its next key.
 _FLAT = rb'\{ [^{}"]*+ (?: "(?:[^"\\]|\\.)*+" [^{}"]*+ )*+ \}'
 _SEGMENTATION = re.compile(
     rb"""
@@ -43,23 +43,23 @@ _SEGMENTATION = re.compile(
 def without_outlines(path: Path, chunk_size: int = 1 << 23) -> str:
     """The text of an annotation file with `[offset, length]` in place of every segmentation.
 
-    What remains is a quarter of it, and is JSON if the file is. Values of other kinds stay as
-    they are: that they are malformed is found when their mask is asked for.
+    A quarter of the text remains, and is JSON if the file is. Malformed values stay; they are
+    reported when their mask is read.
     """
-    kept, text, start = bytearray(), b"", 0  # `text` is not done yet, and lies at `start`
+    kept, text, start = bytearray(), b"", 0  # `text` is still to do, and lies at `start`
     with open(path, "rb") as file:
         while chunk := file.read(chunk_size):
             text, done = text + chunk, 0
             for match in _SEGMENTATION.finditer(text):
                 begin, end = match.span()
                 kept += text[done:begin]
-                # Few are so short that they may be empty, [] or {}, which means no mask.
+                # Short values may be empty, [] or {}, which means no mask.
                 if end - begin < 24 and not re.search(rb"\d", match[0]):
                     kept += _KEY + b":null"
                 else:
                     kept += b'"segmentation":[%d,%d]' % (start + begin, end - begin)
                 done = end
-            # The last key may have its value, and the last bytes may be half a key, in what comes.
+            # The value of the last key, or the rest of a key, may lie in the next text.
             last = text.rfind(_KEY, done)
             rest = max(done, (len(text) - len(_KEY) if last < 0 else last) - 1)
             kept += text[done:rest]
@@ -78,7 +78,7 @@ def decode_segmentation(
         name: of the photo, for the message.
 
     Raises:
-        UserError: it is malformed.
+        UserError: the outline is malformed.
     """
     try:
         if isinstance(segmentation, dict):
@@ -86,7 +86,7 @@ def decode_segmentation(
         if segmentation and all(isinstance(part, dict) for part in segmentation):
             encoded = [_encoding(part, height, width) for part in segmentation]
             if any(list(each["size"]) != [height, width] for each in encoded):
-                raise ValueError("an encoding is of another size than the photo")
+                raise ValueError("the size of an encoding is not the photo's")
             return pycocotools.mask.decode(pycocotools.mask.merge(encoded))
         if not all(isinstance(part, list) for part in segmentation):
             raise ValueError("expected polygons, or run-length encodings")

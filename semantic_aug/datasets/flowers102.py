@@ -1,4 +1,4 @@
-"""Oxford 102 Flowers: flowers that grow in Britain, 40 to 258 photos of each."""
+"""Oxford 102 Flowers: flowers that grow in Britain, 40 to 258 photos of each kind."""
 
 import functools
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ CLASS_NAMES = [
     "trumpet creeper", "blackberry lily",
 ]  # fmt: skip
 SPLIT_VARIABLES = {"train": "trnid", "val": "valid", "test": "tstid"}
-GROUND = (0, 0, 254)  # the blue of everything that is no flower
+GROUND = (0, 0, 254)  # the blue background
 
 
 class Flowers102Dataset(FewShotDataset):
@@ -50,7 +50,7 @@ class Flowers102Dataset(FewShotDataset):
         ROOT/imagelabels.mat, ROOT/setid.mat
         ROOT/segmim/segmim_00001.jpg            the masks (102segmentations.tgz); may be absent
 
-    Masks are all that is not the blue of their ground.
+    Masks are all pixels that do not have the blue of the background.
     """
 
     class_names = CLASS_NAMES
@@ -81,6 +81,6 @@ class Flowers102Dataset(FewShotDataset):
 
 
 def flower_mask(segmentation: Path) -> np.ndarray:
-    """[H, W] bool: where a segmentation is not blue, give or take what JPEG does to colours."""
+    """[H, W] bool: pixels of a segmentation that are not blue, with a tolerance for JPEG."""
     pixels = np.asarray(read_image(segmentation)).astype(np.int16)
     return np.abs(pixels - GROUND).max(axis=-1) > 60

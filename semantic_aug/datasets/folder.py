@@ -1,4 +1,4 @@
-"""Any photos in one folder per class: how most people come with their own data."""
+"""Your own photos in a folder per class."""
 
 import dataclasses
 import functools
@@ -25,37 +25,37 @@ SPLIT_FOLDERS = {
 }
 _SPLIT_NAMES = {name for names in SPLIT_FOLDERS.values() for name in names}
 MASKS = "masks"
-NO_CLASSES = {"__macosx", "@eadir"}  # what a Mac packs, thumbnails of a network storage
+NO_CLASSES = {"__macosx", "@eadir"}  # from a Mac's archives; thumbnails of network storage
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 
 log = logging.getLogger(__name__)
 
 
 class FolderDataset(FewShotDataset):
-    """One folder of photos per class, with or without folders for the splits.
+    """A folder of photos per class, with or without folders for the splits.
 
         ROOT/{train,val,test}/CLASS/*.{jpg,png,webp,...}
         ROOT/CLASS/*.{jpg,png,webp,...}
 
-    Photos may lie in folders below their class too, such as CLASS/session2/*.jpg. Every kind of
-    image that Pillow reads is taken, HEIC where pillow-heif is installed. A folder `masks` below a
-    class holds no photos, and beside the classes it is no class if it has their names within.
+    Photos may also lie in folders below their class, such as CLASS/session2/*.jpg. Every image that
+    Pillow reads is a photo, HEIC with pillow-heif. A folder `masks` below a class holds no photos;
+    a folder `masks` beside the classes is no class if it contains their names.
 
-    The second is cut into splits, class by class, in an order that comes from hashes of the paths:
-    60 % train, 20 % val, 20 % test. The first is completed in the same way: without test, half of
-    val becomes test; without val, a fifth of train becomes val; without both, train is cut like
-    the second. Classes are sorted by name; an empty class folder is a class without photos.
+    Without folders for the splits, each class is cut into 60 % train, 20 % val and 20 % test, in
+    an order from hashes of the paths. Missing splits are made likewise: half of val becomes test,
+    or a fifth of train becomes val; without both, train is cut into all three. Classes are
+    sorted by name; an empty class folder is a class without photos.
 
     Args:
         masks: root of a parallel tree with a mask for every photo, at the same relative path, of
-            any image suffix; relative to the working directory or, if it is not there, to ROOT. A
-            folder `masks` of ROOT that is such a tree is found without it.
-        splits: a CSV table with the columns `source`, a photo's path relative to ROOT, `split`
-            and, if you like, `group`: it decides in place of folders and hashes, and photos that it
-            does not name are left out. Sought for as `masks` are.
-        older_list: take no more photos than earlier versions did: .jpg, .jpeg, .png, .webp, .bmp,
-            .tif, .tiff and .gif directly in the folder of a class. An experiment that was begun
-            with such a version keeps its list by itself.
+            any image suffix; relative to the working directory, or else to ROOT. A folder `masks`
+            of ROOT that is such a tree is found without this option.
+        splits: a CSV table with the columns `source` (a photo's path relative to ROOT), `split`
+            and perhaps `group`. It replaces folders and hashes; photos that it does not name are
+            left out. Its path is resolved like `masks`.
+        older_list: take only photos that earlier versions took: .jpg, .jpeg, .png, .webp, .bmp,
+            .tif, .tiff and .gif directly in the folder of a class. An experiment begun with such a
+            version keeps its list by itself.
     """
 
     env = "FOLDER_DIR"
@@ -67,7 +67,7 @@ class FolderDataset(FewShotDataset):
         self.older_list = older_list
         self._suffixes = frozenset(IMAGE_SUFFIXES) if older_list else readable_suffixes()
         super().__init__(**kwargs)
-        self.__dict__.pop("_found", None)  # perhaps a million records, of which a trial has few
+        self.__dict__.pop("_found", None)  # perhaps a million records; a trial has few
 
     def list_class_names(self) -> list[str]:
         return self._found[0]
@@ -86,7 +86,7 @@ class FolderDataset(FewShotDataset):
 
     @functools.cached_property
     def _found(self) -> tuple[list[str], dict[str, list[Record]]]:
-        """The names of all classes, sorted; and the records of every split, without masks."""
+        """The sorted names of all classes, and the records of every split, without masks."""
         roots: dict[str, list[Path]] = {split: [] for split in SPLITS}
         roots["train"] = [self.data_dir]
         if self._has_splits():
@@ -112,7 +112,7 @@ class FolderDataset(FewShotDataset):
         return sorted(set().union(*found.values())), splits
 
     def completed(self, records: dict[str, list[Record]]) -> dict[str, list[Record]]:
-        """All three splits, of those that have folders; without folders, all photos are `train`."""
+        """The splits that have folders; without folders, all photos are `train`."""
         return complete_splits(self.data_dir, records)
 
     def _split_folders(self, split: str) -> list[Path]:
@@ -120,7 +120,7 @@ class FolderDataset(FewShotDataset):
         return [folder for folder in folders if folder.name.lower() in SPLIT_FOLDERS[split]]
 
     def _has_splits(self) -> bool:
-        """Whether train/ is a split, rather than a class of that name or nothing."""
+        """Whether train/ exists and is a split, not a class of this name."""
         has_splits = False
         for train in self._split_folders("train"):
             classes, photos = self._classes_in(train), self.images_in(train, self._suffixes)
@@ -153,9 +153,9 @@ class FolderDataset(FewShotDataset):
         ]
 
     def _holds_masks_of(self, folder: Path, folders: list[Path]) -> bool:
-        """Whether it holds no photo itself, but folders named as those beside it, or in these.
+        """Whether the folder holds no photo, but folders with the names of the classes or splits.
 
-        What `semantic-aug masks` has made is known by more.
+        A folder of `semantic-aug masks` has further marks.
         """
         if (folder / MADE_BY).is_dir() or self.older_list:
             return (folder / MADE_BY).is_dir()
@@ -174,7 +174,7 @@ class FolderDataset(FewShotDataset):
             taken = self._taken(names)
             if not taken and self._holds_masks(folder):
                 continue
-            # macOS decomposes accents in names of files; the class is the same.
+            # macOS decomposes accents in file names; the class is the same.
             paths = by_class.setdefault(unicodedata.normalize("NFC", folder.name), [])
             paths += [f"{place}/{name}" for name in taken]
             if len(taken) < len(names):
@@ -190,25 +190,25 @@ class FolderDataset(FewShotDataset):
             )
         elif left_out:
             log.warning(
-                "%s left out, such as %s: to have such photos read, pip install pillow-heif",
+                "%s left out, such as %s: to read such photos, pip install pillow-heif",
                 counted(len(left_out), "HEIC photo"),
                 left_out[0],
             )
         return by_class
 
     def _taken(self, names: list[str]) -> list[str]:
-        """Which images are photos, given their paths within their class."""
+        """The images that are photos, by their paths within their class."""
         suffixes = self._suffixes
         if self.older_list:
             names = [name for name in names if "/" not in name]
         return [name for name in names if name[name.rfind(".") :].lower() in suffixes]
 
     def _check_level(self, found: dict[str, dict[str, list[str]]], depth: int) -> None:
-        """Raise if what would be classes is more likely a level too high.
+        """Raise if the classes are more likely a level too high.
 
         Args:
             found: split -> class -> photos.
-            depth: how many folders lead from the root to a class, itself included.
+            depth: number of folders from the root to a class, inclusive.
 
         Raises:
             UserError: splits would be classes, or the only class holds no photo itself.
@@ -217,7 +217,7 @@ class FolderDataset(FewShotDataset):
         for by_class in found.values():
             for name, paths in by_class.items():
                 classes[name] += paths
-        # The folders below a class that hold its photos, of classes that hold none themselves.
+        # Folders with photos below classes that hold no photo directly.
         inner = {
             name: sorted({path.split("/")[depth] for path in paths})
             for name, paths in classes.items()
@@ -257,10 +257,10 @@ class FolderDataset(FewShotDataset):
 
     @functools.cached_property
     def masks_dir(self) -> Path | None:
-        """Root of the masks: the one that is named, or else the folder `masks` beside the classes.
+        """Root of the masks: the given root, else the folder `masks` beside the classes, else None.
 
-        Older lists of photos have it only where `semantic-aug masks` has made it: it may be a class
-        of theirs. None without masks.
+        With older lists, the folder counts only if `semantic-aug masks` has made it; otherwise it
+        may be a class.
         """
         if not self.masks:
             folders = self.folders_in(self.data_dir)
@@ -274,7 +274,7 @@ class FolderDataset(FewShotDataset):
         return found
 
     def _sought(self, name: str, is_there: Callable[[Path], bool], option: str) -> Path:
-        """What an option names, relative to the working directory or to the root."""
+        """The file or folder of an option, relative to the working directory or to the root."""
         places = [Path(name).expanduser(), self.data_dir / name]
         found = next((place for place in places if is_there(place)), None)
         if found is None:
@@ -283,7 +283,7 @@ class FolderDataset(FewShotDataset):
         return found
 
     def _holds_no_photos(self, folder: Path) -> bool:
-        """Whether a folder below a class is one of masks or of what other programs left."""
+        """Whether a folder below a class holds masks or leftovers of other programs."""
         if folder.name.lower() in (MASKS, *NO_CLASSES):
             return True
         return self._is_masks_dir(folder)
@@ -292,7 +292,7 @@ class FolderDataset(FewShotDataset):
         return self.masks_dir is not None and folder.resolve() == self.masks_dir.resolve()
 
     def _holds_masks(self, folder: Path) -> bool:
-        """Whether a folder among the classes is the tree of masks, or on the way to it."""
+        """Whether a folder among the classes is the tree of masks, or contains it."""
         if self.masks_dir is None:
             return False
         return self.masks_dir.resolve().is_relative_to(folder.resolve())
@@ -300,9 +300,9 @@ class FolderDataset(FewShotDataset):
     # --- what is not taken -------------------------------------------------------------------
 
     def left_out(self, taken: set[str]) -> list[str]:
-        """The files below the root that are neither hidden, nor masks, nor photos of a class.
+        """The files below the root, without hidden files, masks and photos of a class.
 
-        What lies behind links to folders is not looked for.
+        Links to folders are not followed.
 
         Args:
             taken: the sources of all photos, of all splits.
@@ -324,13 +324,13 @@ class FolderDataset(FewShotDataset):
 def image_tree(
     folders: Iterable[Path], holds_no_photos: Callable[[Path], bool]
 ) -> dict[Path, list[str]]:
-    """The images in each folder and in all folders below it, as paths relative to it; an index.
+    """The images in each folder and in all folders below, as relative paths; an index.
 
-    HEIC is among them, whether it can be read here or not. Links to folders are followed, but no
-    folder is listed twice, and no circle is walked.
+    HEIC is included, even if it cannot be read here. Links to folders are followed, but no folder
+    is listed twice.
 
     Args:
-        holds_no_photos: whether a folder below one of them is left out.
+        holds_no_photos: tells whether a folder below is left out.
     """
     suffixes = frozenset({*readable_suffixes(), *HEIC_SUFFIXES})
     kind = f"tree{stable_hash(*sorted(suffixes)):x}"

@@ -1,4 +1,4 @@
-"""Image-classification datasets of the Hugging Face hub, and local ones that its library reads."""
+"""Image-classification datasets of the Hugging Face hub, or read locally by its library."""
 
 import functools
 import io
@@ -20,20 +20,20 @@ FILE_KINDS = ("imagefolder", "parquet", "arrow", "webdataset")  # with --data_di
 
 
 class HuggingFaceDataset(FewShotDataset):
-    """What `datasets.load_dataset` reads: `--dataset hf:NAME` (needs `pip install datasets`).
+    """A dataset that `datasets.load_dataset` reads: `--dataset hf:NAME` (`pip install datasets`).
 
         --dataset hf:food101                               of the hub
         --dataset hf:data/food101                          a folder on disk
         --dataset hf:parquet --data_dir data/food101       files of one kind: imagefolder, parquet
 
-    The order of the labels is that of the dataset's class names; texts are sorted. Splits that
-    are missing are cut by hashes; rows of label -1 have none and are left out.
+    Labels keep the order of the dataset's class names; text labels are sorted. Missing splits are
+    cut by hashes. Rows of label -1 are left out, because they have no label.
 
     Args:
-        name: what stands behind `hf:`, which gives it.
-        image_column: where the images are; default the only column of images.
-        label_column: where the labels are; default the only column of class labels, or `label`.
-        config: which of the dataset's configurations.
+        name: the text after `hf:`.
+        image_column: the column of images (default: the only such column).
+        label_column: the column of labels (default: the only column of class labels, or `label`).
+        config: a configuration of the dataset.
         revision: git revision of a dataset of the hub.
     """
 
@@ -57,12 +57,12 @@ class HuggingFaceDataset(FewShotDataset):
         self.config = config
         self.revision = revision
         super().__init__(**kwargs)
-        del self._tables  # open files, of which the records hold what they need
+        del self._tables  # open files; the records hold the parts they need
 
     def _find_data_dir(  # type: ignore[override]
         self, data_dir: str | Path | None
     ) -> Path | None:
-        """The folder that is read; None for a dataset of the hub."""
+        """The folder of the data; None for a dataset of the hub."""
         if data_dir is None and self.name not in FILE_KINDS:
             folder = Path(self.name).expanduser()
             return folder.absolute() if folder.is_dir() else None
@@ -121,7 +121,7 @@ class HuggingFaceDataset(FewShotDataset):
             return datasets_library().load_dataset(name, **options)
         except UserError:
             raise
-        except Exception as error:  # the library and its readers raise all that Python has
+        except Exception as error:  # the library raises errors of any kind
             reason = first_line(error).rstrip(".")
             raise UserError(
                 f"hf:{name} cannot be loaded: {reason}; expected a dataset of the hub, a folder, "
@@ -130,7 +130,7 @@ class HuggingFaceDataset(FewShotDataset):
 
     @functools.cached_property
     def _tables(self) -> dict:
-        """Split -> table, for those splits that were published."""
+        """Split -> table, for published splits."""
         loaded = self._load()
         tables = {
             split: loaded[name]
@@ -160,7 +160,7 @@ class HuggingFaceDataset(FewShotDataset):
 
 @dataclass(frozen=True)
 class Cell:
-    """An image file in a cell of a table, which opens as a path does."""
+    """An image file in a cell of a table, which opens like a path."""
 
     table: Any = field(repr=False)
     column: str
@@ -186,7 +186,7 @@ def datasets_library():
 
 
 def choose(option: str, given: str, features: dict, fits, default: str = "") -> str:
-    """The column that was asked for, or the only one that fits, or the default one."""
+    """The given column, or the only fitting column, or the default."""
     fitting = [name for name, feature in features.items() if fits(feature)]
     chosen = given or (fitting[0] if len(fitting) == 1 else default)
     if chosen not in features:

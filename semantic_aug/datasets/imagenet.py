@@ -40,14 +40,14 @@ class ImageNetDataset(FewShotDataset):
         ROOT/val/images/*.JPEG, ROOT/val/val_annotations.txt
         ROOT/wnids.txt, ROOT/words.txt
 
-    Labels follow the sorted WordNet ids, as those of published models do; names are the first
-    synonym, or all where two classes share that. The published test split has no labels: half of
+    Labels follow the sorted WordNet ids, as in published models. A name is the first synonym, or
+    all synonyms if two classes share the first. The published test split has no labels, so half of
     val is `test`. Boxes of Tiny-ImageNet are its masks.
 
     Args:
-        class_list: a text file of WordNet ids, one a line and perhaps followed by a name, or a
-            JSON object of ids and names: only these classes, in this order.
-        published_val: all of val is `val`, as in published results; there is no `test` then.
+        class_list: take only these classes, in this order: a text file with a WordNet id per line,
+            perhaps followed by a name, or a JSON object of ids and names.
+        published_val: all of val is `val`, as in published results; `test` is then absent.
     """
 
     env = "IMAGENET_DIR"
@@ -112,7 +112,7 @@ class ImageNetDataset(FewShotDataset):
         return (self.data_dir / "wnids.txt").exists() or (self.data_dir / "words.txt").exists()
 
     def _say_missing(self, present: set[str], folder: Path) -> None:
-        """A notice about classes that have no folder, as in a dataset that is half unpacked."""
+        """A notice about classes without a folder: the dataset may be half unpacked."""
         missing = [wnid for wnid in self._classes if wnid not in present]
         if missing:
             log.warning(
@@ -127,7 +127,7 @@ class ImageNetDataset(FewShotDataset):
     # --- ILSVRC ------------------------------------------------------------------------------
 
     def _in_folders(self, split: str) -> Iterator[Record]:
-        """Photos in one folder per class."""
+        """Photos in a folder per class."""
         folders = self.folders_in(self.data_dir / split)
         unknown = [folder.name for folder in folders if folder.name not in self._classes]
         if unknown and not self.class_list:
@@ -189,7 +189,7 @@ class ImageNetDataset(FewShotDataset):
 def read_synsets(path: Path) -> dict[str, tuple[str, str]]:
     """ILSVRC number (as text) -> WordNet id and synonyms of every class in a devkit's meta.mat.
 
-    It lists the nodes above the classes too, which have children.
+    The file also lists the nodes above the classes, which have children.
     """
     try:
         (synsets,) = read_mat(path, "synsets")
@@ -205,7 +205,7 @@ def read_synsets(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def read_class_list(path: Path) -> dict[str, str]:
-    """WordNet id -> name, "" where the list has none, in the order of the list."""
+    """WordNet id -> name (or ""), in the order of the list."""
     if path.suffix.lower() == ".json":
         try:
             classes = json.loads(path.read_bytes())
@@ -215,7 +215,7 @@ def read_class_list(path: Path) -> dict[str, str]:
             raise UserError(f"class_list={path}: expected an object of WordNet ids and names")
         return _with_ids(classes, path)
     if not path.is_file():
-        raise UserError(f"class_list={path} is no file: expected one with a WordNet id a line")
+        raise UserError(f"class_list={path} is no file: expected a file with a WordNet id a line")
     rows = [re.split(r"[\s,]+", line, maxsplit=1) for line in read_lines(path)]
     repeated = [wnid for wnid, count in Counter(row[0] for row in rows).items() if count > 1]
     if repeated or not rows:
@@ -239,7 +239,7 @@ def _named(chosen: dict[str, str] | None) -> dict[str, str]:
 
 
 def unique_names(words: dict[str, str]) -> dict[str, str]:
-    """A name for every id: the first synonym, or all where that is taken, or those and the id."""
+    """A name for every id: the first synonym; if taken, all synonyms; if taken, with the id."""
     names = {wnid: each.split(",")[0].strip() for wnid, each in words.items()}
     for longer in (lambda wnid: words[wnid], lambda wnid: f"{words[wnid]} ({wnid})"):
         counts = Counter(names.values())

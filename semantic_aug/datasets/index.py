@@ -1,9 +1,9 @@
-"""What is slow to find out about a dataset, kept for the next time.
+"""Indexes: facts about a dataset that are slow to find, kept for the next run.
 
 Indexes lie in `$XDG_CACHE_HOME/semantic_aug` (`~/.cache/semantic_aug`), because a data root is
-often read-only and shared. Each says what it was made from; where that changed it is made again.
-Nothing depends on them: where they cannot be written, or are damaged, everything is as slow as
-the first time. They may be deleted at any time.
+often read-only and shared. An index names its sources, and is made again if they change. Nothing
+depends on indexes: if they are damaged or cannot be written, everything is as slow as in the first
+run. They may be deleted at any time.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.few_shot_dataset import collection_paused
 from semantic_aug.images.reading import image_names_in
 
-KEEP_FROM = 1.0  # seconds; what took less to build is built again
+KEEP_FROM = 1.0  # seconds; an index that takes less is not kept
 
 
 @collection_paused()  # of lists as long as the dataset
 def cached(kind: str, paths: Iterable[Path], build: Callable[[], Any]) -> Any:
-    """`build()`, or what it gave before from the same files.
+    """`build()`, or its earlier result from the same files.
 
     Args:
-        kind: what is built, in a word; part of the file's name. Another format is another word.
-        paths: the files and folders it is built from. They count as the same while their sizes
-            and times are; a folder's time changes with the names in it.
-        build: gives JSON types alone.
+        kind: a word for the content, part of the file's name; a new format needs a new word.
+        paths: the source files and folders. They count as unchanged while their sizes and times
+            are; a folder's time changes with the names in it.
+        build: returns only JSON types.
     """
     stats = [(str(path.absolute()), path.stat()) for path in paths]
     made_from = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     place = f"{kind}-{stable_hash(*(name for name, _ in stats)):016x}.json"
-    # Without a home or a readable cache there is simply no index.
+    # Without a home or a readable cache there is no index.
     with contextlib.suppress(OSError, ValueError, RuntimeError, TypeError, KeyError):
         kept = json.loads((cache_dir() / place).read_bytes())
         if kept["made_from"] == made_from:
@@ -52,7 +52,7 @@ def cached(kind: str, paths: Iterable[Path], build: Callable[[], Any]) -> Any:
 
 
 def image_names(folders: Iterable[Path]) -> dict[Path, list[str]]:
-    """The names of the images directly in each folder, sorted, hidden ones left out; an index."""
+    """The names of the images directly in each folder, sorted, without hidden files; an index."""
     folders = list(folders)
 
     def build() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What the readers of published layouts share: roots, image names, label files, missing splits."""
+"""Shared by readers of published layouts: roots, image names, label files, missing splits."""
 
 import functools
 import logging
@@ -25,11 +25,11 @@ def check_root(dataset: FewShotDataset, *needed: str) -> None:
 
 
 def find_layout(dataset: FewShotDataset, *layouts: Sequence[str]) -> Sequence[str]:
-    """The first of several lists of files and folders that lie in the dataset's root as a whole.
+    """The first of several layouts (lists of files and folders) that the dataset's root contains.
 
     Raises:
-        UserError: says what was expected and what is there, and where the right level is, if it
-            is one above or one below.
+        UserError: no layout fits; the message has the expected and the present names, and the
+            right folder if it lies one level above or below.
     """
     root = dataset.data_dir
     missing = {
@@ -47,10 +47,10 @@ def find_layout(dataset: FewShotDataset, *layouts: Sequence[str]) -> Sequence[st
 
 
 def right_root(dataset: FewShotDataset, *layouts: Sequence[str]) -> str:
-    """What to do about a wrong root: the folder one level above or below, if that is right.
+    """The remedy for a wrong root: the folder one level above or below, if that is right.
 
     Args:
-        layouts: lists of patterns of what a root holds.
+        layouts: lists of patterns of files and folders in a root.
     """
 
     def is_right(folder: Path) -> bool:
@@ -78,18 +78,18 @@ def what_is_in(folder: Path) -> str:
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """The images in a folder by their name without suffix, `.jpg`, `.JPEG` and others alike.
+    """The images in a folder by their names without suffix, whatever the suffix.
 
     Raises:
-        UserError: two images have one name, so that a label or a mask could belong to either.
+        UserError: two images have the same name, so a label or a mask could belong to either.
     """
     images: dict[str, Path] = {}
     for path in FewShotDataset.images_in(folder):
         stem = path.stem
         if stem in images:
             raise UserError(
-                f"{folder} holds {images[stem].name} and {path.name}, two images of one "
-                "name, but labels and masks go by that name: remove or rename one"
+                f"{folder} holds {images[stem].name} and {path.name}, two images of the same "
+                "name, by which labels and masks are found: remove or rename an image"
             )
         images[stem] = path
     return images
@@ -98,12 +98,12 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
 def listed_images(
     names: Iterable[str], images: Mapping[str, Path], source: Path, what: str = "images"
 ) -> list[str]:
-    """Those of `names` that are on disk; the number of others is said.
+    """The `names` that are on disk; a warning counts the others.
 
     Args:
         names: image names without suffix, from the list `source`.
-        images: what `images_by_stem` found.
-        what: what they are, for the notice.
+        images: the result of `images_by_stem`.
+        what: a word for the images, for the warning.
     """
     names = list(names)
     missing = [name for name in names if name not in images]
@@ -132,7 +132,7 @@ def check_labelled(images: Iterable[str], labelled: Iterable[str], source: Path)
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, without blanks at their ends.
+    """The lines of a text file, stripped, without blank lines.
 
     Raises:
         UserError: the file is missing or no UTF-8 text.
@@ -147,7 +147,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_table(path: Path, columns: int, separator: str | None = None) -> list[list[str]]:
-    """The lines of a text file cut at `separator` (blanks); the last column takes the rest.
+    """The lines of a text file, cut at `separator` (blanks); the last column takes the rest.
 
     Raises:
         UserError: a line has fewer columns, or the file cannot be read.
@@ -164,7 +164,7 @@ def read_table(path: Path, columns: int, separator: str | None = None) -> list[l
 
 
 def read_integers(path: Path, variable: str) -> list[int]:
-    """A variable of a MATLAB file that is a list of whole numbers; see `read_mat`.
+    """A list of whole numbers in a MATLAB file; see `read_mat`.
 
     Raises:
         UserError: it holds something else.
@@ -174,7 +174,7 @@ def read_integers(path: Path, variable: str) -> list[int]:
 
 
 def as_integer(value: Any, path: Path, name: str) -> int:
-    """A number of a MATLAB file, which has whole numbers as floats too, as an int.
+    """A number of a MATLAB file as an int; such files may hold whole numbers as floats.
 
     Raises:
         UserError: it is no whole number.
@@ -203,7 +203,7 @@ def read_mat(path: Path, *variables: str) -> list:
         raise UserError(f"{path} is missing: download it, or unpack it again") from error
     except KeyError as error:
         raise UserError(f"{path} has no variable {error}: is it the right file?") from error
-    except Exception as error:  # on damaged files scipy raises all that Python has
+    except Exception as error:  # scipy raises errors of any kind on damaged files
         raise UserError(f"{path} is no readable .mat file ({error}): download it again") from error
 
 
@@ -213,17 +213,17 @@ def read_mat(path: Path, *variables: str) -> list:
 def split_by_hash(
     records: Iterable[Record], val: float = 0.2, test: float = 0.2
 ) -> dict[str, list[Record]]:
-    """The splits of a dataset that publishes none, always the same ones.
+    """Fixed splits for a dataset that publishes none.
 
-    Records are cut class by class, in an order from hashes of their sources, so that a photo's
-    place depends on the sources of its class alone. A class with three photos or more has one at
-    least in every split that is wanted; one with fewer has no validation photo, and its second
-    photo is for test.
+    Hashes of the sources order the records of each class, which are then cut into splits. So a
+    photo's split depends on the sources of its class alone. A class with at least three photos has
+    a photo in every wanted split; a smaller class has no validation photo, and its second photo is
+    for test.
 
     Args:
         records: all records of the dataset, in any order.
         val: share of validation photos of a class; 0 for none.
-        test: share of test photos; 0 for none. Both together are less than 1.
+        test: share of test photos; 0 for none. The sum of both is less than 1.
 
     Returns:
         `train`, `val` and `test`, each with its records.
@@ -260,14 +260,14 @@ def split_by_hash(
 def complete_splits(
     root: Path | str, published: Mapping[str, Iterable[Record]]
 ) -> dict[str, list[Record]]:
-    """All three splits, the missing ones cut class by class in an order from hashes of the ids.
+    """All three splits; missing splits are cut class by class, in an order from hashes of the ids.
 
     Without test, half of val becomes test; without val, a fifth of train becomes val; without
     both, train is cut into 60 % train, 20 % val and 20 % test. A photo's place depends on the ids
     of its class alone.
 
     Args:
-        root: whose splits these are, for the notice.
+        root: of the dataset, for the notice.
         published: split -> records; splits without any may be left out.
     """
     splits = {split: list(published.get(split, [])) for split in SPLITS}
@@ -280,7 +280,7 @@ def complete_splits(
         return splits | {split: records for split, records in cut.items() if records}
     whole, splits["val"] = splits["val"], []
     for hashed in _by_class(whole):
-        # The odd one goes where its hash says, so that single photos are not all on one side.
+        # A hash decides about the odd photo, so that single photos are not all on one side.
         middle = (len(hashed) + (hashed[0][0] & 1)) // 2
         splits["val"] += [record for _, record in hashed[:middle]]
         splits["test"] += [record for _, record in hashed[middle:]]
@@ -288,14 +288,14 @@ def complete_splits(
 
 
 def _by_class(records: Iterable[Record]) -> Iterable[list[tuple[int, Record]]]:
-    """The records of each class with the hashes of their sources, in the order of these."""
+    """The records of each class with the hashes of their sources, sorted by hash."""
     by_class = defaultdict(list)
     for record in records:
         by_class[record.class_name].append((stable_hash(record.source), record))
     return [sorted(hashed, key=lambda each: each[0]) for hashed in by_class.values()]
 
 
-# Splits without a photo -> what is done about it.
+# Splits without a photo -> the remedy.
 _NOTICES = {
     ("val", "test"): "photos are cut into 60 % train, 20 % val and 20 % test",
     ("val",): "no photos for val, 20 % of train are taken",
@@ -323,7 +323,7 @@ def box_mask(photo: Path, box: list[str], table: Path) -> functools.partial:
     """A function for the mask of a box, left, top, right, bottom in pixels, all inside.
 
     Raises:
-        UserError: these are not four numbers of the file `table`.
+        UserError: the box is not four numbers; `table` is its file.
     """
     try:
         left, top, right, bottom = map(int, box)

@@ -28,7 +28,7 @@ class MVIPDataset(FewShotDataset):
 
     Args:
         super_class: classes whose `super_class` in meta.json contains it; `all` takes every class.
-        num_classes: only the first that many.
+        num_classes: take only so many classes, the first.
     """
 
     env = "MVIP_DIR"
@@ -38,7 +38,7 @@ class MVIPDataset(FewShotDataset):
         if num_classes < 1:
             raise UserError(f"num_classes: got {num_classes}, expected 1 or more")
         self.super_class = super_class
-        self.max_classes = num_classes  # self.num_classes will be how many there are
+        self.max_classes = num_classes  # self.num_classes will be the actual number
         super().__init__(**kwargs)
 
     def list_class_names(self) -> list[str]:

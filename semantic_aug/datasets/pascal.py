@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012: everyday photos; the class of a photo is that of its largest object."""
+"""PASCAL VOC 2012: everyday photos; the largest object of a photo gives its class."""
 
 import functools
 import logging
@@ -28,7 +28,7 @@ CLASS_NAMES = [
 LISTS = "ImageSets/Segmentation"
 LISTED = ("train", "val")
 MASKS = ("SegmentationClass", "SegmentationObject")
-BORDER = 255  # around every object: belongs to none
+BORDER = 255  # around every object; belongs to no object
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ class PascalDataset(FewShotDataset):
         ROOT/SegmentationClass/*.png, SegmentationObject/*.png
         ROOT/ImageSets/Segmentation/{train,val}.txt
 
-    The largest object is the one with the most pixels in SegmentationObject, without its border;
-    it is the mask. The labels of the published test split are secret: half of val is `test`.
+    The largest object has the most pixels in SegmentationObject, without its border; it is the
+    mask. The labels of the published test split are secret, so half of val is `test`.
 
     Args:
-        published_val: all of val is `val`, as in published results; there is no `test` then.
+        published_val: all of val is `val`, as in published results; `test` is then absent.
     """
 
     class_names = CLASS_NAMES
@@ -85,7 +85,7 @@ class PascalDataset(FewShotDataset):
             yield self.record(images[name], CLASS_NAMES[label], mask)
 
     def _listed(self, split: str, masks: dict[str, Path]) -> list[str]:
-        """The names in the list of a split; how many masks are in neither list is said."""
+        """The names in the list of a split; a warning counts masks that are in neither list."""
         lists = {each: read_lines(self.data_dir / LISTS / f"{each}.txt") for each in LISTED}
         unlisted = set(masks).difference(*lists.values())
         if unlisted:
@@ -101,7 +101,7 @@ class PascalDataset(FewShotDataset):
 
 
 def largest_object(classes: Path, objects: Path) -> tuple[int, int] | None:
-    """Label and number of the object with the most pixels; of equals the first. None without one.
+    """Label and number of the object with the most pixels, of equals the first; None without any.
 
     Args:
         classes, objects: PNG files whose palette indices are classes from 1, and objects from 1.
@@ -122,5 +122,5 @@ def largest_object(classes: Path, objects: Path) -> tuple[int, int] | None:
 
 
 def object_mask(objects: Path, number: int) -> np.ndarray:
-    """[H, W] bool: where a PNG file of objects has this number."""
+    """[H, W] bool: the pixels with this number in a PNG file of objects."""
     return read_indices(objects) == number

@@ -28,7 +28,7 @@ CLASS_NAMES = [
     "samoyed", "scottish terrier", "shiba inu", "Siamese", "Sphynx",
     "staffordshire bull terrier", "wheaten terrier", "yorkshire terrier",
 ]  # fmt: skip
-PET = 1  # in a trimap; 2 is the ground, and 3 the border, which belongs to neither
+PET = 1  # in a trimap; 2 is the background, and 3 the border between both
 
 
 class PetsDataset(FewShotDataset):
@@ -38,8 +38,8 @@ class PetsDataset(FewShotDataset):
         ROOT/annotations/{trainval,test}.txt
         ROOT/annotations/trimaps/Abyssinian_1.png           the masks; may be absent
 
-    Of every breed, a fifth of trainval is `val`, by hashes of the paths. Some forty photos that
-    no list has are left out; what list.txt has, one of the two must have.
+    Hashes of the paths choose a fifth of trainval of every breed as `val`. About forty photos that
+    no list has are left out. The two lists together must contain list.txt.
     """
 
     class_names = CLASS_NAMES
@@ -64,7 +64,7 @@ class PetsDataset(FewShotDataset):
         return splits
 
     def _check_lists(self, names: Iterable[str]) -> None:
-        """Raise unless the lists have together what `list.txt` has, if that is there."""
+        """Raise unless both lists together contain `list.txt`, if this file exists."""
         folder = self.data_dir / "annotations"
         if (folder / "list.txt").exists():
             rows = read_table(folder / "list.txt", 4)
@@ -86,5 +86,5 @@ class PetsDataset(FewShotDataset):
 
 
 def pet_mask(trimap: Path) -> np.ndarray:
-    """[H, W] bool: where a trimap says that the pet is, without the border."""
+    """[H, W] bool: the pixels of the pet in a trimap, without the border."""
     return read_indices(trimap) == PET

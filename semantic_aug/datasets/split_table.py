@@ -1,4 +1,4 @@
-"""Which split a photo belongs to, where a table says so: a CSV with `source,split` and `group`."""
+"""Splits of photos from a table: a CSV with the columns `source`, `split` and perhaps `group`."""
 
 import csv
 import dataclasses
@@ -11,14 +11,14 @@ from semantic_aug.few_shot_dataset import SPLITS, Record
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("source", "split")  # without which it is no such table
+COLUMNS = ("source", "split")  # every table needs these columns
 
 
 def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
-    """Split and group of each photo by its source; other columns say nothing here.
+    """Split and group of each photo by its source; other columns are ignored.
 
     Raises:
-        UserError: it is no such table, or names a photo twice.
+        UserError: the file is no such table, or names a photo twice.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -50,10 +50,10 @@ def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
 def split_by_table(path: Path, records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records that a table names, by its splits and with its groups.
 
-    Those that it does not name are left out, and counted; so are photos that are not there.
+    Records that the table does not name are left out and counted; missing photos too.
 
     Raises:
-        UserError: as `read_split_table`; or it names none of the photos.
+        UserError: as `read_split_table`; or the table names none of the photos.
     """
     table = read_split_table(path)
     splits: dict[str, list[Record]] = {split: [] for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Leafy Spurge: aerial photos of grassland in Montana, with and without an invasive weed."""
+"""Leafy Spurge: aerial photos of Montana's grassland, with and without an invasive weed."""
 
 import functools
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ class SpurgeDataset(FewShotDataset):
         ROOT/data/{crop,context}/{train,test}/{absent,present}/*
         ROOT/data/{train,test}/{absent,present}/*           as its first version had it
 
-    No val was published: of both classes, a fifth of train is taken, by hashes of the paths. The
-    same data in parquet files is read by `--dataset hf:parquet`.
+    No val was published: val is a fifth of train of both classes, chosen by hashes of the paths.
+    `--dataset hf:parquet` reads the same data from parquet files.
 
     Args:
         version: `crop`, tiles of 39 x 39 pixels about a surveyed point, or `context`, 1024 x 1024.

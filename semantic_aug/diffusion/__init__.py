@@ -1,1 +1,1 @@
-"""Models of diffusers: what they are, loading them, and weights that are added to them."""
+"""Models of diffusers: inspecting them, loading them, and adding weights to them."""

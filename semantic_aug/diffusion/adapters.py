@@ -1,6 +1,6 @@
-"""What joins a loaded model: a LoRA, another UNet's weights, a ControlNet, a safety checker.
+"""Additions to a loaded model: a LoRA, another UNet's weights, a ControlNet, a safety checker.
 
-Each is checked against the model's configuration first, which reads no weights of the model.
+Each is first checked against the model's configuration, without reading the model's weights.
 """
 
 import functools
@@ -28,13 +28,13 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def check_lora(info: ModelInfo, name: str) -> Identity:
-    """Load a LoRA (arXiv 2106.09685) into the model's shapes alone; returns its identity.
+    """Check a LoRA (arXiv 2106.09685) against the model's shapes; returns its identity.
 
     Args:
         name: a file, or a folder or hub id with `pytorch_lora_weights.safetensors`.
 
     Raises:
-        UserError: there is none, or it was made for another architecture.
+        UserError: there is no such LoRA, or it was made for another architecture.
     """
     import diffusers
     import transformers
@@ -50,7 +50,7 @@ def check_lora(info: ModelInfo, name: str) -> Identity:
             second = part == "text_encoder_2"
             kind = "CLIPTextModelWithProjection" if second else "CLIPTextModel"
             parts[part] = getattr(transformers, kind)(config)
-    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)  # others are warned of
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)  # else warnings
     absent = {"vae": None, "tokenizer": None, "scheduler": scheduler}
     if info.is_xl:
         shapes = diffusers.StableDiffusionXLPipeline(
@@ -66,14 +66,14 @@ def check_lora(info: ModelInfo, name: str) -> Identity:
 
 
 def add_lora(pipeline, info: ModelInfo, name: str, scale: float) -> None:
-    """Add a LoRA, times `scale`, to a pipeline's weights; images then cost what they did before."""
-    _load_lora(pipeline, info, name, commit_of(name))  # what was checked
+    """Add a LoRA, times `scale`, to a pipeline's weights, so that images cost no more time."""
+    _load_lora(pipeline, info, name, commit_of(name))  # the checked commit
     pipeline.fuse_lora(lora_scale=scale)
     pipeline.unload_lora_weights()
 
 
 def _load_lora(pipeline, info: ModelInfo, name: str, revision: str | None) -> None:
-    # Offline, diffusers cannot look for another file of a hub id than the one that is usual.
+    # Offline, diffusers finds only the usual file of a hub id.
     is_path = Path(name).exists()
     file = None if is_path or not is_offline_mode() else LORA_FILE
     try:
@@ -86,7 +86,7 @@ def _load_lora(pipeline, info: ModelInfo, name: str, revision: str | None) -> No
         elif "no file named" in reason:
             reason = f"this folder holds no {LORA_FILE}; name the file itself"
         if "size mismatch" in reason or "Target modules" in reason or "not found" in reason:
-            reason = f"it was made for another architecture than that of {info.name}"
+            reason = f"it was made for another architecture than {info.name}"
         raise UserError(f"--lora: cannot use {name}: {reason[:200]}") from error
 
 
@@ -103,10 +103,10 @@ _UNET_FILES = (
 def find_unets(path: str, class_names: Sequence[str]) -> dict[str, Path]:
     """The weights of each class's UNet: `{name}` in the path is the class's name.
 
-    It may also be the name as folders have it, with `_` for blanks.
+    The name may also be written with `_` for blanks.
 
     Raises:
-        UserError: some are missing.
+        UserError: weights are missing.
     """
     folders = folder_names(class_names)
     found = {}
@@ -117,7 +117,7 @@ def find_unets(path: str, class_names: Sequence[str]) -> dict[str, Path]:
 
 
 def find_unet(path: str | Path) -> Path:
-    """`path`, if it is there."""
+    """`path`, if it exists."""
     if not Path(path).exists():
         raise UserError(
             f"--unet_path: {path} does not exist, expected a UNet's folder in diffusers format or "
@@ -127,10 +127,10 @@ def find_unet(path: str | Path) -> Path:
 
 
 def check_unet(info: ModelInfo, path: Path) -> Identity:
-    """Compare the shapes of a UNet's weights with those of the model's; returns its identity.
+    """Compare the shapes of UNet weights with the model's UNet; returns their identity.
 
     Raises:
-        UserError: it is unreadable, or of another architecture.
+        UserError: the file is unreadable, or of another architecture.
     """
     expected, found = _own_shapes(info), _unet_shapes(path)
     keys = sorted(expected.keys() | found.keys())
@@ -156,7 +156,7 @@ def _own_shapes(info: ModelInfo) -> dict[str, tuple[int, ...]]:
 
 
 def put_unet(pipeline, path: Path) -> None:
-    """Replace the weights of a pipeline's UNet, in place: whoever shares it sees the new ones."""
+    """Replace the weights of a pipeline's UNet in place, also for pipelines that share it."""
     weights: dict[str, torch.Tensor] = {}
     for file in _unet_files(path):
         weights |= _read_weights(file)
@@ -189,17 +189,17 @@ def _unet_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_weights(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """A state dict; one of pickles is read without running what it may hold."""
+    """A state dict; a pickle is read without running its code."""
     from safetensors.torch import load_file
 
     try:
         if file.suffix == ".safetensors":
             return load_file(file, device)
         weights = torch.load(file, map_location=device, weights_only=True)
-    except Exception as error:  # whatever a damaged or malicious pickle brings about
+    except Exception as error:  # a damaged or malicious pickle may raise any error
         reason = first_line(error)
-        if "weights_only" in reason:  # torch's advice is to run what the file holds
-            reason = "expected .safetensors, or a file of torch that holds tensors alone"
+        if "weights_only" in reason:  # torch would advise to run the file's code
+            reason = "expected .safetensors, or a file of torch with tensors only"
         raise UserError(f"--unet_path: cannot read {file}: {reason}") from error
     is_weights = isinstance(weights, Mapping) and all(map(torch.is_tensor, weights.values()))
     if not is_weights:
@@ -209,19 +209,19 @@ def _read_weights(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 
 # --- safety checker --------------------------------------------------------------------------
 
-SafetyChecker = Callable[[Sequence[Image.Image]], list[bool]]  # which images are flagged
+SafetyChecker = Callable[[Sequence[Image.Image]], list[bool]]  # tells which images are flagged
 
 
 def check_safety_checker(info: ModelInfo, name: str | None) -> Identity | str:
-    """The identity of a safety checker: another one's, or, for None, the model's own.
+    """The identity of a named safety checker or, for None, of the model's own.
 
     Raises:
-        UserError: the model has none, or there is none of that name.
+        UserError: the model has no safety checker, or there is none of this name.
     """
     if name is None:
         if not has_part(info, "safety_checker"):
             raise UserError(
-                f"--safety_checker: {info.name} comes without one; name one, such as "
+                f"--safety_checker: {info.name} has no safety checker; name one, such as "
                 "CompVis/stable-diffusion-safety-checker"
             )
         return "the model's own"
@@ -232,7 +232,7 @@ def check_safety_checker(info: ModelInfo, name: str | None) -> Identity | str:
 
 
 def load_safety_checker(info: ModelInfo, name: str | None, device: torch.device) -> SafetyChecker:
-    """A function from images to whether each is flagged, which changes none of them.
+    """A function that tells for each image whether it is flagged, and changes no image.
 
     Raises:
         UserError: its weights are missing or broken.
@@ -254,13 +254,13 @@ def load_safety_checker(info: ModelInfo, name: str | None, device: torch.device)
             processor = CLIPImageProcessor.from_pretrained(source, **parts[1])
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"--safety_checker: cannot load that of {source}: {reason}") from error
+        raise UserError(f"--safety_checker: cannot load {source}: {reason}") from error
     check_whole(checker, f"--safety_checker: {source}", report["missing_keys"])
     checker.requires_grad_(False).eval().to(device)
 
     def flagged(images: Sequence[Image.Image]) -> list[bool]:
         pixels = processor(list(images), return_tensors="pt").pixel_values.to(device)
-        # It blackens the second argument where it flags; ours are blackened when all is tried.
+        # The checker blackens its second argument; we blacken images after the last attempt.
         return list(checker(clip_input=pixels, images=[torch.zeros(1) for _ in images])[1])
 
     return flagged
@@ -274,17 +274,17 @@ def _part(info: ModelInfo, part: str) -> dict:
 
 
 def check_controlnet(info: ModelInfo, name: str) -> Identity:
-    """Compare a ControlNet's configuration with that of the model; returns its identity.
+    """Compare the configurations of a ControlNet and the model; returns the ControlNet's identity.
 
     Args:
         name: hub id or folder.
 
     Raises:
-        UserError: it is none, or was made for another architecture.
+        UserError: it is no ControlNet, or was made for another architecture.
     """
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(f"--controlnet: {name} is no ControlNet: no config.json is in it")
+        raise UserError(f"--controlnet: {name} is no ControlNet: it has no config.json")
     try:
         config = read_json(name, "config.json", None)
     except UserError as error:
@@ -294,21 +294,21 @@ def check_controlnet(info: ModelInfo, name: str) -> Identity:
         raise UserError(f"--controlnet: {name} holds {kind}, expected ControlNetModel")
     unet, vae = _part(info, "unet"), _part(info, "vae")
     keys = ("block_out_channels", "cross_attention_dim", "layers_per_block", "down_block_types")
-    # It sees the latents alone, also where the UNet sees a mask beside them.
+    # A ControlNet sees only the latents, even if the UNet also sees a mask.
     expected = {"in_channels": vae.get("latent_channels", 4)} | {key: unet.get(key) for key in keys}
     for key, wanted in expected.items():
         if config.get(key, wanted) != wanted:
             raise UserError(
-                f"--controlnet: {name} was made for another architecture than that of {info.name}: "
+                f"--controlnet: {name} was made for another architecture than {info.name}: "
                 f"{key}: got {config[key]}, expected {wanted}"
             )
-    # It brings edges to the size of the latents, by halves.
+    # It halves the edges' size until they have the size of the latents.
     halvings = [len(config.get("conditioning_embedding_out_channels", [])) - 1]
     halvings.append(len(vae["block_out_channels"]) - 1)
     if halvings[0] != halvings[1]:
         raise UserError(
-            f"--controlnet: {name} wants images {2 ** halvings[0]} times as large as the latents, "
-            f"those of {info.name} are {2 ** halvings[1]} times as large"
+            f"--controlnet: {name} needs images {2 ** halvings[0]} times as large as the latents, "
+            f"but images of {info.name} are {2 ** halvings[1]} times as large"
         )
     return identity_of(name)
 
@@ -334,9 +334,9 @@ def load_controlnet(name: str, device: torch.device, dtype: torch.dtype):
 
 
 def canny_edges(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """White lines on black where photos have edges: what ControlNets for edges were trained on.
+    """The edges of photos as white lines on black, as in the training of ControlNets for edges.
 
-    Canny's method with the thresholds 100 and 200 of 255 on the gradients of Sobel, not smoothed.
+    Canny's method with the thresholds 100 and 200 of 255 on Sobel gradients, without smoothing.
     """
     import kornia
     from scipy import ndimage
@@ -344,11 +344,11 @@ def canny_edges(images: Sequence[Image.Image]) -> list[Image.Image]:
     found = []
     for image in images:
         gray = torch.from_numpy(np.array(image.convert("L"), dtype=np.float32) / 255)[None, None]
-        # A kernel of one pixel smooths nothing: fine teeth stay apart. 0.5 is a weak edge, 1 a
-        # strong one.
+        # A kernel of one pixel smooths nothing, so fine teeth stay apart. 0.5 is a weak edge, 1 a
+        # strong edge.
         _, edges = kornia.filters.canny(gray, 100 / 255, 200 / 255, 1, (1.0, 1.0), hysteresis=False)
         edges = edges[0, 0].numpy()
-        # kornia's own way of keeping weak edges that touch a strong one takes seconds.
+        # kornia's own search for weak edges that touch a strong edge takes seconds.
         connected, _ = ndimage.label(edges > 0, structure=np.ones((3, 3)))
         kept = np.isin(connected, connected[edges == 1])
         found.append(Image.fromarray(kept.astype(np.uint8) * 255).convert("RGB"))

@@ -1,4 +1,4 @@
-"""What settings call a model: by its commit on the hub, or by the content of its files."""
+"""The identity of a model in settings: its commit on the hub, or the content of its files."""
 
 import contextlib
 import hashlib
@@ -15,13 +15,13 @@ from semantic_aug.experiment.digests import file_digests
 def identity_of(
     name: str, revision: str | None = None, variant: str | None = None, older: str | None = None
 ) -> Identity:
-    """What a model, or what joins one, is called in settings and records.
+    """The identity of a model, or of an addition to it, in settings and records.
 
-    A folder or file is called by the content of the files that are loaded, wherever they lie; what
-    comes from the hub by its commit in the local cache.
+    A folder or file is identified by the content of the loaded files, wherever they lie; a hub
+    model by its commit in the local cache.
 
     Args:
-        older: what something from the hub was called by older versions; default its name alone.
+        older: the identity of a hub model in older versions (default: its name alone).
 
     Raises:
         UserError: a file cannot be read.
@@ -38,7 +38,7 @@ def identity_of(
 
 
 def commit_of(name: str, revision: str | None = None) -> str | None:
-    """The commit of a hub id in the local cache; None for a folder, or where it is not there."""
+    """The commit of a hub id in the local cache; None for a folder, or without a copy."""
     from huggingface_hub import snapshot_download
 
     if Path(name).exists():
@@ -50,8 +50,8 @@ def commit_of(name: str, revision: str | None = None) -> str | None:
 
 
 def content_of(files: Mapping[str, Path]) -> str:
-    """Sixteen hex digits of whole files and the names that they have there."""
-    # A large file in the hub's cache lies under its sha256.
+    """Sixteen hex digits of whole files and their names in the folder."""
+    # In the hub's cache, the name of a large file is its sha256.
     real = {name: path.resolve() for name, path in files.items()}
     digests = {name: path.name for name, path in real.items() if _is_named_by_content(path)}
     others = [name for name in real if name not in digests]
@@ -68,15 +68,15 @@ def _is_named_by_content(path: Path) -> bool:
     return in_cache and re.fullmatch("[0-9a-f]{64}", path.name) is not None
 
 
-# Of these a folder may hold several for the same part, in other formats or precisions.
+# A folder may hold the weights of a part in several formats or precisions.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".pb")
 
 
 def _files_that_count(folder: Path, variant: str | None) -> dict[str, Path]:
-    """All files of a model by their names in its folder, but for weights that are not loaded.
+    """All files of a model by their names in its folder, except weights that are not loaded.
 
-    Weights of another variant than the one asked for are not loaded where there are ordinary ones;
-    nor is another format where there are safetensors of the same variant.
+    If there are ordinary weights, weights of a variant that was not asked for are not loaded. If
+    there are safetensors of a variant, its other formats are not loaded.
     """
     found: list[Path] = []
     weights: dict[Path, list[Path]] = defaultdict(list)
@@ -96,12 +96,12 @@ def _files_that_count(folder: Path, variant: str | None) -> dict[str, Path]:
 
 
 def _variant_of(file: Path) -> str:
-    """`fp16` of `model.fp16.safetensors`, also of one part of several; empty of ordinary ones."""
+    """`fp16` for `model.fp16.safetensors`, also if split into parts; "" for ordinary weights."""
     return ".".join(re.sub(r"-\d+-of-\d+", "", file.name).split(".")[1:-1])
 
 
 def older_content(path: Path) -> str:
-    """What `content_of` was in older versions: both ends of every file, whether loaded or not."""
+    """The `content_of` of older versions: both ends of every file, loaded or not."""
     digest, end = hashlib.sha256(), 1 << 20
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     for file in files:

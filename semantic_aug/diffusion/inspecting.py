@@ -1,4 +1,4 @@
-"""What a model is, from its configuration alone, before anything is loaded."""
+"""The kind of a model, from its configuration alone, before anything is loaded."""
 
 import json
 import logging
@@ -13,26 +13,25 @@ from semantic_aug.experiment.config import Identity
 log = logging.getLogger(__name__)
 
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
-# What a UNet gives: the noise, the velocity (arXiv 2202.00512), or the latents without noise.
+# The prediction of a UNet: the noise, the velocity (arXiv 2202.00512), or the clean latents.
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model's configuration files tell, before any weights are read.
+    """The facts from a model's configuration files, before any weights are read.
 
     Attributes:
         name: hub id or folder, as given.
         identity: of its weights, see `identity_of`.
-        revision: the commit of a hub model, so that what is loaded is what was inspected.
-        resolution: side in pixels of the images it was made for.
-        multiple: what a resolution must be a multiple of, in pixels.
-        embedding_dims: width of the rows of each of its text encoders.
-        for_inpainting: whether its UNet sees a mask and the masked photo beside the latents.
-        few_steps: whether it looks like one that was distilled to a few steps, as LCM and the Turbo
-            models are.
-        is_told_guidance: whether its UNet is told the guidance scale, and there is no
-            classifier-free guidance (arXiv 2310.04378, section 4.2).
+        revision: the commit of a hub model, so that the inspected model is loaded.
+        resolution: pixels per side of the model's images.
+        multiple: pixels; a resolution must be a multiple of this number.
+        embedding_dims: width of the rows of each text encoder.
+        for_inpainting: the UNet also sees a mask and the masked photo.
+        few_steps: the model was probably distilled to a few steps, like LCM and the Turbo models.
+        is_told_guidance: the UNet takes the guidance scale, in place of classifier-free guidance
+            (arXiv 2310.04378, section 4.2).
     """
 
     name: str
@@ -48,15 +47,15 @@ class ModelInfo:
 
     @property
     def is_xl(self) -> bool:
-        """Whether it has two text encoders (arXiv 2307.01952, section 2.1)."""
+        """Whether the model has two text encoders (arXiv 2307.01952, section 2.1)."""
         return len(self.embedding_dims) == 2
 
 
 def inspect_model(name: str, revision: str | None = None, variant: str | None = None) -> ModelInfo:
     """Read the configuration of a model.
 
-    `revision="fp16"` means what it meant when half-precision weights lay in a branch of that
-    name: today's `variant="fp16"`.
+    `revision="fp16"` means today's `variant="fp16"`: half-precision weights once lay in a branch
+    of this name.
 
     Raises:
         UserError: the folder is no Stable Diffusion pipeline, or the hub model is neither
@@ -87,8 +86,8 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
     factor, depth = (2 ** (level - 1) for level in levels)
     if channels not in (latents, 2 * latents + 1):
         raise UserError(
-            f"{name}: its UNet wants more than an image, as models for instructions or depth do; "
-            "expected an ordinary Stable Diffusion or one for inpainting"
+            f"{name}: its UNet needs more than an image, like models for instructions or depth; "
+            "expected an ordinary Stable Diffusion or an inpainting model"
         )
     scheduler = read_json(name, SCHEDULER_CONFIG, revision)
     predicts = scheduler.get("prediction_type", PREDICTIONS[0])
@@ -97,7 +96,7 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
             f"{name}: {SCHEDULER_CONFIG} says that its UNet predicts {predicts!r}; known: "
             f"{', '.join(PREDICTIONS)}"
         )
-    few_steps = scheduler.get("timestep_spacing") == "trailing"  # of all models in wide use, theirs
+    few_steps = scheduler.get("timestep_spacing") == "trailing"  # only these models have it
     few_steps |= scheduler.get("_class_name") == "LCMScheduler"
     return ModelInfo(
         name=name,
@@ -114,17 +113,17 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
 
 
 def has_part(info: ModelInfo, part: str) -> bool:
-    """Whether a model comes with a part that may be absent, such as a safety checker."""
+    """Whether a model has an optional part, such as a safety checker."""
     return any(read_json(info.name, "model_index.json", info.revision).get(part) or [])
 
 
 def side_of(sample_size: int | Sequence[int]) -> int:
-    """The side that a configuration means, where some give height and width."""
+    """The side of a configuration that may give height and width."""
     return sample_size if isinstance(sample_size, int) else sample_size[0]
 
 
 def check_resolution(info: ModelInfo, resolution: int | None) -> int:
-    """The resolution to work at, in pixels: the one given, or the model's own."""
+    """The working resolution in pixels: as given, or the model's own."""
     if resolution is None:
         return info.resolution
     if resolution % info.multiple:
@@ -137,7 +136,7 @@ def check_resolution(info: ModelInfo, resolution: int | None) -> int:
 
 
 def read_json(name: str, file: str, revision: str | None) -> dict:
-    """A configuration file of a model; UserError where it is absent or broken."""
+    """A configuration file of a model; UserError if it is absent or broken."""
     path = model_file(name, file, revision)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -164,11 +163,11 @@ def model_file(name: str, file: str, revision: str | None = None) -> Path:
         cached = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-        log.info("fetching %s from the hub", name)
+        log.info("downloading %s from the hub", name)
         return Path(hf_hub_download(name, file, revision=revision))
     except GatedRepoError as error:
         raise UserError(
-            f"{name} asks for a login: accept its terms on its hub page, then run hf auth login"
+            f"{name} needs a login: accept its terms on its hub page, then run hf auth login"
         ) from error
     except (OSError, ValueError, HFValidationError) as error:
         at = f" at revision {revision}" if revision else ""

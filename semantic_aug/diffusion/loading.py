@@ -1,4 +1,4 @@
-"""Loading a diffusion pipeline: model, device, dtype, variant, sampler. Nothing else loads one."""
+"""Loading a diffusion pipeline: model, device, dtype, variant, sampler. No other module does."""
 
 import contextlib
 import glob
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# --scheduler: the class in diffusers and what differs from the model's own configuration.
+# --scheduler: a class of diffusers, and its changes to the model's configuration.
 MOST_TIMESTEPS = 100_000  # models have 1000
 
-# What the libraries raise on missing, broken or unknown files of a model.
+# Errors of the libraries on missing, broken or unknown files of a model.
 LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -36,9 +36,9 @@ LOADING_ERRORS = (
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device that was asked for, else CUDA, else MPS, else the CPU.
+    """The given device, else CUDA, else MPS, else the CPU.
 
-    Processes that one launcher started on this machine take one GPU each.
+    Processes of the same launch on this machine take a GPU each.
     """
     if name is None:
         if torch.cuda.is_available():
@@ -53,7 +53,7 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def pick_dtype(device: torch.device, mixed_precision: str) -> torch.dtype:
-    """The type that was asked for; on the CPU, which computes in float16 slowly, float32 for it."""
+    """The given type; on the CPU, float32 replaces float16, which is slow there."""
     dtype = DTYPES[mixed_precision]
     if device.type == "cpu" and dtype == torch.float16:
         log.warning("no GPU: float32 is used in place of --mixed_precision=%s", mixed_precision)
@@ -62,7 +62,7 @@ def pick_dtype(device: torch.device, mixed_precision: str) -> torch.dtype:
 
 
 def warn_if_slow(device: torch.device, mixed_precision: str) -> None:
-    """Say where bfloat16 was asked for on a CPU that has no instructions for it."""
+    """Warn of bfloat16 on a CPU without instructions for it."""
     if device.type == "cpu" and DTYPES[mixed_precision] == torch.bfloat16 and not cpu_has_bf16():
         log.warning(
             "this CPU has no instructions for bfloat16: --mixed_precision=bf16 is many times "
@@ -74,7 +74,7 @@ def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies in bfloat16: AVX-512 BF16 or AMX, or Arm's BF16."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")  # which converts, where it has not
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")  # else x86 converts
     native = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
     return not is_x86 or any(each() for each in native)
 
@@ -83,7 +83,7 @@ def load_tokenizer(info: ModelInfo):
     """The model's first tokenizer, which is small, without the model."""
     from transformers import CLIPTokenizer
 
-    # Not AutoTokenizer, which looks for a configuration that a pipeline in the cache has not.
+    # Not AutoTokenizer, which needs a configuration that a cached pipeline lacks.
     try:
         tokenizer = CLIPTokenizer.from_pretrained(
             info.name, subfolder="tokenizer", revision=info.revision
@@ -95,18 +95,18 @@ def load_tokenizer(info: ModelInfo):
 
 
 def _check_tokenizer(info: ModelInfo, tokenizer) -> None:
-    """Raise UserError for a tokenizer whose files are missing: it loads, and knows no word."""
-    if len(tokenizer) < 256:  # a byte-level vocabulary has every byte at least
+    """Raise UserError if a tokenizer's files are missing: it loads, but knows no word."""
+    if len(tokenizer) < 256:  # a byte-level vocabulary has at least every byte
         raise UserError(f"cannot load {info.name}: files of its tokenizer are missing")
 
 
 def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     """The model's own text-to-image pipeline, frozen, in one dtype, without a safety checker.
 
-    A text encoder or VAE kept in half precision is brought to `dtype` too: mixed parts crash.
+    A text encoder or VAE in half precision is converted to `dtype` too, because mixed parts crash.
 
     Raises:
-        UserError: weights are missing, broken, or not to be had offline.
+        UserError: weights are missing, broken, or not available offline.
     """
     index = read_json(info.name, "model_index.json", info.revision)
     options: dict[str, Any] = {}
@@ -115,7 +115,7 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     if "requires_safety_checker" in index or "safety_checker" in index:
         options["requires_safety_checker"] = False
     variant = info.variant
-    # A folder without the variant is loaded without a word; so that is looked up here.
+    # diffusers loads a folder without the variant silently, so it is checked here.
     weights = f"*/*.{glob.escape(variant or '')}*"
     if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(weights)):
         _warn_of_no_variant(info)
@@ -139,10 +139,10 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
 
 
 def check_whole(model: torch.nn.Module, name: str, lacking: Iterable[str] = ()) -> None:
-    """Raise UserError where weights lacked a tensor, which diffusers leaves without numbers.
+    """Raise UserError if weights lack a tensor, which diffusers leaves without numbers.
 
     Args:
-        lacking: what transformers says was missing; it fills that at random.
+        lacking: missing tensors of transformers, which fills them at random.
     """
     state = model.state_dict().items()
     lacking = sorted(lacking) or [key for key, tensor in state if tensor.is_meta]
@@ -154,7 +154,7 @@ def check_whole(model: torch.nn.Module, name: str, lacking: Iterable[str] = ()) 
 
 
 def _load_text_encoders(info: ModelInfo, index: dict, dtype: torch.dtype, variant) -> dict:
-    """The text encoders by name: a pipeline would not say what their weights lack."""
+    """The text encoders by name; a pipeline would not report missing weights."""
     import transformers
 
     encoders = {}
@@ -179,9 +179,9 @@ def _load_text_encoders(info: ModelInfo, index: dict, dtype: torch.dtype, varian
 
 
 def _as_stable_diffusion(pipeline):
-    """A latent consistency model's parts in the pipeline that edits and inpaints like any other.
+    """A latent consistency model's parts in the ordinary pipelines for edits and inpainting.
 
-    Its own one does neither inpainting nor a strength that takes that share of the steps.
+    Its own pipeline cannot inpaint, and its strength does not set the share of the steps.
     """
     from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
 
@@ -194,11 +194,11 @@ def make_scheduler(info: ModelInfo, kind: str | None = None, **options):
     """A scheduler of diffusers from the model's configuration, before any weights are read.
 
     Args:
-        kind: its class; default the model's own.
-        options: what differs from the configuration.
+        kind: its class (default: the model's own).
+        options: changes to the configuration.
 
     Raises:
-        UserError: the configuration makes none.
+        UserError: the configuration is wrong.
     """
     import diffusers
 
@@ -214,14 +214,14 @@ def make_scheduler(info: ModelInfo, kind: str | None = None, **options):
 
 
 def noise_scheduler_of(pipeline):
-    """What noises latents in training, with the levels of a model's own sampler."""
+    """The scheduler that adds noise in training, with the levels of the model's own sampler."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler.from_config(pipeline.scheduler.config)
 
 
 def check_steps(info: ModelInfo, scheduler: str | None, num_inference_steps: int) -> None:
-    """Raise UserError where the sampler cannot do so many steps."""
+    """Raise UserError if the sampler cannot do so many steps."""
     kind, options = SCHEDULERS.get(scheduler or "", (None, {}))
     sampler = make_scheduler(info, kind, **options)
     try:
@@ -245,9 +245,9 @@ def set_scheduler(pipeline, name: str | None) -> None:
 
 
 def tune_for_speed(pipeline, compile_unet: bool) -> None:
-    """Weights in the order that convolutions want, and a compiled UNet if asked for.
+    """Reorder weights for fast convolutions, and compile the UNet if asked for.
 
-    Convolutions in float32 on the CPU want none, and would round differently.
+    On the CPU, float32 convolutions gain nothing, and would round differently.
     """
     on_cpu_in_half = pipeline.device.type == "cpu" and pipeline.unet.dtype == torch.bfloat16
     if pipeline.device.type == "cuda" or on_cpu_in_half:
@@ -258,17 +258,17 @@ def tune_for_speed(pipeline, compile_unet: bool) -> None:
 
 
 def tune_for_memory(pipeline) -> None:
-    """Attention is computed, and images are decoded, piece by piece."""
+    """Compute attention and decode images in pieces."""
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()
     pipeline.enable_attention_slicing()
 
 
 def offload(pipelines: Iterable, device: torch.device) -> None:
-    """Let the parts of pipelines wait in the CPU's memory until `device` is to compute with them.
+    """Keep the parts of pipelines in the CPU's memory until `device` computes with them.
 
-    They may share parts. Learned words go in before: diffusers would set all anew for the device
-    where the text encoder waits.
+    Pipelines may share parts. Add learned words before: otherwise diffusers would set up everything
+    again for the device where the text encoder waits.
     """
     for pipeline in pipelines:
         pipeline.enable_model_cpu_offload(device=device)
@@ -291,7 +291,7 @@ def encode_image(vae, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     """
     dtype = vae.dtype
     overflows = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    # Not `vae.to`, which diffusers has made to warn of every change of the type.
+    # Not `vae.to`, because diffusers warns of every change of the type.
     if overflows:
         torch.nn.Module.to(vae, torch.float32)
     posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
@@ -301,7 +301,7 @@ def encode_image(vae, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def scale_latents(vae, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as the UNet expects them, of about unit variance."""
+    """Latents for the UNet, of about unit variance."""
     config = vae.config
     shift = torch.tensor(getattr(config, "latents_mean", None) or 0.0).view(-1, 1, 1).to(latents)
     scale = torch.tensor(getattr(config, "latents_std", None) or 1.0).view(-1, 1, 1).to(latents)
@@ -322,7 +322,7 @@ def _from_pretrained(info: ModelInfo, dtype: torch.dtype, variant: str | None, o
 
 @contextlib.contextmanager
 def quiet_loading():
-    """Inside, no bars of reading weights, of a second each, and no errors that are raised as well.
+    """Hide the short progress bars of reading weights, and log lines of errors that are raised.
 
     Downloads keep their bars.
     """

@@ -1,4 +1,4 @@
-"""Files that show whether they are whole: the sha256 of the rest, and the rest. For checkpoints."""
+"""Files that begin with the sha256 of their content, which shows damage. For checkpoints."""
 
 import hashlib
 from pathlib import Path
@@ -18,10 +18,10 @@ def read_checked(path: Path) -> bytes:
     """The content of a file of `write_checked`.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or something else.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, or no file of `write_checked`.
     """
     data = path.read_bytes()
     if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum is wrong")
     return data[_DIGEST:]

@@ -1,4 +1,4 @@
-"""config.json: what results were made with, so that others are never mixed with them."""
+"""config.json: the settings of results, so that results of other settings never mix with them."""
 
 import contextlib
 import functools
@@ -30,14 +30,14 @@ _VERSIONED_PACKAGES = (
 
 
 class OtherSettings(UserError):
-    """A folder holds results that were made with other settings, or of other things."""
+    """A folder holds results of other settings or other photos."""
 
 
 class Identity(str):
-    """What settings and records call weights; other content has another name.
+    """The name of weights in settings and records; other content has another name.
 
     Attributes:
-        older: what they were called when not all of their content was looked at.
+        older: the name that older code gave, which did not look at all of the content.
     """
 
     older: str
@@ -49,7 +49,7 @@ class Identity(str):
 
 
 class Newer(str):
-    """The value of a setting that older folders do not have: they go on without it."""
+    """The value of a setting that older folders lack: they go on without the setting."""
 
 
 def is_called(value: object, stored: object) -> bool:
@@ -58,8 +58,8 @@ def is_called(value: object, stored: object) -> bool:
 
 
 def as_stored(settings: Mapping, stored: Mapping) -> dict:
-    """`settings` as `stored` has them, so that its id stays: with the older names of weights, and
-    without newer settings that it does not have."""
+    """`settings` in the form of `stored`, so that its id stays: weights keep their older names,
+    and newer settings that `stored` lacks are left out."""
     return {
         key: value.older
         if isinstance(value, Identity) and stored.get(key) == value.older
@@ -75,7 +75,7 @@ def config_id(settings: Mapping) -> str:
 
 
 def read_config(folder: Path) -> dict | None:
-    """The `config.json` of a folder; None where there is none, or it is damaged, with a notice."""
+    """The `config.json` of a folder; None if it is absent or, with a notice, damaged."""
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -100,24 +100,25 @@ def check_config(
     ids: Callable[[], Iterable[str]] | None = None,
     other: str = "--experiment_name",
 ) -> dict:
-    """Refuse to mix results: `folder` holds some that were made with other settings.
+    """Refuse to mix results in `folder` with results of other settings.
 
     Args:
-        settings: whatever changes a result, JSON types only. Batch size, shards, selected
+        settings: everything that changes a result, in JSON types. Batch size, shards, selected
             classes, counts, device and paths do not belong here.
         has_results: whether the folder holds results already.
-        overwrite: go on all the same; the caller then makes the old results anew.
-        ids: gives the `config_id` of each result, where results carry it: they then stand in for
-            a config.json that is lost.
+        overwrite: go on nevertheless; the caller then replaces the old results.
+        ids: gives the `config_id` of each result, where results carry it. These ids replace a
+            lost config.json.
         other: the flag that names another folder.
 
     Returns:
-        The settings to go on with: those given, but weights keep the older name that they have in
-        this folder, or, in a folder that is new, in one of another trial beside it. A `Newer`
-        value is left out where that folder has none.
+        The settings to go on with. Weights keep the older name that they have in this folder or,
+        if it is new, in the folder of another trial beside it. A `Newer` value is left out where
+        such a folder lacks it.
 
     Raises:
-        UserError: with the differing keys and both values; or nothing says how results were made.
+        UserError: settings differ (the message has both values), or the settings of the results
+            are unknown.
     """
     old = read_config(folder)
     if old is None:
@@ -129,9 +130,8 @@ def check_config(
         settings = older if made == {config_id(older)} else settings
         if made - {config_id(settings)}:
             raise UserError(
-                f"{folder} holds results, but no config.json that can be read and says how they "
-                f"were made; bring it back, choose another {other}, or pass --overwrite to make "
-                "them again"
+                f"{folder} holds results, but no readable config.json says how they were made; "
+                f"restore it, choose another {other}, or pass --overwrite to make them again"
             )
         return dict(settings)
     before, kept = old.get("settings", {}), as_stored(settings, old.get("settings", {}))
@@ -150,8 +150,8 @@ def write_config(
     """Write `config.json`, unless it holds these settings already. Returns the `config_id`.
 
     Args:
-        notes: keys beside the settings, in JSON types: what they say changes no result. They are
-            brought up to date in a file that stays; one that is absent there is as good as None.
+        notes: keys beside the settings, in JSON types, that change no result. A file that stays
+            gets the new notes; an absent note counts as None.
     """
     identity, notes = config_id(settings), dict(notes or {})
     config = old = read_config(folder) or {}
@@ -170,9 +170,9 @@ def write_config(
     return identity
 
 
-@functools.cache  # a process imports its packages once, and looking takes a while
+@functools.cache  # a process imports its packages once, and looking them up is slow
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what comes out."""
+    """Versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in _VERSIONED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -180,9 +180,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-@functools.cache  # the process runs the code that it has read, whatever happens to the files
+@functools.cache  # the process runs the code that it has read, even if files change
 def git_revision() -> str | None:
-    """The commit this code stands at, with `-dirty` behind it where files were changed."""
+    """The commit of this code, followed by `-dirty` if files were changed."""
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / ".git").exists():
         return None

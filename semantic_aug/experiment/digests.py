@@ -1,8 +1,8 @@
-"""sha256 of whole files, remembered from one run to the next where hashing takes time.
+"""sha256 of whole files, remembered between runs where hashing takes time.
 
-`$XDG_CACHE_HOME/semantic_aug/sha256/` (`~/.cache/...`) holds one file for each folder of hashed
-files. A digest counts as long as its file keeps size, time and inode. Nothing depends on what lies
-there: where it cannot be written, or is damaged, everything is hashed again.
+`$XDG_CACHE_HOME/semantic_aug/sha256/` (`~/.cache/...`) holds a file for each folder of hashed
+files. A digest is valid while its file keeps size, time and inode. If the cache is damaged or
+cannot be written, everything is hashed again.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ from pathlib import Path
 from semantic_aug import stable_hash
 from semantic_aug.experiment.files import remove_leftovers, write_text
 
-KEEP_FROM = 0.5  # seconds; what took less to hash is hashed again
-SETTLED = 2e9  # ns; a file system's clock may not tell two changes in one such span apart
+KEEP_FROM = 0.5  # seconds; files that take less to hash are hashed again
+SETTLED = 2e9  # ns; a file system may give the same time to two changes within this span
 
 
 def cache_dir() -> Path:
-    """Where everything lies that only saves time; the folder need not exist."""
+    """The folder of all files that only save time; it need not exist."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification of this variable says that relative paths are to be ignored.
+    # The specification of this variable says: ignore relative paths.
     return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "semantic_aug"
 
 
 def file_digests(paths: Iterable[str | os.PathLike]) -> list[str]:
     """sha256 of the whole content of every file, 64 hex digits each, in the order given.
 
-    Of a file that cannot be read, or is no regular file, `unreadable: ` and the reason.
+    A file that cannot be read, or is no regular file, gives `unreadable: ` and the reason.
     """
     by_folder: dict[str, dict[int, Path]] = defaultdict(dict)
     found: list[str] = []
@@ -56,7 +56,7 @@ def file_digests(paths: Iterable[str | os.PathLike]) -> list[str]:
 
 
 def _entry(path: Path, known: dict[str, list]) -> list:
-    """[size, time, inode, digest] of a file; what is known is not read again."""
+    """[size, time, inode, digest] of a file; a known file is not read again."""
     try:
         state = _state(path)
         *before, digest = known.get(path.name, [""])
@@ -72,7 +72,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def _state(path: Path) -> list[int]:
-    """Size in bytes, time in ns, inode: another content has another of these."""
+    """Size in bytes, time in ns, inode; a change of the content changes at least one of them."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
@@ -85,7 +85,7 @@ def _place(folder: str) -> Path:
 
 
 def _read(folder: str) -> dict[str, list]:
-    """`{name: [size, time, inode, digest]}` as an earlier run has left it, else nothing."""
+    """`{name: [size, time, inode, digest]}` from an earlier run; empty without a whole file."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         kept = json.loads(_place(folder).read_bytes())
         if isinstance(kept, dict) and all(_is_whole(each) for each in kept.values()):
@@ -103,7 +103,7 @@ def _is_whole(entry: object) -> bool:
 
 
 def _write(folder: str, entries: dict[str, list]) -> None:
-    # Two processes may write one after the other: what the first has added is hashed once more.
+    # If two processes write in turn, the entries of the first are lost, and hashed once more.
     with contextlib.suppress(OSError, RuntimeError):
         remove_leftovers(_place(folder).parent)
         write_text(_place(folder), json.dumps(entries))

@@ -1,4 +1,4 @@
-"""Writes that are whole or absent, and what killed processes leave behind."""
+"""Files that are whole or absent, and the leftovers of killed processes."""
 
 import contextlib
 import errno
@@ -19,14 +19,14 @@ from semantic_aug import UserError
 T = TypeVar("T")
 
 _writes = itertools.count()
-os.umask(_UMASK := os.umask(0o077))  # which can be read only by setting it
+os.umask(_UMASK := os.umask(0o077))  # only setting the umask tells it
 
 
 def check_writable(folder: Path) -> Path:
     """`folder`, if files can be made there; it need not exist yet.
 
     Raises:
-        UserError: a file or a link that leads nowhere is in the way, or writing is not allowed.
+        UserError: a file or a broken link is in the way, or writing is not allowed.
     """
     nearest = folder.absolute()
     while not nearest.exists():
@@ -35,7 +35,7 @@ def check_writable(folder: Path) -> Path:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise UserError(f"{folder} cannot be a folder: {nearest} is a file")
-    try:  # permissions do not tell: nobody writes to /proc, not even root
+    try:  # permissions are not enough: even root cannot write to /proc
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         raise UserError(
@@ -49,8 +49,8 @@ def check_writable(folder: Path) -> Path:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` when the block ends without an error.
 
-    So a file is whole or absent, whenever the process is killed. The temporary name carries host
-    and process and is new each time, because processes and threads may write one file at once.
+    So a file is whole or absent, even if the process is killed. The temporary name holds host and
+    process and is always new, because several processes and threads may write the same file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,19 +65,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def share(file: Path) -> None:
-    """Give a file the mode of any new file: safetensors writes for its owner alone."""
+    """Give a file the mode of any new file; safetensors lets only the owner read its files."""
     if stat.S_IMODE(file.stat().st_mode) == 0o600:
         file.chmod(0o666 & ~_UMASK)
 
 
 def _beside(path: Path) -> Path:
-    """A new temporary name, which `remove_leftovers` knows."""
+    """A new temporary name that `remove_leftovers` recognises."""
     return path.with_name(f".{path.name}.{next(_writes)}.{hostname()}-{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """`atomic_path` of a folder: the temporary one takes the place of `path`, whatever is there."""
+    """`atomic_path` for a folder: the temporary folder replaces whatever `path` holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     temporary.mkdir()
@@ -97,7 +97,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder as a whole: nobody sees a part of it. One that is not there is no error."""
+    """Remove a folder, so that nobody sees a part of it. An absent folder is no error."""
     gone = _beside(path)
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, gone)
@@ -111,14 +111,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def derive(sources: Callable[[], object], write: Callable[[], T]) -> T:
-    """Write what is derived from files that other processes may be adding to.
+    """Write a file that is derived from files to which other processes may add.
 
-    It is written again if `sources()`, whatever tells their states apart, has changed meanwhile:
-    another process may have derived more, and this one have put something older in its place. So
-    the last process that adds something leaves everything derived from all. Returns what `write`
-    returns.
+    `sources()` gives their state. If the state has changed meanwhile, the file is written again:
+    another process may have derived it from more, and this process may have overwritten it. So
+    the process that adds last derives the file from everything. Returns the result of `write`.
     """
-    for _ in range(10):  # not for ever, where many processes add something all the time
+    for _ in range(10):  # not for ever, if many processes keep adding
         before = sources()
         written = write()
         if sources() == before:
@@ -129,8 +128,8 @@ def derive(sources: Callable[[], object], write: Callable[[], T]) -> T:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders that killed processes left directly in `folder`.
 
-    A file of this host goes when its process is gone. Whether a process of another host lives
-    cannot be known from here; its file goes after a day.
+    A file of this host goes when its process is gone. A file of another host goes after a day,
+    because this host cannot see whether its process lives.
     """
     if not folder.is_dir():
         return
@@ -171,7 +170,7 @@ def is_alive(pid: int) -> bool:
 def now_at(folder: Path) -> float:
     """The clock of the file system, which may differ from this node's.
 
-    Where `folder` belongs to somebody else it is not known, and this node's stands for it.
+    If `folder` belongs to somebody else, this node's clock replaces it.
     """
     try:
         os.utime(folder)

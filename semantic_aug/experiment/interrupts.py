@@ -1,7 +1,7 @@
-"""Ending when a scheduler asks for it, so that the same command can go on later.
+"""Ending at a scheduler's request, so that the same command can go on later.
 
-SLURM sends SIGTERM before it takes a node away, and what --signal asks for before a time limit.
-Commands end with the status `TRY_AGAIN` then, with everything that is finished on disk.
+SLURM sends SIGTERM before it takes a node away, and the signal of --signal before a time limit.
+Commands then end with the status `TRY_AGAIN`; all finished work is on disk.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ SIGNALS = tuple(
 
 
 class Stopped(BaseException):
-    """This process has been asked to end. No Exception, which code may take for a failure."""
+    """A signal asked this process to end. It is no Exception, which code may take for a failure."""
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise `Stopped` at once where a signal arrives within the block; later ones are ignored."""
+    """Raise `Stopped` at once if a signal arrives within the block; ignore later signals."""
 
     def stop(number, frame):
         _end(number)
@@ -37,11 +37,11 @@ def stoppable() -> Iterator[None]:
 
 
 def end_at_once_by_ctrl_c() -> None:
-    """Let Ctrl-C end this process with one line, until `stoppable` lets it be an exception.
+    """Let Ctrl-C end this process with one line, until `stoppable` turns it into an exception.
 
-    For the seconds in which a command imports its packages, where it would be a long traceback.
+    Without this, Ctrl-C would print a long traceback while a command imports its packages.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         signal.signal(signal.SIGINT, _end_at_once)
 
 
@@ -52,10 +52,10 @@ def _end_at_once(number, frame) -> NoReturn:
 
 @contextlib.contextmanager
 def stop_deferred() -> Iterator[Callable[[], bool]]:
-    """Let a block end by itself where it is at a good point to go on from.
+    """Let a block end by itself, at a point from which it can go on.
 
-    Gives a function that says whether a signal has arrived. After the block `Stopped` is raised if
-    one has.
+    Gives a function that says whether a signal has arrived. After a signal, the end of the block
+    raises `Stopped`.
     """
     arrived: list[int] = []
 
@@ -67,14 +67,14 @@ def stop_deferred() -> Iterator[Callable[[], bool]]:
 
 def _end(number: int) -> NoReturn:
     for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # the cleaning up is not disturbed by further ones
+        signal.signal(each, signal.SIG_IGN)  # further signals must not disturb the clean-up
     raise Stopped(signal.Signals(number).name)
 
 
 @contextlib.contextmanager
 def _handled_by(handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield  # only the main thread may set handlers
         return
     before = {each: signal.signal(each, handler) for each in SIGNALS}
     try:

@@ -6,9 +6,9 @@ output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records
 output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, calibration_{S}_{N}.csv,
     classifier_{S}_{N}/, summary.csv, pictures
 output/EXP/places/AUG/seed=S_ex=N/{number:06d}.png, records/: places that a model has drawn
-output/EXP/fit/: what `semantic-aug fit` has found, with the classifier
-output/EXP/cache/, timing/ and timing.json: features of images, and what everything cost
-output/EXP/processes/ and slurm/: what each process does, and what SLURM jobs have written
+output/EXP/fit/: the results of `semantic-aug fit`, with the classifier
+output/EXP/cache/, timing/ and timing.json: features of images, and the time of all work
+output/EXP/processes/ and slurm/: the state of each process, and the logs of SLURM jobs
 output/EXP/report/seed=S_ex=N.html, seed=S_ex=N.png, seed=S_ex=N/CLASS.png,
     preview_seed=S_ex=N.png, seed=S_ex=N_mistakes_METHOD.html
 """
@@ -37,9 +37,9 @@ RESERVED_NAMES = (
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"
-BORROWED_WORDS = "borrowed_words"  # a note in config.json: of which other trial the words are
+BORROWED_WORDS = "borrowed_words"  # a note in config.json: the other trial whose words are used
 
-# Names of files that are not UTF-8 reach Python as lone surrogates, which no other file can hold.
+# Python reads file names that are not UTF-8 as lone surrogates, which no UTF-8 file can hold.
 UNENCODABLE = "\ud800-\udfff"
 
 
@@ -61,7 +61,7 @@ class Trial:
 
 
 def trial_named(name: str) -> Trial | None:
-    """The trial of this name; None for another name."""
+    """The trial of this name; None if no trial has it."""
     seed, _, examples = name.removeprefix("seed=").partition("_ex=")
     try:
         trial = Trial(int(seed), int(examples))
@@ -86,12 +86,12 @@ def experiment_dir(output_dir: str | Path, name: str) -> Path:
 
 
 def aug_dir(experiment: Path, aug_name: str, trial: Trial, flag: str = "--aug_name") -> Path:
-    """Folder of the synthetic images of one trial; `flag` names them in errors."""
+    """Folder of the images of one trial; `flag` is the flag that errors name."""
     return experiment / check_component(flag, aug_name, RESERVED_NAMES) / trial.name
 
 
 def places_dir(images: Path) -> Path:
-    """Folder of the places on which the synthetic images in a folder of a trial stand."""
+    """Folder of the places that the images in a trial's folder use."""
     return images.parent.parent / PLACES / images.parent.name / images.name
 
 
@@ -106,7 +106,7 @@ def merged_file(experiment: Path, trial: Trial) -> Path:
 
 
 def check_component(flag: str, name: str, reserved: tuple[str, ...] = ()) -> str:
-    """`name`, if it is one folder name that this project does not use for something else."""
+    """`name`, if it is a single folder name that this project does not use otherwise."""
     if name in reserved:
         raise UserError(f"{flag}: {name!r} is the name of another stage's folder; choose another")
     if not _is_component(name):
@@ -122,7 +122,7 @@ def _is_component(name: str) -> bool:
 def folder_names(class_names: Iterable[str]) -> dict[str, str]:
     """A folder name for every class: one path component, legal on every file system, unique.
 
-    Names that would meet (also where letter case is ignored) get a suffix, in the order given.
+    Names that would be equal (letter case ignored) get a suffix, in the order given.
     """
     return unique_names(class_names, _folder_name, key=str.casefold)
 
@@ -131,14 +131,14 @@ def _folder_name(class_name: str) -> str:
     name = unicodedata.normalize("NFC", class_name)
     name = re.sub(rf'[/\\:*?"<>|\s\x00-\x1f\x7f{UNENCODABLE}]', "_", name).strip(".") or "_"
     encoded = name.encode()
-    if len(encoded) > 120:  # file systems end at 255 bytes
+    if len(encoded) > 120:  # file systems allow 255 bytes
         digest = hashlib.sha256(encoded).hexdigest()[:8]
         name = f"{encoded[:100].decode(errors='ignore')}-{digest}"
     return name
 
 
 def unique_names(names: Iterable[str], make, key=lambda text: text) -> dict[str, str]:
-    """`{name: make(name)}`, with `-2`, `-3` ... behind what would stand twice as `key` sees it."""
+    """`{name: make(name)}`; values with equal `key` get the suffixes `-2`, `-3` ..."""
     taken, unique = set(), {}
     for name in dict.fromkeys(names):
         candidate, number = make(name), 1

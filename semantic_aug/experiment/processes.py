@@ -1,7 +1,7 @@
-"""What every process is doing: output/EXP/processes/, one small file for each, for status.py.
+"""The state of every process: output/EXP/processes/, one small file for each, for status.py.
 
-A file is written when work begins, again every `BEAT` seconds, and when it ends. One that has not
-been written for `LOST` seconds belongs to a process that was killed, or to a node that is gone.
+A file is written when work begins, again every `BEAT` seconds, and when it ends. If it has not
+been written for `LOST` seconds, its process was killed or its node is gone.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from semantic_aug.experiment.interrupts import Stopped
 from semantic_aug.experiment.names import CACHE, PROCESSES, Trial, trial_named
 from semantic_aug.experiment.timing import MOST, STAGES
 
-BEAT, LOST = 20.0, 120.0  # file systems of clusters show changes up to a minute late
+BEAT, LOST = 20.0, 120.0  # clusters' file systems show changes up to a minute late
 RUNNING, DONE, STOPPED, FAILED, KILLED = STATES = (
     "running", "done", "stopped", "failed", "killed",
 )  # fmt: skip
@@ -35,18 +35,18 @@ class Process:
 
     Attributes:
         stage: one of `timing.STAGES`.
-        method: the set of images (AUG) or the results (METHOD) it is for; empty for words.
-        wanted: by trial, how many pieces (words, files of words, images, results) there are to be
-            in the end, whoever makes them, and how many images that is to make or to show.
+        method: the set of images (AUG) or the results (METHOD); empty for words.
+        wanted: by trial, the number of pieces (words, files of words, images, results) that all
+            processes make together, and the number of images to make or to show for them.
         shard: index and count.
-        host, pid, job: where it runs; the job is SLURM's, empty without.
-        state: RUNNING, DONE, STOPPED (asked to end before its work was done) or FAILED; in what
-            `read_processes` gives also KILLED.
-        message: why it failed.
-        trials: names of those it works on; of one that failed, those it failed at.
-        images: how many it has made or shown.
-        counted, seconds: how many of them in how many seconds; the first do not count, because
-            nobody knows when they were begun.
+        host, pid, job: where the process runs; the job is SLURM's, empty without SLURM.
+        state: RUNNING, DONE, STOPPED (asked to end before its work was done) or FAILED;
+            `read_processes` also gives KILLED.
+        message: the reason of a failure.
+        trials: names of the trials in work; after a failure, of the trials that failed.
+        images: number of images made or shown.
+        counted, seconds: number of images in a number of seconds; the first images do not count,
+            because their start is unknown.
     """
 
     stage: str
@@ -65,20 +65,20 @@ class Process:
 
 
 class Reporter:
-    """Says what this process does."""
+    """Reports the work of this process."""
 
     def __init__(self, process: Process, path: Path):
         self.process, self.path = process, path
         self._since: float | None = None
-        self._writing = threading.Lock()  # so that the newer state is written last
+        self._writing = threading.Lock()  # the newer state must be written last
 
     def works_on(self, trials: Iterable[Trial]) -> None:
-        """Which trials are in work from now on."""
+        """The trials in work from now on."""
         self.process.trials = sorted({trial.name for trial in trials})
         self.write()
 
     def count(self, images: int) -> None:
-        """So many more images have been made or shown."""
+        """Count further images that were made or shown."""
         self.process.images += images
         if self._since is None:
             self._since = time.monotonic()
@@ -101,7 +101,7 @@ def at_work(
 ) -> Iterator[Reporter]:
     """Report this process as running within the block, and how the block ended.
 
-    What killed processes have left half-written where all commands write goes first.
+    First, leftovers of killed processes are removed from the folders of all commands.
 
     Args:
         wanted: as in `Process`.
@@ -117,7 +117,7 @@ def at_work(
 
     def beat():
         while not ended.wait(BEAT):
-            with contextlib.suppress(OSError):  # a full disk is the command's own affair
+            with contextlib.suppress(OSError):  # the command itself reports a full disk
                 reporter.write()
 
     beating = threading.Thread(target=beat, daemon=True)
@@ -139,17 +139,17 @@ def at_work(
 
 
 def _name_doubles(experiment: Path, mine: Process) -> None:
-    """Warn of processes that have the same share: nothing breaks, and all is done twice."""
+    """Warn of processes that have the same share: they do the same work twice, harmlessly."""
     for other in read_processes(experiment):
         same_share = all(
             getattr(other, key) == getattr(mine, key) for key in ("stage", "method", "shard")
         )
-        requeued = mine.job and other.job == mine.job  # its first run may look alive for a while
+        requeued = mine.job and other.job == mine.job  # the first run may still look alive
         doubles = other.state == RUNNING and same_share and not requeued
         if doubles and mine.wanted.keys() & other.wanted.keys():
             log.warning(
-                "process %d on %s has the same share of the same trials, so that work is done "
-                "twice; give each process its own --shard_index and --num_shards",
+                "process %d on %s has the same share of the same trials and does the same work; "
+                "give each process its own --shard_index and --num_shards",
                 other.pid, other.host,
             )  # fmt: skip
 
@@ -162,14 +162,14 @@ def _line(error: BaseException) -> str:
 
 
 def slurm_job(environ: Mapping[str, str]) -> str:
-    """The SLURM job this process belongs to, as squeue writes it; empty without one."""
+    """The SLURM job of this process, as squeue writes it; empty without SLURM."""
     if "SLURM_ARRAY_JOB_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '?')}"
     return environ.get("SLURM_JOB_ID", "")
 
 
 def read_processes(experiment: Path) -> list[Process]:
-    """All processes that ever worked on an experiment, in the order in which they began."""
+    """All processes that ever worked on an experiment, by their start."""
     folder, found = experiment / PROCESSES, []
     if not folder.is_dir():
         return []
@@ -177,7 +177,7 @@ def read_processes(experiment: Path) -> list[Process]:
     for path in sorted(folder.glob("*.json")):
         try:
             silent, process = now - path.stat().st_mtime, _read_process(path)
-        except OSError:  # somebody has just removed it
+        except OSError:  # removed meanwhile
             continue
         except (ValueError, TypeError, AttributeError, RecursionError):
             log.warning("%s is damaged: left out", path)
@@ -193,10 +193,10 @@ def _read_process(path: Path) -> Process:
     """A file of processes/.
 
     Raises:
-        ValueError, TypeError, AttributeError: it is none.
+        ValueError, TypeError, AttributeError: the content is wrong.
     """
     process = Process(**json.loads(path.read_text(encoding="utf-8")))
-    shard: Any = tuple(process.shard)  # JSON knows lists alone
+    shard: Any = tuple(process.shard)  # JSON has only lists
     process.shard = shard
     for each in fields(Process):
         kind: Any = int | float if each.type is float else get_origin(each.type) or each.type
@@ -206,9 +206,9 @@ def _read_process(path: Path) -> Process:
     numbers = [process.pid, process.images, process.counted, process.seconds]
     numbers += [number for pieces, images in pairs for number in (pieces, images)]
     if not all(0 <= number < MOST for number in numbers) or process.pid >= 2**31:
-        raise ValueError("more than there can be")
+        raise ValueError("a number is too large")
     if process.stage not in STAGES or process.state not in STATES:
-        raise ValueError("another stage or state than there are")
+        raise ValueError("unknown stage or state")
     if None in map(trial_named, process.wanted) or not process.wanted.keys() >= {*process.trials}:
-        raise ValueError("trials that there are not")
+        raise ValueError("unknown trials")
     return process

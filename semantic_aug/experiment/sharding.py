@@ -1,4 +1,4 @@
-"""Which share of the work is this process's: settings, SLURM arrays and launchers."""
+"""This process's share of the work, from settings, SLURM arrays and launchers."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 def shard_of(
     index: int | None, count: int | None, environ: Mapping[str, str] = os.environ
 ) -> tuple[int, int]:
-    """This process's (index, count): those given, else from SLURM and a launcher together.
+    """This process's (index, count): as given, or from SLURM and a launcher together.
 
     A SLURM array may have any offset and step; processes of one launch (accelerate launch,
     torchrun, mpirun, or srun) divide the share of their array task among themselves.
 
     Raises:
-        UserError: settings that do not fit each other, or an array with gaps, in which nobody would
-            do some of the work.
+        UserError: settings contradict each other, or an array has gaps, whose work nobody would
+            do.
     """
     if (index is None) != (count is None):
         raise UserError("--shard_index and --num_shards go together")
@@ -44,19 +44,19 @@ def _array_task(environ) -> tuple[int, int]:
     if task not in range(first, last + 1, step):
         raise UserError(
             f"the environment has SLURM_ARRAY_TASK_ID={task}, and the array's tasks are {first} to "
-            f"{last} in steps of {step}: unset what is not SLURM's own, or pass --shard_index and "
-            "--num_shards"
+            f"{last} in steps of {step}: unset the variable that SLURM did not set, or pass "
+            "--shard_index and --num_shards"
         )
     count = (last - first) // step + 1
     if _number(environ, "SLURM_ARRAY_TASK_COUNT", count) != count:
         raise UserError(
-            f"this SLURM array has gaps between its tasks {first} and {last}: submit one "
-            "without, such as --array=0-3, or pass --shard_index and --num_shards"
+            f"this SLURM array has gaps between its tasks {first} and {last}: submit an array "
+            "without gaps, such as --array=0-3, or pass --shard_index and --num_shards"
         )
     return (task - first) // step, count
 
 
-# Size, rank and the rank on a node, as launchers name them. A launcher within srun counts its
+# Variables of launchers: size, rank, and rank on a node. A launcher within srun counts its
 # processes on all nodes.
 _LAUNCHERS = (
     ("WORLD_SIZE", "RANK", "LOCAL_RANK"),  # accelerate launch, torchrun
@@ -91,13 +91,13 @@ def _launched_process(environ) -> tuple[int, int]:
 def local_rank(environ=os.environ) -> int:
     """This process's number among those of its launch on this machine, counted from 0.
 
-    Where no launcher says so, its number among those on all machines.
+    If no launcher gives it: the number among the processes on all machines.
     """
     if "LOCAL_RANK" in environ:
         return _number(environ, "LOCAL_RANK")
     index, count = _launched_process(environ)
     for size, _, local in _LAUNCHERS:
-        # Not what srun says of an mpirun that it has started on each node.
+        # srun's rank is of no use if srun has started an mpirun on each node.
         if local in environ and _number(environ, size, 1) == count > 1:
             return _number(environ, local)
     return index
@@ -113,12 +113,12 @@ def _number(environ, name: str, default: int | None = None) -> int:
 def shard_blocks(num_blocks: int, shard_index: int, num_shards: int, already: int = 0) -> list[int]:
     """The blocks of one shard: each num_shards-th of a fixed shuffled order.
 
-    Shuffled, because blocks that lie together often take equally long, or were left by the same
-    interruption.
+    The order is shuffled because neighbouring blocks often take equally long, or were left over by
+    the same interruption.
 
     Args:
-        already: how many blocks were dealt out before these, so that it is not always the first
-            shards that get one more.
+        already: the number of blocks dealt out before; so a further block does not always go to
+            the first shards.
     """
     order = sorted(range(num_blocks), key=lambda number: stable_hash("block", number))
     return order[(shard_index - already) % num_shards :: num_shards]

@@ -1,7 +1,7 @@
-"""What each stage cost: seconds, images and device, in output/EXP/timing.json.
+"""The cost of each stage: seconds, images and device, in output/EXP/timing.json.
 
-Every process appends to a file of its own in output/EXP/timing/; timing.json is derived from all
-of them, so that any process can write it again.
+Every process appends to its own file in output/EXP/timing/. Any process can derive timing.json
+from all of these files.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ class Work:
 
     Attributes:
         stage: one of `STAGES`.
-        method: the set of images (AUG) or the results (METHOD) it was for; empty for words.
-        seed: of the trial, and `examples_per_class` likewise; None for work on several trials.
-        device: such as `cpu` or `cuda: NVIDIA H100`; empty where it does not matter.
-        images: how many were made or shown; None where that says nothing. Work on 0 images is
-            not recorded.
-        seconds: by the clock.
-        again: earlier work of this stage, method and trial was in vain, and no longer counts.
+        method: the set of images (AUG) or the results (METHOD); empty for words.
+        seed, examples_per_class: of the trial; None for work on several trials.
+        device: such as `cpu` or `cuda: NVIDIA H100`; empty if it does not matter.
+        images: number of images made or shown; None if it means nothing. Work on 0 images is not
+            recorded.
+        seconds: wall-clock time.
+        again: earlier work of this stage, method and trial no longer counts.
         finished: nanoseconds since 1970.
     """
 
@@ -63,17 +63,17 @@ def timed(
     device=None,
     again: bool = False,
 ) -> Iterator[Work]:
-    """Record how long the block takes; inside, set `images` of what it yields.
+    """Record the time of the block, which sets `images` of the given `Work`.
 
         with timed(experiment, GENERATE, args.aug_name, trial, device) as work:
             work.images = generate(...)
 
-    What was done before an interruption is recorded too.
+    Work before an interruption is recorded too.
 
     Args:
-        trials: what the work is for; of several, such as one for each of the words that are
-            trained together, each gets an equal share.
-        device: a torch.device, where one computed.
+        trials: the trials of the work, which get equal shares of it; words that are trained
+            together name a trial each.
+        device: the torch.device of the work, if it used any.
     """
     work = Work(stage, method, device=device_name(device), again=again)
     started = time.monotonic()
@@ -82,7 +82,7 @@ def timed(
     finally:
         if work.images != 0:
             work.seconds = time.monotonic() - started
-            # Later than all that is known: the clocks of other nodes may be ahead of this one's.
+            # Later than all known work: the clocks of other nodes may be ahead of this node's.
             latest = max((each.finished for each in _all_work(experiment)), default=0)
             work.finished = max(time.time_ns(), latest + 1)
             path = experiment / TIMING / f"{hostname()}-{os.getpid()}.jsonl"
@@ -111,7 +111,7 @@ def _shares(work: Work, trials: Trial | Sequence[Trial] | None) -> list[Work]:
 
 
 def device_name(device) -> str:
-    """`cpu`, or the kind of device and what it is called."""
+    """`cpu`, or the kind and the name of the device."""
     if device is None:
         return ""
     if device.type != "cuda":
@@ -122,9 +122,9 @@ def device_name(device) -> str:
 
 
 def read_timing(experiment: Path) -> list[dict]:
-    """Work of all processes, summed for each stage, method, trial and device; in this order.
+    """Work of all processes, summed and sorted by stage, method, trial and device.
 
-    Of each: stage, method, seed, examples_per_class, device, images, seconds.
+    Each row has stage, method, seed, examples_per_class, device, images, seconds.
     """
     sums: dict[tuple, dict[str, Work]] = {}
     for work in sorted(_all_work(experiment), key=lambda work: work.finished):
@@ -153,7 +153,7 @@ def _all_work(experiment: Path) -> list[Work]:
                 try:
                     found.append(_read_work(line))
                 except (ValueError, TypeError, RecursionError):
-                    log.warning("%s: a line that tells of no work is left out", path)
+                    log.warning("%s: a damaged line is left out", path)
     return found
 
 
@@ -161,7 +161,7 @@ def _read_work(line: str) -> Work:
     """A line of timing/.
 
     Raises:
-        ValueError, TypeError: it is none.
+        ValueError, TypeError: the line is damaged.
     """
     work = Work(**json.loads(line))
     for field in fields(Work):
@@ -169,7 +169,7 @@ def _read_work(line: str) -> Work:
         if not isinstance(getattr(work, field.name), kind):
             raise TypeError(field.name)
     if not (0 <= work.seconds < MOST and 0 <= (work.images or 0) < MOST):
-        raise ValueError("more than anybody has ever done")
+        raise ValueError("a number is too large")
     return work
 
 
@@ -192,10 +192,10 @@ def write_timing(experiment: Path) -> None:
 def seconds_per_trial(
     experiment: Path, method: str, aug_names: Sequence[str], examples_per_class: int
 ) -> dict[str, float]:
-    """What one trial of a method took on average, by stage; only stages that were timed.
+    """Average seconds of a trial of a method, by stage; only stages that were timed.
 
     Args:
-        aug_names: the sets of images it used, whose seconds are added up; none for real photos
+        aug_names: the method's sets of images, whose seconds are added up; empty for real photos
             only.
     """
     wanted = {(TRAIN, method), *((GENERATE, name) for name in aug_names)}
@@ -214,7 +214,7 @@ def seconds_per_trial(
 
 
 def seconds_per_image(experiment: Path, aug_name: str, trial: Trial) -> float | None:
-    """What an image of a set took to make, start-up included; None where it was not timed."""
+    """Seconds per image of a set, start-up included; None if they were not timed."""
     key = (GENERATE, aug_name, trial.seed, trial.examples_per_class)
     made = [
         row for row in read_timing(experiment)

@@ -1,1 +1,1 @@
-"""Pictures without a model: reading, framing, sheets, and how alike two of them are."""
+"""Pictures without a model: reading, framing, sheets, likeness."""

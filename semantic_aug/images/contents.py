@@ -1,4 +1,4 @@
-"""What photos and masks hold, as sha256: equal where they are."""
+"""sha256 of the contents of photos and masks."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from semantic_aug.images.reading import open_bytes, to_rgb
 
 
 def photo_digests(paths: Sequence) -> list[str]:
-    """sha256 of files, and of what opens as one: a part of an archive, a row of a table."""
+    """sha256 of files and of objects that open like files: parts of archives, rows of tables."""
     files = [path for path in paths if isinstance(path, os.PathLike)]
     of_files, found = iter(file_digests(files)), []
     for path in paths:
@@ -32,11 +32,11 @@ def pixel_digest(image: Image.Image) -> str:
 
 
 def mask_digest(mask) -> str:
-    """sha256 of a mask in memory, or of what a function gives; see `mask_digests`."""
+    """sha256 of a mask in memory or from a function; see `mask_digests`."""
     if mask is None:
         return ""
     try:
         mask = binary_mask(mask() if callable(mask) else mask)
     except (UserError, OSError, ValueError) as error:
-        return f"unreadable: {error}"  # whoever needs the mask says so
+        return f"unreadable: {error}"  # reported when the mask is read
     return hashlib.sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Photos of any shape and the model's square: how one becomes the other and back, masks included.
+"""From photos of any shape to the model's square and back, with masks.
 
 A mask is thresholded in one place (`few_shot_dataset.binary_mask`) and resized with its photo.
 """
@@ -11,7 +11,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a photo lies in the model's square.
+    """The place of a photo in the model's square.
 
     Attributes:
         source: (left, top, right, bottom) of the part of the photo that is edited, in its pixels.
@@ -25,7 +25,7 @@ class Frame:
 
 
 def size_within(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
-    """The (width, height) of a photo whose longer side is to be `longest` pixels at most."""
+    """The (width, height) of a photo, reduced so that its longer side is at most `longest`."""
     if longest is None or max(size) <= longest:
         return size
     width, height = (max(1, round(length * longest / max(size))) for length in size)
@@ -33,13 +33,13 @@ def size_within(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
 
 
 def photo_within(image: Image.Image, longest: int | None) -> Image.Image:
-    """A photo in its `size_within`; itself where it has that."""
+    """A photo, reduced to its `size_within`."""
     size = size_within(image.size, longest)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def mask_within(mask: np.ndarray, longest: int | None) -> np.ndarray:
-    """A mask, uint8 [H, W], in the `size_within` of its photo; itself where it has that."""
+    """A mask, uint8 [H, W], reduced to the `size_within` of its photo."""
     height, width = mask.shape
     size = size_within((width, height), longest)
     if size == (width, height):
@@ -78,7 +78,7 @@ def to_square(image: Image.Image, frame: Frame) -> Image.Image:
 
 
 def share_of_photo(frame: Frame, cells: int) -> np.ndarray:
-    """How much of each cell of the square is the photo, and not mirrored at its edges.
+    """The share of each cell of the square that is the photo, not its mirrored edges.
 
     Args:
         cells: along a side, a divisor of the frame's.
@@ -94,7 +94,7 @@ def share_of_photo(frame: Frame, cells: int) -> np.ndarray:
 
 
 def mask_to_square(mask: np.ndarray, frame: Frame) -> Image.Image:
-    """A region, bool [H, W], as the mask of the square; nothing mirrored is ever edited."""
+    """A region, bool [H, W], as the mask of the square; mirrored parts are never edited."""
     left, top, right, bottom = frame.target
     part = Image.fromarray(mask.astype(np.uint8) * 255).crop(frame.source)
     square = Image.new("L", (frame.side, frame.side), 0)
@@ -103,7 +103,7 @@ def mask_to_square(mask: np.ndarray, frame: Frame) -> Image.Image:
 
 
 def from_square(edited: Image.Image, photo: Image.Image, frame: Frame) -> Image.Image:
-    """The edited square, back in its photo, which it replaces as far as the frame goes."""
+    """The photo, with the edited square in its frame."""
     left, top, right, bottom = frame.source
     part = edited.crop(frame.target).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     if part.size == photo.size:
@@ -114,12 +114,12 @@ def from_square(edited: Image.Image, photo: Image.Image, frame: Frame) -> Image.
 
 
 def grow(region: np.ndarray, radius: float) -> np.ndarray:
-    """A region, bool [H, W], with all pixels within `radius` pixels of it.
+    """A region, bool [H, W], grown by all pixels within `radius` pixels.
 
-    With a radius below 0 it loses all pixels that near to what is not of it; it may vanish. The
-    edges of the photo are no edges of a region.
+    A radius below 0 removes all pixels this near to its outside; the region may vanish. The edges
+    of the photo are no edges of a region.
     """
-    from scipy import ndimage  # whoever reads photos alone needs none of it
+    from scipy import ndimage  # imported late: reading photos does not need it
 
     if radius < 0:
         return ~grow(~region, -radius)
@@ -136,7 +136,7 @@ def blend(
     The edit's share falls evenly from 1 at the region's edge to 0 beyond `feather` pixels from it,
     where the photo's pixels are untouched.
     """
-    from scipy import ndimage  # whoever reads photos alone needs none of it
+    from scipy import ndimage  # imported late: reading photos does not need it
 
     if not region.any():
         return photo.copy()

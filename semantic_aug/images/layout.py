@@ -1,4 +1,4 @@
-"""An object of a photo drawn anew: its size, turn, place, mirror image and colour."""
+"""Layouts: an object of a photo drawn again, in another size, turn, place and colour."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from semantic_aug import UserError
 
 @dataclass(frozen=True)
 class Layouts:
-    """What layouts are drawn from; all off by default.
+    """The range of layouts; all off by default.
 
     Attributes:
         scale: smallest and largest factor of the object's size, drawn evenly in its logarithm.
-        rotate: the object is turned by at most that many degrees, either way.
-        shift: it moves by at most that share of the photo's width and height.
-        mirror: half of the time the object and where it lies are mirrored, left and right.
-        colour: in [0, 1], how far the object's hue, saturation and brightness may change.
+        rotate: the largest turn of the object in degrees, either way.
+        shift: its largest shift, as a share of the photo's width and height.
+        mirror: half of the time, mirror the object and its place, left and right.
+        colour: in [0, 1], the largest change of the object's hue, saturation and brightness.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -32,13 +32,13 @@ class Layouts:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an object is drawn; as it is by default.
+    """A layout of an object; unchanged by default.
 
     Attributes:
         scale: factor of its size.
-        angle: degrees that it turns, counter-clockwise.
-        shift: how far it moves to the right and down, in shares of the photo's width and height.
-        mirror: whether photo and mask are mirrored, left and right, before anything else.
+        angle: degrees of its turn, counter-clockwise.
+        shift: its shift to the right and down, in shares of the photo's width and height.
+        mirror: first mirror photo and mask, left and right.
         colour: turn of the hue as a share of the circle, factors of saturation and brightness.
     """
 
@@ -52,7 +52,7 @@ class Layout:
         """The layout as values of JSON, rounded so that they read well."""
         return {
             "scale": round(self.scale, 3),
-            "angle": round(self.angle, 1) + 0.0,  # which -0.0 loses its sign by
+            "angle": round(self.angle, 1) + 0.0,  # turns -0.0 into 0.0
             "shift": [round(part, 3) + 0.0 for part in self.shift],
             "mirror": self.mirror,
             "colour": [round(part, 3) + 0.0 for part in self.colour],
@@ -60,7 +60,7 @@ class Layout:
 
 
 def check_layouts(layouts: Layouts) -> None:
-    """Raise UserError for values that no layout can have, by the names of their flags."""
+    """Raise UserError for impossible values, by the names of their flags."""
     low, high = layouts.scale
     if not 0 < low <= high < math.inf:
         raise UserError(
@@ -80,7 +80,7 @@ def check_layouts(layouts: Layouts) -> None:
 
 
 class Extent(NamedTuple):
-    """Where an object lies along an axis of its photo, in pixels.
+    """The extent of an object along an axis of its photo, in pixels.
 
     Attributes:
         start, end: of its pixels, `end` beyond the last.
@@ -93,7 +93,7 @@ class Extent(NamedTuple):
 
     @property
     def cut(self) -> tuple[bool, bool]:
-        """Whether the photo's edge cuts the object at its start, and at its end."""
+        """Whether the photo's edges cut the object at its start, and at its end."""
         return self.start == 0, self.end == self.length
 
     @property
@@ -104,19 +104,19 @@ class Extent(NamedTuple):
     def fitting(self) -> float:
         """The largest scale that leaves the object whole, if it is not turned."""
         if all(self.cut):
-            return 1.0  # larger, more of it would be cut off
-        # Resampling widens free ends, by half of a pixel before and of one after; at its own size
-        # the object fits.
+            return 1.0  # a larger object would be cut further
+        # Resampling widens free ends, by half a pixel before and half a pixel after it; at its own
+        # size the object fits.
         free = self.cut.count(False)
         return max(1.0, (self.length - free) / (self.end - self.start + free / 2))
 
     def fitting_turned(self, reach: np.ndarray) -> float:
-        """The largest scale that leaves the object whole, if it reaches so far when turned."""
+        """The largest scale that leaves the turned object whole, given its reach."""
         return max(1, self.length - 4) / (reach[1] - reach[0] + 1.5)  # turning widens it again
 
 
 def extents_of(mask: np.ndarray) -> tuple[Extent, Extent] | None:
-    """Where the object lies along the photo's width and height; None without an object."""
+    """The object's extents along the photo's width and height; None without an object."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if columns.size == 0:
         return None
@@ -128,7 +128,7 @@ def extents_of(mask: np.ndarray) -> tuple[Extent, Extent] | None:
 
 
 def turned_reach(mask: np.ndarray, extents: tuple[Extent, Extent], angle: float) -> np.ndarray:
-    """How far a turned object reaches from the middle of its box, [2 axes, 2 ends], in pixels."""
+    """The reach of a turned object from the middle of its box, [2 axes, 2 ends], in pixels."""
     across, down = extents
     rows = np.flatnonzero(mask.any(axis=1))
     first, last = mask[rows] != 0, mask[rows, ::-1] != 0
@@ -141,7 +141,7 @@ def turned_reach(mask: np.ndarray, extents: tuple[Extent, Extent], angle: float)
 
 
 def can_fit(layouts: Layouts, mask: np.ndarray) -> bool:
-    """Whether a layout of the range leaves the object as whole as it is in its photo.
+    """Whether some layout of the range cuts nothing more off the object.
 
     Args:
         mask: uint8 [H, W], nonzero on the object.
@@ -157,15 +157,15 @@ def can_fit(layouts: Layouts, mask: np.ndarray) -> bool:
 def draw_layout(layouts: Layouts, mask: np.ndarray, generator: torch.Generator) -> Layout:
     """A layout that cuts nothing off the object.
 
-    What fits bounds what is drawn: a turned object may become smaller than `scale` says, and an
-    object that is larger than before may move further than `shift` says. An object at the
-    photo's edge was cut there. It keeps to that edge (if mirrored, to the opposite one): it is
-    not turned and moves along the edge alone; between two opposite edges it keeps its size.
+    The photo bounds the layout: a turned object may become smaller than `scale`, and an enlarged
+    object may move further than `shift`. An object at the photo's edge was cut there. It stays at
+    this edge (mirrored, at the opposite edge): it does not turn, and moves only along the edge.
+    Between two opposite edges it keeps its size.
 
     Args:
         mask: uint8 [H, W], nonzero on the object.
-        generator: of the CPU. Eight numbers are drawn, whatever is switched on, so that a further
-            setting leaves the others as they are.
+        generator: of the CPU. It always draws eight numbers, so that a further setting does not
+            change the others.
     """
     drawn = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
     size, turn, across, down, side, hue, saturation, brightness = drawn
@@ -190,7 +190,7 @@ def draw_layout(layouts: Layouts, mask: np.ndarray, generator: torch.Generator) 
     if angle:
         fitting = min(extent.fitting_turned(ends) for extent, ends in zip(extents, reach))
     if any(all(extent.cut) for extent in extents):
-        low = fitting  # smaller, a gap would open
+        low = fitting  # a smaller object would leave a gap
     scale = between(min(low, fitting), min(max(low, high), fitting), size)
     shift = (
         shift_within(extents[0], reach[0] * scale, layouts.shift, across),
@@ -200,15 +200,15 @@ def draw_layout(layouts: Layouts, mask: np.ndarray, generator: torch.Generator) 
 
 
 def between(low: float, high: float, share: float) -> float:
-    """The number at a share of the way from `low` to `high`, evenly in its logarithm."""
+    """The number at a share of the way from `low` to `high`, on a logarithmic scale."""
     return low * (high / low) ** share
 
 
 def shift_within(extent: Extent, reach: np.ndarray, most: float, share: float) -> float:
-    """The shift at a share of the way from -`most` to `most`, as far as these keep in the frame.
+    """The shift at a share of the way from -`most` to `most`, bounded by the frame.
 
     Args:
-        reach: of the object as it is drawn, from the middle of its box, [2 ends] in pixels.
+        reach: of the drawn object, from the middle of its box, [2 ends] in pixels.
     """
     if any(extent.cut):
         return 0.0
@@ -227,16 +227,16 @@ def cut_out(
 ) -> tuple[Image.Image, Image.Image]:
     """The object of a photo, drawn by a layout, on a canvas of the photo's size.
 
-    Without a change the pixels are the photo's own. Else colours and mask are resampled
-    together, colours weighted by the mask, so that nothing of the old place comes along. An
-    object that fits into the frame lies within it, whatever the layout's shift.
+    Without a change the pixels are the photo's own. Else colours and mask are resampled together,
+    colours weighted by the mask, so that no colour of the old place remains. An object that fits
+    into the frame lies within it, whatever the layout's shift.
 
     Args:
         photo: RGB.
         mask: uint8 [H, W], nonzero on the object.
 
     Returns:
-        Its colours (RGB), which mean something where alpha is above 0, and alpha (`L`).
+        The object's colours (RGB), which are valid where alpha is above 0, and alpha (`L`).
     """
     alpha = Image.fromarray((mask != 0).astype(np.uint8) * 255)
     if layout.mirror:
@@ -245,8 +245,8 @@ def cut_out(
     moved = (layout.scale, layout.angle, *layout.shift) != (1, 0, 0, 0)
     if extents is None or not moved:
         return recoloured(photo, layout.colour), alpha
-    # As many transparent pixels around it as are resampled into one, so that its edge is soft; none
-    # where it is cut, which stays as hard as the photo's edge.
+    # A rim of as many transparent pixels as one output pixel covers makes the edge soft; a cut edge
+    # gets no rim and stays as hard as the photo's edge.
     rim = 1 + math.ceil(1 / layout.scale)
     across, down = (
         (extent.start - rim * (not extent.cut[0]), extent.end + rim * (not extent.cut[1]))
@@ -277,11 +277,11 @@ def cut_out(
 
 
 def position(extent: Extent, length: int, inked: tuple[int, int], shift: float) -> int:
-    """Where a piece begins along an axis of the frame, in pixels.
+    """The start of a piece along an axis of the frame, in pixels.
 
     Args:
         length: of the piece.
-        inked: where its object begins and ends within it.
+        inked: start and end of its object within the piece.
         shift: of its middle, as a share of the frame.
     """
     if extent.cut[0]:
@@ -302,8 +302,9 @@ TINT_PER_TURN, TINT_MOST = 1.5, 0.3  # colour per luma
 def recoloured(image: Image.Image, colour: tuple[float, float, float]) -> Image.Image:
     """An RGB image with its hue turned, saturation and brightness multiplied, and a tint.
 
-    Turning does nothing to grey, so a tint of the same luma is added: half as strong as the turn
-    is far, of a hue that goes through the circle three times as fast, so that small turns differ.
+    Turning the hue does not change grey, so a tint of the same luma is added. It is half as strong
+    as the turn, and its hue runs through the circle three times as fast, so that small turns
+    differ.
     """
     if colour == (0, 1, 1):
         return image.copy()

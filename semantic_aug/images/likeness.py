@@ -1,4 +1,4 @@
-"""How much a picture differs from another."""
+"""The difference between two pictures."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 COMPARED = 32  # side in pixels at which a variant is compared with its photo
-BLOCK = 8  # side of a part of that, see `change_of`
+BLOCK = 8  # side of a part of it, see `change_of`
 
 
 def reduced(image: Image.Image) -> np.ndarray:
@@ -16,9 +16,9 @@ def reduced(image: Image.Image) -> np.ndarray:
 
 
 def change_of(photo: np.ndarray, variant: np.ndarray) -> float:
-    """How much a variant differs from its photo, in [0, 255].
+    """The difference between a variant and its photo, in [0, 255].
 
-    The mean absolute difference within that sixteenth of the picture where it is largest, so that
+    It is the mean absolute difference within the sixteenth of the picture where it is largest. So
     an edit of a small object counts, and the noise of encoding and decoding does not.
 
     Args:
@@ -29,7 +29,7 @@ def change_of(photo: np.ndarray, variant: np.ndarray) -> float:
 
 
 def similar_pairs(pictures: Sequence[np.ndarray], limit: float) -> list[tuple[int, int]]:
-    """Which two of some pictures differ by less than `limit`, of 255, as `change_of` has it.
+    """The pairs of pictures whose `change_of` is below `limit`, of 255.
 
     Args:
         pictures: results of `reduced`.

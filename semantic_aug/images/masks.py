@@ -1,4 +1,4 @@
-"""Masks: which pixels of a photo show the object."""
+"""Masks: the pixels of a photo that show the object."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -17,7 +17,7 @@ from semantic_aug.images.reading import (
     upright,
 )
 
-MADE_BY = ".made"  # in a folder of masks: what `semantic-aug masks` says of those that it wrote
+MADE_BY = ".made"  # in a folder of masks: the list of `semantic-aug masks` of its own masks
 CROP_MARGIN = 16  # pixels around the object, for crop_to_object
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:
     """[H, W] uint8, 255 where `mask` ([H, W] or [H, W, C]) is nonzero. The one threshold.
 
-    Of a PIL image, colours and palette indices count, transparency does not.
+    In a PIL image, colours and palette indices count; transparency does not.
     """
     if isinstance(mask, Image.Image) and mask.mode in ("LA", "RGBA", "CMYK", "YCbCr", "PA"):
         mask = mask.convert("RGB")
@@ -44,7 +44,7 @@ def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:
 
 
 def names_of_masks(folder: Path, suffixes: Collection[str] | None = None) -> Callable:
-    """A function from a photo's file name to its mask's path in `folder`; None where there is none.
+    """A function from a photo's file name to its mask's path in `folder`, or None.
 
     photo.jpg may have photo.jpg, photo.png or photo.jpg.png.
     """
@@ -75,7 +75,7 @@ def masks_of(root: str | Path, sources: Sequence[str], split: str) -> dict[str, 
     """The masks that `--mask_dir` gives the photos of a split, by source.
 
     Raises:
-        UserError: there is no such folder, or it has a mask of none of the photos of `train`.
+        UserError: the folder is missing, or has no mask for any photo of `train`.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -98,9 +98,9 @@ def masks_of(root: str | Path, sources: Sequence[str], split: str) -> dict[str, 
 def object_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """The square around an object, as left, top, right, bottom in pixels.
 
-    The mask's bounding box is grown by 16 px on each side, made a square about its middle and
-    shifted to lie inside the photo; its side is at most the photo's shorter one. An empty mask
-    gives the largest square in the middle.
+    The mask's bounding box grows by 16 px on each side, becomes a square about its middle, and is
+    shifted into the photo; its side is at most the photo's shorter side. An empty mask gives the
+    largest square in the middle.
 
     Args:
         mask: [H, W], nonzero on the object.

@@ -1,4 +1,4 @@
-"""A place for an object: a photo whose own object is painted over, and an object set into it."""
+"""Places for objects: painting over a photo's own object, and setting an object into a place."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,16 +7,16 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from scipy import fft, ndimage
 
-SIDE = 96  # pixels, the longest side at which it is found out what fills a hole
-GROWTH = 0.13  # how far a hole reaches beyond its object, as a share of the object's size
-BELOW = 0.08  # how much further it reaches below, where shadows lie
-BAND = 3  # pixels around a hole that tell how well a piece fits
-HEIGHT = 2.0  # how much more a piece costs per height of the photo that it moves up or down
-PRICE = 0.02  # of a piece, in variances of the photo; the higher, the fewer and larger the pieces
-LEAST = 0.01  # of the hole, what a piece must fill
+SIDE = 96  # pixels: the longest side of the photo while pieces are chosen
+GROWTH = 0.13  # growth of a hole beyond its object, as a share of the object's size
+BELOW = 0.08  # further growth below the object, where shadows lie
+BAND = 3  # pixels around a hole in which the fit of a piece is measured
+HEIGHT = 2.0  # extra cost of a piece per height of the photo that it moves up or down
+PRICE = 0.02  # of a piece, in variances of the photo; a higher price gives fewer, larger pieces
+LEAST = 0.01  # smallest share of the hole that a piece must fill
 PIECES = 16  # at most
-SHADING = 25.0  # of 255, how much lighter or darker a piece may become to meet its border
-SHADOW = 0.05  # how far an object's shadow reaches, as a share of the object's size
+SHADING = 25.0  # of 255: the largest change of a piece's brightness at its border
+SHADOW = 0.05  # reach of an object's shadow, as a share of the object's size
 
 
 # --- painting an object over -----------------------------------------------------------------
@@ -25,8 +25,8 @@ SHADOW = 0.05  # how far an object's shadow reaches, as a share of the object's 
 def emptied(photo: Image.Image, mask: np.ndarray) -> Image.Image:
     """A photo with its object, and the shadow around it, painted over.
 
-    The hole is filled with pieces of the photo itself. So its grain is the photo's, and no smooth
-    spot shows where the object was. Pixels far from the object stay as they are.
+    Pieces of the photo itself fill the hole. So it has the photo's grain, and no smooth spot shows
+    the object's old place. Pixels far from the object do not change.
 
     Args:
         photo: RGB.
@@ -62,7 +62,7 @@ def emptied(photo: Image.Image, mask: np.ndarray) -> Image.Image:
 def enlarged(
     values: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]
 ) -> Image.Image:
-    """A box of an image in [0, 255], once that is enlarged to `size` (width, height)."""
+    """A box of an image in [0, 255], after the image is enlarged to `size` (width, height)."""
     image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     x, y = image.width / size[0], image.height / size[1]
     part = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
@@ -71,7 +71,7 @@ def enlarged(
 
 
 def hole_around(region: np.ndarray) -> np.ndarray:
-    """What is painted over for an object: itself, its rim and its shadow, bool [H, W]."""
+    """The hole of an object: the object, its rim and its shadow, bool [H, W]."""
     if not region.any():
         return region
     region = ndimage.binary_fill_holes(region)
@@ -83,14 +83,14 @@ def hole_around(region: np.ndarray) -> np.ndarray:
 
 
 class Piece(NamedTuple):
-    """What fills a part of a hole.
+    """A piece, which fills a part of a hole.
 
     Attributes:
-        region: bool [H, W], where it is laid: a little further than it fills the hole, as the
-            edges of masks are soft; later pieces lie on it.
-        shift: rows down and columns to the right from there to the pixels that it copies; None
-            where it is a smooth filling, for want of pixels to copy.
-        shading: [H, W, 3], what is added to them, in [-25, 25]; or the smooth filling itself.
+        region: bool [H, W], the place of the piece. It reaches a little beyond its part of the
+            hole, because the edges of masks are soft; later pieces lie on top.
+        shift: rows down and columns to the right from the region to the copied pixels; None for a
+            smooth filling, if no pixels can be copied.
+        shading: [H, W, 3], added to the copied pixels, in [-25, 25]; or the smooth filling itself.
     """
 
     region: np.ndarray
@@ -99,10 +99,10 @@ class Piece(NamedTuple):
 
 
 def pieces(photo: np.ndarray, hole: np.ndarray) -> Iterator[Piece]:
-    """Pieces of a photo that together fill a hole, in the order in which they are laid.
+    """Pieces of a photo that together fill a hole, in the order of laying.
 
-    Each is the photo, laid over itself by that shift which fits best around what is left of the
-    hole, and shaded so that it meets its border (as in seamless cloning, Perez et al. 2003).
+    A piece is the photo, laid over itself by the shift that fits best around the rest of the hole,
+    and shaded to meet its border (as in seamless cloning, Perez et al. 2003).
 
     Args:
         photo: [H, W, 3] in [0, 255].
@@ -128,16 +128,16 @@ def pieces(photo: np.ndarray, hole: np.ndarray) -> Iterator[Piece]:
 def shift_costs(
     photo: np.ndarray, known: np.ndarray
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """What each shift from a hole to the known pixels of a photo costs.
+    """The cost of each shift from a hole to the known pixels of a photo.
 
     Args:
         photo, known: [H, W, 3] and bool [H, W], the pixels that may be copied.
 
     Returns:
-        A function of the photo as it is filled so far and what is left of its hole. It gives the
-        costs of all shifts, [2H - 1, 2W - 1], from (1 - H, 1 - W) on: the squared differences in
-        the band around the hole, over the share of the hole that the shift can fill; infinite
-        where it fills next to nothing.
+        A function of the photo, filled so far, and the rest of its hole. It gives the costs of all
+        shifts, [2H - 1, 2W - 1], from (1 - H, 1 - W) on: the squared differences in the band
+        around the hole, divided by the share of the hole that the shift can fill; infinite if the
+        shift fills next to nothing.
     """
     height, width = known.shape
     span = 2 * height - 1, 2 * width - 1
@@ -176,7 +176,7 @@ def shift_costs(
 
 
 def cheapest(costs: np.ndarray) -> tuple[int, int] | None:
-    """The shift that costs least, as rows down and columns to the right; None if all cost inf."""
+    """The cheapest shift, as rows down and columns to the right; None if all cost inf."""
     row, column = np.unravel_index(costs.argmin(), costs.shape)
     if not np.isfinite(costs[row, column]):
         return None
@@ -184,7 +184,7 @@ def cheapest(costs: np.ndarray) -> tuple[int, int] | None:
 
 
 def laid_over(values: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
-    """values[p + shift] for every pixel p, and zero where that lies outside."""
+    """values[p + shift] for every pixel p, and zero outside."""
     down, across = shift
     height, width = values.shape[:2]
     result = np.zeros_like(values)
@@ -195,11 +195,11 @@ def laid_over(values: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
 
 
 def spread(values: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Values of some pixels for all: means weighted by the distance cubed (Shepard 1968).
+    """Values for all pixels from some: means weighted by the distance cubed (Shepard 1968).
 
     Args:
         values: [H, W, 3].
-        given: bool [H, W], where they are known; nowhere gives their mean.
+        given: bool [H, W], the known values; without any, all pixels get the mean.
     """
     if not given.any():
         return np.broadcast_to(values.mean(axis=(0, 1)), values.shape)
@@ -225,23 +225,22 @@ def on_place(
     Args:
         cutout: the object's colours (RGB) and alpha (`L`), see `layout.cut_out`.
         place: RGB, of their size.
-        shadow: in [0, 1], the share of light that is missing where the shadow is deepest; 0 for
-            none.
+        shadow: in [0, 1], the share of light that is missing in the deepest shadow; 0 for none.
     """
     colours, alpha = cutout
-    # Softened inwards alone: outside, the colours are not the object's.
+    # The edge is softened only inwards: outside, the colours are not the object's.
     soft = ImageChops.darker(alpha, alpha.filter(ImageFilter.BoxBlur(1)))
     return Image.composite(colours, shaded(place, alpha, shadow), soft)
 
 
 def shaded(place: Image.Image, alpha: Image.Image, strength: float) -> Image.Image:
-    """A place with the soft shadow that an object throws beneath itself; see `on_place`."""
+    """A place with the soft shadow beneath an object; see `on_place`."""
     box = alpha.getbbox()
     if box is None or strength == 0:
         return place
     width, height = box[2] - box[0], box[3] - box[1]
     reach = SHADOW * (width * height) ** 0.5
-    # From nothing at the object's top to all at its bottom, where it touches the ground.
+    # The shadow grows from nothing at the object's top to all at its bottom, on the ground.
     slope = Image.linear_gradient("L").resize((width, height))
     thrown = ImageChops.multiply(alpha.crop(box), slope)
     dark = Image.new("L", alpha.size)

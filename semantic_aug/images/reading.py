@@ -26,10 +26,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 
 
 def image_names_in(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
-    """The names of the image files directly in `folder`, sorted, hidden ones left out.
+    """The names of the image files directly in `folder`, sorted, without hidden files.
 
     Raises:
-        UserError: the folder cannot be read, or has a name that no record could hold.
+        UserError: the folder cannot be read, or a name is not valid UTF-8, as records need.
     """
     return names_in(folder, suffixes)[0]
 
@@ -57,11 +57,11 @@ def readable_suffixes() -> frozenset[str]:
     _load_plugins()
     formats = Image.registered_extensions().items()
     found = {suffix for suffix, name in formats if name in Image.OPEN and name not in _NO_PHOTOS}
-    return frozenset({*IMAGE_SUFFIXES, *found, ".mpo"})  # read as JPEG, for which it is
+    return frozenset({*IMAGE_SUFFIXES, *found, ".mpo"})  # MPO is read as JPEG
 
 
-# What Pillow only identifies, or reads with other programs; and icons, brushes, and what is mostly
-# something else under its suffix, such as point clouds (.pcd).
+# Formats that Pillow only identifies, or reads with other programs; icons and brushes; and suffixes
+# that mostly mean something else, such as point clouds (.pcd).
 _NO_PHOTOS = {
     "BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF", "CUR", "GBR", "ICNS", "ICO", "PCD",
 }  # fmt: skip
@@ -69,7 +69,7 @@ _NO_PHOTOS = {
 
 @functools.cache
 def _load_plugins() -> None:
-    """HEIC, where the plug-in of Pillow that reads it is installed."""
+    """HEIC, if Pillow's plug-in for it is installed."""
     with contextlib.suppress(ImportError):
         import pillow_heif
 
@@ -77,7 +77,7 @@ def _load_plugins() -> None:
 
 
 def entries_in(folder: Path) -> list[os.DirEntry]:
-    """What lies in a folder, hidden names left out; nothing where it is no folder."""
+    """The entries of a folder without hidden names; empty if it is no folder."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
@@ -85,7 +85,7 @@ def entries_in(folder: Path) -> list[os.DirEntry]:
         return []
     except OSError as error:
         raise UserError(
-            f"the folder {folder} cannot be read: {error.strerror}; you need the right to list it"
+            f"the folder {folder} cannot be read: {error.strerror}; you need permission to list it"
         ) from error
 
 
@@ -99,17 +99,15 @@ def is_folder(entry: os.DirEntry) -> bool:
 # --- reading images --------------------------------------------------------------------------
 
 
-BITS_HELP = (
-    "where files hold more than 8 bits, --dataset_args bits=12 says how many of them are used"
-)
+BITS_HELP = "for files of more than 8 bits, --dataset_args bits=12 gives the number of used bits"
 
 
 def read_image(path: str | Path, bits: int | None = None) -> Image.Image:
     """An image file of any mode, upright and in sRGB; transparent parts become white.
 
     Args:
-        bits: how many bits the values of an image of more than 8 have, where its file does not
-            say it; see `FewShotDataset`.
+        bits: the number of bits of values, for images of more than 8 bits whose file does not tell
+            it; see `FewShotDataset`.
 
     Raises:
         UserError: the file is missing, empty, truncated, or no image.
@@ -120,14 +118,14 @@ def read_image(path: str | Path, bits: int | None = None) -> Image.Image:
 
 
 def opened_image(image: Image.Image) -> Image.Image:
-    """What `read_image` gives of a file, of an image that somebody has opened or made."""
-    image = image.copy()  # which loads it, and leaves what somebody else has as it is
+    """An opened or made image in the form of `read_image`."""
+    image = image.copy()  # loads it, and does not change the caller's image
     return _upright_srgb(image, image, None)
 
 
 def _upright_srgb(image: Image.Image, values: Image.Image, white: float | None) -> Image.Image:
     rgb = upright(_in_srgb(values, white, image.info.get("icc_profile")), orientation_of(image))
-    rgb.info = {}  # its EXIF would have others turn the image once more
+    rgb.info = {}  # its EXIF would make others turn the image again
     return rgb
 
 
@@ -135,20 +133,20 @@ def check_image(path: str | Path, bits: int | None = None) -> str:
     """Raise UserError unless `read_image` would succeed; cheaper for large JPEG files.
 
     Returns:
-        What `brightness_doubt` says.
+        The result of `brightness_doubt`.
     """
     with open_image(path) as image:
-        # An eighth is the most that the JPEG decoder can leave out.
+        # The JPEG decoder can reduce to an eighth at most.
         image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
         return brightness_doubt(path, image, bits)
 
 
 def brightness_doubt(path: str | Path, image: ImageFile, bits: int | None = None) -> str:
-    """Why the brightness of an image may not be what was photographed; "" where all is well.
+    """The reason to doubt the brightness of an image, or "".
 
     Args:
         image: `path`, opened and not loaded yet; it is loaded here.
-        bits: as `read_image` takes it.
+        bits: see `read_image`.
     """
     is_deep = image.mode in ("I", "F") or ";16" in image.mode or _raw_mode(image) in _SWAPPED
     values, white = _load(path, image, bits)
@@ -175,10 +173,10 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def open_bytes(path: str | Path) -> io.BufferedReader:
-    """A file, or what opens as one, for reading.
+    """Open a file, or an object that opens like a file, for reading.
 
     Raises:
-        OSError: also for what is no regular file: opening a FIFO could wait for ever.
+        OSError: also if it is no regular file: opening a FIFO could wait for ever.
     """
     if not isinstance(path, str | os.PathLike):
         return path.open("rb")
@@ -200,16 +198,16 @@ _KINDS = (
 
 @contextlib.contextmanager
 def open_image(path: str | Path, what: str = "image") -> Iterator[ImageFile]:
-    """An image file; whatever goes wrong with it inside the block becomes a UserError."""
+    """An image file; any error with it inside the block becomes a UserError."""
     _load_plugins()
     try:
         with open_bytes(path) as file, Image.open(file) as image:
             yield image
-    except Exception as error:  # on broken files, decoders raise all that Python has
+    except Exception as error:  # decoders raise errors of any kind on broken files
         raise UserError(f"cannot read {what} {path}: {_reason(path, error)}") from error
 
 
-# EXIF orientation -> what makes the stored pixels upright.
+# EXIF orientation -> the operation that makes the stored pixels upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -224,12 +222,12 @@ _TURNS = {
 def orientation_of(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
-    except Exception:  # a broken EXIF block says nothing about the pixels
+    except Exception:  # the pixels of a file with a broken EXIF block may be good
         return 1
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    # Not ImageOps.exif_transpose, which fails where it cannot write the rest of the EXIF again.
+    # Not ImageOps.exif_transpose, which fails if it cannot write the rest of the EXIF again.
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
@@ -251,7 +249,7 @@ def to_rgb(image: Image.Image, white: float | None = None) -> Image.Image:
     """RGB of an image of any mode. Grey of more than 8 bits is scaled to 8 bits, not clipped.
 
     Args:
-        white: what white is in grey of more than 8 bits; default what is usual for its values.
+        white: the value of white in grey of more than 8 bits (default: usual for its values).
     """
     if image.mode == "RGB":
         return image
@@ -272,7 +270,7 @@ def _in_8_bits(values: np.ndarray, white: float) -> np.ndarray:
 
 # --- images of more than 8 bits --------------------------------------------------------------
 
-OVERSHOOT = 2  # how far a float image whose white is 1.0 may go, as resizing or sharpening leave it
+OVERSHOOT = 2  # largest value of a float image whose white is 1.0, after resizing or sharpening
 
 
 def _usual_white(mode: str, brightest: float) -> float:
@@ -284,11 +282,10 @@ def _usual_white(mode: str, brightest: float) -> float:
 
 
 def _load(path: str | Path, image: ImageFile, bits: int | None) -> tuple[Image.Image, float | None]:
-    """Load an image that was opened from `path`; also what white is in it, None if unknown.
+    """Load an image that was opened from `path`; also give its value of white, None if unknown.
 
-    Of colours of 16 bits Pillow keeps the upper bytes, which are all but black where fewer bits
-    are used. Where white is known, the lower ones are read too: it takes them for the upper ones
-    when it decodes in the other order of bytes.
+    Pillow keeps only the upper bytes of 16-bit colours, which are nearly black if fewer bits are
+    used. If white is known, the lower bytes are read too, by decoding in the other byte order.
     """
     white = _declared_white(image) or (2**bits - 1 if bits else None)
     swapped = _SWAPPED.get(_raw_mode(image) or "") if white else None
@@ -306,18 +303,18 @@ def _load(path: str | Path, image: ImageFile, bits: int | None) -> tuple[Image.I
 
 
 def _declared_white(image: ImageFile) -> float | None:
-    """What white is in an image of more than 8 bits, if its file says so; not loaded yet."""
+    """The value of white in a deep image, if its file tells it; the image is not loaded yet."""
     if image.format == "PPM" and image.tile[0].codec_name != "raw":
-        return 65535  # the file has a maximum of its own, from which Pillow scales
+        return 65535  # Pillow scales by the file's own maximum
     tags = getattr(image, "tag_v2", {})
     if tags.get(BITS_PER_SAMPLE) == (12,):
         return 4095
     for tag in (MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE):
         try:
             white = float(np.max(tags.get(tag, 0)))
-        except (TypeError, ValueError):  # a broken tag says nothing
+        except (TypeError, ValueError):  # a broken tag counts as absent
             continue
-        # Some programs write the brightest value of each image there, which is no white.
+        # Some programs write the brightest value of the image there, which is not white.
         is_limit = white in (2.0**bits - 1 for bits in range(1, 33))
         if is_limit and (image.mode == "F" or 255 < white < 65535):
             return white
@@ -326,7 +323,7 @@ def _declared_white(image: ImageFile) -> float | None:
 
 BITS_PER_SAMPLE, MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE = 258, 281, 341  # TIFF 6.0, sections 8, 19
 
-# How Pillow decodes colours of 16 bits -> what gives the other byte of each.
+# How Pillow decodes colours of 16 bits -> the decoding that gives the other byte.
 _SWAPPED = {
     f"{mode};16{order}": f"{mode};16{other}"
     for mode in ("RGB", "RGBA", "RGBX")
@@ -335,7 +332,7 @@ _SWAPPED = {
 
 
 def _raw_mode(image: ImageFile) -> str | None:
-    """How the pixels of an image that is not loaded yet are stored, in Pillow's words."""
+    """Pillow's name for the storage of pixels in an image that is not loaded yet."""
     args = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in image.tile]
     modes = {next(iter(each), None) for each in args}
     return modes.pop() if len(modes) == 1 else None
@@ -349,14 +346,14 @@ def _with_raw_mode(args: Any, mode: str) -> str | tuple:
 
 
 class Conversion(NamedTuple):
-    """From the colours of an ICC profile to sRGB: a transform of images of `mode`."""
+    """A transform of images of `mode`, from the colours of an ICC profile to sRGB."""
 
     mode: str
     transform: Any
 
 
 def _in_srgb(image: Image.Image, white: float | None, profile: bytes | None) -> Image.Image:
-    """`to_rgb`, with the colours that an ICC profile of the file means, in sRGB."""
+    """`to_rgb`, with colours converted to sRGB by the file's ICC profile."""
     conversion = _conversion(profile) if profile else None
     if conversion is None:
         return to_rgb(image, white)
@@ -374,10 +371,10 @@ def _in_srgb(image: Image.Image, white: float | None, profile: bytes | None) -> 
 
 @functools.lru_cache(maxsize=64)
 def _conversion(profile: bytes) -> Conversion | None:
-    """How to convert to sRGB; None for sRGB itself, and for profiles that cannot be used.
+    """The transform to sRGB; None for sRGB itself, and for profiles that cannot be used.
 
-    What a profile does counts, not its name: one that moves no colour by more than 2 of 255 is
-    sRGB, of which there are many versions.
+    The effect of a profile counts, not its name, because sRGB has many versions: a profile that
+    moves no colour by more than 2 of 255 is sRGB.
     """
     from PIL import ImageCms
 
@@ -390,12 +387,12 @@ def _conversion(profile: bytes) -> Conversion | None:
         transform = ImageCms.buildTransform(source, srgb, mode, "RGB", flags=flags)
         if mode == "CMYK":
             return Conversion(mode, transform)
-        steps = np.arange(0, 256, 15, dtype=np.uint8)  # of both ends too
+        steps = np.arange(0, 256, 15, dtype=np.uint8)  # includes both ends
         grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3)
         colours = Image.fromarray(grid)
         probe = colours if mode == "RGB" else colours.getchannel("R")
         moved = np.abs(np.asarray(transform.apply(probe), int) - np.asarray(probe.convert("RGB")))
-    except Exception:  # a broken profile says nothing about the pixels
+    except Exception:  # the pixels of a file with a broken profile may be good
         return None
     return Conversion(mode, transform) if moved.max() > 2 else None
 

@@ -16,11 +16,11 @@ def contact_sheet(
     """Pictures in rows and groups of columns, with names at the left and above.
 
     Args:
-        rows: a name, of one or several lines, and for each heading a list of pictures; where a
-            list is shorter than those of other rows, the rest stays white.
-        headings: one name per group, of one or several lines.
-        cell: side of a picture in pixels; wide and tall ones are fitted in, not squeezed.
-        letters: size of letters in pixels; default a seventh of `cell`.
+        rows: a name, of one or several lines, and a list of pictures for each heading. Short lists
+            leave white cells.
+        headings: a name per group, of one or several lines.
+        cell: side of a picture in pixels; wide and tall pictures keep their proportions.
+        letters: size of letters in pixels (default: a seventh of `cell`).
     """
     font = ImageFont.load_default(size=letters or max(10, cell // 7))
     line = int(font.getbbox("Ag")[3]) + 6

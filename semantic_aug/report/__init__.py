@@ -1,1 +1,1 @@
-"""Pages and sheets to look at. `python -m semantic_aug.report` writes them."""
+"""Pages and contact sheets, which `python -m semantic_aug.report` writes."""

@@ -1,13 +1,13 @@
-"""Something to look at: source photos beside their synthetic variants.
+"""Show source photos beside their synthetic variants, as pages and contact sheets.
 
     python -m semantic_aug.report --dataset=folder --data_dir=photos --experiment_name=demo \\
         --examples_per_class 4 --aug_name aug
 
-Writes output/EXP/report/seed=S_ex=N.html, a page to open in any browser, with all photos and
-variants, their prompts, parameters, scores and counts; seed=S_ex=N.png, a sheet with the first
-photo of every class and variants of it; and seed=S_ex=N/CLASS.png, a sheet of each class.
-What is there of an unfinished generation is shown. With --mistakes METHOD, a page more,
-seed=S_ex=N_mistakes_METHOD.html, shows what the classifier of these results gets most surely wrong.
+Writes output/EXP/report/seed=S_ex=N.html, a page for any browser, with all photos and variants,
+their prompts, parameters, scores and counts; seed=S_ex=N.png, a sheet with the first photo of every
+class and its variants; and seed=S_ex=N/CLASS.png, a sheet of each class. An unfinished set shows
+its finished images. With --mistakes METHOD, another page, seed=S_ex=N_mistakes_METHOD.html, shows
+the most confident mistakes of the classifier of these results.
 """
 
 if __name__ == "__main__":
@@ -25,7 +25,7 @@ from semantic_aug.settings.common import Run
 from semantic_aug.settings.reporting import Reporting
 from semantic_aug.stages.common import dataset_of, experiment_of, prepared, trials_of
 
-PROG = "report.py"  # what its errors begin with, since it was a file of this name
+PROG = "report.py"  # errors begin with its old file name
 
 
 def parse_args(argv=None):
@@ -55,13 +55,13 @@ def main(argv=None):
         results = experiment / RESULTS / check_component("--mistakes", settings.mistakes)
         classifiers = {trial: classifier_folder(results, trial) for trial in trials_of(run)}
         for each in classifiers.values():
-            read_facts(each)  # raises where it is not there, before anything is made
+            read_facts(each)  # raises early if the classifier is missing
     for trial in trials_of(run):
         folders = {name: aug_dir(experiment, name, trial) for name in settings.aug_name}
         dataset = dataset_of(run, "train", trial)
         indices = dataset.indices(settings.classes)
         if not indices:
-            raise UserError("none of the classes chosen has a photo")
+            raise UserError("no chosen class has a photo")
         variants = {
             name: records_by_photo(folder, dataset, indices) for name, folder in folders.items()
         }

@@ -1,4 +1,4 @@
-"""The page of `semantic-aug fit`: what was chosen and why, in one file that needs no network."""
+"""The page of `semantic-aug fit`: the choice and its reasons, in a file that needs no network."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ def write_fit_page(path: Path, title: str, content: Mapping, wrong: Sequence[Map
     """Write the page.
 
     Args:
-        content: as fit.json has it, and `predict`, the command to go on with.
-        wrong: photos that are told wrong: `photo`, `class`, `right`, `taken_for`, and `image`.
+        content: the content of fit.json, and `predict`, the next command.
+        wrong: misclassified photos: `photo`, `class`, `right`, `taken_for`, and `image`.
     """
     small = [
         dict(row) | {"image": data_uri(to_webp(row["image"], SHOWN))} for row in wrong

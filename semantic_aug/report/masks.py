@@ -1,4 +1,4 @@
-"""Masks to look over: their outlines on photos, a sheet for each class and one page."""
+"""Masks for inspection: their outlines on photos, a sheet for each class and a page."""
 
 import dataclasses
 import html
@@ -20,17 +20,17 @@ from semantic_aug.settings.reporting import EMBED
 CELL, ACROSS, ROWS = 160, 6, 40  # pixels of a picture, pictures in a row, rows of a sheet at most
 SIDE = 224  # longer side of a picture in the page
 OUTLINE = (255, 0, 170)  # hardly any object has this colour
-DIMMED = 0.55  # of the light outside a mask
+DIMMED = 0.55  # share of the light outside a mask
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A mask to look at.
+    """A mask for inspection.
 
     Attributes:
         mask: its file.
-        doubts: why it is not used; empty of those that are.
-        painted: whether a person has made or accepted it.
+        doubts: why the mask is not used; empty for a mask in use.
+        painted: a person has made or accepted the mask.
     """
 
     source: str
@@ -48,13 +48,13 @@ Read = Callable[[Shown], Image.Image]
 
 
 def outlined(photo: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
-    """A photo, made smaller, darker outside the mask, with a line around it.
+    """A reduced photo, darker outside the mask, with a line around the mask.
 
     Args:
-        mask: [H, W] uint8, 255 on the object; of another size than the photo's, it is stretched.
+        mask: [H, W] uint8, 255 on the object; a mask of another size is stretched.
         side: longer side in pixels at most.
     """
-    if mask.shape != photo.size[::-1]:  # a person's, which commands will refuse
+    if mask.shape != photo.size[::-1]:  # a person's mask, which commands refuse
         mask = np.asarray(Image.fromarray(mask).resize(photo.size, Image.Resampling.NEAREST))
     pixels = np.asarray(photo_within(photo.convert("RGB"), side)).copy()
     inside = mask_within(mask, side) > 0
@@ -66,7 +66,7 @@ def outlined(photo: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
 
 
 def write_sheets(folder: Path, shown: Iterable[Shown], read: Read) -> None:
-    """`folder`/CLASS.png of each class, with its masks in their order, as many as fit."""
+    """`folder`/CLASS.png of each class, with as many of its masks as fit, in order."""
     of_class: dict[str, dict[str, list[Shown]]] = {}
     for each in shown:
         of_class.setdefault(each.class_name, {}).setdefault(each.state, []).append(each)
@@ -89,7 +89,7 @@ def write_sheets(folder: Path, shown: Iterable[Shown], read: Read) -> None:
 def write_page(path: Path, shown: Sequence[Shown], read: Read, embed: int = EMBED) -> None:
     """Write a page of all masks to `path`, in their order.
 
-    Up to `embed` pictures lie within it; of more, each is a file in a folder beside it.
+    Up to `embed` pictures lie within the page; more pictures are files in a folder beside it.
     """
     entries = []
     beside = path.with_suffix("") / "photos"

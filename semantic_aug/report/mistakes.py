@@ -1,7 +1,7 @@
-"""A page of mistakes: val photos that are most surely wrong, and what lies nearest of training.
+"""A page of mistakes: the most confidently misclassified val photos, and their nearest neighbours.
 
-Nearest by the features of the classifier's backbone, which is what the head sees: so the page shows
-what photos, and what images made of them, have taught it to answer as it does.
+Nearest by the features of the classifier's backbone, which the head sees. So the page shows which
+photos and variants have taught the classifier its answer.
 """
 
 import html
@@ -25,15 +25,15 @@ from semantic_aug.report.page import PHOTO, VARIANT, data_uri, to_webp
 log = logging.getLogger(__name__)
 
 MOST = 24  # mistakes on a page
-PHOTOS, VARIANTS = 4, 8  # nearest ones of each
+PHOTOS, VARIANTS = 4, 8  # number of nearest photos and variants
 
 
 @dataclass(frozen=True)
 class Near:
-    """A training picture, and how near it is.
+    """A training picture, and its likeness.
 
     Attributes:
-        likeness: cosine of the angle between the features, 1 for equal ones.
+        likeness: cosine of the angle between the features, 1 for equal features.
     """
 
     likeness: float
@@ -42,11 +42,11 @@ class Near:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A val photo whose class is another than the likeliest one.
+    """A misclassified val photo.
 
     Attributes:
         index: of the photo.
-        answer: label of the likeliest class, and `probability`, its own.
+        answer, probability: label and probability of the likeliest class.
         true_probability: of the photo's class.
         photos, variants: the nearest, nearest first.
     """
@@ -67,22 +67,22 @@ def find_mistakes(
     variants: Sequence[Path],
     cache: Path | None = None,
 ) -> tuple[list[Mistake], int, int]:
-    """The mistakes that are most surely wrong, how many there are, and of how many val photos.
+    """The most confident mistakes, the number of all mistakes, and the number of val photos.
 
     Args:
-        train: the photos of the trial, of which `indices` are trained on.
+        train: the photos of the trial; the classifier was trained on `indices`.
         variants: files of their variants.
-        cache: where features of a frozen backbone are kept.
+        cache: folder of the features of a frozen backbone.
 
     Raises:
-        UserError: the classifier is one of other photos; or a training picture cannot be read.
+        UserError: the classifier belongs to other photos; or a training picture cannot be read.
     """
     facts, backbone = classifier.facts, classifier.backbone
     names = list(validation.class_names)
     if names != classifier.class_names or validation.crop_to_object != facts["crop_to_object"]:
         raise UserError(
-            "--mistakes: the classifier was trained on other classes, or other crops, than these "
-            "photos have: give the same --dataset, --data_dir and --crop_to_object as in training"
+            "--mistakes: the classifier was trained on other classes or other crops: give the same "
+            "--dataset, --data_dir and --crop_to_object as in training"
         )
 
     def features(dataset, items, title) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,7 +120,7 @@ def find_mistakes(
 
 
 def _nearest(queries, found, read, most: int) -> list[list[Near]]:
-    """Of each query the nearest pictures, by their numbers among all."""
+    """The numbers of the nearest pictures of each query."""
     numbers = read.nonzero().flatten()
     likeness = torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(found).T
     order = likeness.argsort(dim=1, descending=True, stable=True)[:, :most]
@@ -144,8 +144,8 @@ def write_mistakes(
     """Write the page of mistakes, with all pictures in it.
 
     Args:
-        folders, variants: as `write_page` takes them; of sets that it was not trained on, and of
-            photos, none are shown.
+        folders, variants: see `write_page`; photos and sets that the classifier was not trained on
+            are not shown.
 
     Raises:
         UserError: as `find_mistakes`.
@@ -205,15 +205,15 @@ def write_mistakes(
             + "</div></section>"
         )
 
-    which = "All" if number <= MOST else f"The {MOST} that are most surely wrong"
+    which = "All" if number <= MOST else f"The {MOST} most confident"
     intro = (
         f"<p>{number} of {counted(total, 'val photo')} {'is' if number == 1 else 'are'} wrong. "
-        f"{which} of them are shown, "
-        "surest first; none of test, on which nothing is chosen. Beside each stand the training "
-        "photos and variants that are nearest to it by the features that the classifier sees, with "
-        "the cosine of these (1: equal).</p>"
-        '<p><span class="wrong">Red</span>: of the class that it is taken for. '
-        '<span class="right">Green</span>: of its own class.</p>'
+        f"{which} of them are shown, most confident first. Photos of test are not shown, because "
+        "nothing may be chosen on them. Beside each mistake are the training photos and variants "
+        "whose features, as the classifier sees them, are nearest, with the cosine of the features "
+        "(1: equal).</p>"
+        '<p><span class="wrong">Red</span>: of the class of the answer. '
+        '<span class="right">Green</span>: of the true class.</p>'
     )
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = page.replace("{{TITLE}}", _text(title)).replace("{{INTRO}}", intro)

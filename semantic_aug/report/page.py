@@ -1,7 +1,7 @@
 """The page of a trial: every source photo with its synthetic variants, in one HTML file.
 
-`page.html` is the page without its data: style and script are in it, and it asks no
-network for anything. Here the data is collected, kept small, and put in.
+`page.html` is the page without its data, with style and script; it needs no network. This module
+collects the data, keeps it small, and inserts it.
 """
 
 import base64
@@ -30,7 +30,7 @@ from semantic_aug.synthesis.records import read_lines
 
 PHOTO, VARIANT = 256, 128  # longer sides of thumbnails in pixels
 
-# What says something about one image; the rest of a record is shared by many.
+# Keys about a single image; many records share the other values.
 _OWN = {
     "file_name", "label", "class_name", "source", "index", "repeat", "seed", "examples_per_class",
     "score", "kept", "seconds", "place", "place_sha256", "other_photo",
@@ -55,18 +55,18 @@ def write_page(
     """Write the page of a trial to `path`.
 
     Up to `embed` pictures lie within the page as thumbnails. With more, the page stays small: it
-    refers to the images by relative paths, and thumbnails of the photos lie in a folder beside it,
-    which is named like the page.
+    refers to the images by relative paths, and to thumbnails of the photos in a folder beside it
+    with the page's name.
 
     Args:
         dataset: the trial's training photos.
-        indices: which photos.
-        folders: where the images of each set lie, by the name of the set.
+        indices: of the photos.
+        folders: of the images of each set, by the name of the set.
         variants: of each set, the records of each photo; a record may have `score`, `kept` and
             `seconds`.
-        left_out: of each set, why photos get no variants, by their source.
+        left_out: of each set, the reasons why photos get no variants, by source.
         near_duplicate: variants whose `change_of` is less, of 255, are flagged.
-        seconds: what an image of each set took on average, where it is known.
+        seconds: average seconds per image of each set, if known.
 
     Raises:
         UserError: an image cannot be read.
@@ -126,7 +126,7 @@ def page_data(dataset, indices, folders, variants, left_out, *, embed: bool, pag
                 place, layouts = place_in_words(record, prompts[name]), whole_layouts(record)
                 own = _OWN.union(() if layouts is None else _LAYOUT)
                 if place == record.get("prompt"):
-                    own |= {"prompt"}  # it is said once
+                    own |= {"prompt"}  # shown only once
                 shared = {key: value for key, value in record.items() if key not in own}
                 key = json.dumps(shared)
                 row = {
@@ -172,13 +172,13 @@ def page_data(dataset, indices, folders, variants, left_out, *, embed: bool, pag
 
 
 def prompts_of_places(folder: Path) -> dict[str, str]:
-    """What places that were drawn for the images in `folder` were asked to be, by their sha256."""
+    """The prompts of the places drawn for the images in `folder`, by the places' sha256."""
     lines = read_lines(places_dir(folder))
     return {line["sha256"]: line["prompt"] for line in lines if "sha256" in line}
 
 
 def place_in_words(record: Mapping, prompts: Mapping[str, str]) -> str:
-    """Where the object of an image stands; nothing where its record does not say."""
+    """The place of an image's object; empty if its record does not tell it."""
     found = []
     told = (record.get(key) or () for key in ("place", "place_sha256", "other_photo"))
     for place, sha256, other_photo in zip_longest(*told):
@@ -197,7 +197,7 @@ def whole_layouts(record: Mapping) -> list[list[int]] | None:
     Returns:
         Of each: size in percent; degrees counter-clockwise; shift to the right and down in percent;
         1 if mirrored; degrees of hue, saturation and brightness in percent. None where the record
-        has no layouts, or what it has under their names is something else.
+        has no layouts, or other values under their names.
     """
     try:
         edits = zip(*(record[key] for key in _LAYOUT), strict=True)
@@ -218,12 +218,12 @@ def whole_layout(scale, angle, shift, mirror, colour) -> list[int]:
 
 
 def script_json(data) -> str:
-    """JSON that can stand within a <script> element, whatever the strings in it say."""
+    """JSON that is safe within a <script> element, whatever its strings hold."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def to_webp(image: Image.Image, side: int) -> bytes:
-    """An image, made smaller where it is larger than `side` pixels, as WebP."""
+    """An image as WebP, reduced to at most `side` pixels."""
     image = image.convert("RGB")
     image.thumbnail((side, side))
     file = io.BytesIO()

@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 
 def records_by_photo(folder: Path, dataset, indices: Sequence[int]) -> dict[int, list[dict]]:
-    """The records of the images there are of some photos: `{index: [record, ...]}`.
+    """The records of the present images of some photos: `{index: [record, ...]}`.
 
-    Where a filter has scored an image, its record has `score` and `kept` too.
+    If a filter has scored an image, its record also has `score` and `kept`.
 
     Raises:
-        UserError: there are none, or they do not fit the dataset.
+        UserError: there are no images, or they do not fit the dataset.
     """
-    read_variants(folder, dataset, 0)  # raises where records do not fit
+    read_variants(folder, dataset, 0)  # raises if records do not fit
     position = {source: idx for idx, source in enumerate(dataset.sources())}
     scores = read_scores(folder)
     found: dict[int, list[dict]] = {idx: [] for idx in indices}
@@ -47,13 +47,13 @@ def records_by_photo(folder: Path, dataset, indices: Sequence[int]) -> dict[int,
 def check_width(
     variants: Mapping[str, Mapping[int, Sequence[dict]]], shown: int, cell: int
 ) -> None:
-    """Raise UserError where a sheet of these variants would be too wide, see `write_sheets`."""
+    """Raise UserError if a sheet of these variants would be too wide, see `write_sheets`."""
     longest = [max(map(len, of_set.values())) for of_set in variants.values()]
     pictures = 1 + sum(min(shown, each) for each in longest)
     if pictures * (cell + GAP) > SHEET_SIDE:
         raise UserError(
-            f"--variants: got {shown}, so that rows have {pictures} pictures of --cell {cell}, "
-            f"expected rows of {SHEET_SIDE} pixels at most: give a smaller one of the two"
+            f"--variants: got {shown}, which gives rows of {pictures} pictures of --cell {cell}, "
+            f"expected rows of {SHEET_SIDE} pixels at most: reduce --variants or --cell"
         )
 
 
@@ -69,13 +69,13 @@ def write_sheets(
 ) -> None:
     """The sheet `folder`.png with a photo of every class, and `folder`/CLASS.png of each class.
 
-    Of a class it is the first photo that no set leaves out, if there is such a photo.
+    A class shows its first photo that no set leaves out, if there is such a photo.
 
     Args:
         indices: photos of the dataset.
-        folders: where the images of each set lie.
+        folders: of the images of each set.
         variants: of each set, the records of each photo.
-        left_out: of each set, why photos get no variants, by their source.
+        left_out: of each set, the reasons why photos get no variants, by source.
         shown: variants of each photo and set.
         cell: side of a picture in pixels.
     """

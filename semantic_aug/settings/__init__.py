@@ -4,8 +4,8 @@
     class Words:
         num_vectors: int = setting(1, "vectors per word", check=whole(1), result=True)
 
-Flags (`add_flags`), keyword arguments (`build`), what `config.json` compares (`compared`) and
-docs/reference.md all follow from that line. Nothing here imports a model.
+Flags (`add_flags`), keyword arguments (`build`), the compared part of `config.json` (`compared`)
+and docs/reference.md all follow from this line. Nothing here imports a model.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from semantic_aug import UserError
 
 
 class Check(typing.NamedTuple):
-    """What a value has to fulfil, and how a message says so."""
+    """What a value must fulfil, and the words for it in a message."""
 
     is_good: Callable[[Any], bool]
     expected: str
 
 
 def whole(least: int, most: int = 10**9) -> tuple[Check, ...]:
-    """Whole numbers in [least, most]; by default a number that counts nothing but time."""
+    """Whole numbers in [least, most]."""
     return (
         Check(lambda value: value >= least, f"a whole number from {least}"),
         Check(lambda value: value <= most, f"{most} at most"),
@@ -67,31 +67,35 @@ def setting(
     takes_objects: bool = False,
     one_alone: bool = False,
     positional: bool = False,
+    rare: bool = False,
 ) -> Any:
     """A field of a class of settings.
 
     Args:
-        default: what it is where nothing is given; without one, it must be given.
-        help: what it means, with its unit.
-        check: what a value fulfils; of several values, each.
-        choices: the values that there are.
-        flags: its flags, if they have other names than the field; the first is the published one.
-        result: whether it changes a result; the name of the fact that stands for it in
-            `config.json`, where that is not its own.
-        of: the setting without which it means nothing.
+        default: the value where none is given; a setting without a default must be given.
+        help: the meaning, with its unit. `--help` leaves out what follows the first semicolon,
+            except for a final `(default ...)`.
+        check: what a value must fulfil; applies to each of several values.
+        choices: the permitted values.
+        flags: the flags, if their names differ from the field's; the first is the published one.
+        result: True if the setting changes a result. A text is the fact of `config.json` that
+            stands for the setting.
+        of: the other setting that this setting needs.
         named: values that have a name.
-        bare: what its flag means without a value.
-        shorthand: flags that mean one of its values.
-        repeated: a flag that is given again adds values.
-        early: stands before the dataset among the arguments in `config.json`.
-        newer: than experiments that there are: it stands there only where it has not its default.
+        bare: the value of a flag without a value.
+        shorthand: further flags, each with the value that it stands for.
+        repeated: giving the flag again adds values.
+        early: `config.json` lists the setting before the dataset.
+        newer: older experiments lack the setting: `config.json` lists it only where its value is
+            not the default.
         takes_objects: Python may give an object instead of a name.
-        one_alone: of several values, one by itself is written as if there could be only one; for
-            settings of which there could be only one before.
-        positional: Python may give it without its name.
+        one_alone: a single value is written without a list, as before several were permitted.
+        positional: Python may give the value without its name.
+        rare: `--help` leaves the setting out; `--help_all` shows it.
     """
     keys = ("help", "check", "choices", "flags", "metavar", "result", "of", "named", "bare",
-            "shorthand", "repeated", "early", "newer", "takes_objects", "one_alone")  # fmt: skip
+            "shorthand", "repeated", "early", "newer", "takes_objects", "one_alone",
+            "rare")  # fmt: skip
     given = locals()
     metadata = {key: given[key] for key in keys}
     return dataclasses.field(default=default, kw_only=not positional, metadata=metadata)
@@ -99,11 +103,11 @@ def setting(
 
 @typing.dataclass_transform(frozen_default=True)
 def settings(title: str = "", about: str | None = None, late: bool = False):
-    """Makes a frozen dataclass of settings, whose values are checked when one is made.
+    """Make a frozen dataclass of settings, which checks its values when it is made.
 
     Args:
-        title, about: head its own flags in `--help`.
-        late: they stand at the end of it.
+        title, about: the heading of the flags in `--help`.
+        late: the flags stand at the end of `--help`.
     """
 
     def decorate(cls):
@@ -120,13 +124,12 @@ def _check_values(self) -> None:
 
 
 def fields_of(cls: Any) -> dict[str, dataclasses.Field]:
-    """The settings of a class by their names, in the order in which they are declared."""
+    """The settings of a class by name, in the order of their declarations."""
     return {field.name: field for field in dataclasses.fields(cls) if "help" in field.metadata}
 
 
 def kind_of(field: dataclasses.Field) -> tuple[Any, bool, bool]:
-    """The type of a setting's value or values, whether there are several, and whether it may be
-    None."""
+    """The type of a setting's values, whether it has several, and whether it may be None."""
     kinds: list[Any] = [field.type]
     if isinstance(field.type, types.UnionType):
         kinds = [kind for kind in typing.get_args(field.type) if kind is not types.NoneType]
@@ -137,7 +140,7 @@ def kind_of(field: dataclasses.Field) -> tuple[Any, bool, bool]:
 
 
 def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
-    """`value` as the field's type has it, of several values a tuple. UserError where it is none."""
+    """`value` in the field's type; several values become a tuple. UserError if it does not fit."""
     kind, several, optional = kind_of(field)
     if value is None and optional:
         return None
@@ -189,16 +192,16 @@ def build(cls: Any, values: Mapping[str, Any]):
     """An instance of a class of settings from keyword arguments.
 
     Raises:
-        UserError: an unknown name, with the nearest known one; a value that is none.
+        UserError: a name is unknown (the message suggests the nearest); a value is wrong.
     """
     return build_all(values, cls)[0]
 
 
 def build_all(values: Mapping[str, Any], *classes: Any) -> list:
-    """Instances of several classes from keyword arguments, in which each finds its own.
+    """Instances of several classes, each from its own part of the keyword arguments.
 
     Raises:
-        UserError: as `build`; a setting that means nothing without another one.
+        UserError: as `build`; a setting lacks the other setting that it needs.
     """
     spelled = {
         flag.lstrip("-"): name
@@ -213,7 +216,7 @@ def build_all(values: Mapping[str, Any], *classes: Any) -> list:
             hint = f"is {near[0]} meant?" if near else f"there are: {', '.join(spelled)}"
             raise UserError(f"there is no setting {key!r}; {hint}")
         if spelled[key] in given and given[spelled[key]] != value:
-            raise UserError(f"{key}: got {value!r}, and {given[spelled[key]]!r} by another name")
+            raise UserError(f"{key}: got {value!r}, and {given[spelled[key]]!r} under another name")
         given[spelled[key]] = value
     made = []
     for cls in classes:
@@ -226,7 +229,7 @@ def build_all(values: Mapping[str, Any], *classes: Any) -> list:
             of = field.metadata["of"]
             is_default = getattr(made[-1], name) == field.default
             if of and not is_default and getattr(made[-1], of) is None:
-                raise UserError(f"--{name} means nothing without --{of}: give that too, or neither")
+                raise UserError(f"--{name} means nothing without --{of}: give both, or neither")
     return made
 
 
@@ -234,10 +237,10 @@ def compared(facts: Mapping[str, Any], *given) -> dict:
     """What `config.json` compares: the facts, and every setting that changes a result.
 
     Args:
-        facts: what is known beside the settings, such as digests of photos and weights, or in
-            place of some of them (`result="edits"`), in their order in the file.
-        given: instances of classes of settings. A setting that the facts do not name comes after
-            them, unless it has its default: folders that are older than the setting mean that.
+        facts: further values, such as digests of photos and weights, in their order in the file.
+            Some stand for settings (`result="edits"`).
+        given: instances of classes of settings. A setting that the facts do not name follows them,
+            unless it has its default: folders older than the setting imply the default.
     """
     found = dict(facts)
     for each in given:
@@ -249,7 +252,7 @@ def compared(facts: Mapping[str, Any], *given) -> dict:
 
 
 def written(given, name: str) -> Any:
-    """A setting's value as config.json and commands to be pasted have it; of several, a list."""
+    """A setting's value for config.json and for commands to paste; several values are a list."""
     value = getattr(given, name)
     if not isinstance(value, tuple):
         return value
@@ -263,11 +266,11 @@ def written(given, name: str) -> Any:
 def add_flags(
     parser: argparse.ArgumentParser, *classes: Any, only: Iterable[str] | None = None
 ) -> None:
-    """The flags of all settings, or of those named alone, a group for each class with some."""
+    """Add the flags of all settings, or of those in `only`: a group for each title."""
     owners: dict[Any, None] = {}
     for cls in classes:
         owners |= dict.fromkeys(each for each in reversed(cls.__mro__) if hasattr(each, "group"))
-    groups: dict[str, Any] = {}
+    groups: dict[str | None, Any] = {each.title: each for each in parser._action_groups}
     for owner in sorted(owners, key=lambda each: each.group[0]):
         _, title, about = owner.group
         if title not in groups:
@@ -287,7 +290,7 @@ def _add_flag(group, name: str, field: dataclasses.Field) -> None:
     else:
         options["default"] = field.default
     if kind is bool:
-        group.add_argument(*names, action="store_true", **options)
+        group.add_argument(*names, action="store_true", **options).rare = of["rare"]
         return
     if of["repeated"]:
         options |= {"action": "extend", "default": list(options["default"])}  # argparse adds to it
@@ -299,15 +302,17 @@ def _add_flag(group, name: str, field: dataclasses.Field) -> None:
         options["choices"] = tuple(of["choices"])
     if kind is not str or of["check"]:
         options["type"] = functools.partial(_from_text, kind, of)
-    group.add_argument(*names, metavar=of["metavar"], **options)
+    short = {int: "N", float: "X"}.get(kind, name.rpartition("_")[2].upper())
+    metavar = of["metavar"] or ("|".join(map(str, of["choices"])) if of["choices"] else short)
+    group.add_argument(*names, metavar=metavar, **options).rare = of["rare"]
     for flag, value in (of["shorthand"] or {}).items():
         said = f"the same as {names[0]} {' '.join(value) if several else value}"
         options = {"dest": name, "default": field.default, "help": said}
-        group.add_argument(flag, action="store_const", const=value, **options)
+        group.add_argument(flag, action="store_const", const=value, **options).rare = True
 
 
 def _from_text(kind: type, of: Mapping, text: str) -> Any:
-    """An argparse type: the value that a text means."""
+    """An argparse type: the value of a text."""
     if of["named"] and text in of["named"]:
         return of["named"][text]
     try:

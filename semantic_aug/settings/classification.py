@@ -24,11 +24,11 @@ REAL = "real"  # the results without synthetic images
 
 
 def baseline(objective: str) -> str:
-    """What the results of real photos alone are called, with which others are compared."""
+    """The name of the results of real photos alone, with which others are compared."""
     return f"{REAL}-{SUPCON}" if objective == SUPCON else REAL
 
 
-# Ten times as much is no float32 in Adam's first step.
+# Adam's first step overflows float32 with ten times as much.
 _RATE = (Check(lambda value: 0 < value <= 1e37, "a positive number such as 1e-4"),)
 _TEMPERATURE = (Check(lambda value: 1e-3 <= value <= 1e3, "a number in [0.001, 1000]"),)
 _PART = (
@@ -41,27 +41,27 @@ _PART = (
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a classifier is trained; everything here changes the result.
+    """How a classifier is trained; every attribute changes the result.
 
     Attributes:
         iterations_per_epoch: batches per epoch.
         batch_size: images per batch, drawn with replacement.
         learning_rate: of Adam, for the head.
-        synthetic_probability: how often a drawn photo is replaced by one of its own synthetic
-            variants, in [0, 1] (DA-Fusion, section 4); for utilization `mix`.
+        synthetic_probability: with utilization `mix`, the probability in [0, 1] that a variant of
+            a drawn photo replaces it (DA-Fusion, section 4).
         augmentation: names of standard augmentations, as `augment` takes them.
-        views: how many views of each image a frozen backbone sees, from which batches are drawn;
-            None for a fresh view in every step.
+        views: number of views of each image that a frozen backbone sees, from which batches are
+            drawn; None for a fresh view in every step.
         utilization: how synthetic images are used, one of `UTILIZATIONS`.
-        class_balanced: draw every class equally often, however many images it has.
-        select: report the `last` epoch, or the one with the best validation accuracy, `best_val`.
-        finetune: which part of the backbone is trained too: `none`, `all` or `last:N`.
-        backbone_learning_rate: of Adam, for that part, where it is trained with the head.
-        objective: what trains that part, one of `OBJECTIVES`: with `supcon` a contrastive stage of
-            its own, before the head.
-        contrastive_temperature: of that stage, by which similarities in [-1, 1] are divided.
-        contrastive_epochs: of that stage, each of `iterations_per_epoch` batches.
-        contrastive_learning_rate: of that stage, for SGD, which falls to 0 along a cosine.
+        class_balanced: draw every class equally often, whatever its number of images.
+        select: report the `last` epoch, or the epoch with the best validation accuracy, `best_val`.
+        finetune: the part of the backbone that is trained too: `none`, `all` or `last:N`.
+        backbone_learning_rate: of Adam, for this part where it is trained with the head.
+        objective: what trains this part, one of `OBJECTIVES`; `supcon` means a contrastive stage
+            before the head.
+        contrastive_temperature: divides the similarities in [-1, 1] of the contrastive stage.
+        contrastive_epochs: of this stage, each of `iterations_per_epoch` batches.
+        contrastive_learning_rate: of SGD in this stage; it falls to 0 along a cosine.
     """
 
     num_epochs: int = 50
@@ -89,82 +89,91 @@ _DEFAULT = TrainingOptions()
 class Synthetic:
     aug_name: tuple[str, ...] = setting(
         ("aug",),
-        "which set of images of the experiment, or several sets, whose images a photo has together",
+        "sets of images; a photo has the images of all sets together",
         result=True,
         one_alone=True,
     )
     num_synthetic: int | None = setting(
         None,
-        "at most that many per photo and set; 0 means real photos only (default: all there are)",
+        "images per photo and set; 0 means real photos only (default: all)",
         check=whole(0),
         result=True,
     )
     utilization: str = setting(
         _DEFAULT.utilization,
-        "mix: a photo drawn is now and then replaced by one of its own synthetic variants; "
-        "append: photos and variants are drawn alike; pretrain: variants in the first half of the "
+        "how variants are used; mix: a variant of a photo replaces it now and then; append: "
+        "photos and variants are drawn alike; pretrain: variants in the first half of the "
         "steps, photos in the second; balance: variants bring all classes to one size",
         choices=UTILIZATIONS,
         result=True,
     )
     synthetic_probability: float | None = setting(
-        None, "how often mix replaces a photo, in [0, 1] (default 0.5)", check=FRACTION, result=True
+        None,
+        "with mix: probability of a variant (default 0.5); in [0, 1]; a variant then "
+        "replaces its drawn photo",
+        check=FRACTION,
+        result=True,
     )
     ignore_filter: bool = setting(
         False,
-        "use images too that the filter of generate_augmentations.py has rejected",
+        "also use images that the filter of generate_augmentations.py has rejected",
         result="images of each trial",
+        rare=True,
     )
     mixed_settings: bool = setting(
-        False, "take trials together whose images or words were made with different settings"
+        False,
+        "accept trials whose images or words differ in their settings",
+        rare=True,
     )
 
 
 @settings(
     "supervised contrastive learning",
-    "A stage before the head's: the backbone learns with --objective supcon that views of a class "
-    "belong together (arXiv 2004.11362); then it is frozen, and epochs, rate, augmentation and "
-    "views below are the head's. It needs --finetune all or last:N. A batch holds two views of "
-    "each image, and one of a hard negative: up to three times the memory.",
+    "--objective supcon trains the backbone before the head (arXiv 2004.11362)",
 )
 class Contrastive:
     objective: str = setting(
         _DEFAULT.objective,
-        "what trains the backbone: cross-entropy, with the head; or supcon, before it",
+        "what trains the backbone; cross-entropy: together with the head; supcon: before the head",
         choices=OBJECTIVES,
         newer=True,
         result=True,
     )
     negative_aug_name: str | None = setting(
         None,
-        "another set of images of the experiment, whose images, but for those that a filter has "
-        "rejected, are hard negatives: near-misses that push away the class of their photo, and "
-        "belong to no class; a photo without any does without",
+        "set of images for hard negatives; these near-misses push away their photo's "
+        "class and belong to no class; images that a filter has rejected are left out, and "
+        "a photo may have none",
         newer=True,
         result="hard negatives",
+        rare=True,
     )
     contrastive_temperature: float | None = setting(
         None,
-        f"divides similarities (default {_DEFAULT.contrastive_temperature:g})",
+        "temperature of the loss; divides similarities "
+        f"(default {_DEFAULT.contrastive_temperature:g})",
         check=_TEMPERATURE,
         newer=True,
         result=True,
+        rare=True,
     )
     contrastive_epochs: int | None = setting(
         None,
-        "epochs of this stage, each of --iterations_per_epoch batches of two views of each image "
-        f"(default {_DEFAULT.contrastive_epochs})",
+        "epochs of this stage; each has --iterations_per_epoch batches of two views of each "
+        f"image (default {_DEFAULT.contrastive_epochs})",
         check=whole(1),
         newer=True,
         result=True,
+        rare=True,
     )
     contrastive_learning_rate: float | None = setting(
         None,
-        "of SGD in this stage; it falls to 0 along a cosine "
-        f"(default {_DEFAULT.contrastive_learning_rate:g})",
+        "SGD's learning rate in this stage; it falls to 0 along a cosine (default "
+        f"{_DEFAULT.contrastive_learning_rate:g})",
         check=_RATE,
         newer=True,
         result=True,
+        rare=True,
     )
 
 
@@ -172,31 +181,33 @@ class Contrastive:
 class Classifier:
     classifier_backbone: str = setting(
         "resnet50",
-        f"hub id or folder of an image model, or {', '.join(SHORT_NAMES)}",
+        f"hub id, folder or {', '.join(SHORT_NAMES)}; the model is an image model of transformers",
         result="backbone",
     )
     from_scratch: bool = setting(
         False,
-        "take only the configuration of --classifier_backbone; needs --finetune all",
+        "use random weights: only the configuration of --classifier_backbone; needs --finetune all",
         result="backbone",
+        rare=True,
     )
     finetune: str = setting(
         _DEFAULT.finetune,
-        "which part of the backbone is trained, with the head or, by supcon, before it; last:2 "
-        "means its last two blocks (default none: it is frozen)",
+        "trained part of the backbone; last:2 means its last two blocks; they are trained "
+        "with the head, or with supcon before the head (default none)",
         check=_PART,
         metavar="none|all|last:N",
         result=True,
     )
     backbone_precision: str | None = setting(
         None,
-        "what a frozen backbone computes in (default: float16 on CUDA, else float32); images "
-        "that overflow in it are computed in float32",
+        "precision of a frozen backbone (default: float16 on CUDA, else float32); images "
+        "that overflow are computed in float32",
         choices=BACKBONE_PRECISIONS,
         result="backbone_precision",
+        rare=True,
     )
     image_size: int | None = setting(
-        None, "side in pixels (default: the backbone's own)", check=whole(1, 4096), result=True
+        None, "side in pixels (default: the backbone's)", check=whole(1, 4096), result=True
     )
     num_epochs: int = setting(_DEFAULT.num_epochs, "epochs", check=whole(1), result=True)
     iterations_per_epoch: int = setting(
@@ -204,38 +215,43 @@ class Classifier:
     )
     batch_size: int = setting(_DEFAULT.batch_size, "photos per batch", check=whole(1), result=True)
     learning_rate: float = setting(
-        _DEFAULT.learning_rate, "of Adam, for the head", check=_RATE, result=True
+        _DEFAULT.learning_rate, "Adam's learning rate for the head", check=_RATE, result=True
     )
     backbone_learning_rate: float | None = setting(
         None,
-        f"of Adam, for what --finetune trains with the head (default "
-        f"{_DEFAULT.backbone_learning_rate:g}); supcon has --contrastive_learning_rate",
+        "Adam's learning rate for the backbone, if the head is trained with it; supcon has "
+        f"--contrastive_learning_rate (default {_DEFAULT.backbone_learning_rate:g})",
         check=_RATE,
         result=True,
+        rare=True,
     )
     class_balanced: bool = setting(
-        False, "draw every class equally often, however many images it has", result=True
+        False,
+        "draw every class equally often, whatever its number of images",
+        result=True,
+        rare=True,
     )
     augmentation: tuple[str, ...] = setting(
         tuple(_DEFAULT.augmentation),
-        "random changes of every image shown, one or several, drawn per image: mirroring and "
-        "turning by up to 15 degrees; RandAugment; TrivialAugment; CutMix; mixup. With none, every "
-        "image passes a frozen backbone once, which is much faster",
+        "random changes of each image; flip-rotate: mirroring, and rotation by up to 15 "
+        "degrees; several names: one is drawn per image; with none, every image passes a "
+        "frozen backbone once, which is much faster",
         choices=STANDARD_AUGMENTATIONS,
         shorthand={"--use_randaugment": (RANDAUGMENT,)},
         result=True,
     )
     views: int | None = setting(
         None,
-        "random views of each image that pass a frozen backbone, once; batches are drawn from "
-        "them, in place of a fresh view in every step; with 16 much faster (default: fresh views)",
+        "random views of each image that pass a frozen backbone; batches are drawn from "
+        "these views; 16 views are much faster than a fresh view in every step (default: "
+        "fresh views)",
         check=whole(1),
         newer=True,
         result=True,
     )
     select: str = setting(
         _DEFAULT.select,
-        "report the last epoch, or the one with the best validation accuracy",
+        "report the last epoch, or the best on val",
         choices=(LAST, BEST_VAL),
         result=True,
     )
@@ -246,12 +262,13 @@ class Machine:
     device: str | None = setting(None, BEST_DEVICE)
     image_memory: int = setting(
         4096,
-        "megabytes for decoded images; where they need more, they are read again each time; with "
-        "--views, for the features of one trial, which must fit",
+        "megabytes of decoded images; a larger set is read again each time; with --views, "
+        "the features of a trial must fit",
         check=whole(0),
+        rare=True,
     )
     num_workers: int | None = setting(
-        None, "threads that read images (default: all cores)", check=whole(1, 1024)
+        None, "threads that read images (default: all cores)", check=whole(1, 1024), rare=True
     )
 
 
@@ -259,29 +276,31 @@ class Machine:
 class Results:
     method: str | None = setting(
         None,
-        "name of these results (default: --aug_name, names of several sets joined by +; or "
-        f"{REAL} without synthetic images; with supcon -{SUPCON} follows, and the set of hard "
-        "negatives)",
+        "name of these results (default: from the sets); names of several sets are joined "
+        f"by +; {REAL} means no synthetic images; with supcon, -{SUPCON} and the set of hard "
+        "negatives follow",
     )
     compare: tuple[str, ...] = setting(
         (),
-        "other results, METHOD or EXPERIMENT:METHOD, to be compared with trial by trial",
+        "other results to compare with, trial by trial; METHOD or EXPERIMENT:METHOD",
         metavar="METHOD",
     )
-    logdir: str | None = setting(None, "where results go (default: output/EXP/results)")
+    logdir: str | None = setting(
+        None, "folder of the results (default: output/EXP/results)", rare=True
+    )
     save_classifier: str | None = setting(
         None,
-        "which classifiers stay beside their results, for predict and export: selected means, of "
-        "each number of examples per class, that of the seed which is best on val (default: all "
-        "with a frozen backbone, where one takes kilobytes; else selected)",
+        "classifiers kept for predict and export; selected: for each number of examples per "
+        "class, the seed with the best val accuracy (default: all with a frozen backbone, "
+        "else selected)",
         choices=KEPT_CLASSIFIERS,
         newer=True,
     )
     elsewhere: bool = setting(
         False,
-        "evaluate also on validation photos whose objects are pasted on places of other classes, "
-        "as split Elsewhere: how much less is right there shows what surroundings decide; needs "
-        "masks",
+        "also evaluate on objects in other surroundings; objects of val photos are pasted "
+        "on places of other classes, as split Elsewhere; a large loss of accuracy shows "
+        "that surroundings decide; needs masks",
         newer=True,
         result=True,
     )
@@ -291,4 +310,4 @@ class Results:
 class Classification(
     Sharing, Results, Machine, Contrastive, Classifier, Synthetic, Selection, Stage
 ):
-    """All settings of train_classifier.py but those of its run."""
+    """All settings of train_classifier.py except those of its run."""

@@ -5,66 +5,65 @@ from typing import Any
 
 from semantic_aug.settings import setting, settings, whole
 
-BEST_DEVICE = "cuda, cuda:1, mps or cpu (default: the best there is)"
+BEST_DEVICE = "cuda, cuda:1, mps or cpu (default: the fastest)"
 
 
 @settings("experiment and trials")
 class Experiment:
-    """Where results lie, and of which trials they are."""
+    """The folder of an experiment, and its trials."""
 
     experiment_name: str = setting(
-        help="folder under output/ that all four stages share", positional=True
+        help="folder under output/ that all stages share", positional=True
     )
-    output_dir: str = setting("output", "where experiments lie")
-    # Tables hold 64 bits.
+    output_dir: str = setting("output", "folder of all experiments", rare=True)
+    # Tables hold numbers of 64 bits.
     seed: int = setting(0, "first seed", check=whole(0, 2**62))
-    num_trials: int = setting(1, "seeds: seed ... seed + num_trials - 1", check=whole(1))
-    examples_per_class: tuple[int, ...] = setting(
-        (1,), "labelled photos per class, one or several numbers", check=whole(1)
-    )
+    num_trials: int = setting(1, "number of seeds: seed, seed + 1, ...", check=whole(1))
+    examples_per_class: tuple[int, ...] = setting((1,), "labelled photos per class", check=whole(1))
 
 
 @settings("dataset")
 class Run(Experiment):
-    """An experiment with its dataset: what all stages have in common.
+    """An experiment with its dataset, which all stages share.
 
-    `dataset` may be a subclass of FewShotDataset, or one of its objects, instead of a name.
+    `dataset` is a name, a subclass of FewShotDataset, or an object of such a class.
     """
 
     dataset: Any = setting(
-        help="coco, mvip, folder ... (python -m semantic_aug.datasets lists them), hf:NAME of the "
-        "Hugging Face hub, or package.module:ClassName",
+        help="coco, folder, hf:NAME, module:Class ...; python -m semantic_aug.datasets lists "
+        "them; hf:NAME is a dataset of the Hugging Face hub, package.module:ClassName a "
+        "class of your own",
         result=True,
         takes_objects=True,
     )
-    data_dir: str | None = setting(
-        None, "root of the data (default: the dataset's environment variable, then its own default)"
-    )
+    data_dir: str | None = setting(None, "folder of the data (default: the dataset's own)")
     dataset_args: tuple[str, ...] = setting(
         (),
-        "the dataset's own options, such as super_class=CarComponent",
+        "options of the dataset; python -m semantic_aug.datasets NAME lists them",
         metavar="KEY=VALUE",
         result=True,
     )
     crop_to_object: bool = setting(
-        False, "cut every photo to a square around its mask, grown by 16 pixels", result=True
+        False,
+        "crop every photo to a square around its mask, 16 pixels larger on each side",
+        result=True,
+        rare=True,
     )
     mask_dir: str | None = setting(
         None,
-        "folder of masks at the photos' relative paths, which go before the dataset's own",
+        "folder of masks; they lie at the photos' relative paths, and replace the dataset's "
+        "own masks",
         newer=True,
     )
-    # Not a setting, but found out: whether `folder` lists the photos that its first version took.
+    # Found out, not set: whether `folder` lists the photos as its first version did.
     older_list: bool | None = field(default=None, kw_only=True, repr=False)
 
 
 @settings("experiment and trials")
 class Stage:
-    """What every stage takes."""
+    """The setting of every stage."""
 
-    overwrite: bool = setting(
-        False, "make results again that were made with other settings", early=True
-    )
+    overwrite: bool = setting(False, "replace results of other settings", early=True)
 
 
 @settings("dataset")
@@ -79,7 +78,7 @@ class Selection:
 
 @settings("model")
 class Model:
-    """A Stable Diffusion, and where it works."""
+    """A Stable Diffusion and its device."""
 
     model: str = setting(
         "CompVis/stable-diffusion-v1-4",
@@ -88,19 +87,28 @@ class Model:
         result=True,
     )
     revision: str | None = setting(
-        None, "git revision of the hub model; fp16 means half-precision weights", result="model"
+        None,
+        "git revision of the hub model; fp16 means half-precision weights",
+        result="model",
+        rare=True,
     )
-    variant: str | None = setting(None, "weight files to load, such as fp16", result="model")
+    variant: str | None = setting(
+        None, "weight files to load, such as fp16", result="model", rare=True
+    )
     device: str | None = setting(None, BEST_DEVICE)
     resolution: int | None = setting(
-        None, "pixels; default the model's own", check=whole(1, 8192), result=True
+        None,
+        "pixels per side (default: the model's)",
+        check=whole(1, 8192),
+        result=True,
     )
 
 
 @settings("sharing the work among processes", late=True)
 class Sharing:
-    shard_index: int | None = setting(None, "this process's share, counted from 0", check=whole(0))
+    shard_index: int | None = setting(None, "share of this process, counted from 0", check=whole(0))
     num_shards: int | None = setting(
-        None, "how many shares (default: from a SLURM array, accelerate launch, or 1)",
+        None, "number of shares (default: from the launcher); SLURM arrays and accelerate launch "
+        "set it",
         check=whole(1)
     )  # fmt: skip

@@ -28,15 +28,18 @@ CONSTANT_RATES = ("constant", "constant_with_warmup")
 class Words:
     initializer_token: str | None = setting(
         None,
-        "word that the new ones start from, a single token "
-        "(default: the last such word of the class name)",
+        "word that the new words start from; it must be a single token (default: the last "
+        "such word of the class name)",
     )
-    placeholder_token: str | None = setting(None, "name of the new word, with one class")
+    placeholder_token: str | None = setting(
+        None, "placeholder token of the new word, for one class", rare=True
+    )
     num_vectors: int = setting(1, "vectors per word", check=whole(1), result=True)
     templates: str | None = setting(
         None,
-        "sentences that the word is trained in: object, style, mvip (machine parts), or a "
-        "text file with one per line, {} for the word (default: --learnable_property)",
+        "object, style, mvip or a text file; sentences that the word is trained in, mvip "
+        "for machine parts; in a file, one sentence per line with {} for the word (default: "
+        "--learnable_property)",
         result=True,
     )
     learnable_property: str = setting(
@@ -44,6 +47,7 @@ class Words:
         "sentences for a thing or for a style",
         choices=("object", "style"),
         result="templates",
+        rare=True,
     )
 
 
@@ -54,38 +58,53 @@ class Training:
     )
     num_train_epochs: int | None = setting(
         None,
-        "in place of --max_train_steps: passes over a class's photos, each counted --repeats times",
+        "in place of --max_train_steps: epochs over a class's photos, each photo counted "
+        "--repeats times",
         check=whole(1),
         result=True,
+        rare=True,
     )
-    repeats: int = setting(100, "how often an epoch shows each photo", check=whole(1), result=True)
+    repeats: int = setting(
+        100, "times that an epoch shows each photo", check=whole(1), result=True, rare=True
+    )
     train_batch_size: int = setting(
-        4, "photos of each class at once", check=whole(1, 4096), result=True
+        4, "photos of each class per batch", check=whole(1, 4096), result=True
     )
     classes_per_step: int = setting(
         8,
-        "classes that are trained together; fewer need less memory, and give the same words "
-        "but for rounding",
+        "classes trained together; fewer classes need less memory, and give the same words "
+        "except for rounding",
         check=whole(1),
     )
     gradient_accumulation_steps: int = setting(
-        1, "batches whose gradients make one step", check=whole(1), result=True
+        1, "batches whose gradients make one step", check=whole(1), result=True, rare=True
     )
-    learning_rate: float = setting(5e-4, "of AdamW", check=POSITIVE, result=True)
+    learning_rate: float = setting(5e-4, "AdamW's learning rate", check=POSITIVE, result=True)
     scale_lr: bool = setting(
-        False, "multiply the learning rate by batch size and accumulation steps", result=True
+        False,
+        "multiply the learning rate by batch size and accumulation steps",
+        result=True,
+        rare=True,
     )
     lr_scheduler: str = setting(
-        "constant", "how the learning rate changes over the steps", choices=RATES, result=True
+        "constant",
+        "how the learning rate changes over the steps",
+        choices=RATES,
+        result=True,
+        rare=True,
     )
     lr_warmup_steps: int = setting(
-        0, "first steps, in which the learning rate rises from 0", check=whole(0), result=True
+        0,
+        "first steps, in which the learning rate rises from 0",
+        check=whole(0),
+        result=True,
+        rare=True,
     )
     stop_when_converged: float | None = setting(
         None,
-        "end a word's training, before --max_train_steps, when the loss on a fixed batch hardly "
-        "moves: its variance in --convergence_window is below this share of its variance so far "
-        "(arXiv 2302.04841; 0.15 without a number)",
+        "end a word's training when the loss on a fixed batch holds still; its variance in "
+        "--convergence_window is then below this share of its variance so far (arXiv 2302.04841; "
+        "0.15 without a number)",
         check=FRACTION_ABOVE_0,
         bare=0.15,
         metavar="SHARE",
@@ -97,72 +116,91 @@ class Training:
         check=whole(1),
         result=True,
         of="stop_when_converged",
+        rare=True,
     )
     adam_beta1: float = setting(
-        0.9, "decay of AdamW's mean gradient", check=FRACTION_BELOW_1, result=True
+        0.9, "AdamW's decay of the mean gradient", check=FRACTION_BELOW_1, result=True, rare=True
     )
     adam_beta2: float = setting(
-        0.999, "decay of its mean square", check=FRACTION_BELOW_1, result=True
+        0.999,
+        "AdamW's decay of the mean squared gradient",
+        check=FRACTION_BELOW_1,
+        result=True,
+        rare=True,
     )
     adam_weight_decay: float = setting(
-        1e-2, "pull of AdamW towards 0", check=NON_NEGATIVE, result=True
+        1e-2, "AdamW's weight decay", check=NON_NEGATIVE, result=True, rare=True
     )
     adam_epsilon: float = setting(
-        1e-8, "what keeps AdamW from dividing by 0", check=NON_NEGATIVE, result=True
+        1e-8,
+        "AdamW's epsilon, which prevents a division by 0",
+        check=NON_NEGATIVE,
+        result=True,
+        rare=True,
     )
     fit: str | None = setting(
         None,
-        "how a photo gets into the model's square: mirrored at its edges, where no loss is "
-        "taken, its middle alone, or squeezed (default squash)",
+        "how a photo fills the model's square: pad mirrors its edges, where no loss is "
+        "taken; crop keeps its middle; squash changes its proportions (default squash)",
         choices=FITS,
         result="center_crop",
+        rare=True,
     )
-    center_crop: bool = setting(False, "means --fit crop", result=True)
+    center_crop: bool = setting(False, "the same as --fit crop", result=True, rare=True)
     mixed_precision: str = setting(
         "no", "precision of the frozen model; the new words are always float32", choices=PRECISIONS
     )
-    gradient_checkpointing: bool = setting(False, "less memory")
-    attention_slicing: bool = setting(False, "less memory, slower")
+    gradient_checkpointing: bool = setting(False, "use less memory, slower")
+    attention_slicing: bool = setting(False, "use less memory, slower", rare=True)
     compile: bool = setting(
-        False, "torch.compile the UNet: faster after some minutes, and rounded differently"
+        False,
+        "torch.compile the UNet; faster after some minutes, with other rounding",
+        rare=True,
     )
 
 
 @settings("interruptions")
 class Interruptions:
     checkpointing_steps: int = setting(
-        100, "steps between checkpoints, which are removed when a class is finished", check=whole(1)
+        100,
+        "steps between checkpoints; a finished class keeps none",
+        check=whole(1),
+        rare=True,
     )
     checkpoints_total_limit: int = setting(
-        2, "latest checkpoints kept of each class", check=whole(1)
+        2, "latest checkpoints kept of each class", check=whole(1), rare=True
     )
     resume_from_checkpoint: str = setting(
         "latest",
-        "latest, or the path of one checkpoint file, from whose step its class goes on, and "
-        "those that are trained together with it",
+        "latest, or the path of a checkpoint; its class and the classes trained together "
+        "with it go on from its step",
+        rare=True,
     )
 
 
 @settings("watching")
 class Watching:
-    validation_prompt: str | None = setting(
-        None, 'makes images with each word, *: "a photo of a *"'
-    )
+    validation_prompt: str | None = setting(None, 'makes images with each word *: "a photo of a *"')
     validation_steps: int | None = setting(
         None,
-        "steps between validations: a loss that is comparable between steps, and images of "
-        "--validation_prompt (default: no such loss, and images at a class's end)",
+        "steps between validations (default: none); a validation computes a loss that is "
+        "comparable between steps, and makes images of --validation_prompt; without it, a "
+        "class's end makes such images",
         check=whole(1),
     )
-    num_validation_images: int = setting(4, "images at each validation", check=whole(1, 1000))
+    num_validation_images: int = setting(
+        4, "images per validation", check=whole(1, 1000), rare=True
+    )
     save_steps: int | None = setting(
-        None, "keep the word after every so many steps as well", check=whole(1)
+        None, "steps between further copies of the word (default: none)", check=whole(1), rare=True
     )
     report_to: str = setting(
-        "tensorboard", "tensorboard, wandb or another tracker of accelerate, all, or none"
+        "tensorboard",
+        "tensorboard, wandb or another tracker of accelerate, all, or none",
+        rare=True,
     )
 
 
 @settings()
 class FineTuning(Watching, Interruptions, Training, Words, Sharing, Model, Selection, Stage):
-    """All settings of fine_tune.py but those of its run."""
+    """All settings of fine_tune.py except those of its run."""

@@ -8,8 +8,8 @@ from semantic_aug.settings.common import Sharing, Stage
 class Elsewhere:
     word: tuple[str, ...] = setting(
         (),
-        "the word of a class, for all trials, from a file of diffusers, of AUTOMATIC1111's "
-        "web UI, of kohya's scripts or of this project",
+        "word of a class, for all trials; the file may come from diffusers, AUTOMATIC1111's "
+        "web UI, kohya's scripts or this project",
         metavar="CLASS=FILE",
         repeated=True,
     )
@@ -17,4 +17,4 @@ class Elsewhere:
 
 @settings()
 class Merging(Elsewhere, Sharing, Stage):
-    """All settings of aggregate_embeddings.py but those of its run."""
+    """All settings of aggregate_embeddings.py except those of its run."""

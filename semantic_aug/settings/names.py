@@ -1,4 +1,4 @@
-"""What settings are called: as flags, and as keys of config.json."""
+"""The names of settings, as flags and as keys of config.json."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from semantic_aug.settings.generation import Generation
 
 @functools.cache
 def flags() -> dict[str, str]:
-    """The flag of each setting, by its name and by the name of the fact that stands for it."""
+    """The flag of each setting, by the setting's name and by its fact in config.json."""
     named: dict[str, str] = {}
     facts: dict[str, str] = {}
     for cls in (Run, FineTuning, Generation, Classification):
@@ -26,7 +26,7 @@ def flags() -> dict[str, str]:
 
 
 def differences(before: Mapping, now: Mapping) -> list[str]:
-    """What differs between settings in config.json, in the words of the flags, with both values."""
+    """The differences between settings in config.json, by flag, with both values."""
     return [
         f"{flags().get(name, name)}: there {text_of(there)}, now {text_of(here)}"
         for key in sorted(before.keys() | now.keys())
@@ -36,7 +36,7 @@ def differences(before: Mapping, now: Mapping) -> list[str]:
 
 
 def _columns(key: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
-    """A setting with both values; of edits, those of their settings that differ."""
+    """A setting with both values; for edits, their differing settings."""
     lists = [value for value in (there, here) if isinstance(value, list)]
     if key != "edits" or len(lists) < 2 or not all(isinstance(e, dict) for v in lists for e in v):
         yield key, there, here
@@ -49,7 +49,7 @@ def _columns(key: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _apart(one: Any, other: Any) -> tuple[Any, Any]:
-    """Two values without what they have in common, where they are mappings."""
+    """Two values; if they are mappings, without their common entries."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return one, other
     keys = [key for key in one | other if one.get(key) != other.get(key)]
@@ -60,7 +60,7 @@ def _apart(one: Any, other: Any) -> tuple[Any, Any]:
 
 
 def text_of(value: Any) -> str:
-    """A value as a person would give it to its flag."""
+    """A value in the form of its flag."""
     if value is None or value in ([], (), ""):
         return "none"
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -6,14 +6,18 @@ from semantic_aug.settings.common import BEST_DEVICE
 
 @settings()
 class Reproduction:
-    """What lies elsewhere now than when an image was made."""
+    """Paths that have changed since an image was made."""
 
-    data_dir: str | None = setting(None, "where the photos are now (default: where they were)")
-    mask_dir: str | None = setting(None, "where the masks are now (default: where they were)")
+    data_dir: str | None = setting(None, "present folder of the photos (default: the old one)")
+    mask_dir: str | None = setting(None, "present folder of the masks (default: the old one)")
     model: str | None = setting(
-        None, "where the model is now (default: where it was)", flags=("--model_path",)
+        None,
+        "present folder or hub id of the model (default: the old one)",
+        flags=("--model_path",),
     )
-    lora: str | None = setting(None, "where the LoRA is now (default: where it was)")
-    unet_path: str | None = setting(None, "where the UNet is now (default: where it was)")
-    controlnet: str | None = setting(None, "where the ControlNet is now (default: where it was)")
+    lora: str | None = setting(None, "present path of the LoRA (default: the old one)")
+    unet_path: str | None = setting(None, "present path of the UNet (default: the old one)")
+    controlnet: str | None = setting(
+        None, "present folder or hub id of the ControlNet (default: the old one)"
+    )
     device: str | None = setting(None, BEST_DEVICE)

@@ -1,4 +1,4 @@
-"""The settings of what is done with a classifier that is there: predict and export."""
+"""The settings of predict and export, which use a finished classifier."""
 
 from semantic_aug.settings import FRACTION, setting, settings, whole
 from semantic_aug.settings.common import BEST_DEVICE
@@ -6,36 +6,36 @@ from semantic_aug.settings.common import BEST_DEVICE
 
 @settings()
 class Kept:
-    """Where a classifier's backbone is, and where it works."""
+    """The place of a classifier's backbone, and its device."""
 
     classifier_backbone: str | None = setting(
-        None, "hub id or folder where the backbone is now (default: where it was)"
+        None, "present hub id or folder of the backbone (default: the old one)"
     )
     device: str | None = setting(None, BEST_DEVICE)
 
 
 @settings()
 class Predicting(Kept):
-    """All settings of predict but the classifiers and the photos."""
+    """All settings of predict except the classifiers and the photos."""
 
     labelled: bool = setting(
         False,
-        "the photos are a folder of class folders, of which accuracy, macro F1 and confusions are "
-        "told; of a folder with train/, val/ and test/ the photos of test are taken",
+        "evaluate: the photos are a folder of class folders; tells accuracy, macro F1 and "
+        "confusions; in a folder with train/, val/ and test/, only test is read",
     )
-    top_k: int = setting(2, "how many classes are told of each photo, likeliest first",
+    top_k: int = setting(2, "number of classes per photo, likeliest first",
                          check=whole(1))  # fmt: skip
     min_probability: float = setting(
-        0.0, "where the likeliest class has a lower probability, the answer is: unsure",
+        0.0, "below this probability of the likeliest class, answer: unsure",
         check=FRACTION,
     )  # fmt: skip
     mask_dir: str | None = setting(
         None,
-        "folder with a mask for every photo, by the photo's path below its folder, or its name; "
-        "for classifiers of --crop_to_object",
+        "folder of masks for a classifier of --crop_to_object; they lie at the photos' "
+        "relative paths, or have the photos' names",
     )
-    csv: str | None = setting(None, "write the table to this file too", metavar="FILE")
-    json: str | None = setting(None, "write the table as JSON to this file too", metavar="FILE")
+    csv: str | None = setting(None, "also write the table to this file", metavar="FILE")
+    json: str | None = setting(None, "also write the table as JSON to this file", metavar="FILE")
     num_workers: int | None = setting(
         None, "threads that read photos (default: all cores)", check=whole(1, 1024)
     )
@@ -43,8 +43,8 @@ class Predicting(Kept):
 
 @settings()
 class Exporting(Kept):
-    """All settings of export but the classifier and the folder."""
+    """All settings of export except the classifier and the folder."""
 
     onnx: bool = setting(
-        False, "write model.onnx too; needs the packages onnx, onnxscript and onnxruntime"
+        False, "also write model.onnx; needs the packages onnx, onnxscript and onnxruntime"
     )

@@ -1,6 +1,6 @@
-"""What is to be made of a trial: jobs, each with a random stream of its own.
+"""The jobs of a trial, each with its own random stream.
 
-A job is (source photo, repeat). Jobs are grouped into blocks, of which each process has a share.
+A job is (source photo, repeat). Jobs are grouped into blocks, which processes share.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from semantic_aug.images.framing import mask_within
 
 @dataclass(frozen=True)
 class Job:
-    """One synthetic image to be made: photo `index` of the trial, variant `repeat`."""
+    """A synthetic image to be made: variant `repeat` of photo `index` of the trial."""
 
     index: int
     repeat: int
@@ -40,7 +40,7 @@ def make_jobs(indices: Sequence[int], num_synthetic: int) -> list[Job]:
 
 
 def without_object(dataset, indices: Iterable[int], save_size: int | None = None) -> dict[int, str]:
-    """The photos whose mask does not say where their object is, each with the reason.
+    """The photos whose mask does not show an object, each with the reason.
 
     Args:
         save_size: longer side in pixels to which larger photos are reduced.
@@ -61,10 +61,10 @@ def without_object(dataset, indices: Iterable[int], save_size: int | None = None
 def share_of(
     jobs: Sequence[Job], batch_size: int, shard: tuple[int, int], already: int = 0
 ) -> list[list[Job]]:
-    """The blocks of one process's (index, count), in the order in which it makes them.
+    """The blocks of a process's (index, count), in the order of their making.
 
     Args:
-        already: how many blocks were dealt out before these.
+        already: number of blocks dealt out before these.
     """
     blocks = [list(jobs[start : start + batch_size]) for start in range(0, len(jobs), batch_size)]
     return [blocks[number] for number in shard_blocks(len(blocks), *shard, already)]

@@ -1,7 +1,7 @@
-"""Making what is missing of a trial's images; resumable, shared among processes.
+"""Making the missing images of a trial; resumable, shared among processes.
 
-A block with any image missing is computed whole, so that an image's bytes do not depend on
-interruptions.
+A block that lacks an image is computed whole, so that interruptions do not change an image's
+bytes.
 """
 
 import contextlib
@@ -65,34 +65,35 @@ def generate(
     count: Callable[[int], None] = lambda images: None,
     computed: Callable[[float, Sequence[Image.Image]], None] = lambda seconds, images: None,
 ) -> int:
-    """Make what is missing of a trial's synthetic images.
+    """Make the missing synthetic images of a trial.
 
     Args:
         dataset: a FewShotDataset, the trial's training photos.
-        make_augmentation: called once, and only if an image is missing: it may load a model.
-        folder: where images, `records/`, `metadata.jsonl` and `config.json` go.
-        settings: whatever changes an image, for config.json. Records of other settings do not
-            count, and are removed with their images before the first image is made.
+        make_augmentation: called once, and only if an image is missing; it may load a model.
+        folder: of the images, `records/`, `metadata.jsonl` and `config.json`.
+        settings: everything that changes an image, for config.json. Records of other settings do
+            not count, and are removed with their images before the first image is made.
         num_synthetic: variants per photo.
         batch_size: images per block.
         seed: of the trial.
-        indices: which photos; default all.
+        indices: of the photos (default: all).
         shard: this process's (index, count).
-        already: how many blocks were dealt out before those of this trial.
-        constants: what all records share.
+        already: number of blocks dealt out before this trial.
+        constants: fields that all records share.
         arguments: for config.json.
-        notes: likewise, beside the settings.
-        of_class: what may change while `settings` stay, such as the sha256 of a class's learned
-            word, by class and by the key it has in records (`CLASS_KEYS`); images whose record
-            says otherwise are removed and made again.
-        left_out: why a photo gets no images, by its source, for `records/`; None where none can.
-        save_size, words: as `compute` takes them.
-        count: told from time to time how many images have been made since.
-        computed: told after each block in how many seconds which images were computed; what is
-            loaded before the first block does not count.
+        notes: for config.json, beside the settings.
+        of_class: facts of a class that may change while `settings` stay, such as the sha256 of its
+            learned word, by class and by key of the records (`CLASS_KEYS`). Images whose record
+            differs are removed and made again.
+        left_out: reasons why photos get no images, by source, for `records/`; None if no photo can
+            be left out.
+        save_size, words: see `compute`.
+        count: called now and then with the number of images made since its last call.
+        computed: called after each block with the seconds and the images of the block; loading
+            before the first block does not count.
 
     Returns:
-        How many images were made.
+        The number of images made.
     """
     indices = range(len(dataset)) if indices is None else indices
     sources = dataset.sources()
@@ -104,15 +105,15 @@ def generate(
     todo = [block for block in mine if any(job.file_name not in finished for job in block)]
     kept = sum(job.file_name in finished for block in mine for job in block)
     if not todo and not finished:
-        return 0  # a shard without a share
+        return 0  # this shard has no share
     augmentation, made = None, 0
     details: tuple[str, ...] = ()
     if todo:
         augmentation = make_augmentation()
         augmentation.bind(dataset)
         details = augmentation.details
-    # From here on the folder changes: not before the model has been loaded. What is out of date
-    # goes before anything is made, so that no record ever stands for another image.
+    # From here on the folder changes; the model is loaded already. Images that are out of date go
+    # before any image is made, so that no record ever describes another image.
     write_config(folder, settings, arguments or {}, notes)
     discard_other_records(folder, identity)
     if left_out is not None:
@@ -120,7 +121,7 @@ def generate(
     for name in stale.keys() & {job.file_name for block in mine for job in block}:
         (folder / name).unlink(missing_ok=True)
     if not todo:
-        write_metadata(folder, identity)  # a process may have been killed just before it did
+        write_metadata(folder, identity)  # a process may have been killed just before this
         return 0
     progress = progress_bar(
         total=sum(map(len, mine)), initial=kept, desc=f"generate {folder.name}", unit="image"
@@ -131,7 +132,7 @@ def generate(
         nonlocal made
         saved, record = writing.popleft()
         saved.result()
-        writer.write(record)  # not before its image is whole on disk
+        writer.write(record)  # only after its image is whole on disk
         made += 1
         progress.update()
 
@@ -155,14 +156,14 @@ def generate(
                         saving = pool.submit(_save, image, folder / job.file_name)
                         writing.append((saving, record))
                     computed(time.monotonic() - began, images)
-                    while len(writing) > len(block):  # those of the block before
+                    while len(writing) > len(block):  # images of the block before
                         finish_oldest()
                     if made > before:
                         count(made - before)
                 while writing:
                     finish_oldest()
             except BaseException:
-                with contextlib.suppress(OSError):  # what is computed is not lost
+                with contextlib.suppress(OSError):  # computed images are not lost
                     while writing:
                         finish_oldest()
                 raise
@@ -192,10 +193,10 @@ def compute(
 
     Args:
         save_size: longer side in pixels to which larger photos are reduced before they are edited.
-        words: what prompts say for a class, by its name.
+        words: the name of a class in prompts, by class name.
     """
     images, labels, metadata = [], [], []
-    indices = dict.fromkeys(job.index for job in block)  # each is decoded once
+    indices = dict.fromkeys(job.index for job in block)  # each photo is decoded once
     photos = {index: photo_within(dataset.get_image_by_idx(index), save_size) for index in indices}
     masks = {}
     if augmentation.needs_mask:
@@ -225,7 +226,7 @@ def _record(dataset, job: Job, sources, edits, constants: Mapping, details) -> d
         "index": job.index,
         "repeat": job.repeat,
         **{key: constants[key] for key in ("seed", "examples_per_class") if key in constants},
-        # One text, also where edits of a sequence have different prompts: a column of one type.
+        # A single text, even if edits of a sequence differ in their prompts: a column has one type.
         "prompt": " | ".join(dict.fromkeys(e.prompt for e in edits if e.prompt is not None)),
         "aug": [edit.aug for edit in edits],
         "strength": [edit.strength for edit in edits],
@@ -240,7 +241,7 @@ def _record(dataset, job: Job, sources, edits, constants: Mapping, details) -> d
 
 
 def _safety(edits: Sequence) -> dict:
-    """What a safety checker said: edits may have been made again, and in vain."""
+    """Fields from a safety checker: the attempts, and whether the image stays flagged."""
     return {
         "attempts": [edit.attempts for edit in edits],
         "flagged": any(edit.flagged for edit in edits),

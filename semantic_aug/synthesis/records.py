@@ -1,4 +1,4 @@
-"""Records: one line of each image, written when it is whole; and what filters say of it."""
+"""Records: a line per image, written when the image is whole, and the lines of filters."""
 
 import contextlib
 import functools
@@ -19,22 +19,22 @@ from semantic_aug.experiment.timing import GENERATE, read_timing
 from semantic_aug.synthesis.jobs import file_name_of
 
 RECORDS_DIR = "records"
-OPENERS = 8  # threads that look at the ends of files, which takes its time over a network
-PROBED, NEAR = 500, 2e-4  # files, and seconds for each where the disk is this machine's own
+OPENERS = 8  # threads that read the ends of files, which is slow over a network
+PROBED, NEAR = 500, 2e-4  # files; seconds per file on a local disk
 
 log = logging.getLogger(__name__)
 
 
 class RecordWriter:
-    """Appends records to a file of this process's own in `folder`/records, made with the first.
+    """Appends records to this process's own file in `folder`/records, made with the first record.
 
-    The name starts with the id of the configuration, so that records of another one, left by
-    `--overwrite`, never count.
+    The file name starts with the id of the configuration, so that records of another
+    configuration, left by `--overwrite`, never count.
     """
 
     def __init__(self, folder: Path, identity: str, shard: tuple[int, int]):
-        # The time comes first, so that of two records of an image the later one is read last; also
-        # where the clock of another node was ahead of this one's.
+        # The time comes first in the name, so that the later of two records of an image is read
+        # last, even if another node's clock was ahead.
         records = folder / RECORDS_DIR
         begun = [path.name.split(".")[1] for path in records.glob(f"{identity}.*.jsonl")]
         latest = max((int(text) for text in begun if text.isdigit()), default=0)
@@ -64,18 +64,18 @@ def read_records(
     """The records of the images that `folder` holds, in job order.
 
     Args:
-        identity: only records of this `config_id`; default that of the folder's config.json.
-        only_present: false to have the records of lost images as well.
+        identity: only records of this `config_id` (default: the id of the folder's config.json).
+        only_present: False also gives the records of lost images.
 
-    A torn last line, whose process was killed, is dropped; so is the record of an image that is
-    no longer there, or empty. Of an image that was recorded twice the later record counts.
+    A torn last line, whose process was killed, is dropped; the record of a missing or empty image
+    too. If an image was recorded twice, the later record counts.
     """
     found = {record["file_name"]: record for record in _records(folder, identity, only_present)}
     return sorted(found.values(), key=_job_order)
 
 
 def _records(folder: Path, identity: str | None, only_present: bool = True) -> Iterator[dict]:
-    """Those of `read_records` as they lie there, one at a time: a later one of an image counts."""
+    """The records of `read_records` in file order; the last record of an image counts."""
     if not folder.is_dir():
         return
     present = _present(folder) if only_present else None
@@ -90,27 +90,27 @@ def _present(folder: Path) -> set[str]:
         return {entry.name for entry in entries if _size(entry) > 0}
 
 
-_PNG_END = b"IEND\xaeB`\x82"  # the last chunk, which holds nothing, and its checksum
+_PNG_END = b"IEND\xaeB`\x82"  # the last chunk, which is empty, and its checksum
 
 
 def whole_images(folder: Path, names: Iterable[str]) -> set[str]:
-    """Those of the PNG files `names` that are there to their end; their pixels are not read."""
+    """The PNG files of `names` that are complete to their end; their pixels are not read."""
 
     def is_whole(name: str) -> bool:
         try:
-            # O_NONBLOCK: a FIFO is not waited for, and cannot be sought in.
+            # O_NONBLOCK: do not wait for a FIFO, in which seeking fails.
             fd = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_NONBLOCK)
             with open(fd, "rb", buffering=0) as file:
                 file.seek(-len(_PNG_END), os.SEEK_END)
                 return file.read() == _PNG_END
-        except OSError:  # it is not there, or shorter
+        except OSError:  # the file is absent or shorter
             return False
 
     names, started = list(names), time.monotonic()
     first, rest = names[:PROBED], names[PROBED:]
     found = set(filter(is_whole, first))
     if time.monotonic() - started < PROBED * NEAR:
-        return found | set(filter(is_whole, rest))  # threads would only wait for each other
+        return found | set(filter(is_whole, rest))  # locally, threads would only wait
     shares = [rest[number::OPENERS] for number in range(OPENERS)]
     with ThreadPoolExecutor(OPENERS) as threads:
         return found.union(*threads.map(lambda share: list(filter(is_whole, share)), shares))
@@ -120,12 +120,12 @@ def _job_order(record: Mapping) -> tuple[int, int]:
     return record["index"], record["repeat"]
 
 
-# What may change while the folder's settings stay: the learned word, the UNet and the masks of one
-# class, and the precision of the model.
+# Facts that may change while the folder's settings stay: the learned word, the UNet and the masks
+# of a class, and the precision of the model.
 CLASS_KEYS = ("embeddings", "unet", "masks", "precision")
-# What a line has that is the record of an image; that of a filter has no label.
+# The keys of an image's record; a filter's line has no label.
 _NEEDED = ("file_name", "label", "class_name", "source", "index", "repeat")
-# JSON types of what something here depends on.
+# JSON types of the keys that this module reads.
 _KINDS = {
     **dict.fromkeys(("file_name", "class_name", "source"), (str,)),
     **dict.fromkeys(("label", "index", "repeat"), (int,)),
@@ -138,24 +138,24 @@ _KINDS = {
 
 
 def _damage(line: object) -> str | None:
-    """What is wrong with a line of records/, if anything is."""
+    """The fault of a line of records/, or None."""
     if not isinstance(line, dict):
         return "it is no record"
     wrong = _wrong_key(tuple(line), tuple(map(type, line.values())))
     if wrong is not None:
         return f"its {wrong} is {line[wrong]!r:.40}" if wrong in line else f"it has no {wrong}"
-    if "score" in line and not abs(line["score"]) < 1e300:  # neither nan nor beyond a float
+    if "score" in line and not abs(line["score"]) < 1e300:  # not nan, and within a float
         return f"its score is {line['score']}"
     if "label" in line and line["file_name"] != file_name_of(line["index"], line["repeat"]):
         return f"{line['file_name']} has not its index and repeat"
     return None
 
 
-@functools.lru_cache(maxsize=256)  # all lines of a folder have a few sets of keys and types
+@functools.lru_cache(maxsize=256)  # a folder's lines have few different sets of keys and types
 def _wrong_key(keys: tuple[str, ...], kinds: tuple[type, ...]) -> str | None:
-    """The first key of a line that has another type than it should, or that is missing."""
+    """The first key of a line that is missing or has a wrong type."""
     for key, kind in zip(keys, kinds):
-        if kind not in _KINDS.get(key, (kind,)):  # true is no number
+        if kind not in _KINDS.get(key, (kind,)):  # True is no number
             return key
     needed = _NEEDED if "label" in keys else ()
     return next((key for key in needed if key not in keys), None)
@@ -164,14 +164,14 @@ def _wrong_key(keys: tuple[str, ...], kinds: tuple[type, ...]) -> str | None:
 def find_images(
     folder: Path, identity: str, of_class: Mapping[str, Mapping] | None = None
 ) -> tuple[set[str], dict[str, dict]]:
-    """The images with a record that are there, and those that are out of date.
+    """The present images with a record, and the images that are out of date.
 
     Args:
-        of_class: as `generate` takes it.
+        of_class: see `generate`.
 
     Returns:
-        Names of the files that count; and of those that were made with other words, weights or
-        masks, or in another precision, which do not, each with its record.
+        Names of the files that count; and, with their records, of the files that do not, because
+        they were made with other words, weights or masks, or in another precision.
     """
     finished: set[str] = set()
     stale: dict[str, dict] = {}
@@ -190,15 +190,14 @@ def find_images(
 
 
 def differing_keys(record: Mapping, expected: Mapping) -> list[str]:
-    """What of `expected` an image was not made with, as far as its record says so."""
+    """The parts of `expected` that differ from an image's record."""
     return [key for key, value in expected.items() if not is_called(value, record.get(key, value))]
 
 
 def older_precision(folder: Path) -> str | None:
-    """The precision of images whose records do not say it, which older code has made.
+    """The precision of images of older code, whose records lack it.
 
-    It was float16 unless asked for otherwise, and float32 on the CPU. None where the device is not
-    known.
+    The default was float16, and float32 on the CPU. None if the device is unknown.
     """
     arguments = (read_config(folder) or {}).get("arguments", {})
     devices = {arguments.get("device")} - {None}
@@ -215,7 +214,7 @@ def older_precision(folder: Path) -> str | None:
 
 
 def masks_by_class(dataset, indices: Iterable[int]) -> dict[str, str]:
-    """Sixteen hex digits of the masks of each class's photos; of classes that have masks.
+    """Sixteen hex digits of the masks of each class's photos, for classes with masks.
 
     Args:
         indices: all photos of some classes.
@@ -233,7 +232,7 @@ def masks_by_class(dataset, indices: Iterable[int]) -> dict[str, str]:
 
 
 def _size(entry: os.DirEntry | Path) -> int:
-    """Bytes of a file; 0 of one that another process has just renamed or removed."""
+    """Bytes of a file; 0 if another process has just renamed or removed it."""
     try:
         return entry.stat().st_size
     except FileNotFoundError:
@@ -241,13 +240,13 @@ def _size(entry: os.DirEntry | Path) -> int:
 
 
 def read_scores(folder: Path, identity: str | None = None) -> dict[str, dict]:
-    """What filters say of the images in `folder`: `{file_name: {"score": ..., "kept": ...}}`.
+    """Scores and marks of the images in `folder`: `{file_name: {"score": ..., "kept": ...}}`.
 
-    Of an image that was scored twice the later line counts. What was said of an image that has
-    been made again with other words, weights or masks since does not.
+    If an image was scored twice, the later line counts. A line no longer counts after its image was
+    made again with other words, weights or masks.
 
     Args:
-        identity: only lines of this `config_id`; default that of the folder's config.json.
+        identity: only lines of this `config_id` (default: from the folder's config.json).
     """
     said: dict[str, list[dict]] = {}
     images: dict[str | None, dict] = {}
@@ -266,8 +265,8 @@ def read_scores(folder: Path, identity: str | None = None) -> dict[str, dict]:
 
 
 def is_about(score: Mapping, record: Mapping) -> bool:
-    """Whether a score is one of the image that a record tells of, or of an earlier in its place."""
-    # A line of our own has all keys of the record that the image had then.
+    """Whether a score belongs to the image of a record, and not to an earlier image of its name."""
+    # A filter's line repeats all keys of the image's record at that time.
     keys = CLASS_KEYS if "embeddings" in score else ()
     return all(score.get(key) == record.get(key) for key in keys)
 
@@ -276,7 +275,7 @@ def read_left_out(folder: Path, identity: str | None = None) -> dict[str, str]:
     """The photos, by source, that get no images in `folder`, each with the reason.
 
     Args:
-        identity: only lines of this `config_id`; default that of the folder's config.json.
+        identity: only lines of this `config_id` (default: from the folder's config.json).
     """
     lines = (line for line in read_lines(folder, identity) if "left_out" in line)
     said = {line.get("source"): line["left_out"] for line in lines}
@@ -287,11 +286,11 @@ def note_left_out(
     folder: Path, identity: str, left_out: Mapping[str, str], sources: Iterable[str],
     shard: tuple[int, int],
 ) -> None:  # fmt: skip
-    """Say in records/ which photos get no images, where it does not say so already.
+    """Write to records/ which photos get no images, unless it is written already.
 
     Args:
         left_out: the reason by source.
-        sources: all photos; what was said of those that do get images now is taken back.
+        sources: all photos; earlier lines about photos that now get images are revoked.
     """
     there = read_left_out(folder, identity)
     with RecordWriter(folder, identity, shard) as writer:
@@ -301,10 +300,10 @@ def note_left_out(
 
 
 def read_lines(folder: Path, identity: str | None = None) -> Iterator[dict]:
-    """All lines in `folder`/records of a configuration, those of images and those of filters.
+    """All lines in `folder`/records of a configuration, of images and of filters.
 
     Args:
-        identity: a `config_id`; default that of the folder's config.json.
+        identity: a `config_id` (default: from the folder's config.json).
     """
     if identity is None:
         identity = (read_config(folder) or {}).get("id", "*")
@@ -315,7 +314,7 @@ def read_lines(folder: Path, identity: str | None = None) -> Iterator[dict]:
 def _lines(path: Path) -> Iterator[dict]:
     try:
         file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115
-    except FileNotFoundError:  # another process has just discarded them
+    except FileNotFoundError:  # another process has just removed it
         return
     with file:
         for number, line in enumerate(file, start=1):
@@ -333,7 +332,7 @@ def _lines(path: Path) -> Iterator[dict]:
 
 
 def _have_scores(folder: Path, identity: str) -> bool:
-    """Whether a line may be a filter's: a look at the text, a tenth of the time of reading it."""
+    """Whether a line may be a filter's, by its text, which is ten times as fast as parsing it."""
     for path in (folder / RECORDS_DIR).glob(f"{identity}.*.jsonl"):
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             if any(b'"score"' in line for line in file):
@@ -344,7 +343,7 @@ def _have_scores(folder: Path, identity: str) -> bool:
 def write_metadata(folder: Path, identity: str) -> None:
     """Derive `metadata.jsonl` from all records.
 
-    Once an image has a score, each line has `score` and `kept`, null where they are not known.
+    If any image has a score, each line has `score` and `kept`, null if unknown.
     """
 
     def sizes():
@@ -377,9 +376,9 @@ def check_settings(folder: Path, settings: Mapping, overwrite: bool) -> dict:
 
 
 def discard_other_records(folder: Path, identity: str) -> None:
-    """Remove what other configurations left, after config.json was written for this one.
+    """Remove records and images of other configurations, after config.json was written for this.
 
-    Images newer than config.json are this configuration's, perhaps another process's.
+    Images newer than config.json belong to this configuration, perhaps from another process.
     """
     config_written = (folder / CONFIG_FILE).stat().st_mtime_ns
     for path in (folder / RECORDS_DIR).glob("*.jsonl"):

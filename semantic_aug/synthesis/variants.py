@@ -1,4 +1,4 @@
-"""The synthetic variants of each photo, where all of them are there and fit the dataset."""
+"""The synthetic variants of each photo, checked: they are complete and fit the dataset."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -15,7 +15,7 @@ from semantic_aug.synthesis.records import (
 
 
 class MissingImages(UserError):
-    """Images, or what says how they were made, are not there: what made the others makes them."""
+    """Images or their configuration are missing; the command that made the others makes them."""
 
 
 def read_variants(
@@ -27,19 +27,18 @@ def read_variants(
 ) -> dict[int, list[tuple[Path, int]]]:
     """The synthetic images of a trial's photos: `{index: [(path, label), ...]}`.
 
-    Labels come from records, never from file names. Images that a filter has rejected (`kept` is
-    false in a record of its own) are left out; a photo then has fewer. So are those that a safety
-    checker has made black. A photo of which records say that it gets no images has none.
+    Labels come from records, never from file names. Images are left out if a filter has rejected
+    them (`kept` is false in the filter's line) or a safety checker has made them black; a photo
+    then has fewer variants. A photo that records leave out has none.
 
     Args:
         dataset: the trial's training photos.
-        num_synthetic: at most that many per photo; default all that were made.
-        classes: only photos of these need variants; default all.
-        ignore_filter: take rejected images as well.
+        num_synthetic: the most variants per photo (default: all).
+        classes: only photos of these classes need variants (default: all).
+        ignore_filter: also take rejected images.
 
     Raises:
-        MissingImages: some are missing, records name files that are not there, or the folder's
-            config.json is lost.
+        MissingImages: images are missing, records name absent files, or config.json is lost.
         UserError: records do not fit the dataset, its photos or masks have changed since, or a
             filter has rejected every image.
     """
@@ -51,8 +50,8 @@ def read_variants(
     config = read_config(folder)
     if config is None:
         raise MissingImages(
-            f"{folder} holds images, but no config.json that can be read and says how they were "
-            "made; the command that made them, given again with the same flags, writes it anew"
+            f"{folder} holds images, but no readable config.json says how they were made; give the "
+            "command that made them again with the same flags: it writes config.json"
         )
     position = {source: idx for idx, source in enumerate(dataset.sources())}
     by_photo: dict[int, dict[int, tuple[Path, int]]] = {}
@@ -79,8 +78,8 @@ def read_variants(
     photos = config.get("settings", {}).get("photos")
     if photos is not None and photos != dataset.photo_digest():
         raise UserError(
-            f"{folder} was made of other photos: the training photos of this trial have the same "
-            "names and have changed since"
+            f"{folder} was made of other photos: the training photos of this trial have changed "
+            "since, under the same names"
         )
     without = {position.get(source) for source in read_left_out(folder)} - by_photo.keys()
     chosen = dataset.indices(classes)
@@ -89,9 +88,9 @@ def read_variants(
     for name, digest in masks_by_class(dataset, chosen if made_with else ()).items():
         if made_with.get(name, digest) != digest:
             given = config.get("arguments", {}).get("mask_dir")
-            where = f": with those of --mask_dir {given}" if given else ""
+            where = f"; it has the masks of --mask_dir {given}" if given else ""
             raise UserError(
-                f"{folder} was made with other masks of {name!r} than there are now{where}"
+                f"{folder} was made with other masks of {name!r} than the present masks{where}"
             )
     made = 1 + max(record["repeat"] for record in recorded)
     needed = made if num_synthetic is None else num_synthetic

@@ -285,7 +285,7 @@ def test_prompt_with_other_fields_is_refused(pipeline, prompt, field):
 
 @pytest.mark.parametrize("prompt", ["a {name", "a }", "{"])
 def test_prompt_with_single_braces_is_refused(prompt):
-    with pytest.raises(UserError, match=r"--prompt: .* \{\{ is a brace as such"):
+    with pytest.raises(UserError, match=r"--prompt: .* \{\{ means a plain brace"):
         check_prompt(prompt)
 
 
@@ -385,7 +385,7 @@ def test_what_does_not_fit_into_memory_is_halved(pipeline, monkeypatch, caplog, 
     for x, y in zip(augment(aug), expected, strict=True):
         assert np.abs(x - y).max() <= 2
     assert sum(sizes) == count and max(sizes) == 2
-    assert "2 images at once" in caplog.text
+    assert "now 2 images per batch" in caplog.text
     assert augment(aug) and aug.edit.batch_size == 2
 
 
@@ -396,7 +396,7 @@ def test_single_image_that_does_not_fit_says_what_to_do(pipeline, monkeypatch):
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(type(aug.edit.pipeline), "__call__", full)
-    with pytest.raises(UserError, match="memory does not suffice for a single image: use --low_m"):
+    with pytest.raises(UserError, match="memory is too small for a single image: use --low_m"):
         aug(photo(), 0, {"name": "cat"}, stream(0))
 
 
@@ -717,7 +717,7 @@ class Faulty(GenerativeAugmentation):
          r"an image of size \(40, 48\) for a photo of size \(48, 40\)"),
         (lambda images, edits: ([pixels(image) for image in images], edits),
          "ndarray for an image"),
-        (lambda images, edits: images, "list; expected a list of images and a list of the edits"),
+        (lambda images, edits: images, "list; expected a list of images and a list of each image"),
         (lambda images, edits: None, "NoneType; expected a list of images and"),
         (lambda images, edits: (images[0], edits), "tuple; expected a list of images and"),
     ],

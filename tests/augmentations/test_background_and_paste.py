@@ -214,7 +214,7 @@ def test_lines_that_begin_with_a_hash_are_comments(tmp_path):
     [
         ("", "names no place"),
         ("\n # a beach\n", "names no place"),
-        ("a {name} on sand\n", "without braces"),
+        ("a {name} on sand\n", "a place has no braces"),
         (None, "cannot read"),
     ],
 )

@@ -12,7 +12,10 @@ import pytest
 from conftest import ROOT
 
 from semantic_aug import UserError, counted
+from semantic_aug.__main__ import COMMANDS as ALL_COMMANDS
+from semantic_aug.__main__ import main as semantic_aug_main
 from semantic_aug.cli.command import Parser, command
+from semantic_aug.cluster.status import Showing
 from semantic_aug.experiment.config import write_config
 from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.sharding import local_rank, shard_blocks, shard_of
@@ -24,15 +27,36 @@ from semantic_aug.settings import (
     add_flags,
     build,
     build_all,
+    fields_of,
     setting,
     settings,
     whole,
 )
-from semantic_aug.settings.common import Model, Run, Selection, Sharing
+from semantic_aug.settings.classification import Classification
+from semantic_aug.settings.common import Experiment, Model, Run, Selection, Sharing
+from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.fitting import Fitting
+from semantic_aug.settings.generation import Generation, Previewing
+from semantic_aug.settings.masking import Masking
+from semantic_aug.settings.merging import Merging
+from semantic_aug.settings.reporting import Reporting
+from semantic_aug.settings.using import Exporting, Predicting
 from semantic_aug.stages.common import dataset_of, prepared, trials_of
 
 COMMANDS = ("fine_tune", "fine_tune_upstream", "aggregate_embeddings")
 SHARED = (Run, Selection, Model, Sharing)  # the settings that several commands have
+SETTINGS_OF = {
+    "fit": (Fitting,),
+    "fine-tune": (Run, FineTuning),
+    "aggregate": (Experiment, Merging),
+    "generate": (Run, Generation, Previewing),
+    "train-classifier": (Run, Classification),
+    "predict": (Predicting,),
+    "export": (Exporting,),
+    "masks": (Masking,),
+    "report": (Run, Reporting),
+    "status": (Showing,),
+}
 
 
 @pytest.fixture
@@ -149,14 +173,52 @@ def test_wrong_flags_are_one_line_and_status_2(parser, capsys, argv, named):
 
 def test_help_names_defaults_and_keeps_lines(parser, capsys):
     with pytest.raises(SystemExit) as ended:
-        parser.parse_args(["--help"])
+        parser.parse_args(["--help_all"])
     text = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
     assert "A command. with a line to paste" in text
-    assert "where experiments lie (default output)" in text
-    assert "one or several numbers (default 1)" in text
-    assert text.count("(default: the best there is)") == 1  # no second default behind it
+    assert "folder of all experiments (default output)" in text
+    assert "labelled photos per class (default 1)" in text
+    assert text.count("(default: the fastest)") == 1  # without a second default after it
     assert "default False" not in text
+
+
+def test_help_leaves_out_rare_flags_and_details():
+    @settings()
+    class Few:
+        common: int = setting(3, "gist, with a unit; more of it (default: three)", choices=(3, 4))
+        names: tuple[str, ...] = setting((), "names of it", flags=("--names", "--other_names"))
+        rare: float = setting(0.5, "a share; no gist", check=FRACTION, rare=True)
+
+    parser = Parser("")
+    add_flags(parser, Few)
+    lines = [" ".join(line.split()) for line in parser.format_help().splitlines()]
+    assert "--common 3|4 gist, with a unit (default: three)" in lines
+    assert "--names NAMES ... names of it" in lines
+    assert lines[-1] == "--help_all shows 1 more flag, and more of each."
+    lines = [" ".join(line.split()) for line in parser.format_help(whole=True).splitlines()]
+    assert "--common 3|4 gist, with a unit; more of it (default: three)" in lines
+    assert "--names, --other_names NAMES ..." in lines
+    assert lines[-1] == "--rare X a share; no gist (default 0.5)"
+
+
+@pytest.mark.parametrize("name", list(ALL_COMMANDS))
+def test_help_fits_two_screens_and_help_all_has_every_flag(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["semantic-aug"])
+
+    def said(flag: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            semantic_aug_main([name, flag])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    assert said("--help").count("\n") <= 100
+    found = set(re.findall(r"--\w+", said("--help_all")))
+    for cls in SETTINGS_OF.get(name, ()):
+        for setting_name, field in fields_of(cls).items():
+            flags = field.metadata["flags"] or (f"--{setting_name}",)
+            assert {*flags, *(field.metadata["shorthand"] or ())} <= found
 
 
 @settings()

@@ -262,7 +262,7 @@ def test_arrays(given, expected):
 
 @pytest.mark.parametrize("given", ["0", "1,3,7", "-4", "many", "4-", ""])
 def test_arrays_that_are_none(given):
-    with pytest.raises(UserError, match="expected how many tasks, such as 16 or 16%4"):
+    with pytest.raises(UserError, match="expected a number of tasks, such as 16 or 16%4"):
         chain.array_flag(given)
 
 

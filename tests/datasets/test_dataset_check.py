@@ -43,7 +43,7 @@ def test_list_names_every_dataset_and_what_it_needs(capsys):
     assert "Options: level=variant" in entries["aircraft"]
     assert "Options: published_val=false" in entries["pascal"]
     assert "Options: none" in entries["flowers102"]
-    assert "\n        level: what a class is: `variant`, `family` or" in entries["aircraft"]
+    assert "\n        level: the meaning of a class: `variant`, `family` or" in entries["aircraft"]
     assert main(["list"]) == 0 and capsys.readouterr().out == text
     assert main(["aircraft"]) == 0
     assert capsys.readouterr().out == "aircraft\n" + entries["aircraft"] + "\n"
@@ -134,8 +134,8 @@ def test_check_names_photos_of_doubtful_brightness(photos, capsys):
     Image.new("RGB", (48, 40), "white").save(photos / "val" / "cat" / "blank.png")
     arguments = ["folder", "--data_dir", str(photos)]
     status, text = check(capsys, *arguments)
-    kind = "photos whose brightness may be wrong (where files hold more than 8 bits, "
-    kind += "--dataset_args bits=12 says how many of them are used)"
+    kind = "photos whose brightness may be wrong (for files of more than 8 bits, "
+    kind += "--dataset_args bits=12 gives the number of used bits)"
     assert status == 1
     assert section(text, kind) == [
         "train/cat/camera.png: almost black (0 to 16 of 255)",
@@ -181,7 +181,7 @@ def test_check_finds_copies_across_splits_and_classes(photos, capsys):
     )
     assert "photos in several splits: 1" in text and "photos in several classes: 1" in text
     assert "val/cat/0.png (cat) = val/toy train/copy.png (toy train)" in text
-    assert "copies  3 photos with the same bytes as another one" in text
+    assert "copies  3 photos with the same bytes as another photo" in text
 
 
 def copy(source, target):
@@ -300,7 +300,7 @@ def test_check_of_a_split_that_cannot_be_listed(photos, capsys):
         (["check", "folder", "--dataset_args", "x=1"], "unknown key 'x'"),
         (["list", "folder", "--data_dir=x"], "list takes no flags"),
         (["inspect"], "got 'inspect', expected coco, mvip, folder"),
-        (["inspect", "folder"], "got inspect folder, expected check folder, or one NAME"),
+        (["inspect", "folder"], "got inspect folder, expected check folder, or a NAME"),
         (["nowhere:Dataset"], "cannot import 'nowhere'"),
         (["--help-me"], "unrecognized arguments"),
     ],

@@ -342,7 +342,7 @@ def unknown_category_id(content):
     [
         (without("images"), r"no COCO annotation file: it has no list of images, expected the"),
         (without("annotations", "categories"), r"it has no list of annotations, expected the keys"),
-        (rename_category, r"uses categories that COCO 2017 has not \('gear / wheel'\)"),
+        (rename_category, r"uses categories that COCO 2017 lacks \('gear / wheel'\)"),
         (drop_image_key, r"file_name in images \(id 100\) is null, expected a text"),
         (drop_annotation_key, r"image_id in annotations \(id 100\) is null, expected a number"),
         (
@@ -595,7 +595,7 @@ def test_folder_of_a_class_that_holds_other_files_is_named(tmp_path, caplog):
     (tmp_path / "ant").mkdir()  # empty: a class that has no photo yet
     assert build_dataset("folder", "train", data_dir=tmp_path).num_classes == 4
     assert "bee holds no photo itself, but IMG_1.HEIC" in caplog.text
-    assert "1 HEIC photo left out, such as bee/IMG_1.HEIC: to have such photos read" in caplog.text
+    assert "1 HEIC photo left out, such as bee/IMG_1.HEIC: to read such photos" in caplog.text
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 2
 
 
@@ -630,7 +630,7 @@ def test_folder_takes_heic_where_its_plugin_is_installed(tmp_path, monkeypatch, 
     for each in clear:
         each()
     assert counts(read_splits(tmp_path / "photos")) == {"a": (1, 1, 1)}
-    assert "2 HEIC photos left out, such as a/7.HEIC: to have such photos read" in caplog.text
+    assert "2 HEIC photos left out, such as a/7.HEIC: to read such photos" in caplog.text
     caplog.clear()
     plugin = types.ModuleType("pillow_heif")
     plugin.register_heif_opener = lambda: Image.register_extension("PNG", ".heic")

@@ -384,7 +384,9 @@ def test_two_images_of_one_name(published, kind):
     path = published(kind).records[0].path
     twin = path.with_suffix(".JPEG")
     twin.write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=rf"{twin.name} and {path.name}, two images of one name"):
+    with pytest.raises(
+        UserError, match=rf"{twin.name} and {path.name}, two images of the same name"
+    ):
         published(kind)
 
 
@@ -547,7 +549,7 @@ def test_imagenet_needs_no_devkit_where_a_list_names_the_classes(published, tmp_
         ("list.json", '{"0": "tench"}', "has '0' in place of a WordNet id"),
         ("list.json", "[1, 2]", "expected an object of WordNet ids and names"),
         ("list.json", "{", "no readable JSON"),
-        ("none.txt", None, "is no file: expected one with a WordNet id a line"),
+        ("none.txt", None, "is no file: expected a file with a WordNet id a line"),
     ],
 )
 def test_imagenet_bad_class_lists(published, tmp_path, name, text, message):

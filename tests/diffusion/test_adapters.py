@@ -233,8 +233,8 @@ def test_loras_that_do_not_fit_are_refused(make, no_pipeline, tmp_path, xl_model
     (tmp_path / "torn.safetensors").write_bytes(b"\x99" * 40)
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     for flags, expected in (
-        ([f"--lora={wide}"], "it was made for another architecture than that of"),
-        ([f"--lora={xl}"], "it was made for another architecture than that of"),
+        ([f"--lora={wide}"], "it was made for another architecture than"),
+        ([f"--lora={xl}"], "it was made for another architecture than"),
         ([f"--lora={fits}", f"--model_path={xl_model}"], "made for another architecture"),
         ([f"--lora={tmp_path / 'torn.safetensors'}"], "--lora: cannot use"),
         ([f"--lora={tmp_path / 'other.safetensors'}"], "--lora: cannot use"),
@@ -331,12 +331,12 @@ def test_controlnets_that_do_not_fit_are_refused(make, no_pipeline, tmp_path, xl
     shallow = save_controlnet(tmp_path / "shallow", conditioning_embedding_out_channels=(8,) * 4)
     refused = {
         tmp_path / "absent": "--controlnet: model folder",
-        tmp_path / "empty": "no config.json is in it",
+        tmp_path / "empty": "it has no config.json",
         tmp_path / "unet": "holds UNet2DConditionModel, expected ControlNetModel",
-        tmp_path / "unet/config.json": "no config.json is in it",
+        tmp_path / "unet/config.json": "it has no config.json",
         ROOT / "sample/backbone": "holds ResNet",
         save_controlnet(tmp_path / "xl", build_xl_pipeline()): "another architecture",
-        shallow: "wants images 8 times as large as the latents",
+        shallow: "needs images 8 times as large as the latents",
     }
     for folder, reason in refused.items():
         status, err = make(f"--controlnet={folder}")
@@ -489,7 +489,7 @@ def test_safety_checker_whose_weights_lack_a_tensor(tmp_path):
 
 def test_safety_checkers_that_are_none(make, no_pipeline, small_model, tmp_path):
     for flag, expected in (
-        ("--safety_checker", "comes without one; name one"),
+        ("--safety_checker", "has no safety checker; name one"),
         (f"--safety_checker={small_model}", "it has no config.json"),
         (f"--safety_checker={small_model}/unet", "is no StableDiffusionSafetyChecker"),
     ):

@@ -326,7 +326,7 @@ def test_numbers_of_another_type_are_named(small_model, tmp_path):
 
 def test_model_for_instructions_is_refused(model):
     edit_json(model / "unet" / "config.json", in_channels=8)
-    assert_refused(model, "its UNet wants more than an image")
+    assert_refused(model, "its UNet needs more than an image")
 
 
 def test_model_for_inpainting_is_known(model):

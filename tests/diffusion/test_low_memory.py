@@ -99,7 +99,7 @@ def test_parts_are_on_the_gpu_when_they_compute_and_not_before(
 def test_words_do_not_go_into_what_is_offloaded(small_model, words, calls):
     pipeline = load_pipeline(inspect_model(small_model), torch.device("cpu"), torch.float32)
     offload([pipeline], GPU)
-    with pytest.raises(UserError, match="the pipeline is offloaded, and learned words go in befo"):
+    with pytest.raises(UserError, match="offloaded, but learned words must be added"):
         TextualInversion(words, pipeline)
     pipeline.remove_all_hooks()
     augmentation = TextualInversion(words, pipeline)

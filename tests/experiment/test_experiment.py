@@ -388,7 +388,7 @@ def test_unreadable_config_is_no_config(tmp_path, caplog, content):
     assert read_config(tmp_path / "config.json") is None  # a file in place of a folder
     results = {"has_results": True, "overwrite": False}
     for ids in (None, lambda: {"0123456789ab"}, lambda: {config_id(SETTINGS), "0123456789ab"}):
-        with pytest.raises(UserError, match=r"holds results, but no config\.json"):
+        with pytest.raises(UserError, match=r"holds results, but no readable config\.json"):
             check_config(tmp_path, SETTINGS, **results, ids=ids)
     check_config(tmp_path, SETTINGS, **results, ids=lambda: {config_id(SETTINGS)})
 

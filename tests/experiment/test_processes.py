@@ -145,7 +145,7 @@ def test_two_processes_of_one_share_are_named(tmp_path, caplog, monkeypatch):
                 assert not caplog.records
         with at_work(tmp_path, GENERATE, {ONE: (1, 1)}, "aug", (0, 2)):
             assert f"process {os.getpid()} on" in caplog.text
-            assert "work is done twice" in caplog.text
+            assert "does the same work" in caplog.text
 
 
 def test_what_killed_processes_left_half_written_is_removed(tmp_path):

@@ -99,7 +99,7 @@ def test_torn_and_damaged_lines_are_left_out(tmp_path, clock, caplog):
         text = json.dumps(line) + "\n" + text + "\n" + json.dumps(line) + "\n"
         file.write_text(text, encoding="latin-1")
         assert [row["seconds"] for row in read_timing(tmp_path)] == [6], change
-        assert f"{file}: a line that tells of no work is left out" in caplog.text
+        assert f"{file}: a damaged line is left out" in caplog.text
         assert seconds_per_trial(tmp_path, "real", (), 1) == {TRAIN: 6}
 
 

@@ -174,7 +174,7 @@ def test_results_that_have_lost_their_configuration_stay(photos, small_model, wo
 
     def refused(command, *args):
         before = files(workdir / "output")
-        assert "no config.json that can be read" in error_of(capsys, command, *args)
+        assert "no readable config.json" in error_of(capsys, command, *args)
         assert files(workdir / "output") == before
 
     words = workdir / "output/exp/fine-tuned/seed=0_ex=1"

@@ -210,7 +210,7 @@ def test_one_photo_has_no_other_place(masked, photos):
         if (path.parent.name, path.name) != ("cat", "1.png"):
             path.unlink()
     status, said = masked("--aug=paste", "--examples_per_class=3")
-    assert status == 2 and "a photo never stands on its own place" in said
+    assert status == 2 and "no object is pasted on its own photo" in said
 
 
 def test_other_places_are_other_images(masked, workdir):
@@ -274,7 +274,7 @@ def test_pasted_images_of_several_trials_are_alike(make, photos, workdir, called
         f"--dataset_args=masks={photos.parent / 'masks'}",
         "--method=again",
     )
-    assert status == 2 and f"with those of --mask_dir {workdir / 'elsewhere'}" in said
+    assert status == 2 and f"it has the masks of --mask_dir {workdir / 'elsewhere'}" in said
 
 
 def test_images_of(masked):
