@@ -193,12 +193,19 @@ def test_readme_runs_from_top_to_bottom(world, small_model):
         if path.is_file() and path.parent.parent.name == "results":
             assert name in drawn, f"docs/output.md does not name {path.name}"
     (example,) = blocks("python", "README.md")
-    exec(example.replace("num_trials=3", "num_trials=1").replace(
-        "generate(run,", f"generate(run, aug_name='again', model={small_model!r},"
-    ).replace("train_classifier(run)", "train_classifier(run, aug_name='again', num_epochs=1, "
-        "iterations_per_epoch=1, classifier_backbone='backbone')").replace(
-        "fine_tune(run, num_vectors=4, mixed_precision=\"fp16\")", ""
-    ).replace("demo/aug/", "demo/again/"), names := {})  # fmt: skip
+    quick = {
+        "num_trials=3": "num_trials=1", 'fine_tune(run, num_vectors=4, mixed_precision="fp16")': "",
+        "num_synthetic=10": f"num_synthetic=1, num_inference_steps=4, aug_name='again', "
+                            f"model={small_model!r}, device='cpu'",
+        "train_classifier(run)": "train_classifier(run, aug_name='again', num_epochs=1, "
+                                 "iterations_per_epoch=1, classifier_backbone='backbone')",
+        "demo/aug/": "demo/again/",
+    }  # fmt: skip
+    for written, instead in quick.items():
+        assert written in example
+        example = example.replace(written, instead)
+    names = {}
+    exec(example, names)
     assert names["difference"] is not None and len(names["table"])
 
 
