@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_readme import flags
+from test_pages import flags
 
 from semantic_aug import Run, train_classifier
 from semantic_aug.__main__ import main

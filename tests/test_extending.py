@@ -19,7 +19,7 @@ def blocks(page: str) -> list[str]:
 
 
 FOG, SETTING = blocks("docs/extending.md")
-(WELDS,) = (block for block in blocks("README.md") if "WeldDataset" in block)
+(WELDS,) = (block for block in blocks("docs/own-data.md") if "WeldDataset" in block)
 
 
 def test_a_dataset_and_an_augmentation_take_forty_lines():

@@ -207,6 +207,6 @@ def check_same_settings(files: list[Path], config: dict | None) -> None:
         )
     if by_settings and (config or {}).get("id") not in by_settings:
         raise UserError(
-            f"{files[0].parent.parent} holds words, but no config.json that can be read and says "
-            "how they were learned; run fine_tune.py again, with the same flags, which writes it"
+            f"{files[0].parent.parent} holds words, but no readable config.json says how they were "
+            "learned; run fine_tune.py again, with the same flags, which writes it"
         )

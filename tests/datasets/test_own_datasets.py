@@ -1,4 +1,4 @@
-"""Datasets of one's own: splits by hashes, and the examples in docs/datasets.md."""
+"""Datasets of one's own: splits by hashes, and the examples in docs/own-data.md."""
 
 import csv
 import importlib
@@ -68,9 +68,9 @@ def test_splits_by_hash_leave_something_for_training(shares):
 
 @pytest.fixture
 def tools(workdir, monkeypatch):
-    """The module of docs/datasets.md, and the photos that it speaks of."""
-    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    """The module of docs/own-data.md, and the photos that it speaks of."""
+    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    _, example = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (workdir / "tools.py").write_text(example)
     monkeypatch.syspath_prepend(str(workdir))
     monkeypatch.delitem(sys.modules, "tools", raising=False)

@@ -1,4 +1,8 @@
-"""Every command and every piece of Python in README.md runs, with a small model in its place."""
+"""Every command and every piece of Python on README and in docs/ runs, with small models.
+
+README runs in each run of the tests. Of all other pages each command is understood there, and runs
+where `slow` tests do. docs/classifiers.md, contrastive.md, extending.md have tests of their own.
+"""
 
 import csv
 import importlib
@@ -13,8 +17,11 @@ from conftest import ROOT, build_backbone, build_clip, draw_photo
 from PIL import Image
 
 from generate_augmentations import Remade
+from semantic_aug import load_classifier
+from semantic_aug.__main__ import main as semantic_aug
+from semantic_aug.cluster import chain
 from semantic_aug.cluster.status import Showing
-from semantic_aug.settings import fields_of
+from semantic_aug.settings import build_all, fields_of
 from semantic_aug.settings.classification import Classification
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
@@ -26,26 +33,33 @@ from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
 from semantic_aug.settings.using import Exporting, Predicting
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+PAGES = {path.name if path.name != "README.md" else str(path.relative_to(ROOT)):
+         path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip
 COCO_CLASSES = {1: "person", 17: "cat", 18: "dog"}
+STAGES = {"fine_tune.py": "fine_tune", "fine_tune_upstream.py": "fine_tune",
+          "aggregate_embeddings.py": "aggregate", "generate_augmentations.py": "generate",
+          "train_classifier.py": "train_classifier"}  # fmt: skip
 
 
-def blocks(language: str, page: str = README) -> list[str]:
-    """The fenced blocks of a language, also those that stand in a list."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str) -> list[str]:
+    """The fenced blocks of a language on a page, also those that stand in a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", PAGES[page], re.MULTILINE | re.DOTALL)
     return ["\n".join(line.removeprefix(indent) for line in text.splitlines())
             for indent, text in found]  # fmt: skip
 
 
-def commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    lines = [line.replace("python -m semantic_aug.", "python semantic_aug.") for line in lines]
-    return [
-        shlex.split(line)
-        for line in lines
-        if re.match(r"python (\w+\.py|semantic_aug.report)", line)
-    ]
+def commands(page: str) -> list[list[str]]:
+    """Its commands in order, as words; arrays of bash are filled in."""
+    found, arrays = [], {}
+    for line in (line for block in blocks("bash", page) for line in block.splitlines()):
+        for name, words in arrays.items():
+            line = line.replace(f'"${{{name}[@]}}"', words)
+        if array := re.fullmatch(r"(\w+)=\((.*)\)", line):
+            arrays[array[1]] = array[2]
+        elif re.match(r"python (\w+\.py|-m semantic_aug)|semantic-aug ", line):
+            found.append(shlex.split(line, comments=True))
+    return found
 
 
 def write_coco(root):
@@ -114,10 +128,12 @@ def world(photos, workdir, small_model, monkeypatch, sketched, short_validation)
     write_coco(workdir / "data/coco2017")
     write_mvip(workdir / "data/mvip")
     write_welds(workdir / "data/welds")
-    example = next(block for block in blocks("python") if "class WeldDataset" in block)
+    example = next(b for b in blocks("python", "own-data.md") if "class WeldDataset" in b)
     (workdir / "welds.py").write_text(example)
     monkeypatch.syspath_prepend(str(workdir))
     monkeypatch.delitem(sys.modules, "welds", raising=False)
+    monkeypatch.setattr("semantic_aug.evaluation.folds.REPEATS", (2, 2))
+    monkeypatch.setattr("semantic_aug.stages.fitting_scores.PHOTO_VIEWS", 2)
     build_backbone(workdir / "backbone")
     build_clip(workdir / "clip")
     return workdir
@@ -125,39 +141,85 @@ def world(photos, workdir, small_model, monkeypatch, sketched, short_validation)
 
 def small(command: list[str], model: str) -> list[str]:
     """A command's arguments with small models, few steps, and few variants."""
-    script = command[1]
     replaced = {
-        "fine_tune": [f"--pretrained_model_name_or_path={model}", "--max_train_steps=1",
-                      "--resolution=32", "--initializer_token=motor"],
-        "generate_augmentations": [f"--model_path={model}", "--num_inference_steps=4",
-                                   "--resolution=32"],
-        "train_classifier": ["--classifier_backbone=backbone", "--num_epochs=1",
-                             "--iterations_per_epoch=2", "--image_size=32"],
+        "fine_tune.py": [f"--pretrained_model_name_or_path={model}", "--max_train_steps=1",
+                         "--resolution=32", "--initializer_token=motor"],
+        "generate_augmentations.py": [f"--model_path={model}", "--num_inference_steps=4",
+                                      "--resolution=32"],
+        "train_classifier.py": ["--classifier_backbone=backbone", "--num_epochs=1",
+                                "--iterations_per_epoch=2", "--image_size=32"],
+        "fit": ["--classifier_backbone=backbone", "--iterations=5", "--device=cpu",
+                "--candidates", "real"],
     }  # fmt: skip
-    key = script.removesuffix(".py").removesuffix("_upstream")
-    if "--filter" in command:
-        replaced[key].append("--filter_model=clip")
+    name = command[1].replace("_upstream", "")
+    more = ["--filter_model=clip"] if "--filter" in command else []
     few = ["2" if word == "10" else word for word in command[2:]]  # variants of each photo
-    return [*few, *replaced.get(key, [])]
+    return [*few, *replaced.get(name, []), *more]
 
 
-def test_every_command_runs_in_order(world, small_model, monkeypatch):
-    for command in commands():
-        name = command[1].removesuffix(".py")
-        if name == "semantic_aug.report":
-            name += ".__main__"  # what python -m runs
-        importlib.import_module(name).main(small(command, small_model))
+def follow(page: str, model: str, first: int | None = None) -> None:
+    """Run the commands of a page, or the first of them, in the folder that one stands in."""
+    for command in commands(page)[:first]:
+        if command[1] in STAGES:
+            importlib.import_module(command[1].removesuffix(".py")).main(small(command, model))
+        elif command[0] == "semantic-aug":
+            semantic_aug([command[1], *small(command, model)])
+        else:  # python -m semantic_aug.report …
+            module = importlib.import_module(f"{command[2]}.__main__")
+            try:
+                module.main(command[3:])
+            except SystemExit as ended:
+                assert not ended.code, command
+
+
+def test_readme_runs_from_top_to_bottom(world, small_model):
+    follow("README.md", small_model)
     output = world / "output"
     results = {p.relative_to(output).as_posix() for p in output.rglob("results_*.csv")}
     assert results == {
         "demo/results/aug/results_0_4.csv",
-        "demo/results/aug-append/results_0_4.csv",
-        "demo/results/real-randaugment-cutmix/results_0_4.csv",
         "demo/results/real/results_0_4.csv",
-        "demo/results/real-guidance/results_0_4.csv",
         "mvip-test/results/aug/results_0_1.csv",
-        *(f"coco/results/aug/results_{seed}_{k}.csv" for seed in (0, 1) for k in (1, 2, 4, 8)),
     }
+    assert load_classifier(output / "photos/fit/classifier").class_names[0] == "cat"
+    found = {p.name for p in (output / "demo").iterdir()}
+    drawn = blocks("", "output.md")[0]
+    assert found == {
+        "fine-tuned", "fine-tuned-merged", "aug", "results", "logs", "cache", "timing",
+        "timing.json", "processes",
+    }  # fmt: skip
+    for path in (output / "demo").rglob("*"):
+        name = re.sub(r"_\d+_\d+\b", "_S_N", path.name)
+        if path.is_file() and path.parent.parent.name == "results":
+            assert name in drawn, f"docs/output.md does not name {path.name}"
+    (example,) = blocks("python", "README.md")
+    quick = {
+        "num_trials=3": "num_trials=1", 'fine_tune(run, num_vectors=4, mixed_precision="fp16")': "",
+        "num_synthetic=10": f"num_synthetic=1, num_inference_steps=4, aug_name='again', "
+                            f"model={small_model!r}, device='cpu'",
+        "train_classifier(run)": "train_classifier(run, aug_name='again', num_epochs=1, "
+                                 "iterations_per_epoch=1, classifier_backbone='backbone')",
+        "demo/aug/": "demo/again/",
+    }  # fmt: skip
+    for written, instead in quick.items():
+        assert written in example
+        example = example.replace(written, instead)
+    names = {}
+    exec(example, names)
+    assert names["difference"] is not None and len(names["table"])
+
+
+@pytest.mark.slow
+def test_the_other_pages_run_from_top_to_bottom(world, small_model):
+    for page in ("quickstart.md", "evaluation.md", "own-data.md", "datasets.md"):
+        follow(page, small_model)
+    output = world / "output"
+    results = {p.relative_to(output).as_posix() for p in output.rglob("results_*.csv")}
+    assert results == {
+        *(f"demo/results/{method}/results_0_4.csv" for method in
+          ("aug", "aug-append", "real-randaugment-cutmix", "real", "real-guidance")),
+        *(f"coco/results/aug/results_{seed}_{k}.csv" for seed in (0, 1) for k in (1, 2, 4, 8)),
+    }  # fmt: skip
     assert (output / "demo/report/seed=0_ex=4.html").is_file()
     welds = (output / "welds/aug/seed=0_ex=2/metadata.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in welds]
@@ -166,21 +228,8 @@ def test_every_command_runs_in_order(world, small_model, monkeypatch):
     assert {record["source"] for record in records} <= left
 
 
-def test_the_layout_of_output_is_what_readme_says(world, small_model):
-    for command in commands()[:4]:
-        importlib.import_module(command[1].removesuffix(".py")).main(small(command, small_model))
-    found = {p.relative_to(world / "output/demo").parts[0] for p in world.rglob("output/demo/*")}
-    assert found == {
-        "fine-tuned", "fine-tuned-merged", "aug", "results", "logs", "cache", "timing",
-        "timing.json", "processes",
-    }  # fmt: skip
-    assert (world / "output/demo/fine-tuned/seed=0_ex=4/cat/learned_embeds.safetensors").is_file()
-    assert (world / "output/demo/aug/seed=0_ex=4/000000-000.png").is_file()
-    assert (world / "output/demo/results/aug/summary.csv").is_file()
-
-
-def test_python_example_runs(world, small_model):
-    example = next(block for block in blocks("python") if "augment = RealGuidance" in block)
+def test_a_photo_is_edited_in_python(world, small_model):
+    (example,) = blocks("python", "quickstart.md")
     names = {}
     exec(example.replace("CompVis/stable-diffusion-v1-4", small_model), names)
     assert names["image"].size == (48, 40)
@@ -188,7 +237,7 @@ def test_python_example_runs(world, small_model):
 
 
 def test_the_python_of_the_page_of_methods_runs(world, small_model):
-    (example,) = blocks("python", METHODS)
+    (example,) = blocks("python", "methods.md")
     quick = {"CompVis/stable-diffusion-v1-4": small_model, "steps=30": "steps=2",
              "num_synthetic=3": "num_synthetic=1"}  # fmt: skip
     for written, small in quick.items():
@@ -207,7 +256,7 @@ def test_own_dataset_says_what_is_missing(world, small_model, capsys):
     import generate_augmentations
 
     (world / "data/welds/labels.csv").unlink()
-    command = next(c for c in commands() if "welds:WeldDataset" in c)
+    command = next(c for c in commands("own-data.md") if "welds:WeldDataset" in c)
     with pytest.raises(SystemExit) as ending:
         generate_augmentations.main(small(command, small_model))
     assert ending.value.code == 2
@@ -231,18 +280,38 @@ def flags() -> set[str]:
     return known
 
 
-def test_readme_names_every_script_and_no_flag_that_does_not_exist():
-    scripts = {command[1] for command in commands()}
-    assert scripts == {
-        "fine_tune.py", "fine_tune_upstream.py", "aggregate_embeddings.py",
-        "generate_augmentations.py", "train_classifier.py", "semantic_aug.report",
-    }  # fmt: skip
-    used = set(re.findall(r"`?(--\w+)", README)) - {"--help", "--help_all", "--logdir", "--fast"}
-    of_others = {"--gpus", "--partition", "--time"} | {"--multi_gpu", "--num_processes"}
-    assert used - of_others <= flags()  # sbatch's, and those of accelerate launch
+OF_OTHERS = {"--help", "--help_all", "--logdir", "--fast",  # of other programs, and of scripts
+             "--gpus", "--partition", "--time", "--mem", "--account", "--signal", "--multi_gpu",
+             "--num_processes", "--cpu", "--quick", "--cache", "--set", "--recipes", "--out",
+             "--output", "--prompt_suffix", "--parsable"}  # fmt: skip
 
 
-def test_the_page_of_methods_names_no_flag_and_no_picture_that_does_not_exist():
-    assert set(re.findall(r"--\w+", METHODS)) - {"--output", "--out"} <= flags()  # of its pictures
-    pictures = set(re.findall(r"\]\((methods/\w+\.webp)\)", METHODS))
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_understood_and_no_flag_is_missing(page):
+    for command in commands(page):
+        if command[1] in STAGES:
+            stage = STAGES[command[1]]
+            args = chain.parser_of(stage).parse_args(command[2:])
+            build_all(vars(args), *chain.SETTINGS[stage])
+    used = {*re.findall(r"(?<![\w-])--\w+", PAGES[page])}
+    assert used - OF_OTHERS <= flags()
+
+
+def test_readme_is_short_and_names_each_page():
+    readme = PAGES["README.md"]
+    assert len(readme.splitlines()) <= 200 and len(readme.split()) <= 1400
+    named = {name for name in PAGES if f"docs/{name}" in readme}
+    assert {*PAGES} - named <= {"README.md", "docs/README.md", "sample.md"}
+    index = {name for name in PAGES if f"({name})" in PAGES["docs/README.md"]}
+    assert index == {*PAGES} - {"README.md", "docs/README.md"}
+
+
+def test_every_flag_stands_on_a_page():
+    """The reference is generated; people look for what a flag is good for on the other pages."""
+    said = " ".join(text for page, text in PAGES.items() if page != "reference.md")
+    assert {flag for flag in flags() - OF_OTHERS if not re.search(rf"{flag}\b", said)} == set()
+
+
+def test_the_page_of_methods_names_no_picture_that_does_not_exist():
+    pictures = set(re.findall(r"\]\((methods/\w+\.webp)\)", PAGES["methods.md"]))
     assert pictures == {f"methods/{path.name}" for path in (ROOT / "docs/methods").iterdir()}
