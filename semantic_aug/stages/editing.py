@@ -20,9 +20,7 @@ from semantic_aug.augmentations.compose import (
     PerClass,
 )
 from semantic_aug.diffusion.adapters import (
-    add_lora,
     check_controlnet,
-    check_lora,
     check_safety_checker,
     check_unet,
     find_unet,
@@ -42,6 +40,7 @@ from semantic_aug.diffusion.loading import (
     tune_for_memory,
     tune_for_speed,
 )
+from semantic_aug.diffusion.lora import add_lora, check_lora
 from semantic_aug.experiment.names import places_dir
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.settings import fields_of
