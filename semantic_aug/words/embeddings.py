@@ -20,11 +20,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from semantic_aug import UserError, first_line
-from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.names import UNENCODABLE, unique_names
+from semantic_aug.experiment.tensors import write_tensors
 
 FORMAT_VERSION = "1"
 LFS_POINTER = b"version https://git-lfs"
@@ -66,32 +65,8 @@ def embedding_files(path: str | Path, count: int = 2) -> list[Path]:
 def write_embeddings(
     path: str | Path, embeddings: Mapping[str, torch.Tensor], header: Mapping[str, object]
 ) -> None:
-    """Write `{token: [num_vectors, dim]}` with a header of texts, whole or not at all.
-
-    The same embeddings and header give the same bytes: a file's hash stands in the configuration
-    of the images that were made with it.
-    """
-    tensors = {
-        token: rows.detach().to("cpu", torch.float32).contiguous()
-        for token, rows in embeddings.items()
-    }
-    texts = {key: str(value) for key, value in header.items()} | {"format_version": FORMAT_VERSION}
-    texts = {key: texts[key].encode("utf-8", "backslashreplace").decode() for key in sorted(texts)}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(_ordered(save(tensors, metadata=texts), texts))
-
-
-def _ordered(data: bytes, texts: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file with its texts in the order given.
-
-    The library writes them in another order each time. A header is its length in 8 bytes, then
-    JSON, padded so that the tensors behind it are aligned.
-    """
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end]) | {"__metadata__": texts}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[end:]
+    """Write `{token: [num_vectors, dim]}` with a header of texts, whole or not at all."""
+    write_tensors(path, embeddings, {**header, "format_version": FORMAT_VERSION})
 
 
 def read_header(path: str | Path) -> dict[str, str]:
