@@ -6,7 +6,8 @@
 Writes output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors for every class and
 trial. Several classes are trained in each batch, each exactly as if alone. Finished classes are
 skipped and begun ones go on from their last checkpoint, so that the same command goes on after an
-interruption. Next: aggregate_embeddings.py.
+interruption. With --lora_rank, a LoRA of each trial follows its words, under which it is trained:
+output/EXP/fine-tuned/seed=S_ex=N/pytorch_lora_weights.safetensors. Next: aggregate_embeddings.py.
 """
 
 if __name__ == "__main__":
