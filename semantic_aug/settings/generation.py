@@ -39,7 +39,8 @@ PROMPTS = "prompts"
 PARALLEL, SEQUENTIAL = "parallel", "sequential"
 DEFAULT_PROMPT = "a photo of a {name}"
 SAFETY_RETRIES = 3
-OWN = "own"  # the safety checker that the model comes with
+OWN = "own"  # the safety checker that the model comes with; the LoRA of the trial
+NONE = "none"  # no LoRA, also where the trial has its own
 AUTO_BATCH = 32
 
 
@@ -61,7 +62,12 @@ class Precision:
 @settings("beside the model", late=True)
 class Adapters:
     lora: str | None = setting(
-        None, "file, folder or hub id of LoRA weights for the model", metavar="PATH", result=True
+        None,
+        "file, folder or hub id of LoRA weights for the model, for all trials; own: what "
+        "fine_tune.py --lora_rank has trained of each trial; none (default: own where there is "
+        "one and an edit uses learned words, for all edits of the set)",
+        metavar="PATH",
+        result=True,
     )
     lora_scale: float = setting(
         1.0, "weight of the LoRA", check=NON_NEGATIVE, of="lora", result=True

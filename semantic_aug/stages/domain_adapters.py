@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
-from semantic_aug import stable_hash
 from semantic_aug.diffusion.lora import check_peft
 from semantic_aug.experiment.config import config_id, write_config
 from semantic_aug.experiment.files import check_writable, remove_leftovers
@@ -33,7 +32,7 @@ from semantic_aug.words.domain_session import (
     learn_domain,
     usable_checkpoint,
 )
-from semantic_aug.words.embeddings import LearnedWords, read_header, rows_digest
+from semantic_aug.words.embeddings import LearnedWords, read_header, words_digest
 from semantic_aug.words.prior import make_prior, prior_files, prior_settings
 from semantic_aug.words.prompts import tokenise
 from semantic_aug.words.resuming import Lesson
@@ -128,11 +127,10 @@ def domain_lesson(
 ) -> DomainLesson:
     """The LoRA of the trial of a word."""
     dataset, trial = lesson.dataset, lesson.trial
-    rows = [LearnedWords.read(path).rows for path in words.values()]
-    digests = [rows_digest(*(next(iter(each.values())) for each in word)) for word in rows]
+    rows = {name: LearnedWords.read(path).only_rows() for name, path in words.items()}
     facts = {
         **lesson.settings,
-        "words": f"{stable_hash('words', *words, *digests):016x}",
+        "words": words_digest(rows),
         "photos": dataset.photo_digest(),
         **{name: getattr(settings, name) for name in OWN_SETTINGS},
     }
@@ -147,6 +145,7 @@ def domain_lesson(
     header = {
         "format": "pt",
         "model": settings.model,
+        "model_id": info.identity,
         "dataset": run.dataset,
         "seed": trial.seed,
         "examples_per_class": trial.examples_per_class,

@@ -25,6 +25,7 @@ from semantic_aug.stages.checking_photos import (
     check_photos,
     say_left_out,
 )
+from semantic_aug.stages.choosing_lora import lora_for_all, own_lora, weights_of_own
 from semantic_aug.stages.choosing_words import details_of_classes, words_note
 from semantic_aug.stages.common import dataset_of, experiment_of
 from semantic_aug.stages.editing import (
@@ -175,6 +176,11 @@ def plan_trial(
     check_fields(settings.prompt, edits, dataset, edited)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)
+    lora = None
+    if info:
+        lora = own_lora(settings, embed_path, experiment_of(run), trial, objects)
+    own = weights_of_own(settings, info, lora) if info else {}
+    weights = weights | own
     common = compared_of(run, settings, dataset, info, weights, edits, objects)
     styles = [say_classes(dataset.class_names, style) for style in (settings.name_style, None)]
     if settings.name_style == "words" and styles[0] != styles[1]:
@@ -206,11 +212,12 @@ def plan_trial(
             "resolution": check_resolution(info, settings.resolution),
             "model": settings.model,
         }
+    named = dataclasses.replace(settings, lora=own.get("lora") or lora_for_all(settings))
     for key in (
         ("negative_prompt", "lora", "unet_path", "controlnet", "safety_checker") if info else ()
     ):
-        if getattr(settings, key):
-            constants[key] = getattr(settings, key)
+        if getattr(named, key):
+            constants[key] = getattr(named, key)
             if hasattr(settings, f"{key}_scale"):
                 constants[f"{key}_scale"] = getattr(settings, f"{key}_scale")
     return Plan(
@@ -229,7 +236,9 @@ def plan_trial(
         left_out,
         words,
         settings.save_size,
-        functools.partial(build_augmentation, settings, edits, objects, info, embed_path, unets),
+        functools.partial(
+            build_augmentation, settings, edits, objects, info, embed_path, unets, lora
+        ),
     )
 
 

@@ -196,8 +196,7 @@ def _class_photos(
     settings: FineTuning, pipeline, encode: Callable, lesson: DomainLesson, name: str
 ) -> ClassPhotos:
     """A class's word and photos, and the images of its name."""
-    words = LearnedWords.read(lesson.words[name]).rows[: len(text_encoders(pipeline))]
-    rows = [next(iter(of_encoder.values())) for of_encoder in words]
+    rows = LearnedWords.read(lesson.words[name]).only_rows()[: len(text_encoders(pipeline))]
     photos = Latents(*map(torch.stack, zip(*map(encode, lesson.dataset.indices([name])))))
     if not lesson.prior:
         return ClassPhotos(rows, photos)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from semantic_aug import UserError, first_line
+from semantic_aug import UserError, first_line, stable_hash
 from semantic_aug.experiment.names import UNENCODABLE, unique_names
 from semantic_aug.experiment.tensors import write_tensors
 
@@ -252,6 +252,11 @@ def rows_digest(*rows: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(r.contiguous().numpy().tobytes() for r in rows)).hexdigest()
 
 
+def words_digest(rows: Mapping[str, Sequence[torch.Tensor]]) -> str:
+    """Sixteen hex digits of the words of several classes, in their order."""
+    return f"{stable_hash('words', *rows, *(rows_digest(*each) for each in rows.values())):016x}"
+
+
 def check_widths(path, words: Iterable[Mapping], dims: Iterable[int]) -> None:
     """Raise UserError unless the rows fit the widths of a model's text encoders."""
     found = [next(iter(of_encoder.values())).shape[1] for of_encoder in words]
@@ -282,6 +287,10 @@ class LearnedWords:
         rows = read_words(path)
         known = class_tokens(read_header(path), rows[0])
         return cls(path, rows, {token: name for name, token in known.items()})
+
+    def only_rows(self) -> list[torch.Tensor]:
+        """For each text encoder, the rows of the file's first word."""
+        return [next(iter(of_encoder.values())) for of_encoder in self.rows]
 
     def as_word_of(self, class_name: str, token: str) -> "LearnedWords":
         """The file's only word, or the one that it has for a class, under that class's token.

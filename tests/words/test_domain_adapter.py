@@ -1,6 +1,5 @@
 """The LoRA of a trial: training it beside its words, and edits with it."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,27 @@ def tune(workdir, photos, small_model, called):
 
     return tune
 
+
 def test_smoke(tune):
-    print(tune("--lora_rank=2", "--lora_steps=3","--lora_learning_rate=0.1","--prior_preservation=2"))
-    print(*Path("output").rglob("*"),sep="\n")
+    print(
+        tune(
+            "--lora_rank=2", "--lora_steps=3", "--lora_learning_rate=0.1", "--prior_preservation=2"
+        )
+    )
+    print(*Path("output").rglob("*"), sep="\n")
     from safetensors import safe_open
-    with safe_open("output/e/fine-tuned/seed=0_ex=1/pytorch_lora_weights.safetensors","pt") as f:
-        print(f.metadata()); print(list(f.keys())[:4], len(list(f.keys())))
-    print(tune("--lora_rank=2", "--lora_steps=3","--lora_learning_rate=0.1","--prior_preservation=2"))
-    print(tune("--lora_rank=3", "--lora_steps=3","--lora_learning_rate=0.1","--prior_preservation=2"))
+
+    with safe_open("output/e/fine-tuned/seed=0_ex=1/pytorch_lora_weights.safetensors", "pt") as f:
+        print(f.metadata())
+        print(list(f.keys())[:4], len(list(f.keys())))
+    print(
+        tune(
+            "--lora_rank=2", "--lora_steps=3", "--lora_learning_rate=0.1", "--prior_preservation=2"
+        )
+    )
+    print(
+        tune(
+            "--lora_rank=3", "--lora_steps=3", "--lora_learning_rate=0.1", "--prior_preservation=2"
+        )
+    )
     assert 0
