@@ -232,8 +232,11 @@ def sbatch_line(
 
 
 def steps_of(commands: Sequence[Command]) -> list[tuple[str, Command]]:
-    """Commands by the names of their steps, in order: tasks that learn words end at different times,
-    and a LoRA may need those of others, so that its command follows once more."""
+    """Commands by the names of their steps, in order.
+
+    A LoRA may need the words of several tasks, which end at different times: where LoRAs are
+    trained, the command follows its own words once more.
+    """
     words = [each for each in commands if each.stage == "fine_tune"]
     again = [("fine_tune_lora", each) for each in words if has_lora(each)]
     others = [(each.stage, each) for each in commands if each.stage != "fine_tune"]

@@ -17,7 +17,7 @@ from semantic_aug.experiment.names import Trial, aug_dir
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings import compared
 from semantic_aug.settings.common import Run
-from semantic_aug.settings.generation import PARALLEL, Generation
+from semantic_aug.settings.generation import NONE, OWN, PARALLEL, Generation
 from semantic_aug.stages.checking_photos import (
     check_fields,
     check_masks,
@@ -179,8 +179,7 @@ def plan_trial(
     lora = None
     if info:
         lora = own_lora(settings, embed_path, experiment_of(run), trial, objects)
-    own = weights_of_own(settings, info, lora) if info else {}
-    weights = weights | own
+    weights = weights | weights_of_own(settings, info, lora) if info else {}
     common = compared_of(run, settings, dataset, info, weights, edits, objects)
     styles = [say_classes(dataset.class_names, style) for style in (settings.name_style, None)]
     if settings.name_style == "words" and styles[0] != styles[1]:
@@ -212,12 +211,14 @@ def plan_trial(
             "resolution": check_resolution(info, settings.resolution),
             "model": settings.model,
         }
-    named = dataclasses.replace(settings, lora=own.get("lora") or lora_for_all(settings))
-    for key in (
-        ("negative_prompt", "lora", "unet_path", "controlnet", "safety_checker") if info else ()
-    ):
-        if getattr(named, key):
-            constants[key] = getattr(named, key)
+    if settings.negative_prompt and info:
+        constants["negative_prompt"] = settings.negative_prompt
+    if "lora" in weights:
+        constants |= {"lora": lora_for_all(settings) or weights["lora"]}
+        constants |= {"lora_scale": settings.lora_scale}
+    for key in ("unet_path", "controlnet", "safety_checker") if info else ():
+        if getattr(settings, key):
+            constants[key] = getattr(settings, key)
             if hasattr(settings, f"{key}_scale"):
                 constants[f"{key}_scale"] = getattr(settings, f"{key}_scale")
     return Plan(
@@ -266,6 +267,8 @@ def compared_of(
         "probs": check_probs(settings.probs, len(edits), settings.compose),
         **facts_of_places(settings, edits, dataset, objects),
     }
+    if settings.lora in (NONE, OWN):  # what that means for this trial stands in the weights
+        settings = dataclasses.replace(settings, lora=None, lora_scale=1.0)
     return compared(facts, run, settings)
 
 
