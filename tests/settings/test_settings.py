@@ -283,7 +283,9 @@ def test_numbers_that_are_none(cls, name, value):
     field = fields_of(cls)[name]
     needed = {key: NEEDED[key] for key in NEEDED if key in fields_of(cls)}
     of = field.metadata["of"]
-    needed |= {of: "clip" if of == "filter" else "x"} if of else {}
+    if of:
+        kind, _, _ = kind_of(fields_of(cls)[of])
+        needed[of] = {int: 1, float: 0.5}.get(kind, "clip" if of == "filter" else "x")
     try:
         made = getattr(build(cls, needed | {name: value}), name)
     except UserError as error:
