@@ -16,7 +16,7 @@ from semantic_aug.experiment.config import Identity
 from semantic_aug.experiment.names import LORA_FILE
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # layers of a UNet that a new LoRA is for
-OF_TRIAL = "trial"  # what an adapter of our own is called in a model
+OF_TRIAL = "lora_of_trial"  # what an adapter of our own is called in a model
 
 
 def check_peft(flag: str) -> None:
