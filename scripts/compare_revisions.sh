@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
 usage="usage: bash scripts/compare_revisions.sh [--only PART]... [--list] [--keep] [OLD [NEW]]"
-parts=(sample words sdxl edits filter classifier datasets commands)
+parts=(sample words sdxl loras edits filter classifier datasets commands)
 
 # --- the commands ----------------------------------------------------------------------------
 
