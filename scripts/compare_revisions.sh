@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
 usage="usage: bash scripts/compare_revisions.sh [--only PART]... [--list] [--keep] [OLD [NEW]]"
-parts=(sample words sdxl edits filter classifier datasets commands)
+parts=(sample words sdxl loras edits filter classifier datasets commands)
 
 # --- the commands ----------------------------------------------------------------------------
 
@@ -80,6 +80,19 @@ part_sdxl() { # SDXL with its two text encoders
   call 0 fine_tune.py "${xl[@]}" "${few[@]}" --validation_steps 2
   call 0 aggregate_embeddings.py --experiment_name sdxl
   call 0 generate_augmentations.py "${xl[@]}" "${quick[@]}" --mask 1 --strength 0.8
+}
+
+part_loras() { # a LoRA of each trial beside its words, killed and gone on with, and edits with it
+  local all=("${photos[@]}" "${sd[@]}" --experiment_name loras --num_trials 2)
+  local learn=("${all[@]}" "${few[@]}" --lora_rank 2 --lora_steps 4 --lora_learning_rate 1e-2
+    --prior_preservation 1 --checkpointing_steps 1)
+  KILL_AT="*_ex=1/checkpoint-3.pt" call 137 fine_tune.py "${learn[@]}"
+  call 0 fine_tune.py "${learn[@]}"
+  call 2 fine_tune.py "${learn[@]}" --lora_rank 3
+  call 0 aggregate_embeddings.py --experiment_name loras --num_trials 2
+  call 0 generate_augmentations.py "${all[@]}" "${quick[@]}"
+  call 0 generate_augmentations.py "${all[@]}" "${quick[@]}" --aug_name none --lora none
+  call 0 generate_augmentations.py --reproduce output/loras/aug/seed=1_ex=1/000001-001.png
 }
 
 part_edits() { # masks, edits in parallel and in sequence, LoRA, safety checker, shares, kills

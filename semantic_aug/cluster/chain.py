@@ -10,7 +10,8 @@ A flag goes to every command that knows it. Flags after `fine_tune:`, `aggregate
 file. A command that is in the file several times runs several times, each time with its own flags.
 Flags after the file override all flags in it.
 
-For submit, flags after `--` go to sbatch.
+For submit, flags after `--` go to sbatch. With `fine_tune: --lora_rank`, a second step of the same
+command follows the words, for LoRAs that wait for words of other tasks.
 """
 
 import contextlib
@@ -206,11 +207,13 @@ def array_flag(text: str) -> str:
 
 
 def sbatch_line(
-    each: Command, folder: Path, array: str | None, extra: Sequence[str], after: Sequence[str]
-) -> list[str]:
+    step: str, each: Command, folder: Path, array: str | None, extra: Sequence[str],
+    after: Sequence[str],
+) -> list[str]:  # fmt: skip
     """The sbatch command of one of the four commands.
 
     Args:
+        step: name of the job.
         array: see `array_flag`. Merging words takes seconds, and is no array.
         extra: further flags of sbatch.
         after: ids of jobs that must succeed before.
@@ -218,14 +221,31 @@ def sbatch_line(
     in_array = array is not None and each.stage != "aggregate"
     log = (folder / SLURM_LOGS).as_posix().replace("%", "%%")
     line = [
-        "sbatch", "--parsable", f"--job-name={folder.name}-{each.stage}",
+        "sbatch", "--parsable", f"--job-name={folder.name}-{step}",
         f"--export=ALL,DA_FUSION_ROOT={ROOT}",
-        f"--output={log}/{each.stage}-{'%A_%a' if in_array else '%j'}.log",
+        f"--output={log}/{step}-{'%A_%a' if in_array else '%j'}.log",
     ]  # fmt: skip
     line += [f"--array={array}"] if in_array else []
     if after:
         line += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
     return [*line, *extra, str(ROOT / "scripts" / "slurm" / f"{each.stage}.sh"), *each.argv]
+
+
+def steps_of(commands: Sequence[Command]) -> list[tuple[str, Command]]:
+    """Commands by the names of their steps, in order.
+
+    A LoRA may need the words of several tasks, which end at different times: where LoRAs are
+    trained, the command follows its own words once more.
+    """
+    words = [each for each in commands if each.stage == "fine_tune"]
+    again = [("fine_tune_lora", each) for each in words if has_lora(each)]
+    others = [(each.stage, each) for each in commands if each.stage != "fine_tune"]
+    return [*((each.stage, each) for each in words), *again, *others]
+
+
+def has_lora(each: Command) -> bool:
+    """Whether a fine_tune command trains LoRAs."""
+    return parser_of(each.stage).parse_args([*each.argv]).lora_rank is not None
 
 
 def submit(
@@ -240,14 +260,14 @@ def submit(
     if not dry_run:
         (folder / SLURM_LOGS).mkdir(parents=True, exist_ok=True)
     jobs: dict[str, list[str]] = {}
-    for each in commands:
-        earlier = [stage for stage in jobs if stage != each.stage]
+    for step, each in steps_of(commands):
+        earlier = [name for name in jobs if name != step]
         after = jobs[earlier[-1]] if earlier else []
-        line = sbatch_line(each, folder, array, extra, after)
-        number = len(jobs.get(each.stage, []))
+        line = sbatch_line(step, each, folder, array, extra, after)
+        number = len(jobs.get(step, []))
         if dry_run:
             print(shlex.join(line))
-            job = f"{each.stage.upper()}_ID{number or ''}"
+            job = f"{step.upper()}_ID{number or ''}"
         else:
             try:
                 job = _sbatch(line)
@@ -259,8 +279,8 @@ def submit(
                     (folder / SLURM_LOGS).rmdir()
                     folder.rmdir()
                 raise
-            print(f"{each.stage}: job {job}")
-        jobs.setdefault(each.stage, []).append(job)
+            print(f"{step}: job {job}")
+        jobs.setdefault(step, []).append(job)
     if not dry_run:
         print(f"to follow them: python -m semantic_aug.status {shlex.quote(str(folder))}")
 

@@ -1,17 +1,15 @@
-"""Additions to a loaded model: a LoRA, another UNet's weights, a ControlNet, a safety checker.
+"""Additions to a loaded model: another UNet's weights, a ControlNet, a safety checker.
 
 Each is first checked against the model's configuration, without reading the model's weights.
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import is_offline_mode
 from PIL import Image
 from safetensors import safe_open
 
@@ -21,74 +19,6 @@ from semantic_aug.diffusion.inspecting import ModelInfo, has_part, read_json
 from semantic_aug.diffusion.loading import LOADING_ERRORS, check_whole, quiet_loading
 from semantic_aug.experiment.config import Identity
 from semantic_aug.experiment.names import folder_names
-
-# --- LoRA ------------------------------------------------------------------------------------
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-
-
-def check_lora(info: ModelInfo, name: str) -> Identity:
-    """Check a LoRA (arXiv 2106.09685) against the model's shapes; returns its identity.
-
-    Args:
-        name: a file, or a folder or hub id with `pytorch_lora_weights.safetensors`.
-
-    Raises:
-        UserError: there is no such LoRA, or it was made for another architecture.
-    """
-    import diffusers
-    import transformers
-
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("--lora needs the package peft: pip install peft")
-    if not Path(name).exists() and (Path(name).is_absolute() or Path(name).suffix):
-        raise UserError(f"--lora: {name} does not exist")
-    with torch.device("meta"):  # shapes without numbers
-        parts = {"unet": diffusers.UNet2DConditionModel.from_config(_part(info, "unet"))}
-        for part in ("text_encoder", "text_encoder_2")[: len(info.embedding_dims)]:
-            config = transformers.CLIPTextConfig.from_dict(_part(info, part))
-            second = part == "text_encoder_2"
-            kind = "CLIPTextModelWithProjection" if second else "CLIPTextModel"
-            parts[part] = getattr(transformers, kind)(config)
-    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)  # else warnings
-    absent = {"vae": None, "tokenizer": None, "scheduler": scheduler}
-    if info.is_xl:
-        shapes = diffusers.StableDiffusionXLPipeline(
-            **parts, **absent, tokenizer_2=None, add_watermarker=False
-        )
-    else:
-        absent |= {"safety_checker": None, "feature_extractor": None}
-        shapes = diffusers.StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
-    _load_lora(shapes, info, name, None)
-    if not any(getattr(part, "peft_config", None) for part in parts.values()):
-        raise UserError(f"--lora: {name} changes no part of {info.name}")
-    return identity_of(name)
-
-
-def add_lora(pipeline, info: ModelInfo, name: str, scale: float) -> None:
-    """Add a LoRA, times `scale`, to a pipeline's weights, so that images cost no more time."""
-    _load_lora(pipeline, info, name, commit_of(name))  # the checked commit
-    pipeline.fuse_lora(lora_scale=scale)
-    pipeline.unload_lora_weights()
-
-
-def _load_lora(pipeline, info: ModelInfo, name: str, revision: str | None) -> None:
-    # Offline, diffusers finds only the usual file of a hub id.
-    is_path = Path(name).exists()
-    file = None if is_path or not is_offline_mode() else LORA_FILE
-    try:
-        with quiet_loading():
-            pipeline.load_lora_weights(name, weight_name=file, revision=revision)
-    except LOADING_ERRORS as error:
-        reason = " ".join(str(error).split())
-        if not is_path:
-            reason = f"it is no file or folder, and no hub id whose weights are there: {reason}"
-        elif "no file named" in reason:
-            reason = f"this folder holds no {LORA_FILE}; name the file itself"
-        if "size mismatch" in reason or "Target modules" in reason or "not found" in reason:
-            reason = f"it was made for another architecture than {info.name}"
-        raise UserError(f"--lora: cannot use {name}: {reason[:200]}") from error
-
 
 # --- UNets -----------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """Names of every file and folder under output/.
 
 output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors
-output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors
+output/EXP/fine-tuned/seed=S_ex=N/pytorch_lora_weights.safetensors: the trial's LoRA
+output/EXP/fine-tuned/prior/ID/CLASS/{number:06d}.png: what keeps a LoRA from forgetting
+output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors, seed=S_ex=N_lora/
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
 output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, calibration_{S}_{N}.csv,
     classifier_{S}_{N}/, summary.csv, pictures
@@ -35,6 +37,7 @@ RESERVED_NAMES = (
     FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, PROCESSES, SLURM_LOGS, FIT, "report", "logs",
 )  # fmt: skip
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"
 BORROWED_WORDS = "borrowed_words"  # a note in config.json: the other trial whose words are used
@@ -103,6 +106,21 @@ def fine_tuned_dir(experiment: Path, trial: Trial) -> Path:
 def merged_file(experiment: Path, trial: Trial) -> Path:
     """The file with all learned words of a trial."""
     return experiment / MERGED / f"{trial.name}.safetensors"
+
+
+def lora_file(experiment: Path, trial: Trial) -> Path:
+    """The LoRA of a trial."""
+    return fine_tuned_dir(experiment, trial) / LORA_FILE
+
+
+def merged_lora(words: Path) -> Path:
+    """The LoRA that belongs to a file with all learned words of a trial."""
+    return words.with_name(f"{words.stem}_lora") / LORA_FILE
+
+
+def prior_dir(experiment: Path) -> Path:
+    """Folder of the images that keep LoRAs from forgetting, one folder per way to make them."""
+    return experiment / FINE_TUNED / "prior"
 
 
 def check_component(flag: str, name: str, reserved: tuple[str, ...] = ()) -> str:

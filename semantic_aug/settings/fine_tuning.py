@@ -159,6 +159,48 @@ class Training:
     )
 
 
+@settings(
+    "a LoRA beside the words",
+    "it learns what all photos of a trial have in common, after the trial's words and under them; "
+    "photos per step, AdamW and precision are those of the words",
+)
+class DomainAdapter:
+    lora_rank: int | None = setting(
+        None,
+        "train a LoRA of this rank, such as 8, for the UNet's attention (default: none)",
+        check=whole(1, 4096),
+        result="lora_rank",
+        newer=True,
+    )
+    lora_steps: int = setting(
+        500,
+        "optimiser steps for a trial",
+        check=whole(1),
+        result="lora_steps",
+        of="lora_rank",
+        newer=True,
+        rare=True,
+    )
+    lora_learning_rate: float = setting(
+        1e-4,
+        "constant, of AdamW",
+        check=POSITIVE,
+        result="lora_learning_rate",
+        of="lora_rank",
+        newer=True,
+        rare=True,
+    )
+    prior_preservation: int = setting(
+        0,
+        "images of each class's name, from the unchanged model, that are shown beside the photos "
+        "so that less is forgotten (arXiv 2208.12242)",
+        check=whole(0, 10_000),
+        result="prior_preservation",
+        of="lora_rank",
+        newer=True,
+    )
+
+
 @settings("interruptions")
 class Interruptions:
     checkpointing_steps: int = setting(
@@ -202,5 +244,7 @@ class Watching:
 
 
 @settings()
-class FineTuning(Watching, Interruptions, Training, Words, Sharing, Model, Selection, Stage):
+class FineTuning(
+    Watching, Interruptions, DomainAdapter, Training, Words, Sharing, Model, Selection, Stage
+):
     """All settings of fine_tune.py except those of its run."""

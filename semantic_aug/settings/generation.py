@@ -39,7 +39,8 @@ PROMPTS = "prompts"
 PARALLEL, SEQUENTIAL = "parallel", "sequential"
 DEFAULT_PROMPT = "a photo of a {name}"
 SAFETY_RETRIES = 3
-OWN = "own"  # the safety checker of the model
+OWN = "own"  # the safety checker of the model; the LoRA of the trial
+NONE = "none"  # no LoRA, even if the trial has one
 AUTO_BATCH = 32
 
 
@@ -61,7 +62,11 @@ class Precision:
 @settings("beside the model", late=True)
 class Adapters:
     lora: str | None = setting(
-        None, "LoRA weights: file, folder or hub id", metavar="PATH", result=True
+        None,
+        "LoRA weights: file, folder or hub id; own, each trial's, which fine_tune.py --lora_rank "
+        "trains; or none (default: own, if there is one and an edit uses learned words)",
+        metavar="PATH|own|none",
+        result=True,
     )
     lora_scale: float = setting(
         1.0, "weight of the LoRA", check=NON_NEGATIVE, of="lora", result=True, rare=True

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 from semantic_aug import UserError, counted
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.experiment.config import read_config
-from semantic_aug.experiment.files import remove_leftovers
+from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.experiment.names import (
     EMBEDDINGS_FILE,
     Trial,
     fine_tuned_dir,
     folder_names,
+    lora_file,
     merged_file,
+    merged_lora,
 )
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_blocks, shard_of
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 @stage(Merging)
 def aggregate(run: Experiment, settings: Merging) -> dict[Trial, Path]:
     """Merge the learned words of each trial of this process's share into one file.
+
+    The trial's LoRA, if there is one, goes beside it.
 
     Returns:
         By trial, the merged file.
@@ -78,6 +83,7 @@ def aggregate(run: Experiment, settings: Merging) -> dict[Trial, Path]:
         for trial, files in found.items():
             reporter.works_on([trial])
             merge(experiment, trial, files, given)
+            carry_lora(experiment, trial)
     return {trial: merged_file(experiment, trial) for trial in mine}
 
 
@@ -127,6 +133,17 @@ def merge(
     missing = [name for name in classes if token_for(name, known, merged) is None]
     if missing:
         log.warning("%s: no word yet for: %s", trial.name, ", ".join(missing))
+
+
+def carry_lora(experiment: Path, trial: Trial) -> None:
+    """Put a trial's LoRA, if it has one, beside its merged words."""
+    source, path = lora_file(experiment, trial), merged_lora(merged_file(experiment, trial))
+    if not source.is_file():
+        return
+    remove_leftovers(path.parent)
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
+    log.log(RESULT, "%s: the LoRA of %s", path, trial.name)
 
 
 def named_by_folder(words: LearnedWords, by_folder: dict, tokens: dict) -> LearnedWords:

@@ -20,9 +20,7 @@ from semantic_aug.augmentations.compose import (
     PerClass,
 )
 from semantic_aug.diffusion.adapters import (
-    add_lora,
     check_controlnet,
-    check_lora,
     check_safety_checker,
     check_unet,
     find_unet,
@@ -42,18 +40,21 @@ from semantic_aug.diffusion.loading import (
     tune_for_memory,
     tune_for_speed,
 )
+from semantic_aug.diffusion.lora import add_lora, check_lora, switch_lora
 from semantic_aug.experiment.names import places_dir
 from semantic_aug.generative_augmentation import GenerativeAugmentation
 from semantic_aug.settings import fields_of
 from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.settings.generation import (
     GENERATED,
+    NONE,
     OWN,
     PARALLEL,
     PROMPTS,
     TEXTUAL_INVERSION,
     Generation,
 )
+from semantic_aug.stages.choosing_lora import lora_for_all, weights_of_own
 from semantic_aug.stages.edits import edits_of, objects_of, options_taken
 
 log = logging.getLogger(__name__)
@@ -94,17 +95,17 @@ def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
 
 
 def weights_of(settings: Generation, info: ModelInfo) -> dict:
-    """Which weights make the images of all classes, as settings; what is not used is not there.
+    """Which weights make the images of all trials, as settings; what is not used is not there.
 
     Raises:
         UserError: they do not fit the model.
     """
     weights: dict[str, Any] = {"model": info.identity}
     of_each = "{name}" in (settings.unet_path or "")
-    if settings.lora and of_each:
+    if settings.lora not in (None, NONE) and of_each:
         raise UserError("--lora needs one UNet for all classes: leave {name} out of --unet_path")
-    if settings.lora:
-        weights |= {"lora": check_lora(info, settings.lora), "lora_scale": settings.lora_scale}
+    if (lora := lora_for_all(settings)) is not None:
+        weights |= {"lora": check_lora(info, lora), "lora_scale": settings.lora_scale}
     if settings.unet_path:
         path = settings.unet_path
         weights["unet"] = "of each class" if of_each else check_unet(info, find_unet(path))
@@ -165,8 +166,8 @@ def build_pipeline(settings: Generation, info: ModelInfo | None, device, given=N
         pipeline = copy.copy(given)  # has the same parts
     if settings.unet_path and "{name}" not in settings.unet_path:
         put_unet(pipeline, Path(settings.unet_path))
-    if settings.lora:
-        add_lora(pipeline, info, settings.lora, settings.lora_scale)
+    if (lora := lora_for_all(settings)) is not None:
+        add_lora(pipeline, info, lora, settings.lora_scale)
     set_scheduler(pipeline, settings.scheduler)
     if settings.low_memory:
         tune_for_memory(pipeline)
@@ -218,6 +219,8 @@ def models_of(aug: GenerativeAugmentation) -> list[str]:
 def check_given(settings: Generation, pipeline, device) -> None:
     """Raise UserError for a loaded model that the settings would change, or do not mean."""
     changing = [name for name in CHANGING if getattr(settings, name)]
+    if lora_for_all(settings) is None and "lora" in changing:
+        changing.remove("lora")  # a trial's own is taken out again
     if changing:
         raise UserError(
             f"--{changing[0]} changes the model: leave pipeline out, and it is loaded with it"
@@ -260,20 +263,29 @@ def _made(
     return make(pipeline=pipeline() if cls.needs_model else pipeline, **options)
 
 
+def _with_own_lora(settings: Generation, pipeline: Callable, lora: Path | None):
+    """The model that trials share, with the LoRA of this one, and what the one before left gone."""
+    loaded = pipeline()
+    if offloads(settings, pick_device(settings.device)):
+        loaded.remove_all_hooks()
+    switch_lora(loaded, lora, settings.lora_scale)
+    return loaded
+
+
 def build_augmentation(
-    settings: Generation, edits, objects, info: ModelInfo | None, embed_path, unets, folder: Path,
-    pipeline, extras,
+    settings: Generation, edits, objects, info: ModelInfo | None, embed_path, unets,
+    lora: Path | None, folder: Path, pipeline, extras,
 ):  # fmt: skip
     """The augmentation that the flags describe; `pipeline()` loads the model.
 
     Args:
+        lora: the trial's own.
         folder: of the trial's images.
     """
     device = pick_device(settings.device)
+    pipeline = functools.cache(functools.partial(_with_own_lora, settings, pipeline, lora))
     wanted: list[Callable[[], GenerativeAugmentation]] = []  # each loads the model, if it needs it
     loads = any(augmentation_class(edit["aug"]).needs_model for edit in edits)
-    if loads and offloads(settings, device):
-        pipeline().remove_all_hooks()  # of the trial before
     for number, edit in enumerate(edits):
         if (given := objects_of(number, objects, settings)) is not None:
             wanted.append(functools.partial(_itself, given))
@@ -297,7 +309,9 @@ def build_augmentation(
         options |= options_taken(settings, made)
         if "places_dir" in made.takes:
             options["places_dir"] = places_dir(folder)
-            weights = weights_of(settings, info) if info else {}
+            weights = {}
+            if info:
+                weights = weights_of(settings, info) | weights_of_own(settings, info, lora)
             options["made_with"] = weights | {"scheduler": settings.scheduler}
             options["offload_to"] = device if offloads(settings, device) else None
         try:

@@ -1,6 +1,7 @@
 """Teaching a frozen Stable Diffusion one new word per class: what is to be learned, doing it."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from semantic_aug.stages.common import (
     stage,
     trials_of,
 )
+from semantic_aug.stages.domain_adapters import check_domains, find_domains, train_domains
 from semantic_aug.stages.editing import named_model
 from semantic_aug.words.checkpoints import list_checkpoints
 from semantic_aug.words.convergence import check_convergence
@@ -60,12 +62,14 @@ class Learned:
 
     Attributes:
         made, skipped: their embedding files; skipped are those that were finished before.
-        failed: `TRIAL/CLASS` of words whose training diverged.
+        failed: `TRIAL/CLASS` of words whose training diverged, and `TRIAL` of such LoRAs.
+        loras: the files of its trials' LoRAs that are there.
     """
 
     made: list[Path]
     skipped: list[Path]
     failed: list[str]
+    loras: list[Path] = dataclasses.field(default_factory=list)
 
 
 @stage(FineTuning)
@@ -77,6 +81,8 @@ def fine_tune(
     computed: Callable[[float, int], None] | None = None,
 ) -> Learned:
     """Learn one word per class and trial by textual inversion (arXiv 2208.01618).
+
+    With `lora_rank`, a LoRA of each trial follows whose words are all there.
 
     Args:
         pipeline: the model of the settings, loaded in their precision and on their device; it is
@@ -94,6 +100,7 @@ def fine_tune(
     )
     settings = completed(named_model(settings, pipeline))
     check_tracker(settings.report_to)
+    check_domains(settings, experiment)
     templates = load_templates(settings.templates or "")
     info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting:
@@ -136,10 +143,13 @@ def fine_tune(
     todo = [lesson for each in runs for lesson in each]
     left = set(todo)
     skipped = [lesson.path for lesson in mine if lesson not in left]
-    if not todo:
-        if shard[1] > 1:
+    find_loras = functools.partial(find_domains, run, settings, info, experiment, lessons, shard)
+    domains = find_loras()
+    if not todo and not domains.ready:
+        domains.say_what_is_left()
+        if shard[1] > 1 and not domains.owing:
             log.info("nothing left to do for shard %d of %d", *shard)
-        return Learned([], skipped, [])
+        return Learned([], skipped, [], domains.trained)
     if skipped:
         log.info("%s finished already: skipped", counted(len(skipped), "word"))
 
@@ -150,13 +160,22 @@ def fine_tune(
             say_how(lesson)
             for folder in (lesson.folder.parent, lesson.folder, lesson.folder / "validation"):
                 remove_leftovers(folder)
-        failed = train_all(
-            settings, pipeline, templates, common, runs, experiment, shard, reporter, computed
-        )
+        failed = []
+        if todo:
+            failed = train_all(
+                settings, pipeline, templates, common, runs, experiment, shard, reporter, computed
+            )
+            domains = find_loras()
+        domains.say_what_is_left()
+        if domains.ready:
+            failed += train_domains(
+                run, settings, info, pipeline, templates, experiment, domains.ready, shard, reporter
+            )
         if failed:
             log.error("not trained: %s", ", ".join(failed))
     made = [lesson.path for lesson in todo if lesson.where not in failed]
-    return Learned(made, skipped, failed)
+    loras = [each.path for each in domains.ready if each.trial.name not in failed]
+    return Learned(made, skipped, failed, domains.trained + loras)
 
 
 def completed(settings: FineTuning) -> FineTuning:

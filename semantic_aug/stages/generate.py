@@ -12,6 +12,7 @@ from semantic_aug import UserError, counted
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.inspecting import check_resolution
 from semantic_aug.diffusion.loading import pick_device, warn_if_slow
+from semantic_aug.diffusion.lora import no_lora_left
 from semantic_aug.experiment.config import config_id
 from semantic_aug.experiment.names import CACHE, PLACES, Trial
 from semantic_aug.experiment.processes import at_work
@@ -143,7 +144,10 @@ def generate(
     )
     found = {}
     wanted = {plan.trial: (len(plan.jobs),) * 2 for plan in plans}
-    with at_work(experiment, GENERATE, wanted, settings.aug_name, shard) as reporter:
+    with (
+        at_work(experiment, GENERATE, wanted, settings.aug_name, shard) as reporter,
+        no_lora_left(pipeline),
+    ):
         for plan in plans:
             trial, kept = plan.trial, None
             reporter.works_on([trial])

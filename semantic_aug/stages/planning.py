@@ -17,7 +17,7 @@ from semantic_aug.experiment.names import Trial, aug_dir
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.settings import compared
 from semantic_aug.settings.common import Run
-from semantic_aug.settings.generation import PARALLEL, Generation
+from semantic_aug.settings.generation import NONE, OWN, PARALLEL, Generation
 from semantic_aug.stages.checking_photos import (
     check_fields,
     check_masks,
@@ -25,6 +25,7 @@ from semantic_aug.stages.checking_photos import (
     check_photos,
     say_left_out,
 )
+from semantic_aug.stages.choosing_lora import lora_for_all, own_lora, weights_of_own
 from semantic_aug.stages.choosing_words import details_of_classes, words_note
 from semantic_aug.stages.common import dataset_of, experiment_of
 from semantic_aug.stages.editing import (
@@ -175,6 +176,10 @@ def plan_trial(
     check_fields(settings.prompt, edits, dataset, edited)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)
+    lora = None
+    if info:
+        lora = own_lora(settings, embed_path, experiment_of(run), trial, objects)
+    weights = weights | weights_of_own(settings, info, lora) if info else {}
     common = compared_of(run, settings, dataset, info, weights, edits, objects)
     styles = [say_classes(dataset.class_names, style) for style in (settings.name_style, None)]
     if settings.name_style == "words" and styles[0] != styles[1]:
@@ -206,9 +211,12 @@ def plan_trial(
             "resolution": check_resolution(info, settings.resolution),
             "model": settings.model,
         }
-    for key in (
-        ("negative_prompt", "lora", "unet_path", "controlnet", "safety_checker") if info else ()
-    ):
+    if settings.negative_prompt and info:
+        constants["negative_prompt"] = settings.negative_prompt
+    if "lora" in weights:
+        constants |= {"lora": lora_for_all(settings) or weights["lora"]}
+        constants |= {"lora_scale": settings.lora_scale}
+    for key in ("unet_path", "controlnet", "safety_checker") if info else ():
         if getattr(settings, key):
             constants[key] = getattr(settings, key)
             if hasattr(settings, f"{key}_scale"):
@@ -229,7 +237,9 @@ def plan_trial(
         left_out,
         words,
         settings.save_size,
-        functools.partial(build_augmentation, settings, edits, objects, info, embed_path, unets),
+        functools.partial(
+            build_augmentation, settings, edits, objects, info, embed_path, unets, lora
+        ),
     )
 
 
@@ -257,6 +267,8 @@ def compared_of(
         "probs": check_probs(settings.probs, len(edits), settings.compose),
         **facts_of_places(settings, edits, dataset, objects),
     }
+    if settings.lora in (NONE, OWN):  # what that means for this trial stands in the weights
+        settings = dataclasses.replace(settings, lora=None, lora_scale=1.0)
     return compared(facts, run, settings)
 
 

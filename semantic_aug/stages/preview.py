@@ -17,6 +17,7 @@ from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import pick_device
+from semantic_aug.diffusion.lora import no_lora_left
 from semantic_aug.experiment.files import atomic_path, remove_leftovers
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.experiment.sharding import shard_of
@@ -156,28 +157,29 @@ def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
     columns = columns_of(settings, edits, objects, words is not None, len(shown))
     warm_up, found = warm_up_blocks(settings, device), dict[str, Made]()
     left_out: dict[str, list[str]] = {}  # titles by reason
-    for column in progress_bar(iterable=columns, desc="preview", unit="column"):
-        try:
-            own = list_edits(column.settings, column.objects)
-            if unnamed and uses_model(column.settings, own, column.objects):
-                raise UserError("no model is named, see --model_path")
-            of_words = {trial: words if TEXTUAL_INVERSION in (e["aug"] for e in own) else None}
-            model, (plan,) = plan_trials(
-                run, column.settings, of_words, own, column.objects, pipeline, {trial: dataset}
-            )
-            if model is not None:
-                load()  # in no column's time
-            made = make(plan, shown, load, extras() if model else {}, warm_up if model else 0)
-        except UserError as error:
-            if column.share:
-                raise
-            left_out.setdefault(str(error), []).append(column.title)
-            continue
-        warm_up = 0 if model else warm_up
-        if column.settings.backgrounds == GENERATED:  # of which the command draws all
-            more = settings.num_places / column.settings.num_places
-            made = dataclasses.replace(made, once=made.once * more)
-        found[column.title] = made
+    with no_lora_left(pipeline):
+        for column in progress_bar(iterable=columns, desc="preview", unit="column"):
+            try:
+                own = list_edits(column.settings, column.objects)
+                if unnamed and uses_model(column.settings, own, column.objects):
+                    raise UserError("no model is named, see --model_path")
+                of_words = {trial: words if TEXTUAL_INVERSION in (e["aug"] for e in own) else None}
+                model, (plan,) = plan_trials(
+                    run, column.settings, of_words, own, column.objects, pipeline, {trial: dataset}
+                )
+                if model is not None:
+                    load()  # in no column's time
+                made = make(plan, shown, load, extras() if model else {}, warm_up if model else 0)
+            except UserError as error:
+                if column.share:
+                    raise
+                left_out.setdefault(str(error), []).append(column.title)
+                continue
+            warm_up = 0 if model else warm_up
+            if column.settings.backgrounds == GENERATED:  # of which the command draws all
+                more = settings.num_places / column.settings.num_places
+                made = dataclasses.replace(made, once=made.once * more)
+            found[column.title] = made
     for reason, titles in left_out.items():
         log.warning("left out: %s: %s", ", ".join(titles), reason)
 

@@ -11,13 +11,15 @@ from PIL import Image, ImageChops
 from semantic_aug import UserError
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import pick_device, warn_if_slow
+from semantic_aug.diffusion.lora import no_lora_left
 from semantic_aug.experiment.config import as_stored, is_called, read_config
 from semantic_aug.experiment.names import CONFIG_FILE, Trial
 from semantic_aug.images.reading import read_image
 from semantic_aug.settings import build_all, fields_of
 from semantic_aug.settings.common import Run
-from semantic_aug.settings.generation import TEXTUAL_INVERSION, Generation
+from semantic_aug.settings.generation import NONE, OWN, TEXTUAL_INVERSION, Generation
 from semantic_aug.settings.reproducing import Reproduction
+from semantic_aug.stages.choosing_lora import lora_for_all, own_lora, weights_of_own
 from semantic_aug.stages.choosing_words import details_of_classes, find_embeddings
 from semantic_aug.stages.common import dataset_of, stage
 from semantic_aug.stages.editing import (
@@ -133,7 +135,8 @@ def reproduce(
             f"--reproduce: {error}; delete it, and the command that made it makes it again"
         ) from error
     run, made_by = settings_of(path.parent, config)
-    now = {name: getattr(settings, name) for name in ("model", "lora", "unet_path", "controlnet")}
+    now = {name: getattr(settings, name) for name in ("model", "unet_path", "controlnet")}
+    now["lora"] = settings.lora if lora_for_all(made_by) else OWN if "lora" in compared else NONE
     now["mixed_precision"] = record.get("precision") or older_precision(path.parent)
     now = {name: value for name, value in now.items() if value}
     made_by = dataclasses.replace(made_by, **now, device=settings.device)
@@ -157,12 +160,15 @@ def reproduce(
     embed_path = None
     if TEXTUAL_INVERSION in (edit["aug"] for edit in edits):
         embed_path = find_embeddings(made_by, path.parent.parent.parent, trial)
+    experiment = path.parent.parent.parent
+    lora = own_lora(made_by, embed_path, experiment, trial, moved=settings.lora) if info else None
     unets = class_unets(made_by, [name])
     masked = dataset.indices([name]) if uses_masks(run, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     own = {"embeddings": None, **details.get(name, {})}
     own = {key: value for key, value in own.items() if key in record}  # older ones say less
-    common = {**(weights_of(made_by, info) if info else {}), "photos": dataset.photo_digest()}
+    weights = weights_of(made_by, info) | weights_of_own(made_by, info, lora) if info else {}
+    common = {**weights, "photos": dataset.photo_digest()}
     common = as_stored(common | facts_of_places(made_by, edits, dataset), compared)
     for stored, found in ((compared, common), (record, own)):
         for key, value in found.items():
@@ -182,14 +188,16 @@ def reproduce(
         info,
         embed_path,
         unets,
+        lora,
         path.parent,
         functools.cache(lambda: build_pipeline(made_by, info, device, pipeline)),
         load_extras(made_by, info, device) if info else {},
     )
     augmentation.bind(dataset)
-    ((_, again, _),) = compute(
-        dataset, augmentation, [job], sources, trial.seed, made_by.save_size, words
-    )
+    with no_lora_left(pipeline):
+        ((_, again, _),) = compute(
+            dataset, augmentation, [job], sources, trial.seed, made_by.save_size, words
+        )
     if again.size != there.size:
         return again, None
     difference = ImageChops.difference(again, there)

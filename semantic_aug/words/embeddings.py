@@ -20,11 +20,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from semantic_aug import UserError, first_line
-from semantic_aug.experiment.files import atomic_path
+from semantic_aug import UserError, first_line, stable_hash
 from semantic_aug.experiment.names import UNENCODABLE, unique_names
+from semantic_aug.experiment.tensors import write_tensors
 
 FORMAT_VERSION = "1"
 LFS_POINTER = b"version https://git-lfs"
@@ -66,32 +65,8 @@ def embedding_files(path: str | Path, count: int = 2) -> list[Path]:
 def write_embeddings(
     path: str | Path, embeddings: Mapping[str, torch.Tensor], header: Mapping[str, object]
 ) -> None:
-    """Write `{token: [num_vectors, dim]}` with a header of texts, whole or not at all.
-
-    The same embeddings and header give the same bytes: a file's hash stands in the configuration
-    of the images that were made with it.
-    """
-    tensors = {
-        token: rows.detach().to("cpu", torch.float32).contiguous()
-        for token, rows in embeddings.items()
-    }
-    texts = {key: str(value) for key, value in header.items()} | {"format_version": FORMAT_VERSION}
-    texts = {key: texts[key].encode("utf-8", "backslashreplace").decode() for key in sorted(texts)}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(_ordered(save(tensors, metadata=texts), texts))
-
-
-def _ordered(data: bytes, texts: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file with its texts in the order given.
-
-    The library writes them in another order each time. A header is its length in 8 bytes, then
-    JSON, padded so that the tensors behind it are aligned.
-    """
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end]) | {"__metadata__": texts}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[end:]
+    """Write `{token: [num_vectors, dim]}` with a header of texts, whole or not at all."""
+    write_tensors(path, embeddings, {**header, "format_version": FORMAT_VERSION})
 
 
 def read_header(path: str | Path) -> dict[str, str]:
@@ -277,6 +252,11 @@ def rows_digest(*rows: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(r.contiguous().numpy().tobytes() for r in rows)).hexdigest()
 
 
+def words_digest(rows: Mapping[str, Sequence[torch.Tensor]]) -> str:
+    """Sixteen hex digits of the words of several classes, in their order."""
+    return f"{stable_hash('words', *rows, *(rows_digest(*each) for each in rows.values())):016x}"
+
+
 def check_widths(path, words: Iterable[Mapping], dims: Iterable[int]) -> None:
     """Raise UserError unless the rows fit the widths of a model's text encoders."""
     found = [next(iter(of_encoder.values())).shape[1] for of_encoder in words]
@@ -307,6 +287,10 @@ class LearnedWords:
         rows = read_words(path)
         known = class_tokens(read_header(path), rows[0])
         return cls(path, rows, {token: name for name, token in known.items()})
+
+    def only_rows(self) -> list[torch.Tensor]:
+        """For each text encoder, the rows of the file's first word."""
+        return [next(iter(of_encoder.values())) for of_encoder in self.rows]
 
     def as_word_of(self, class_name: str, token: str) -> "LearnedWords":
         """The file's only word, or the one that it has for a class, under that class's token.

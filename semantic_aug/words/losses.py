@@ -67,6 +67,26 @@ def denoising_losses(
 
     Weighted by place, where the photos do not fill the square.
     """
+    device = next(pipeline.unet.parameters()).device
+    ids = prompts.of_words(len(rows[0][0]), [draw.template for draw in draws])
+    with words_in_place(pipeline, rows, prompts.first_ids):
+        hidden, added = encode_prompts(
+            pipeline, [each.to(device) for each in ids], draws[0].latents.shape[-2:]
+        )
+    photos = len(draws[0].latents)
+    hidden = _for_each_photo(hidden.float(), photos)  # its gradients add up
+    added = added and {name: _for_each_photo(each, photos) for name, each in added.items()}
+    return losses_when_told(pipeline, noise_scheduler, draws, hidden, added)
+
+
+def losses_when_told(
+    pipeline, noise_scheduler, draws: Sequence[Draw], hidden: torch.Tensor, added: dict | None
+) -> torch.Tensor:
+    """`denoising_losses` of photos for each of which it is known what the UNet is told: [draws].
+
+    Args:
+        hidden, added: as `encode_prompts` gives them, for each photo of all draws.
+    """
     unet = pipeline.unet
     # Not pipeline.device and unet.dtype, which search every part for hooks, in every step.
     device, dtype = (weight := next(unet.parameters())).device, weight.dtype
@@ -74,17 +94,8 @@ def denoising_losses(
         torch.cat([getattr(draw, part) for draw in draws]).to(device)
         for part in ("latents", "weights", "noise", "timesteps")
     )
-    num_vectors = len(rows[0][0])
-    ids = prompts.of_words(num_vectors, [draw.template for draw in draws])
-    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-    with words_in_place(pipeline, rows, prompts.first_ids):
-        hidden, added = encode_prompts(
-            pipeline, [each.to(device) for each in ids], latents.shape[-2:]
-        )
-    photos = len(draws[0].latents)
-    hidden = _for_each_photo(hidden.float(), photos).to(dtype)  # its gradients add up
-    added = added and {name: _for_each_photo(each, photos) for name, each in added.items()}
-    predicted = unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=added).sample
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps).to(dtype)
+    predicted = unet(noisy, timesteps, hidden.to(dtype), added_cond_kwargs=added).sample
     target = noise_target(noise_scheduler, latents, noise, timesteps)
     errors = functional.mse_loss(predicted.float(), target, reduction="none")
     return (errors * weights).view(len(draws), -1).mean(dim=1)

@@ -242,6 +242,16 @@ def test_the_sbatch_lines(workdir, capsys, monkeypatch):
     assert not list(workdir.iterdir())  # nothing is written
 
 
+def test_loras_are_a_step_behind_all_words(capsys, workdir):
+    submit("--dry_run", *COMMON, "--array=4", "fine_tune:", "--lora_rank=8")
+    words, loras, merging, *_ = capsys.readouterr().out.splitlines()
+    assert "--job-name=thesis-fine_tune " in words and "--lora_rank=8" in words
+    assert "--job-name=thesis-fine_tune_lora " in loras
+    assert "--dependency=afterok:FINE_TUNE_ID " in loras
+    assert loras.partition(".sh ")[2] == words.partition(".sh ")[2]  # the same command again
+    assert "--dependency=afterok:FINE_TUNE_LORA_ID " in merging and "-aggregate " in merging
+
+
 @pytest.mark.parametrize("name", ["--experiment-name x", "--experiment_name=x"])
 @pytest.mark.parametrize("output", ["--output-dir=elsewhere", "--output_dir elsewhere"])
 def test_the_folder_is_that_of_the_flags_in_either_spelling(fakes, capsys, name, output):

@@ -26,9 +26,10 @@ import generate_augmentations
 from semantic_aug import UserError
 from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets import build_dataset
-from semantic_aug.diffusion.adapters import canny_edges, check_lora, load_safety_checker
+from semantic_aug.diffusion.adapters import canny_edges, load_safety_checker
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline
+from semantic_aug.diffusion.lora import check_lora
 from semantic_aug.experiment.config import read_config
 from semantic_aug.images.framing import frame_of, from_square, to_square
 from semantic_aug.stages import editing

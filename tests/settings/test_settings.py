@@ -44,6 +44,7 @@ from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
 from semantic_aug.stages import (
     classifier_settings,
+    domain_adapters,
     editing,
     fine_tune,
     planning,
@@ -104,9 +105,12 @@ def test_other_words_exactly_where_it_is_declared():
     def identity(made):
         made = fine_tune.completed(made)
         info = SimpleNamespace(identity=f"{made.model} {made.revision} {made.variant}")
-        return config_id(fine_tune.compared_of(RUN, made, info, ["a photo of {}"]))
+        of_words = fine_tune.compared_of(RUN, made, info, ["a photo of {}"])
+        of_lora = {name: getattr(made, name) for name in domain_adapters.OWN_SETTINGS}
+        assert not of_words.keys() & of_lora.keys()  # words are the same without a LoRA
+        return config_id(of_words | of_lora)
 
-    base = {"max_train_steps": 9, "num_train_epochs": 2}
+    base = {"max_train_steps": 9, "num_train_epochs": 2, "lora_rank": 4}
     found = ids_by_field(FineTuning, base | {"fit": "squash"}, lambda made: identity(
         dataclasses.replace(made, fit=None) if made.center_crop else made
     ))  # fmt: skip
@@ -279,7 +283,9 @@ def test_numbers_that_are_none(cls, name, value):
     field = fields_of(cls)[name]
     needed = {key: NEEDED[key] for key in NEEDED if key in fields_of(cls)}
     of = field.metadata["of"]
-    needed |= {of: {"filter": "clip", "stop_when_converged": 0.5}.get(of, "x")} if of else {}
+    if of:
+        kind, _, _ = kind_of(fields_of(cls)[of])
+        needed[of] = {int: 1, float: 0.5}.get(kind, "clip" if of == "filter" else "x")
     try:
         made = getattr(build(cls, needed | {name: value}), name)
     except UserError as error:
