@@ -156,7 +156,8 @@ def kept_of(folder: Path, scores: dict[int, float]) -> None:
     for seed, accuracy in scores.items():
         facts = dict.fromkeys(
             ("backbone", "backbone_identity", "from_scratch", "precision", "device", "image_size",
-             "class_names", "trained_classes", "crop_to_object", "bits", "temperature", "photos")
+             "image_mean", "image_std", "class_names", "trained_classes", "crop_to_object", "bits",
+             "temperature", "photos")
         )  # fmt: skip
         facts |= {"kind": "semantic-aug classifier", "temperature": 1, "image_size": [8, 8]}
         facts |= {"class_names": ["cat"], "trained_classes": ["cat"]}
@@ -338,6 +339,43 @@ def test_what_is_wrong_with_a_classifier_is_one_line(run, photos, resnet, tmp_pa
     (path / "config.json").write_text(json.dumps(config | {"image_size": [16, 16]}))
     (path / "model.safetensors").write_bytes(b"no weights")
     fails("model.safetensors cannot be read")
+
+
+def test_a_backbone_by_a_relative_path_is_found_from_anywhere(
+    run, photos, resnet, workdir, monkeypatch
+):
+    shutil.copytree(resnet, "sample/backbone")
+    (Path("sample/backbone") / "preprocessor_config.json").unlink()
+    train_classifier(run, classifier_backbone="sample/backbone", **SHORT)
+    path = Path("output/e/results/real/classifier_0_2").absolute()
+    images = [Image.open(file) for file in sorted(photos.glob("test/*/*.png"))]
+    expected = load_classifier(path, device="cpu")(images)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert torch.equal(load_classifier(path, device="cpu")(images), expected)
+    alone = shutil.copytree(path, "classifier_0_2")
+    assert torch.equal(load_classifier(alone, device="cpu")(images), expected)
+    Path("moved").mkdir()
+    for name in ("output", "sample"):
+        shutil.move(workdir / name, "moved")
+    moved = Path("moved/output/e/results/real/classifier_0_2")
+    assert torch.equal(load_classifier(moved, device="cpu")(images), expected)
+    with pytest.raises(UserError, match=r"was .*sample/backbone, and classifier_backbone says wh"):
+        load_classifier(alone)
+    given = load_classifier(alone, classifier_backbone="moved/sample/backbone", device="cpu")
+    assert torch.equal(given(images), expected)
+
+
+def test_the_mean_that_a_classifier_keeps_needs_no_preprocessor_file(run, photos, resnet, caplog):
+    own = Path(shutil.copytree(resnet, "own"))
+    train_classifier(run, classifier_backbone=str(own), **SHORT)
+    path = Path("output/e/results/real/classifier_0_2")
+    image = Image.open(photos / "test/cat/0.png")
+    expected = load_classifier(path, device="cpu")(image)
+    (own / "preprocessor_config.json").unlink()
+    caplog.clear()
+    assert torch.equal(load_classifier(path, device="cpu")(image), expected)
+    assert "ImageNet" not in caplog.text
 
 
 @pytest.mark.parametrize(
