@@ -163,6 +163,7 @@ class FewShotDataset(Dataset):
         self.synthetic_examples: Mapping[int, Sequence[tuple]] | None = None
         self.unreadable: list[str] = []
         self.doubtful: list[str] = []  # photos of the trial whose brightness may be wrong, and why
+        self.uncut: set[int] = set()  # photos that were to be cut to an object, by an empty mask
         self.bits = bits
         if bits is not None and not 1 <= bits <= 32:
             raise UserError(f"bits: got {bits}, expected how many bits the values have, 1 to 32")
@@ -195,7 +196,10 @@ class FewShotDataset(Dataset):
             masks = masks_of(mask_dir, [record.source for record in self.records], split)
             self.records = [replace(r, mask=masks.get(r.source, r.mask)) for r in self.records]
         if crop_to_object and all(record.mask is None for record in self.records):
-            raise UserError(f"crop_to_object: no photo of split {split!r} has a mask")
+            raise UserError(
+                f"crop_to_object: no photo of split {split!r} has a mask; make masks by "
+                "semantic-aug masks, or name their folder by --mask_dir"
+            )
 
     # --- what a subclass implements, and helpers for it --------------------------------------
 
@@ -349,7 +353,10 @@ class FewShotDataset(Dataset):
         """Photo `idx`, upright, RGB, cut to the object where that was asked for."""
         image = read_image(self.records[idx].path, self.bits)
         if self.crop_to_object:
-            image = image.crop(object_box(self._whole_mask(idx, image.size)))
+            mask = self._whole_mask(idx, image.size)
+            if not mask.any():
+                self.uncut.add(idx)
+            image = image.crop(object_box(mask))
         return image
 
     def get_label_by_idx(self, idx: int) -> int:

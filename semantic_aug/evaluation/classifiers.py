@@ -26,7 +26,7 @@ from semantic_aug.evaluation.training import Head
 from semantic_aug.experiment.digests import sha256_file
 from semantic_aug.experiment.files import atomic_folder, remove_folder
 from semantic_aug.experiment.names import CONFIG_FILE, Trial
-from semantic_aug.images.masks import binary_mask, object_box
+from semantic_aug.images.masks import binary_mask, object_box, say_empty
 from semantic_aug.images.reading import opened_image, read_image
 from semantic_aug.settings.classification import FLOAT32
 
@@ -67,6 +67,9 @@ class Classifier:
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
         masks = self._checked(masks, len(images))
+        empty = [f"number {n}" for n, each in enumerate(masks)
+                 if each is not None and not binary_mask(each).any()]  # fmt: skip
+        say_empty(empty, len(images))
         found = [torch.empty(0, len(self.class_names))]
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)

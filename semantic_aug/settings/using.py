@@ -31,8 +31,8 @@ class Predicting(Kept):
     )  # fmt: skip
     mask_dir: str | None = setting(
         None,
-        "folder with a mask for every photo, by the photo's path below its folder, or its name; "
-        "for classifiers of --crop_to_object",
+        "folder with a mask for every photo, by the photo's path below its folder, its folder and "
+        "name, or its name; for classifiers of --crop_to_object",
     )
     csv: str | None = setting(None, "write the table to this file too", metavar="FILE")
     json: str | None = setting(None, "write the table as JSON to this file too", metavar="FILE")
