@@ -107,6 +107,7 @@ def test_what_stands_beside_the_head(run, photos, resnet):
     assert set(rows) == {"Validation", "Test"}
     for split, row in rows.items():
         assert float(row["temperature"]) == facts["temperature"] != 1
+        assert row["calibrated"] == ("no" if facts["temperature"] in (0.01, 100) else "yes")
         assert row["ece"] == digits(facts["scores"][split]["ece"])
         assert row["ece_calibrated"] == digits(facts["scores"][split]["ece_calibrated"])
 
