@@ -5,7 +5,6 @@ what photos, and what images made of them, have taught it to answer as it does.
 """
 
 import html
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from semantic_aug.experiment.files import write_text
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.images.reading import read_image
 from semantic_aug.report.page import PHOTO, VARIANT, data_uri, to_webp
-
-log = logging.getLogger(__name__)
 
 MOST = 24  # mistakes on a page
 PHOTOS, VARIANTS = 4, 8  # nearest ones of each
@@ -144,8 +141,8 @@ def write_mistakes(
     """Write the page of mistakes, with all pictures in it.
 
     Args:
-        folders, variants: as `write_page` takes them; of sets that it was not trained on, and of
-            photos, none are shown.
+        folders, variants: as `write_page` takes them, of the sets that it was trained on at least;
+            of other sets, and of other photos, nothing is shown.
 
     Raises:
         UserError: as `find_mistakes`.
@@ -153,11 +150,8 @@ def write_mistakes(
     known, training = classifier.facts["photos"], classifier.facts["training"]
     indices = [idx for idx in indices if train.sources()[idx] in known]
     sets, most = training["aug_name"] or [], training["num_synthetic"] or math.inf
-    if absent := [name for name in sets if name not in folders]:
-        log.warning("--mistakes: images of %s were trained on: name them by --aug_name",
-                    ", ".join(absent))  # fmt: skip
     made = [(name, folders[name] / record["file_name"], record["class_name"])
-            for name in folders if name in sets for idx in indices
+            for name in sets for idx in indices
             for record in variants[name][idx] if record["repeat"] < most]  # fmt: skip
     mistakes, number, total = find_mistakes(
         classifier, validation, train, indices, [file for _, file, _ in made], cache

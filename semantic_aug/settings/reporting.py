@@ -25,8 +25,9 @@ class Shown:
     )
     mistakes: str | None = setting(
         None,
-        "results whose classifier of the trial is looked at: a page shows the val photos that it "
-        "gets most surely wrong, with the nearest training photos and variants",
+        "results whose classifier of the trial is looked at: the page shows, in place of all "
+        "variants, the val photos that it gets most surely wrong, with the photos and images "
+        "nearest to them of those that it was trained on",
         metavar="METHOD",
     )
 

@@ -160,7 +160,7 @@ def lacks(method: Method, settings: Fitting, masks: Mapping[int, str]) -> str | 
             "anew in every fold, which this version does not do"
         )
     if method.needs_masks and not masks and masker_of(settings) is None:
-        return "there are no masks: make them by semantic-aug masks, or name their folder by --mask_dir"
+        return "there are no masks: make them by semantic-aug masks, or name them by --mask_dir"
     if method.needs_model:
         try:
             inspect_model(settings.model, settings.revision, settings.variant)

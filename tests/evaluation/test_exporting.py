@@ -144,7 +144,7 @@ def test_a_card_claims_no_more_than_is_known(tmp_path):
         expected, tmp_path, "K", []
     )
     for temperature, said in (
-        (0.5, "are calibrated by"),
+        (0.5, "calibrated by"),
         (100.0, "not calibrated: no temperature"),
     ):
         card = model_card(expected | {"temperature": temperature}, tmp_path, "K", [])
