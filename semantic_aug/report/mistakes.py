@@ -186,8 +186,8 @@ def write_mistakes(
         shown = data_uri(to_webp(validation.get_image_by_idx(each.index), PHOTO))
         return (
             f'<section class="mistake"><figure><img src="{shown}" alt="">'
-            f'<h2><span class="wrong">{_text(names[each.answer])}</span> '
-            f"{each.probability:.0%}</h2>"
+            f'<h2>Taken for <span class="wrong">{_text(names[each.answer])}</span> '
+            f"({each.probability:.0%})</h2>"
             f'<p>It is <span class="right">{_text(true)}</span> ({each.true_probability:.0%})</p>'
             f'<p class="soft">{_text(sources[each.index])}</p></figure><div class="near">'
             f'<div><h3>Nearest training photos</h3><div class="grid">{photos}</div></div>'
@@ -199,15 +199,15 @@ def write_mistakes(
             + "</div></section>"
         )
 
-    which = "All" if number <= MOST else f"The {MOST} that are most surely wrong"
+    which = "All are shown" if number <= MOST else f"The {MOST} surest of these answers are shown"
     intro = (
-        f"<p>{number} of {counted(total, 'val photo')} {'is' if number == 1 else 'are'} wrong. "
-        f"{which} of them are shown, "
-        "surest first; none of test, on which nothing is chosen. Beside each stand the training "
-        "photos and variants that are nearest to it by the features that the classifier sees, with "
-        "the cosine of these (1: equal).</p>"
-        '<p><span class="wrong">Red</span>: of the class that it is taken for. '
-        '<span class="right">Green</span>: of its own class.</p>'
+        f"<p>{number} of {counted(total, 'val photo')} {'is' if number == 1 else 'are'} taken for "
+        f"another class. {which}, surest first. Beside each photo are the training photos and "
+        "variants that are nearest to it by the features that the classifier sees. The number is "
+        "the cosine of the angle between the features (1: equal). Test photos are not shown, since "
+        "nothing is chosen on them.</p>"
+        '<p>Names of classes: <span class="wrong">red</span> is the class that the photo is taken '
+        'for, <span class="right">green</span> is its own class.</p>'
     )
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = page.replace("{{TITLE}}", _text(title)).replace("{{INTRO}}", intro)

@@ -146,7 +146,7 @@ def test_what_is_written_in_names_stays_text(tmp_path, resnet):
         classifier = Classifier(backbone, head, 1.0, facts)
         write_mistakes(tmp_path / "m.html", "<i>", classifier, val, train, [0, 1], {}, {})
         page = (tmp_path / "m.html").read_text(encoding="utf-8")
-        assert page.count('class="mistake"') == 1 and "1 of 2 val photos is wrong" in page
+        assert page.count('class="mistake"') == 1 and "1 of 2 val photos is taken for" in page
         assert "&lt;b&gt;&amp;" in page and "<b>" not in page and "<i>" not in page
     # What it was not trained on does not stand there.
     assert page.count("<figure>") == 3  # the val photo, and both of training
