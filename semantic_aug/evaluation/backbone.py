@@ -194,7 +194,7 @@ def load_backbone(
     """
     name = SHORT_NAMES.get(name, name)
     if normalisation and image_size:
-        (mean, std), own_size = normalisation, image_size
+        mean, std, own_size = *normalisation, None
     else:
         mean, std, own_size = read_preprocessing(name)  # first, since it may be damaged
     model, identity = _new_model(name) if from_scratch else _load_model(name)

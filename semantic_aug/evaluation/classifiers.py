@@ -66,14 +66,14 @@ class Classifier:
             UserError: masks are missing, or do not fit.
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
-        masks = self._checked(masks, len(images))
-        empty = [f"number {n}" for n, each in enumerate(masks)
+        given = self._checked(masks, len(images))
+        empty = [f"number {n}" for n, each in enumerate(given)
                  if each is not None and not binary_mask(each).any()]  # fmt: skip
         say_empty(empty, len(images))
         found = [torch.empty(0, len(self.class_names))]
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
-            ready = map(self._ready, images[chunk], masks[chunk])
+            ready = map(self._ready, images[chunk], given[chunk])
             found.append(self.probabilities(self.backbone.features(torch.stack([*ready]))))
         return torch.cat(found)
 

@@ -98,7 +98,7 @@ def write_mistakes_pages(run: Run, settings: Reporting) -> Iterator[Path]:
     from semantic_aug.report.mistakes import write_mistakes
 
     experiment = experiment_of(run)
-    results = experiment / RESULTS / check_component("--mistakes", settings.mistakes)
+    results = experiment / RESULTS / check_component("--mistakes", str(settings.mistakes))
     classifiers = {trial: classifier_folder(results, trial) for trial in trials_of(run)}
     sets = {
         t: read_facts(folder)["training"]["aug_name"] or () for t, folder in classifiers.items()
@@ -107,13 +107,17 @@ def write_mistakes_pages(run: Run, settings: Reporting) -> Iterator[Path]:
     pictures = {trial: pictures_of(run, settings, trial, sets[trial]) for trial in classifiers}
     for trial, folder in classifiers.items():
         path = report_file(experiment, trial)
+        train, indices, folders, variants = pictures[trial]
         path = path.with_name(f"{trial.name}_mistakes_{settings.mistakes}.html")
         write_mistakes(
             path,
             f"Mistakes of {settings.mistakes}: {title_of(run, trial)}",
             read_classifier(folder, pick_device(settings.device), settings.classifier_backbone),
             validation,
-            *pictures[trial],
+            train,
+            indices,
+            folders,
+            variants,
             experiment / CACHE,
         )
         yield path

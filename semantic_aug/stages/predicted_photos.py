@@ -95,7 +95,7 @@ def photos_in(
             record = Record(path, _CLASS, str(path), mask=mask)
             found.setdefault(record.source, record)
     if mask_dir and all(record.mask is None for record in found.values()):
-        first = next(iter(found.values())).path
+        first = Path(next(iter(found.values())).path)
         raise UserError(
             f"--mask_dir: {mask_dir} has a mask of none of {counted(len(found), 'photo')}; of "
             f"{first}, expected {Path(mask_dir, first.with_suffix('.png').name)}, or the same in a "
