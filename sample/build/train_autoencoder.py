@@ -10,7 +10,6 @@ CACHE_DIR/autoencoder/checkpoint.pt and leaves CACHE_DIR/autoencoder/vae for the
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
