@@ -19,7 +19,7 @@ from semantic_aug.evaluation.pictures import Images
 from semantic_aug.experiment.files import write_text
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.images.reading import read_image
-from semantic_aug.report.page import PHOTO, VARIANT, data_uri, to_webp
+from semantic_aug.report.page import PHOTO, VARIANT, data_uri, filled, to_webp
 
 MOST = 24  # mistakes on a page
 PHOTOS, VARIANTS = 4, 8  # nearest ones of each
@@ -209,9 +209,8 @@ def write_mistakes(
         '<p>Names of classes: <span class="wrong">red</span> is the class that the photo is taken '
         'for, <span class="right">green</span> is its own class.</p>'
     )
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = page.replace("{{TITLE}}", _text(title)).replace("{{INTRO}}", intro)
-    write_text(path, page.replace("{{MISTAKES}}", "\n".join(map(row, mistakes))))
+    rows = "\n".join(map(row, mistakes))
+    write_text(path, filled("mistakes.html", title, INTRO=intro, MISTAKES=rows))
 
 
 def _text(text: str) -> str:
