@@ -165,6 +165,7 @@ class FewShotDataset(Dataset):
         self.synthetic_examples: Mapping[int, Sequence[tuple]] | None = None
         self.unreadable: list[str] = []
         self.doubtful: list[str] = []  # photos of the trial with doubtful brightness, and why
+        self.uncut: set[int] = set()  # photos that an empty mask leaves whole
         self.bits = bits
         if bits is not None and not 1 <= bits <= 32:
             raise UserError(f"bits: got {bits}, expected the number of bits of values, 1 to 32")
@@ -197,7 +198,10 @@ class FewShotDataset(Dataset):
             masks = masks_of(mask_dir, [record.source for record in self.records], split)
             self.records = [replace(r, mask=masks.get(r.source, r.mask)) for r in self.records]
         if crop_to_object and all(record.mask is None for record in self.records):
-            raise UserError(f"crop_to_object: no photo of split {split!r} has a mask")
+            raise UserError(
+                f"crop_to_object: no photo of split {split!r} has a mask; make masks by "
+                "semantic-aug masks, or name their folder by --mask_dir"
+            )
 
     # --- what a subclass implements, and helpers for it --------------------------------------
 
@@ -351,7 +355,10 @@ class FewShotDataset(Dataset):
         """Photo `idx`, upright, RGB, cropped with `crop_to_object`."""
         image = read_image(self.records[idx].path, self.bits)
         if self.crop_to_object:
-            image = image.crop(object_box(self._whole_mask(idx, image.size)))
+            mask = self._whole_mask(idx, image.size)
+            if not mask.any():
+                self.uncut.add(idx)
+            image = image.crop(object_box(mask))
         return image
 
     def get_label_by_idx(self, idx: int) -> int:

@@ -10,7 +10,6 @@ CACHE_DIR/autoencoder/checkpoint.pt and leaves CACHE_DIR/autoencoder/vae for the
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -222,10 +221,8 @@ def main(argv=None):
         "psnr": round(psnr, 2),
         "scaling_factor": vae.config.scaling_factor,
         "parameters": sum(p.numel() for p in vae.parameters()),
-        **training.final_line(folder),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result), flush=True)
+    training.write_result(folder, result)
     vae.to(memory_format=torch.contiguous_format)
     if args.decoder:
         training.write_folder(source, vae.half().save_pretrained)

@@ -102,29 +102,15 @@ def main(argv=None):
         "steps": run.step,
         "held_out_accuracy": round(right / len(held_ids), 4),
         "renders": len(images),
-        **training.final_line(run.folder),
     }
-    print(json.dumps(result), flush=True)
-    (run.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-
+    training.write_result(run.folder, result)
     training.write_folder(args.out, lambda part: save(part, model, names))
 
 
 def save(out, model, names):
     model.half().save_pretrained(out)
-    processor = {
-        "image_processor_type": "ConvNextImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": 64},
-        "crop_pct": 1.0,
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
+    size = {"shortest_edge": 64}
+    training.write_processor(out, "ConvNextImageProcessor", size=size, resample=3, crop_pct=1.0)
     AutoImageProcessor.from_pretrained(out)  # fails here rather than at the user's
     (out / "classes.json").write_text(json.dumps({"backbone": parts.seen(names)}, indent=1) + "\n")
 

@@ -142,10 +142,8 @@ def main(argv=None):
     result = {
         "parameters": sum(p.numel() for p in controlnet.parameters()),
         "renders": len(images),
-        **training.final_line(folder),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result), flush=True)
+    training.write_result(folder, result)
 
 
 if __name__ == "__main__":

@@ -323,10 +323,8 @@ def main(argv=None):
         "text_encoder_parameters": sum(p.numel() for p in text_encoder.parameters()),
         "vocabulary": len(tokenizer),
         "renders": len(images),
-        **training.final_line(folder),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result), flush=True)
+    training.write_result(folder, result)
 
 
 if __name__ == "__main__":

@@ -124,28 +124,17 @@ def main(argv=None):
         "held_out_iou": round(sum(overlaps) / len(overlaps), 4),
         "renders": len(images),
         "parameters": sum(each.numel() for each in model.parameters()),
-        **training.final_line(run.folder),
     }
-    print(json.dumps(result), flush=True)
-    (run.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    training.write_result(run.folder, result)
     training.write_folder(args.out, lambda part: save(part, model, names))
 
 
 def save(out, model, names):
     model.half().save_pretrained(out)
-    processor = {
-        "image_processor_type": "SegformerImageProcessor",
-        "do_resize": True,
-        "size": {"height": 64, "width": 64},
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "do_reduce_labels": False,
-    }
-    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
+    size = {"height": 64, "width": 64}
+    training.write_processor(
+        out, "SegformerImageProcessor", size=size, resample=2, do_reduce_labels=False
+    )
     AutoImageProcessor.from_pretrained(out, backend="pil")  # fails here rather than at the user's
     AutoModelForSemanticSegmentation.from_pretrained(out)
     (out / "classes.json").write_text(json.dumps({"generator": parts.seen(names)}, indent=1) + "\n")

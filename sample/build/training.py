@@ -250,6 +250,28 @@ class Run:
             module.eval()
 
 
+def write_processor(out, kind, **own):
+    """preprocessor_config.json of images in [-1, 1], as `to_tensor` makes them; `own` says more."""
+    processor = {
+        "image_processor_type": kind,
+        "do_resize": True,
+        **own,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
+
+
+def write_result(folder, result):
+    """Print a run's result with the last line of its log, and keep both in result.json."""
+    result = {**result, **final_line(folder)}
+    print(json.dumps(result), flush=True)
+    (Path(folder) / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
 def final_line(folder):
     """The last line of a run's log, as a dictionary (empty if there is none)."""
     path = Path(folder) / "log.jsonl"

@@ -32,6 +32,13 @@ def details_of(augs: Sequence[GenerativeAugmentation]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for aug in augs for key in aug.details))
 
 
+def parts_of(aug: GenerativeAugmentation) -> list[GenerativeAugmentation]:
+    """The augmentations that a composition is made of, at whatever depth; or `aug` alone."""
+    if not isinstance(aug, ComposeParallel | ComposeSequential):
+        return [aug]
+    return [part for each in aug.augs for part in parts_of(each)]
+
+
 def _listed(probs: Sequence[float]) -> str:
     return " ".join(f"{p:g}" for p in probs)
 

@@ -9,7 +9,7 @@ the model without this package.
 
 import semantic_aug
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.settings import add_flags, build, fields_of
+from semantic_aug.settings import add_flags, build
 from semantic_aug.settings.using import Exporting
 
 PROG = "export"
@@ -27,8 +27,8 @@ def parse_args(argv=None):
 @command
 def main(argv=None) -> None:
     found = vars(parse_args(argv))
-    settings = build(Exporting, {name: found[name] for name in fields_of(Exporting)})
-    semantic_aug.export(found["classifier"], settings, folder=found["folder"])
+    classifier, folder = found.pop("classifier"), found.pop("folder")
+    semantic_aug.export(classifier, build(Exporting, found), folder=folder)
 
 
 if __name__ == "__main__":

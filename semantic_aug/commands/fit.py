@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import semantic_aug
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.settings import add_flags, build, fields_of
+from semantic_aug.settings import add_flags, build
 from semantic_aug.settings.fitting import Fitting
 
 PROG = "fit"
@@ -27,8 +27,7 @@ def parse_args(argv=None):
 @command
 def main(argv=None) -> None:
     found = vars(parse_args(argv))
-    settings = build(Fitting, {name: found[name] for name in fields_of(Fitting)})
-    result = semantic_aug.fit(found["photos"], settings)
+    result = semantic_aug.fit(found.pop("photos"), build(Fitting, found))
     for line in lines_of(result):
         print(line)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import semantic_aug
 from semantic_aug import counted
 from semantic_aug.cli.command import Parser, command
-from semantic_aug.settings import add_flags, build, fields_of
+from semantic_aug.settings import add_flags, build
 from semantic_aug.settings.using import Predicting
 
 PROG = "predict"
@@ -32,15 +32,14 @@ def parse_args(argv=None):
 @command
 def main(argv=None) -> None:
     found = vars(parse_args(argv))
-    settings = build(Predicting, {name: found[name] for name in fields_of(Predicting)})
     # Imported late: --help needs no torch.
     from semantic_aug.evaluation.classifiers import is_classifier
 
-    classifier, *words = found["words"]
+    classifier, *words = found.pop("words")
     classifiers = [classifier]
     while words and is_classifier(Path(words[0])):
         classifiers.append(words.pop(0))
-    table = semantic_aug.predict(classifiers, settings, photos=words)
+    table = semantic_aug.predict(classifiers, build(Predicting, found), photos=words)
     for line in lines_of(table):
         print(line)
     if "evaluation" in table.attrs:

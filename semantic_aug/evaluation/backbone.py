@@ -174,6 +174,7 @@ def load_backbone(
     finetune: str = FROZEN,
     from_scratch: bool = False,
     precision: str | None = None,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> Backbone:
     """Any image model that `transformers.AutoModel` loads.
 
@@ -184,13 +185,18 @@ def load_backbone(
         finetune: `none`, `all`, or `last:N`, its last N blocks and what follows them.
         from_scratch: only its configuration is read; the weights are random, always the same.
         precision: of a frozen backbone, one of `BACKBONE_PRECISIONS`; default `default_precision`.
+        normalisation: mean and standard deviation of the three channels, of values in [0, 1];
+            default those of its preprocessor configuration.
 
     Raises:
         UserError: no such model, no network and no copy of it, no weights, or no image model; its
             preprocessor configuration is damaged; or it has fewer than N blocks.
     """
     name = SHORT_NAMES.get(name, name)
-    mean, std, own_size = read_preprocessing(name)  # first, since it may be damaged
+    if normalisation and image_size:
+        mean, std, own_size = *normalisation, None
+    else:
+        mean, std, own_size = read_preprocessing(name)  # first, since it may be damaged
     model, identity = _new_model(name) if from_scratch else _load_model(name)
     if image_size is None:
         image_size = own_size or _pair(getattr(model.config, "image_size", None) or DEFAULT_SIZE)

@@ -1,5 +1,6 @@
 """Confidence that is as high as the share that is right: one temperature, fitted on val photos."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from semantic_aug.experiment.names import Trial
 
 COLDEST, HOTTEST = 0.01, 100.0  # where the search for a temperature ends
 HALVINGS = 40  # of this interval, on a logarithmic scale
+
+log = logging.getLogger(__name__)
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -55,6 +58,26 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return float(f"{(low * high) ** 0.5:.6g}")
 
 
+def at_end(temperature: float) -> bool:
+    """Whether the search for a temperature has ended without one that has the least loss."""
+    return temperature in (COLDEST, HOTTEST)
+
+
+def say_at_end(name: str, temperature: float) -> None:
+    """Say so where a temperature calibrates nothing, and what that means."""
+    if at_end(temperature):
+        why = (
+            "its answers on photos that are held out are no better than chance"
+            if temperature == HOTTEST
+            else "its scores of the classes hardly differ"
+        )
+        log.warning(
+            "%s: probabilities are not calibrated: the search for a temperature ended at its "
+            "limit, %g, since %s",
+            name, temperature, why,
+        )  # fmt: skip
+
+
 def calibrated_error(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> float:
     """The ECE of softmax(logits / T); see `calibration_error`."""
     confidence, predicted = (logits.cpu().double() / temperature).softmax(dim=1).max(dim=1)
@@ -67,12 +90,22 @@ def calibration_file(folder: Path, trial: Trial) -> Path:
 
 
 def write_calibration(
-    folder: Path, trial: Trial, temperature: float, errors: Mapping[str, tuple[float, float]]
+    folder: Path,
+    trial: Trial,
+    temperature: float,
+    errors: Mapping[str, tuple[float, float]],
+    fitted: bool,
 ) -> None:
-    """The temperature, and by split the ECE without and with it."""
+    """The temperature, by split the ECE without and with it, and whether it calibrates.
+
+    Args:
+        fitted: whether there were val photos to fit it on.
+    """
+    calibrated = "yes" if fitted and not at_end(temperature) else "no"
     rows = [
-        (trial.seed, trial.examples_per_class, split, temperature, *both)
+        (trial.seed, trial.examples_per_class, split, temperature, *both, calibrated)
         for split, both in errors.items()
     ]
     names = ["seed", "examples_per_class", "split", "temperature", "ece", "ece_calibrated"]
+    names += ["calibrated"]
     write_table(calibration_file(folder, trial), pd.DataFrame(rows, columns=names))

@@ -7,6 +7,7 @@ made ready for it. The backbone's other weights are read from where they come fr
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from semantic_aug.evaluation.training import Head
 from semantic_aug.experiment.digests import sha256_file
 from semantic_aug.experiment.files import atomic_folder, remove_folder
 from semantic_aug.experiment.names import CONFIG_FILE, Trial
-from semantic_aug.images.masks import binary_mask, object_box
+from semantic_aug.images.masks import binary_mask, object_box, say_empty
 from semantic_aug.images.reading import opened_image, read_image
 from semantic_aug.settings.classification import FLOAT32
 
@@ -65,11 +66,14 @@ class Classifier:
             UserError: masks are missing, or do not fit.
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
-        masks = self._checked(masks, len(images))
+        given = self._checked(masks, len(images))
+        empty = [f"number {n}" for n, each in enumerate(given)
+                 if each is not None and not binary_mask(each).any()]  # fmt: skip
+        say_empty(empty, len(images))
         found = [torch.empty(0, len(self.class_names))]
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
-            ready = map(self._ready, images[chunk], masks[chunk])
+            ready = map(self._ready, images[chunk], given[chunk])
             found.append(self.probabilities(self.backbone.features(torch.stack([*ready]))))
         return torch.cat(found)
 
@@ -147,7 +151,8 @@ def write_classifier(path: Path, backbone: Backbone, head: Head, facts: Mapping[
     weights |= {f"{_BACKBONE}{key}": each for key, each in backbone.changed().items()}
     with atomic_folder(path) as folder:
         save_file(weights, folder / WEIGHTS_FILE)
-        text = json.dumps({"kind": KIND} | dict(facts), indent=2, ensure_ascii=False)
+        content = {"kind": KIND} | dict(facts) | places_of_backbone(path, facts["backbone"])
+        text = json.dumps(content, indent=2, ensure_ascii=False)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -204,7 +209,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 _KEYS = {
     "backbone", "backbone_identity", "from_scratch", "precision", "device", "image_size",
-    "class_names", "trained_classes", "crop_to_object", "bits", "temperature", "scores", "photos",
+    "image_mean", "image_std", "class_names", "trained_classes", "crop_to_object", "bits",
+    "temperature", "scores", "photos",
 }  # fmt: skip
 
 
@@ -255,7 +261,7 @@ def read_classifier(
     from safetensors.torch import load_file
 
     facts = read_facts(path)
-    name = backbone or facts["backbone"]
+    name = backbone or place_of_backbone(path, facts)
     precision = facts["precision"] if device.type == facts["device"] else FLOAT32
     try:
         weights = load_file(path / WEIGHTS_FILE)
@@ -272,13 +278,20 @@ def read_classifier(
             f"{path / WEIGHTS_FILE} cannot be read ({first_line(error)}): train it again, with "
             "--overwrite"
         ) from error
-    size = tuple(facts["image_size"])
+    options = {
+        "image_size": tuple(facts["image_size"]),
+        "from_scratch": facts["from_scratch"],
+        "precision": precision,
+        # As they were: they are no part of the backbone's identity.
+        "normalisation": (tuple(facts["image_mean"]), tuple(facts["image_std"])),
+    }
     load = load_backbone if weights else load  # what is changed is nobody else's
     try:
-        model = load(name, device, size, from_scratch=facts["from_scratch"], precision=precision)
+        model = load(name, device, **options)
     except UserError as error:
         raise UserError(
-            f"{path}: {error}; the backbone of this classifier was {facts['backbone']}, and "
+            f"{path}: {error}; the backbone of this classifier was "
+            f"{facts.get('backbone_places', [facts['backbone']])[0]}, and "
             "--classifier_backbone says where it is now"
         ) from error
     if model.identity != facts["backbone_identity"]:
@@ -291,17 +304,26 @@ def read_classifier(
         _load_changed(path, model, weights)
         changed = f"{model.identity} with {sha256_file(path / WEIGHTS_FILE)[:16]}"
         model = replace(model, identity=changed)
-    model = replace(model, **_normalisation(facts, device))
     head = Head(linear.to(device), torch.tensor(trained, device=device))
     return Classifier(model, head, facts["temperature"], facts)
 
 
-def _normalisation(facts: Mapping, device: torch.device) -> dict[str, torch.Tensor]:
-    """Mean and deviation as they were: no part of the backbone's identity."""
-    return {
-        key: torch.tensor(facts[f"image_{key}"], device=device).reshape(-1, 1, 1)
-        for key in ("mean", "std")
-    }
+def places_of_backbone(path: Path, name: str) -> dict[str, list[str]]:
+    """For config.json of the classifier in `path`: where its backbone lies, if that is a folder.
+
+    Both on this machine and as seen from the classifier: so it is found from any working folder,
+    where the classifier is copied alone, and where both have moved together.
+    """
+    if not Path(name).is_dir():
+        return {}
+    there = os.path.realpath(name)
+    return {"backbone_places": [there, os.path.relpath(there, os.path.realpath(path))]}
+
+
+def place_of_backbone(path: Path, facts: Mapping) -> str:
+    """Where the backbone of the classifier in `path` is now, or what it was called."""
+    places = [path / each for each in facts.get("backbone_places", ())]
+    return next((str(place) for place in places if place.is_dir()), facts["backbone"])
 
 
 def _load_changed(path: Path, model: Backbone, weights: Mapping[str, torch.Tensor]) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from semantic_aug import counted
+from semantic_aug.evaluation.calibration import at_end
 from semantic_aug.evaluation.results import ENOUGH, TEST, VALIDATION, read_results, summarise
+from semantic_aug.settings.classification import BEST_VAL, FROZEN, SUPCON
 
 Z = 1.959963984540054  # of the normal distribution, for 95 %
 
@@ -27,94 +29,114 @@ def model_card(facts: Mapping, results: Path, kind: str, files: list[str]) -> st
         kind: the class of transformers.
         files: further files beside the model.
     """
-    training, names = facts["training"], facts["class_names"]
-    untrained = [name for name in names if name not in facts["trained_classes"]]
-    synthetic = facts["synthetic_images"]
-    shown = counted(len(facts["photos"]), "photo")
-    shown += f", up to {facts['examples_per_class']} of each class"
-    if synthetic:
-        sets = ", ".join(training["aug_name"])
-        shown += f", and {counted(synthetic, 'synthetic image')} made of them (set {sets})"
-    part = {"none": "frozen: the linear head alone was trained"}.get(
-        training["finetune"], f"trained with the head (--finetune {training['finetune']})"
-    )
-    height, width = facts["image_size"]
-    backbone = facts["backbone"]
-    if Path(backbone).is_absolute():  # a place on this machine tells others nothing
-        backbone = Path(backbone).name
-    lines = [
+    names, images = facts["class_names"], counted(len(facts["photos"]), "photo")
+    size = "x".join(map(str, reversed(facts["image_size"])))
+    return "\n".join([
         "---", "library_name: transformers", "pipeline_tag: image-classification",
         "tags:", "- image-classification", "- few-shot", "---", "",
-        f"# {counted(len(names), 'class')}: a few-shot image classifier", "",
-        f"A `{kind}` of transformers. Photos in, one of these classes out: {', '.join(names)}.", "",
+        f"# Image classifier for {counted(len(names), 'class')}", "",
+        f"This model says which of these classes a photo shows: {', '.join(names)}. It was trained "
+        f"on {images}. It is a `{kind}` of transformers.", "",
+        "## How to use it", "",
         "```python", "from transformers import pipeline", "",
-        'classify = pipeline("image-classification", model="THIS FOLDER")',
+        'classify = pipeline("image-classification", model="PATH OR NAME OF THIS MODEL")',
         'classify("photo.jpg")', "```", "",
-        "## What it was trained on", "",
-        f"- {shown}.",
-        f"- Backbone: {backbone} ({facts['backbone_identity']}), {part}.",
-        f"- {training['num_epochs']} epochs of {training['iterations_per_epoch']} batches of "
-        f"{training['batch_size']}, Adam, learning rate {training['learning_rate']:g}, random "
-        f"augmentation: {', '.join(training['augmentation'])}.",
-        f"- Method `{facts['method']}`, seed {facts['seed']}; epoch {facts['epoch']}, chosen as "
-        f"{training['select']}.",
-        *(f"- No training photo of {name}: never predicted." for name in untrained),
-        *(["- Photos were cropped to their objects, with a margin of 16 pixels around the mask: "
-           "crop yours in the same way."] if facts["crop_to_object"] else []),
-        "", "## How good it is", "",
+        f"The image processor resizes a photo to {size} pixels (width x height) by bicubic "
+        "interpolation and does not keep its proportions, as in training. Where torchvision is "
+        "installed, transformers resizes with it, and probabilities differ slightly. This gives "
+        'the pixels of training: `AutoImageProcessor.from_pretrained(model, backend="pil")`.',
+        *(f"\n`{file}` is the same network for ONNX. Its input `pixel_values` comes from the image "
+          "processor; its output `logits` needs a softmax." for file in files),
+        *(["\nThe training photos were cropped to their objects: to the square around the mask and "
+           "16 pixels around it. Crop your photos in the same way."]
+          if facts["crop_to_object"] else []),
+        "", "## Training", "", *_training(facts),
+        "", "## Evaluation", "", *_evaluation(facts), *_over_trials(facts, results),
+        *_calibration(facts),
+        "", "## Limitations", "", *_limitations(facts),
+    ]) + "\n"  # fmt: skip
+
+
+def _training(facts: Mapping) -> list[str]:
+    training = facts["training"]
+    lines = [
+        f"- Photos: {counted(len(facts['photos']), 'photo')}, up to {facts['examples_per_class']} "
+        "of each class."
+    ]
+    if synthetic := facts["synthetic_images"]:
+        sets = ", ".join(training["aug_name"])
+        lines.append(f"- Synthetic images: {synthetic}, generated from these photos (set {sets}).")
+    backbone = facts["backbone"]
+    if Path(backbone).is_absolute() or "backbone_places" in facts:
+        backbone = Path(backbone).name  # a place on this machine tells others nothing
+    start = "trained from random weights" if facts["from_scratch"] else "fine-tuned"
+    stage = "together with the head"
+    if training.get("objective") == SUPCON:
+        stage = "by supervised contrastive learning (Khosla et al. 2020), before the head"
+    how = f"{start} {stage} (--finetune {training['finetune']})"
+    if training["finetune"] == FROZEN:
+        how = "frozen; the linear head alone was trained"
+    lines.append(f"- Backbone: {backbone} ({facts['backbone_identity']}), {how}.")
+    chosen = "of the last epoch"
+    if training["select"] == BEST_VAL:
+        chosen = f"of epoch {facts['epoch'] + 1}, which had the best validation accuracy"
+    return [
+        *lines,
+        f"- Head: {counted(training['num_epochs'], 'epoch')} of "
+        f"{training['iterations_per_epoch']} batches of "
+        f"{counted(training['batch_size'], 'image')}, with Adam, learning rate "
+        f"{training['learning_rate']:g}, and random augmentation "
+        f"({', '.join(training['augmentation'])}). The weights are those {chosen}.",
+        f"- Name of the method: `{facts['method']}`; seed: {facts['seed']}.",
+    ]
+
+
+def _evaluation(facts: Mapping) -> list[str]:
+    lines = [_line(split, scores) for split, scores in facts["scores"].items()]
+    if expected := facts.get("expected"):
+        lines.append(
+            f"- Expected on new photos like the training photos: mean accuracy over classes "
+            f"{expected['accuracy']:.1%} (95% confidence interval {expected['low']:.1%} to "
+            f"{expected['high']:.1%}), estimated by cross-validation (BBC-CV, Tsamardinos et al. "
+            "2018)."
+        )
+    return lines or ["- Not evaluated: there were no validation photos and no test photos."]
+
+
+def _calibration(facts: Mapping) -> list[str]:
+    held_out = VALIDATION in facts["scores"]
+    if not held_out and not facts.get("expected"):
+        return ["- The probabilities are not calibrated: there were no validation photos."]
+    if at_end(facts["temperature"]):
+        return ["- The probabilities are not calibrated: no temperature fits the photos."]
+    photos = "validation photos" if held_out else "training photos, held out by cross-validation"
+    return [
+        f"- The probabilities are calibrated by temperature scaling (Guo et al. 2017) on the "
+        f"{photos}. The temperature, {facts['temperature']:g}, is part of the head's weights."
+    ]
+
+
+def _limitations(facts: Mapping) -> list[str]:
+    untrained = [name for name in facts["class_names"] if name not in facts["trained_classes"]]
+    photos = "test photos" if TEST in facts["scores"] else "training photos"
+    return [
+        *(f"- The class {name} had no training photo and is never predicted."
+          for name in untrained),
+        f"- It was not tested on photos that differ from the {photos} in camera, light or "
+        "background, nor on photos that show several objects.",
+        "- It always answers with one of its classes, also for an object of no class. A low "
+        "probability does not reliably mark such an object.",
     ]  # fmt: skip
-    lines += [_line(split, scores) for split, scores in facts["scores"].items()]
-    expected = facts.get("expected")
-    if expected:
-        lines.append(
-            f"- Expected on new photos like its own: {expected['accuracy']:.1%} right, mean over "
-            f"classes (95 % interval {expected['low']:.1%} to {expected['high']:.1%}), by photos "
-            "that were held out (BBC-CV: Tsamardinos et al. 2018)."
-        )
-    lines += (
-        []
-        if facts["scores"] or expected
-        else ["- Nobody knows: there were no val and no test photos."]
-    )
-    lines += _over_trials(facts, results)
-    if VALIDATION in facts["scores"]:
-        lines.append(
-            f"- Probabilities are calibrated: logits were divided by {facts['temperature']:g}, "
-            "fitted on the val split (Guo et al. 2017); the head's weights have it in them."
-        )
-    elif expected:
-        lines.append(
-            f"- Probabilities are calibrated: logits were divided by {facts['temperature']:g}, "
-            "fitted on photos while they were held out; the head's weights have it in them."
-        )
-    else:
-        lines.append("- Probabilities are not calibrated: there were no val photos.")
-    photos = "the photos of the test split" if TEST in facts["scores"] else "its training photos"
-    lines += [
-        "", "## What it was not tested on", "",
-        f"Anything but {photos}: other cameras, light or places than theirs, objects of no class "
-        "(it always names one of its classes), and photos with several objects. A low probability "
-        "is no proof that an object is unknown.",
-        "", "## Images", "",
-        f"The image processor resizes photos to {width}x{height} pixels (width x height) without "
-        "keeping their proportions, bicubic, as in training. The one that works on PIL images "
-        "gives the pixels of training: "
-        '`AutoImageProcessor.from_pretrained(folder, backend="pil")`. The one of torchvision '
-        "resizes a little differently, and probabilities differ with it.",
-        *(f"\n`{file}`: the same network for ONNX; `pixel_values` as the image processor makes "
-          "them in, `logits` out." for file in files),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
 
 
 def _line(split: str, scores: Mapping) -> str:
     number = scores["photos"]
     low, high = wilson_interval(round(scores["top1"] * number), number)
     return (
-        f"- {split}: {scores['top1']:.1%} of {counted(number, 'photo')} right (95 % interval "
-        f"{low:.1%} to {high:.1%}); mean over classes {scores['accuracy']:.1%}; macro F1 "
-        f"{scores['macro_f1']:.1%}; calibration error {scores['ece_calibrated']:.3f}, "
-        f"{scores['ece']:.3f} without the temperature."
+        f"- {split}: {scores['top1']:.1%} of {counted(number, 'photo')} right (95% confidence "
+        f"interval {low:.1%} to {high:.1%}); mean accuracy over classes {scores['accuracy']:.1%}; "
+        f"macro F1 {scores['macro_f1']:.1%}; expected calibration error "
+        f"{scores['ece_calibrated']:.3f}, {scores['ece']:.3f} before temperature scaling."
     )
 
 
@@ -126,10 +148,10 @@ def _over_trials(facts: Mapping, results: Path) -> list[str]:
         if wanted and row["num_trials"] > 1:
             reached = ", ".join(f"{value:.1%}" for value in row["values"].values())
             if row["num_trials"] >= ENOUGH:
-                reached = f"{row['mean_accuracy']:.1%} (95 % interval of the mean "
+                reached = f"{row['mean_accuracy']:.1%} (95% confidence interval of the mean "
                 reached += f"{row['ci95_low']:.1%} to {row['ci95_high']:.1%})"
             lines.append(
-                f"- Over {row['num_trials']} trials with other training photos, {TEST}: mean over "
-                f"classes {reached}."
+                f"- {TEST}, in {row['num_trials']} trials that differ in their training photos: "
+                f"mean accuracy over classes {reached}."
             )
     return lines

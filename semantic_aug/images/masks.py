@@ -19,6 +19,7 @@ from semantic_aug.images.reading import (
 
 MADE_BY = ".made"  # in a folder of masks: the list of `semantic-aug masks` of its own masks
 CROP_MARGIN = 16  # pixels around the object, for crop_to_object
+NAMED = 5  # photos in a notice
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,16 @@ def masks_of(root: str | Path, sources: Sequence[str], split: str) -> dict[str, 
             raise UserError(message)
         log.warning("%s", message)
     return found
+
+
+def say_empty(sources: Sequence[str], number: int) -> None:
+    """Say in a line which of some photos that were to be cropped have empty masks."""
+    if sources:
+        named = ", ".join(sources[:NAMED]) + ", ..." * (len(sources) > NAMED)
+        log.warning(
+            "%d of %s with an empty mask (%s): the square in the middle is taken, as in training",
+            len(sources), counted(number, "photo"), named,
+        )  # fmt: skip
 
 
 def object_box(mask: np.ndarray) -> tuple[int, int, int, int]:

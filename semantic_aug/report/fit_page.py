@@ -1,11 +1,10 @@
 """The page of `semantic-aug fit`: the choice and its reasons, in a file that needs no network."""
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from semantic_aug.experiment.files import write_text
-from semantic_aug.report.page import data_uri, script_json, to_webp
+from semantic_aug.report.page import data_uri, filled, script_json, to_webp
 
 SHOWN = 160  # longer side of a photo in pixels
 
@@ -20,6 +19,5 @@ def write_fit_page(path: Path, title: str, content: Mapping, wrong: Sequence[Map
     small = [
         dict(row) | {"image": data_uri(to_webp(row["image"], SHOWN))} for row in wrong
     ]  # fmt: skip
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = template.replace("{{TITLE}}", html.escape(title))
-    write_text(path, page.replace("{{DATA}}", script_json(dict(content) | {"wrong": small})))
+    data = script_json(dict(content) | {"wrong": small})
+    write_text(path, filled("fit_page.html", title, DATA=data))

@@ -1,7 +1,6 @@
 """Masks for inspection: their outlines on photos, a sheet for each class and a page."""
 
 import dataclasses
-import html
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.images.framing import mask_within, photo_within
 from semantic_aug.images.masks import read_mask
 from semantic_aug.images.sheet import contact_sheet
-from semantic_aug.report.page import data_uri, script_json, to_webp
+from semantic_aug.report.page import data_uri, filled, script_json, to_webp
 from semantic_aug.settings.reporting import EMBED
 
 CELL, ACROSS, ROWS = 160, 6, 40  # pixels of a picture, pictures in a row, rows of a sheet at most
@@ -113,6 +112,5 @@ def write_page(path: Path, shown: Sequence[Shown], read: Read, embed: int = EMBE
                 "image": address,
             }
         )
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = template.replace("{{TITLE}}", html.escape(f"Masks of {path.parent}"))
-    write_text(path, page.replace("{{DATA}}", script_json(entries)))
+    page = filled("masks.html", f"Masks of {path.parent}", DATA=script_json(entries))
+    write_text(path, page)

@@ -5,7 +5,6 @@ photos and variants have taught the classifier its answer.
 """
 
 import html
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,7 @@ from semantic_aug.evaluation.pictures import Images
 from semantic_aug.experiment.files import write_text
 from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.images.reading import read_image
-from semantic_aug.report.page import PHOTO, VARIANT, data_uri, to_webp
-
-log = logging.getLogger(__name__)
+from semantic_aug.report.page import PHOTO, VARIANT, data_uri, filled, to_webp
 
 MOST = 24  # mistakes on a page
 PHOTOS, VARIANTS = 4, 8  # number of nearest photos and variants
@@ -144,8 +141,8 @@ def write_mistakes(
     """Write the page of mistakes, with all pictures in it.
 
     Args:
-        folders, variants: see `write_page`; photos and sets that the classifier was not trained on
-            are not shown.
+        folders, variants: see `write_page`; at least of the sets that the classifier was trained on.
+            Of other sets and photos nothing is shown.
 
     Raises:
         UserError: as `find_mistakes`.
@@ -153,11 +150,8 @@ def write_mistakes(
     known, training = classifier.facts["photos"], classifier.facts["training"]
     indices = [idx for idx in indices if train.sources()[idx] in known]
     sets, most = training["aug_name"] or [], training["num_synthetic"] or math.inf
-    if absent := [name for name in sets if name not in folders]:
-        log.warning("--mistakes: images of %s were trained on: name them by --aug_name",
-                    ", ".join(absent))  # fmt: skip
     made = [(name, folders[name] / record["file_name"], record["class_name"])
-            for name in folders if name in sets for idx in indices
+            for name in sets for idx in indices
             for record in variants[name][idx] if record["repeat"] < most]  # fmt: skip
     mistakes, number, total = find_mistakes(
         classifier, validation, train, indices, [file for _, file, _ in made], cache
@@ -192,8 +186,8 @@ def write_mistakes(
         shown = data_uri(to_webp(validation.get_image_by_idx(each.index), PHOTO))
         return (
             f'<section class="mistake"><figure><img src="{shown}" alt="">'
-            f'<h2><span class="wrong">{_text(names[each.answer])}</span> '
-            f"{each.probability:.0%}</h2>"
+            f'<h2>Taken for <span class="wrong">{_text(names[each.answer])}</span> '
+            f"({each.probability:.0%})</h2>"
             f'<p>It is <span class="right">{_text(true)}</span> ({each.true_probability:.0%})</p>'
             f'<p class="soft">{_text(sources[each.index])}</p></figure><div class="near">'
             f'<div><h3>Nearest training photos</h3><div class="grid">{photos}</div></div>'
@@ -205,19 +199,18 @@ def write_mistakes(
             + "</div></section>"
         )
 
-    which = "All" if number <= MOST else f"The {MOST} most confident"
+    which = "All are shown" if number <= MOST else f"The {MOST} surest of these answers are shown"
     intro = (
-        f"<p>{number} of {counted(total, 'val photo')} {'is' if number == 1 else 'are'} wrong. "
-        f"{which} of them are shown, most confident first. Photos of test are not shown, because "
-        "nothing may be chosen on them. Beside each mistake are the training photos and variants "
-        "whose features, as the classifier sees them, are nearest, with the cosine of the features "
-        "(1: equal).</p>"
-        '<p><span class="wrong">Red</span>: of the class of the answer. '
-        '<span class="right">Green</span>: of the true class.</p>'
+        f"<p>{number} of {counted(total, 'val photo')} {'is' if number == 1 else 'are'} taken for "
+        f"another class. {which}, surest first. Beside each photo are the training photos and "
+        "variants that are nearest to it by the features that the classifier sees. The number is "
+        "the cosine of the angle between the features (1: equal). Test photos are not shown, since "
+        "nothing is chosen on them.</p>"
+        '<p>Names of classes: <span class="wrong">red</span> is the class that the photo is taken '
+        'for, <span class="right">green</span> is its own class.</p>'
     )
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = page.replace("{{TITLE}}", _text(title)).replace("{{INTRO}}", intro)
-    write_text(path, page.replace("{{MISTAKES}}", "\n".join(map(row, mistakes))))
+    rows = "\n".join(map(row, mistakes))
+    write_text(path, filled("mistakes.html", title, INTRO=intro, MISTAKES=rows))
 
 
 def _text(text: str) -> str:

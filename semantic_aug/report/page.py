@@ -78,9 +78,7 @@ def write_page(
     data["near_duplicate"] = near_duplicate
     for each in data["sets"]:
         each["seconds"] = _number((seconds or {}).get(each["name"]))
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = template.replace("{{TITLE}}", html.escape(title))
-    write_text(path, page.replace("{{DATA}}", script_json(data)))
+    write_text(path, filled("page.html", title, DATA=script_json(data)))
     flagged = sum(v["change"] < near_duplicate for v in data["variants"])
     if flagged:
         log.warning(
@@ -215,6 +213,19 @@ def whole_layout(scale, angle, shift, mirror, colour) -> list[int]:
         360 * hue, 100 * saturation, 100 * brightness,
     )  # fmt: skip
     return [round(number) for number in numbers]
+
+
+def filled(name: str, title: str, **parts: str) -> str:
+    """A page of this room: the head that pages share, a title, and parts in place of their names.
+
+    Args:
+        parts: HTML, by the name that stands in the file as `{{NAME}}`.
+    """
+    head, page = (Path(__file__).with_name(each).read_text("utf-8") for each in ("head.html", name))
+    page = page.replace("{{HEAD}}", head.rstrip()).replace("{{TITLE}}", html.escape(title))
+    for part, text in parts.items():
+        page = page.replace("{{" + part + "}}", text)
+    return page
 
 
 def script_json(data) -> str:

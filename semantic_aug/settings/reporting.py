@@ -26,8 +26,8 @@ class Shown:
     mistakes: str | None = setting(
         None,
         "results whose mistakes get a page; it shows the val photos that the trial's "
-        "classifier gets most confidently wrong, with the nearest training photos and "
-        "variants",
+        "classifier gets most confidently wrong, with the nearest photos and images that it was "
+        "trained on",
         metavar="METHOD",
     )
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from semantic_aug import UserError, counted
+from semantic_aug.augmentations import augmentation_name
+from semantic_aug.augmentations.compose import parts_of
 from semantic_aug.augmentations.sdedit import fill_prompt, words_of
 from semantic_aug.images.framing import grow, mask_within, size_within
 from semantic_aug.images.reading import read_size
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.generation import Generation
 from semantic_aug.stages.common import masks_command
-from semantic_aug.stages.edits import classes_of
+from semantic_aug.stages.edits import classes_of, edits_of
 from semantic_aug.synthesis.jobs import without_object
 from semantic_aug.words.embeddings import (
     check_widths,
@@ -44,11 +46,10 @@ def check_objects(
     without = without_object(dataset, every, settings.save_size)
     if chosen and without.keys() >= set(chosen):
         idx, reason = chosen[0], without[chosen[0]]
-        aug = next(e["aug"] for e, each in zip(edits, classes) if each in needing)
         raise UserError(
-            f"--aug {aug} needs masks that show the objects, and none of "
-            f"{counted(len(chosen), 'photo')} has a mask of use ({sources[idx]}: {reason}); name "
-            f"their folder by --mask_dir, or make masks by: {masks_command(run)}"
+            f"--aug {augmentation_name(needing[0][0])} needs masks that show the objects, and none "
+            f"of {counted(len(chosen), 'photo')} has a mask of use ({sources[idx]}: {reason}); "
+            f"name their folder by --mask_dir, or make masks by: {masks_command(run)}"
         )
     for number, (each, taken) in enumerate(needing):
         if (each, taken) in needing[:number]:
@@ -100,9 +101,14 @@ def check_photos(dataset, indices, embed_path: Path | None, info) -> None:
             )
 
 
-def check_masks(run: Run, dataset, indices, edits: list[dict], settings: Generation) -> None:
+def check_masks(
+    run: Run, dataset, indices, edits: list[dict], settings: Generation, objects=None
+) -> None:
     """Raise UserError where a photo lacks a mask; say where a mask leaves nothing to be edited."""
     inverted = {bool(edit["inverted"]) for edit in edits if edit["mask"]}
+    for aug in (objects or {}).values():
+        of_parts = (edit for part in parts_of(aug) for edit in edits_of(part))
+        inverted |= {bool(edit.inverted) for edit in of_parts if edit.mask}
     if not inverted:
         return
     sources, vanished = dataset.sources(), []

@@ -9,7 +9,7 @@ from typing import Any
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.augmentations import AUGMENTATIONS, augmentation_class, augmentation_name
-from semantic_aug.augmentations.compose import check_probs
+from semantic_aug.augmentations.compose import check_probs, parts_of
 from semantic_aug.augmentations.paste import images_in
 from semantic_aug.augmentations.places import read_places
 from semantic_aug.augmentations.sdedit import (
@@ -175,10 +175,16 @@ def options_taken(
 def classes_of(
     settings: Generation, edits: list[dict], objects: Mapping[int, GenerativeAugmentation] | None
 ) -> list[tuple[type[GenerativeAugmentation], dict]]:
-    """The class of each edit, and the settings that it takes."""
-    made = [augmentation_class(edit["aug"]) for edit in edits]
-    given = [objects_of(number, objects, settings) for number in range(len(edits))]
-    return [(cls, options_taken(settings, cls, aug)) for cls, aug in zip(made, given)]
+    """The class of each edit, and the settings that it takes; of a composition, of its parts."""
+    found = []
+    for number, edit in enumerate(edits):
+        if (given := objects_of(number, objects, settings)) is not None:
+            parts = parts_of(given)
+            found += [(type(aug), options_taken(settings, type(aug), aug)) for aug in parts]
+        else:
+            made = augmentation_class(edit["aug"])
+            found.append((made, options_taken(settings, made)))
+    return found
 
 
 def check_taken(
@@ -236,17 +242,22 @@ def facts_of_places(
             other classes than an image's own count too.
     """
     facts: dict[str, Any] = {}
+    lists, folders = [], []
     for each, taken in classes_of(settings, edits, objects):
         backgrounds = taken.get("backgrounds")
         if "places" in taken and (each.needs_model or backgrounds == GENERATED):
-            lines = read_places(taken["places"])
-            facts["place_lines"] = f"{stable_hash('places', *lines):016x}"
+            lists.append(taken["places"])
         if backgrounds == PHOTOS or (backgrounds, taken.get("places_from")) == (GENERATED, PHOTOS):
             digests = dataset.mask_digests(range(len(dataset)))
             facts["place_masks"] = Newer(f"{stable_hash('place masks', *digests):016x}")
         elif backgrounds not in (None, GENERATED):
-            digests = file_digests(images_in(backgrounds))
-            facts["backgrounds"] = f"{stable_hash('backgrounds', *digests):016x}"
+            folders.append(backgrounds)
+    if lists:
+        lines = [line for each in dict.fromkeys(lists) for line in read_places(each)]
+        facts["place_lines"] = f"{stable_hash('places', *lines):016x}"
+    if folders:
+        files = [file for each in dict.fromkeys(folders) for file in images_in(each)]
+        facts["backgrounds"] = f"{stable_hash('backgrounds', *file_digests(files)):016x}"
     return facts
 
 
@@ -263,7 +274,10 @@ def objects_of(
     return (objects or {}).get(number % len(settings.aug or (None,)))
 
 
-def uses_masks(run: Run, edits: list[dict]) -> bool:
+def uses_masks(
+    run: Run, edits: list[dict], objects: Mapping[int, GenerativeAugmentation] | None = None
+) -> bool:
     """Whether an image would be another one if its photo had another mask."""
     by_edit = (edit["mask"] or augmentation_class(edit["aug"]).needs_mask for edit in edits)
-    return run.crop_to_object or any(by_edit)
+    by_object = (aug.needs_mask for aug in (objects or {}).values())
+    return run.crop_to_object or any(by_edit) or any(by_object)

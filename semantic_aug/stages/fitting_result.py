@@ -14,7 +14,7 @@ import torch
 
 from semantic_aug import counted
 from semantic_aug.evaluation.backbone import Backbone
-from semantic_aug.evaluation.calibration import fit_temperature
+from semantic_aug.evaluation.calibration import fit_temperature, say_at_end
 from semantic_aug.evaluation.choosing import Gain, Judged, Promise, choose, gain, promise, scores_of
 from semantic_aug.evaluation.classifiers import write_classifier
 from semantic_aug.evaluation.fold_heads import train_heads
@@ -152,7 +152,9 @@ def temperature_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Fitted on photos when they were held out, in the folds that know as many classes as any."""
     known = logits.isfinite()
     whole = (known == known.any(dim=0)).all(dim=1)
-    return fit_temperature(logits[whole], labels[whole]) if whole.any() else 1.0
+    found = fit_temperature(logits[whole], labels[whole]) if whole.any() else 1.0
+    say_at_end("the classifier", found)
+    return found
 
 
 def expected_of(promised: Promise) -> dict:

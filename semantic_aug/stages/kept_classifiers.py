@@ -13,6 +13,7 @@ from semantic_aug.evaluation.backbone import Backbone
 from semantic_aug.evaluation.calibration import (
     calibrated_error,
     fit_temperature,
+    say_at_end,
     write_calibration,
 )
 from semantic_aug.evaluation.classifiers import (
@@ -70,7 +71,8 @@ def keep_classifier(
         split: (scores[split].calibration_error, calibrated_error(*each, temperature))
         for split, each in logits.items()
     }
-    write_calibration(folder, trial, temperature, calibrated)
+    write_calibration(folder, trial, temperature, calibrated, fitted)
+    say_at_end(trial.name, temperature)
     path = classifier_folder(folder, trial)
     if which_stay(settings) == NOT_KEPT:
         remove_folder(path)  # that of an earlier run

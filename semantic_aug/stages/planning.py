@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from semantic_aug import UserError, counted
-from semantic_aug.augmentations import augmentation_class
 from semantic_aug.augmentations.compose import check_probs
 from semantic_aug.diffusion.inspecting import ModelInfo, check_resolution
 from semantic_aug.diffusion.loading import pick_device
@@ -36,7 +35,7 @@ from semantic_aug.stages.editing import (
     precision_of,
     weights_of,
 )
-from semantic_aug.stages.edits import facts_of_places, uses_masks, uses_model
+from semantic_aug.stages.edits import classes_of, facts_of_places, uses_masks, uses_model
 from semantic_aug.synthesis.jobs import Job, make_jobs, share_of
 from semantic_aug.synthesis.records import check_settings, differing_keys, find_images
 from semantic_aug.words.class_names import say_classes
@@ -107,7 +106,7 @@ def plan_trials(
         UserError: whatever of it cannot be.
     """
     datasets, left_out = dict(datasets or {}), dict[Trial, dict[str, str] | None]()
-    if any(augmentation_class(edit["aug"]).needs_object for edit in edits):
+    if any(each.needs_object for each, _ in classes_of(settings, edits, objects)):
         for trial in embed_paths:  # before a model is fetched for photos that it cannot edit
             datasets[trial] = datasets.get(trial) or dataset_of(run, "train", trial)
             left_out[trial] = check_objects(run, settings, edits, datasets[trial], objects)
@@ -172,7 +171,7 @@ def plan_trial(
     sources = dataset.sources()
     edited = [idx for idx in indices if sources[idx] not in (left_out or ())]
     check_photos(dataset, edited, embed_path, info)
-    check_masks(run, dataset, edited, edits, settings)
+    check_masks(run, dataset, edited, edits, settings, objects)
     check_fields(settings.prompt, edits, dataset, edited)
     names = [dataset.class_names[dataset.get_label_by_idx(idx)] for idx in indices]
     unets = class_unets(settings, names)
@@ -188,7 +187,7 @@ def plan_trial(
     words = say_classes(dataset.class_names, common.get("name_style"))
     if words != styles[0]:
         log.info("%s: prompts name the classes as those of the images there do", folder)
-    masked = indices if uses_masks(run, edits) else []
+    masked = indices if uses_masks(run, edits, objects) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     precision = precision_of(settings, device) if info else "no"
     of_class = {name: details[name] | {"precision": precision} for name in dict.fromkeys(names)}

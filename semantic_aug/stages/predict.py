@@ -20,6 +20,7 @@ from semantic_aug.evaluation.pictures import Images
 from semantic_aug.evaluation.results import WHOLE_SPLIT, write_table
 from semantic_aug.experiment.files import write_text
 from semantic_aug.few_shot_dataset import FewShotDataset
+from semantic_aug.images.masks import say_empty
 from semantic_aug.settings.using import Predicting
 from semantic_aug.stages.common import in_words_of_python, stage
 from semantic_aug.stages.predicted_photos import labels_of, photos_in
@@ -65,7 +66,9 @@ def predict(classifier: str | Path | list | tuple, settings: Predicting, *, phot
     if not read.any():
         raise UserError(f"{counted(len(rows), 'photo')} given, and none of them can be read")
     if not read.all():
-        log.warning("%d of %d photos cannot be read", int((~read).sum()), len(rows))
+        which = "have no mask, or cannot be read" if dataset.crop_to_object else "cannot be read"
+        log.warning("%d of %d photos %s: left out", int((~read).sum()), len(rows), which)
+    say_empty([dataset.sources()[row] for row in sorted(dataset.uncut)], len(rows))
     rows = [row for row, good in zip(rows, read.tolist()) if good]
     table = table_of(probabilities, facts["class_names"], settings)
     sources = dataset.sources()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.evaluation.classifiers import is_classifier
 from semantic_aug.experiment.names import folder_names
@@ -14,6 +14,10 @@ from semantic_aug.few_shot_dataset import FewShotDataset, Record
 from semantic_aug.images.masks import names_of_masks
 from semantic_aug.images.reading import names_in, readable_suffixes
 
+_MAKING = (
+    "masks are made by: semantic-aug masks --dataset=folder --data_dir=PHOTOS --mask_dir=MASKS, "
+    "where PHOTOS is the folder above that of the photos"
+)
 _CLASS = "photo"  # of photos whose class nobody knows
 _masks_in = functools.cache(names_of_masks)
 
@@ -60,12 +64,12 @@ def photos_in(
     if facts["crop_to_object"] and not mask_dir:
         raise UserError(
             "--mask_dir is missing: this classifier was trained on photos that were cropped to "
-            "their objects, and needs a mask of each photo"
+            f"their objects, and needs a folder with a mask of each photo; {_MAKING}"
         )
     if mask_dir and not facts["crop_to_object"]:
         raise UserError("--mask_dir: this classifier takes whole photos; leave the flag out")
     if mask_dir and not Path(mask_dir).is_dir():
-        raise UserError(f"--mask_dir: {mask_dir} is no folder")
+        raise UserError(f"--mask_dir: {mask_dir} is no folder; {_MAKING}")
     if not words:
         raise UserError("no photo is given: name files, folders or globs behind the classifier")
     if labelled:
@@ -85,10 +89,18 @@ def photos_in(
         for path, place in files:
             mask = None
             if mask_dir:
-                beside, top = Path(mask_dir) / place, Path(mask_dir)
-                mask = _masks_in(beside)(path.name) or _masks_in(top)(path.name)
+                top = Path(mask_dir)
+                places = (top / place, top / path.absolute().parent.name, top)
+                mask = next(filter(None, (_masks_in(each)(path.name) for each in places)), None)
             record = Record(path, _CLASS, str(path), mask=mask)
             found.setdefault(record.source, record)
+    if mask_dir and all(record.mask is None for record in found.values()):
+        first = Path(next(iter(found.values())).path)
+        raise UserError(
+            f"--mask_dir: {mask_dir} has a mask of none of {counted(len(found), 'photo')}; of "
+            f"{first}, expected {Path(mask_dir, first.with_suffix('.png').name)}, or the same in a "
+            f"folder that is called as the photo's; {_MAKING}"
+        )
     return GivenPhotos(list(found.values()), **options)
 
 

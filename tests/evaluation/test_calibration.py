@@ -2,13 +2,20 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantic_aug.evaluation.calibration import calibrated_error, fit_temperature
+from semantic_aug.evaluation.calibration import (
+    calibrated_error,
+    fit_temperature,
+    say_at_end,
+    write_calibration,
+)
 from semantic_aug.evaluation.metrics import evaluation
+from semantic_aug.experiment.names import Trial
 
 
 def smoothed_loss(logits, labels, temperature):
@@ -54,6 +61,24 @@ def test_of_photos_that_are_all_right_confidence_is_what_so_many_can_show(number
     logits = 0.3 * torch.nn.functional.one_hot(labels, 3)
     confidence = (logits / fit_temperature(logits, labels)).softmax(dim=1).amax(dim=1)
     assert confidence.tolist() == pytest.approx([(number + 1) / (number + 2)] * number, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "right, spread, why",
+    [(False, 2.0, "no better than chance"), (True, 1e-4, "hardly differ"), (True, 0.3, None)],
+)
+def test_a_search_that_ends_at_its_limit_calibrates_nothing(tmp_path, caplog, right, spread, why):
+    labels = torch.arange(40) % 2
+    logits = spread * torch.nn.functional.one_hot(labels if right else 1 - labels, 2)
+    temperature = fit_temperature(logits, labels)
+    say_at_end("seed=0_ex=2", temperature)
+    write_calibration(tmp_path, Trial(0, 2), temperature, {"Test": (0.5, 0.5)}, fitted=True)
+    (row,) = pd.read_csv(tmp_path / "calibration_0_2.csv").to_dict(orient="records")
+    assert row["calibrated"] == ("no" if why else "yes")
+    assert len(caplog.messages) == bool(why)
+    if why:
+        assert caplog.messages[0].startswith("seed=0_ex=2: probabilities are not calibrated")
+        assert why in caplog.messages[0] and f" {temperature:g}, since" in caplog.messages[0]
 
 
 def test_a_class_that_was_not_trained_does_not_matter():

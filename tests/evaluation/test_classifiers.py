@@ -107,6 +107,7 @@ def test_what_stands_beside_the_head(run, photos, resnet):
     assert set(rows) == {"Validation", "Test"}
     for split, row in rows.items():
         assert float(row["temperature"]) == facts["temperature"] != 1
+        assert row["calibrated"] == ("no" if facts["temperature"] in (0.01, 100) else "yes")
         assert row["ece"] == digits(facts["scores"][split]["ece"])
         assert row["ece_calibrated"] == digits(facts["scores"][split]["ece_calibrated"])
 
@@ -156,7 +157,8 @@ def kept_of(folder: Path, scores: dict[int, float]) -> None:
     for seed, accuracy in scores.items():
         facts = dict.fromkeys(
             ("backbone", "backbone_identity", "from_scratch", "precision", "device", "image_size",
-             "class_names", "trained_classes", "crop_to_object", "bits", "temperature", "photos")
+             "image_mean", "image_std", "class_names", "trained_classes", "crop_to_object", "bits",
+             "temperature", "photos")
         )  # fmt: skip
         facts |= {"kind": "semantic-aug classifier", "temperature": 1, "image_size": [8, 8]}
         facts |= {"class_names": ["cat"], "trained_classes": ["cat"]}
@@ -274,8 +276,54 @@ def test_a_classifier_of_cropped_photos_takes_masks(cropped, photos):
         classifier(Image.open(single))
     with pytest.raises(UserError, match=r"^masks: got one of 48x39 pixels for a photo of 48x40"):
         classifier(Image.open(single), [mask[1:]])
-    with pytest.raises(UserError, match=r"^mask_dir is missing: this classifier was trained on"):
+
+
+def test_without_masks_it_is_said_how_to_have_them(cropped, photos, caplog):
+    making = "masks are made by: semantic-aug masks --dataset=folder --data_dir=PHOTOS"
+    with pytest.raises(UserError, match=f"^mask_dir is missing: this classifier was .*{making}"):
         predict(cropped, photos=photos / "test")
+    with pytest.raises(UserError, match=f"^mask_dir: gone is no folder; {making}"):
+        predict(cropped, photos=photos / "test", mask_dir="gone")
+    Path("none").mkdir()
+    with pytest.raises(
+        UserError, match=f"^mask_dir: none has a mask of none of 6 photos; of .*0.png, .*{making}"
+    ):
+        predict(cropped, photos=photos / "test", mask_dir="none")
+    with pytest.raises(UserError, match=r"^crop_to_object: no photo of split 'test' has a mask; m"):
+        predict(cropped, photos=photos / "test", mask_dir="none", labelled=True)
+    Path("masks/test/cat/1.png").unlink()
+    table = predict(cropped, photos=photos / "test", mask_dir="masks/test")
+    assert len(table) == 5
+    assert "1 of 6 photos have no mask, or cannot be read: left out" in caplog.text
+    # Masks that were made of the folder above are found for the one below.
+    assert len(predict(cropped, photos=photos / "test/toy train", mask_dir="masks/test")) == 2
+
+
+def test_an_empty_mask_counts_as_in_training_and_is_told(photos, workdir, sketched, resnet, caplog):
+    for path in ("masks/test/cat/0.png", "masks/test/toy train/1.png"):
+        Image.new("L", Image.open(path).size).save(path)
+    run = Run("e", dataset="folder", data_dir=photos, dataset_args={"masks": "masks"},
+              crop_to_object=True, examples_per_class=2)  # fmt: skip
+    train_classifier(run, classifier_backbone=resnet, **SHORT)
+    path = Path("output/e/results/real/classifier_0_2")
+    caplog.clear()
+    table = predict(path, photos=photos / "test", mask_dir="masks/test", labelled=True)
+    expected = results_of(path.parent)
+    found = table.attrs["evaluation"]
+    assert digits(found.mean_accuracy) == digits(float(expected["Accuracy"]))
+    assert found.mean_loss == pytest.approx(float(expected["Loss"]), rel=1e-5)
+    told = [each for each in caplog.messages if "empty mask" in each]
+    assert told == ["2 of 6 photos with an empty mask (cat/0.png, toy train/1.png): the square in "
+                    "the middle is taken, as in training"]  # fmt: skip
+    caplog.clear()
+    image = Image.open(photos / "test/cat/0.png")
+    masks = [np.zeros((image.height, image.width)), np.ones((image.height, image.width))]
+    both = load_classifier(path)([image, image], masks)
+    assert torch.equal(both[0], both[1])  # of an object that fills the photo, too
+    assert [each for each in caplog.messages if "empty mask" in each] == [
+        "1 of 2 photos with an empty mask (number 0): the square in the middle is taken, as in "
+        "training"
+    ]  # fmt: skip
 
 
 def test_images_of_any_kind_are_read_as_files_are(run, photos, resnet, tmp_path):
@@ -338,6 +386,43 @@ def test_what_is_wrong_with_a_classifier_is_one_line(run, photos, resnet, tmp_pa
     (path / "config.json").write_text(json.dumps(config | {"image_size": [16, 16]}))
     (path / "model.safetensors").write_bytes(b"no weights")
     fails("model.safetensors cannot be read")
+
+
+def test_a_backbone_by_a_relative_path_is_found_from_anywhere(
+    run, photos, resnet, workdir, monkeypatch
+):
+    shutil.copytree(resnet, "sample/backbone")
+    (Path("sample/backbone") / "preprocessor_config.json").unlink()
+    train_classifier(run, classifier_backbone="sample/backbone", **SHORT)
+    path = Path("output/e/results/real/classifier_0_2").absolute()
+    images = [Image.open(file) for file in sorted(photos.glob("test/*/*.png"))]
+    expected = load_classifier(path, device="cpu")(images)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert torch.equal(load_classifier(path, device="cpu")(images), expected)
+    alone = shutil.copytree(path, "classifier_0_2")
+    assert torch.equal(load_classifier(alone, device="cpu")(images), expected)
+    Path("moved").mkdir()
+    for name in ("output", "sample"):
+        shutil.move(workdir / name, "moved")
+    moved = Path("moved/output/e/results/real/classifier_0_2")
+    assert torch.equal(load_classifier(moved, device="cpu")(images), expected)
+    with pytest.raises(UserError, match=r"was .*sample/backbone, and classifier_backbone says wh"):
+        load_classifier(alone)
+    given = load_classifier(alone, classifier_backbone="moved/sample/backbone", device="cpu")
+    assert torch.equal(given(images), expected)
+
+
+def test_the_mean_that_a_classifier_keeps_needs_no_preprocessor_file(run, photos, resnet, caplog):
+    own = Path(shutil.copytree(resnet, "own"))
+    train_classifier(run, classifier_backbone=str(own), **SHORT)
+    path = Path("output/e/results/real/classifier_0_2")
+    image = Image.open(photos / "test/cat/0.png")
+    expected = load_classifier(path, device="cpu")(image)
+    (own / "preprocessor_config.json").unlink()
+    caplog.clear()
+    assert torch.equal(load_classifier(path, device="cpu")(image), expected)
+    assert "ImageNet" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from semantic_aug import Run, UserError, export, load_classifier, predict, train
 from semantic_aug.evaluation.backbone import load_backbone
 from semantic_aug.evaluation.classifiers import Classifier
 from semantic_aug.evaluation.exporting import to_transformers, write_transformers
-from semantic_aug.evaluation.model_card import wilson_interval
+from semantic_aug.evaluation.model_card import model_card, wilson_interval
 from semantic_aug.evaluation.training import Head
 from semantic_aug.stages.common import dataset_of
 
@@ -109,8 +109,46 @@ def test_a_trained_classifier_goes_out_whole(trained, photos, called):
     facts = json.loads((trained / "config.json").read_text())
     assert "6 photos, up to 2 of each class." in card and "(--finetune all)" in card
     assert f"- Test: {facts['scores']['Test']['top1']:.1%} of 6 photos right" in card
-    assert "Over 2 trials with other training photos" in card
+    assert "in 2 trials that differ in their training photos: mean accuracy over" in card
     assert "/" not in next(line for line in card.splitlines() if "Backbone:" in line)
+
+
+def test_a_card_claims_no_more_than_is_known(tmp_path):
+    training = {
+        "aug_name": ["made"], "finetune": "last:1", "objective": "supcon", "select": "best_val",
+        "num_epochs": 9, "iterations_per_epoch": 2, "batch_size": 4, "learning_rate": 1e-3,
+        "augmentation": ["flip"],
+    }  # fmt: skip
+    facts = {
+        "class_names": ["a", "b"], "trained_classes": ["a"], "photos": {"x": "digest"},
+        "examples_per_class": 1, "synthetic_images": 3, "training": training, "epoch": 3,
+        "image_size": [16, 24], "backbone": "own/net", "backbone_places": ["/home/me/own/net"],
+        "backbone_identity": "Net 1", "from_scratch": False, "crop_to_object": True,
+        "method": "m", "seed": 0, "scores": {}, "temperature": 1.0,
+    }  # fmt: skip
+    card = model_card(facts, tmp_path, "K", [])
+    for line in (
+        "- Photos: 1 photo, up to 1 of each class.",
+        "- Synthetic images: 3, generated from these photos (set made).",
+        "- Backbone: net (Net 1), fine-tuned by supervised contrastive learning (Khosla et al. "
+        "2020), before the head (--finetune last:1).",
+        "- Not evaluated: there were no validation photos and no test photos.",
+        "- The probabilities are not calibrated: there were no validation photos.",
+        "- The class b had no training photo and is never predicted.",
+    ):
+        assert line in card.splitlines()
+    assert "weights are those of epoch 4, which had the best validation accuracy" in card
+    assert "to 24x16 pixels (width x height)" in card and "Crop your photos" in card
+    expected = facts | {"expected": {"accuracy": 0.5, "low": 0.25, "high": 0.75}}
+    assert "50.0% (95% confidence interval 25.0% to 75.0%)" in model_card(
+        expected, tmp_path, "K", []
+    )
+    for temperature, said in (
+        (0.5, "calibrated by"),
+        (100.0, "not calibrated: no temperature"),
+    ):
+        card = model_card(expected | {"temperature": temperature}, tmp_path, "K", [])
+        assert f"- The probabilities are {said}" in card
 
 
 @pytest.mark.parametrize("right, number", [(0, 1), (3, 7), (240, 360), (50, 50)])

@@ -1,6 +1,7 @@
 """The page of mistakes: which val photos, and what lies nearest to them."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from semantic_aug.report.mistakes import find_mistakes, write_mistakes
 from semantic_aug.stages.common import dataset_of
 
 TRIAL = Trial(0, 1)
+UNTRAINED = {"num_epochs": 1, "iterations_per_epoch": 1, "learning_rate": 1e-9,
+             "augmentation": "none", "device": "cpu"}  # fmt: skip
 
 
 class Mirrored(GenerativeAugmentation):
@@ -38,8 +41,7 @@ def run(photos, workdir, sketched, resnet) -> Run:
     """Results of a classifier that answers `cat` whatever it sees, as nothing was learned."""
     run = Run("e", dataset="folder", data_dir=photos)
     generate(run, aug=Mirrored, num_synthetic=1)
-    train_classifier(run, classifier_backbone=resnet, num_epochs=1, iterations_per_epoch=1,
-                     learning_rate=1e-9, augmentation="none", device="cpu")  # fmt: skip
+    train_classifier(run, classifier_backbone=resnet, **UNTRAINED)
     return run
 
 
@@ -82,7 +84,7 @@ def test_the_surest_mistakes_come_first_with_what_is_nearest(run, photos, resnet
             assert [n.likeness for n in near] == pytest.approx(sorted(expected)[::-1], abs=1e-5)
 
 
-def test_the_command_writes_one_file_that_needs_no_other(run, photos, called):
+def test_the_command_writes_one_file_that_needs_no_other(run, photos, called, resnet):
     flags = ["--dataset=folder", f"--data_dir={photos}", "--experiment_name=e", "--mistakes=aug"]
     status, out, err = called(main, *flags)
     assert status == 0, err
@@ -98,6 +100,25 @@ def test_the_command_writes_one_file_that_needs_no_other(run, photos, called):
     def fails(match, *flags):
         status, _, err = called(main, *flags)
         assert status == 2 and match in err.splitlines()[-1], err
+
+    for trained in ({"num_synthetic": 0}, {"aug_name": "other", "num_synthetic": 1}):
+        generate(run, aug=Mirrored, num_synthetic=1, aug_name="other")
+        train_classifier(run, classifier_backbone=resnet, **UNTRAINED, **trained)
+    for path in Path("output/e").glob("aug/*/*.png"):
+        path.unlink()
+    for method, pictures in (("real", 1 + 3), ("other", 1 + 3 + 3)):  # neither needs set aug
+        shutil.rmtree("output/e/report")
+        status, out, err = called(main, *flags[:-1], f"--mistakes={method}")
+        assert status == 0, err
+        (path,) = map(Path, out.splitlines())
+        assert path.name == f"seed=0_ex=1_mistakes_{method}.html"
+        assert list(path.parent.iterdir()) == [path]
+        page = path.read_text(encoding="utf-8")
+        assert page.count("data:image/webp;base64,") == page.count('class="mistake"') * pictures
+    shutil.rmtree("output/e/report")
+    shutil.rmtree("output/e/other")
+    fails("output/e/other", *flags[:-1], "--mistakes=other")
+    assert not Path("output/e/report").exists()
 
     fails("results/none/classifier_0_1 is no classifier", *flags[:-1], "--mistakes=none")
     fails("expected one folder name", *flags[:-1], "--mistakes=a/b")
@@ -125,7 +146,7 @@ def test_what_is_written_in_names_stays_text(tmp_path, resnet):
         classifier = Classifier(backbone, head, 1.0, facts)
         write_mistakes(tmp_path / "m.html", "<i>", classifier, val, train, [0, 1], {}, {})
         page = (tmp_path / "m.html").read_text(encoding="utf-8")
-        assert page.count('class="mistake"') == 1 and "1 of 2 val photos is wrong" in page
+        assert page.count('class="mistake"') == 1 and "1 of 2 val photos is taken for" in page
         assert "&lt;b&gt;&amp;" in page and "<b>" not in page and "<i>" not in page
     # What it was not trained on does not stand there.
     assert page.count("<figure>") == 3  # the val photo, and both of training

@@ -12,7 +12,7 @@ from PIL import Image
 import train_classifier
 from semantic_aug import Run, UserError, generate
 from semantic_aug.augmentations.background import Background
-from semantic_aug.augmentations.compose import ComposeParallel
+from semantic_aug.augmentations.compose import ComposeParallel, ComposeSequential
 from semantic_aug.augmentations.paste import Paste
 from semantic_aug.augmentations.real_guidance import RealGuidance
 from semantic_aug.datasets.folder import FolderDataset
@@ -335,6 +335,59 @@ def test_the_model_of_an_object_is_that_of_its_images(masked, photos, small_mode
     with pytest.raises(UserError, match=r"expected .* in all images of a set"):
         made((Background(**own), RealGuidance(**own | {"model_path": velocity_model})), "x")
     assert not Path("output/e/x").exists()
+
+
+def test_a_composition_of_objects_leaves_out_what_its_parts_cannot_edit(photos, sketched, workdir):
+    masks = photos.parent / "masks" / "train"
+    (masks / "cat" / "1.png").unlink()
+    empty = masks / "stop sign" / "0.png"
+    Image.new("L", Image.open(empty).size).save(empty)
+    for name, grey in (("walls", 60), ("floors", 200)):
+        (workdir / name).mkdir()
+        Image.new("RGB", (9, 9), (grey,) * 3).save(workdir / name / "0.png")
+    run = Run("e", dataset="folder", data_dir=photos, dataset_args={"masks": "masks"},
+              examples_per_class=2)  # fmt: skip
+
+    def both(kind=ComposeParallel):
+        inner = ComposeParallel([Paste(backgrounds="floors")])  # also one within another
+        return kind([Paste(backgrounds="walls"), inner])
+
+    (found,) = generate(run, aug=both(), num_synthetic=6).values()
+    dataset = FolderDataset(data_dir=photos, masks="masks", examples_per_class=2)
+    without = read_left_out(found.folder)
+    assert without == {
+        source: reason
+        for source, reason in (
+            ("train/cat/1.png", "it has no mask"), ("train/stop sign/0.png", "its mask is empty"),
+        ) if source in dataset.sources()
+    } != {}  # fmt: skip
+    assert found.made == found.there == 6 * (6 - len(without))
+    shas = {record["place_sha256"][0] for record in records_of()}
+    assert len(shas) == 2  # places of both folders
+    (again,) = generate(run, aug=both(ComposeSequential), num_synthetic=1, aug_name="s").values()
+    assert again.made == 6 - len(without)
+    assert all(len(record["place"]) == 2 for record in records_of("s"))
+    for name in ("walls", "floors"):  # each counts
+        before = (workdir / name / "0.png").read_bytes()
+        Image.new("RGB", (9, 9), (3, 2, 1)).save(workdir / name / "0.png")
+        with pytest.raises(UserError, match="backgrounds: there"):
+            generate(run, aug=both(), num_synthetic=6)
+        (workdir / name / "0.png").write_bytes(before)
+    assert next(iter(generate(run, aug=both(), num_synthetic=6).values())).made == 0
+    shutil.rmtree(masks)
+    with pytest.raises(UserError, match=r"^aug paste needs masks that show the objects, and none"):
+        generate(run, aug=both(), num_synthetic=6, aug_name="none")
+
+
+def test_a_composition_with_a_masked_edit_refuses_photos_without_masks(
+    photos, sketched, workdir, small_model
+):
+    (photos.parent / "masks" / "train" / "cat" / "1.png").unlink()
+    run = Run("e", dataset="folder", data_dir=photos, dataset_args={"masks": "masks"},
+              examples_per_class=3)  # fmt: skip
+    edit = RealGuidance(model_path=small_model, mask=True, num_inference_steps=2)
+    with pytest.raises(UserError, match=r"^mask: 1 photo of 9 without a mask, such as train/cat/1"):
+        generate(run, aug=ComposeParallel([edit]), num_synthetic=1)
 
 
 def test_an_object_s_own_backgrounds_count(masked, photos, workdir):
