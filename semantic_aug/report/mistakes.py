@@ -141,7 +141,7 @@ def write_mistakes(
     """Write the page of mistakes, with all pictures in it.
 
     Args:
-        folders, variants: see `write_page`; at least of the sets that the classifier was trained on.
+        folders, variants: see `write_page`; at least of the sets that the classifier learned from.
             Of other sets and photos nothing is shown.
 
     Raises:
@@ -199,10 +199,10 @@ def write_mistakes(
             + "</div></section>"
         )
 
-    which = "All are shown" if number <= MOST else f"The {MOST} surest of these answers are shown"
+    which = "All are shown" if number <= MOST else f"The {MOST} most confident mistakes are shown"
     intro = (
         f"<p>{number} of {counted(total, 'val photo')} {'is' if number == 1 else 'are'} taken for "
-        f"another class. {which}, surest first. Beside each photo are the training photos and "
+        f"another class. {which}, most confident first. Beside each photo are the training photos and "
         "variants that are nearest to it by the features that the classifier sees. The number is "
         "the cosine of the angle between the features (1: equal). Test photos are not shown, since "
         "nothing is chosen on them.</p>"
