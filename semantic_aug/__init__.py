@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 # The stages as functions, whose keywords are the flags of their commands; loaded on demand.
