@@ -195,4 +195,4 @@ def test_parts_are_listed():
         ["bash", ROOT / "scripts" / "compare_revisions.sh", "--list"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert "words: textual inversion" in listed and len(listed.splitlines()) == 8
+    assert "words: textual inversion" in listed and len(listed.splitlines()) == 9

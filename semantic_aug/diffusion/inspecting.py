@@ -156,14 +156,15 @@ def model_file(name: str, file: str, revision: str | None = None) -> Path:
         return path
     if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"model folder {name} does not exist")
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     try:
         cached = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-        log.info("downloading %s from the hub", name)
+        if not is_offline_mode():
+            log.info("downloading %s from the hub", name)
         return Path(hf_hub_download(name, file, revision=revision))
     except GatedRepoError as error:
         raise UserError(

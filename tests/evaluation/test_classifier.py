@@ -451,7 +451,7 @@ def test_other_settings_are_refused_and_with_overwrite_made_again(data, resnet, 
     assert not (folder / "results_1_1.csv").exists()  # of the old settings, and not asked for
     assert read_config(folder)["settings"]["batch_size"] == 3
     (folder / "config.json").unlink()
-    assert "no config.json" in fails(capsys, resnet, "--num_synthetic=0", "--batch_size=3")
+    assert "no readable config.json" in fails(capsys, resnet, "--num_synthetic=0", "--batch_size=3")
 
 
 def test_results_of_other_photos_are_not_mixed(data, resnet, capsys):
