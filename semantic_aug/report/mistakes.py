@@ -203,9 +203,9 @@ def write_mistakes(
     intro = (
         f"<p>{number} of {counted(total, 'val photo')} {'is' if number == 1 else 'are'} taken for "
         f"another class. {which}, most confident first. Beside each photo are the training photos "
-        "and variants that are nearest to it by the features that the classifier sees. The number is "
-        "the cosine of the angle between the features (1: equal). Test photos are not shown, since "
-        "nothing is chosen on them.</p>"
+        "and variants that are nearest to it by the features that the classifier sees. The number "
+        "is the cosine of the angle between the features (1: equal). Test photos are not shown, "
+        "since nothing is chosen on them.</p>"
         '<p>Names of classes: <span class="wrong">red</span> is the class that the photo is taken '
         'for, <span class="right">green</span> is its own class.</p>'
     )
