@@ -20,7 +20,7 @@ LOW, HIGH = 2.5, 97.5  # percentiles of a 95 % interval
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much the scores of a candidate are above those of another, fold by fold.
+    """Difference between the scores of two candidates, fold by fold.
 
     Attributes:
         mean: over the folds in which both were judged; nan where there is none.
@@ -94,7 +94,7 @@ def choose(scores: np.ndarray, ratio: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Whether held-out photos were told right, in every repeat and by every candidate.
+    """Whether every candidate classified held-out photos correctly, in every repeat.
 
     Attributes:
         hits: [N, R, C] in {0, 1}; nan where the photo was not held out, or not judged.

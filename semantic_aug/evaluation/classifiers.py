@@ -165,8 +165,8 @@ def kept_classifiers(folder: Path) -> dict[Trial, Path]:
 def keep_selected(folder: Path) -> None:
     """Remove all classifiers but the best on val of each number of examples per class.
 
-    Of equal ones the smaller seed stays. The best one of those that are there is never removed,
-    so that processes which finish trials in any order leave the same one, and never none.
+    Of equal classifiers the smaller seed stays. The best existing classifier is never removed, so
+    processes that finish trials in any order leave the same classifier.
     """
     best: dict[int, tuple[tuple, Path]] = {}
     for trial, path in kept_classifiers(folder).items():
@@ -235,7 +235,7 @@ def _why_none(path: Path, trial: Trial | None) -> str:
             "--overwrite --save_classifier all"
         )
     if there:
-        return f"{path} is no classifier; give one of those in {folder}: {there}"
+        return f"{path} is no classifier; give a classifier in {folder}: {there}"
     return (
         f"{path} is no classifier: expected a folder classifier_SEED_EXAMPLES, which "
         "train_classifier.py writes to output/EXPERIMENT/results/METHOD"
@@ -300,7 +300,7 @@ def read_classifier(
             f"{facts['backbone_identity']}, now {model.identity}; --classifier_backbone says where "
             "the right one is"
         )
-    if weights:  # kept features of the one backbone are not those of the other
+    if weights:  # kept features belong to a single backbone
         _load_changed(path, model, weights)
         changed = f"{model.identity} with {sha256_file(path / WEIGHTS_FILE)[:16]}"
         model = replace(model, identity=changed)

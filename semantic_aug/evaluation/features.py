@@ -1,7 +1,7 @@
 """Features of pictures, or of fixed views of them: computed once, and kept for the next run.
 
-output/EXP/cache/KEY.safetensors holds those of one list of pictures. KEY depends on the backbone,
-the size and the content of the files, so that a wrong one is never read.
+output/EXP/cache/KEY.safetensors holds the features of a list of pictures. KEY depends on the
+backbone, the size and the content of the files, so that a wrong file is never read.
 """
 
 import hashlib
@@ -130,7 +130,7 @@ def cached_features(
     """Features of the pictures that can be read, and which of all N these are, [N] bool.
 
     Returns:
-        [M * V, F] for M readable pictures of V views each, those of one picture side by side.
+        [M * V, F] for M readable pictures of V views each; the views of a picture are adjacent.
 
     Raises:
         UserError: the backbone gives numbers that are not finite.

@@ -33,7 +33,7 @@ class Photos:
 
 
 def photos_of(dataset: FewShotDataset, classes: Sequence[str] | None = None) -> Photos:
-    """All photos of a dataset, or those of some classes; each file is read."""
+    """All photos of a dataset, or of some classes; reads each file."""
     indices = dataset.indices(classes)
     sources = [dataset.get_metadata_by_idx(idx).get("source") for idx in indices]
     return Photos(dataset.split, indices, dataset.content_digests(indices), sources)

@@ -155,7 +155,7 @@ class Mixture:
         images: [B, 3, H, W] float in [0, 1].
         partner: [B] int64.
         share: [B] float in [0, 1], how much of itself image i still shows; so much of the loss
-            is that of its own label, the rest is that of its partner's.
+            belongs to its own label, the rest to its partner's label.
     """
 
     images: torch.Tensor

@@ -118,7 +118,7 @@ def _sum(seconds: Mapping[str, float], *stages: str) -> float:
 def write_comparison(folder: Path, method: str, others: Mapping[str, Path]) -> list[dict]:
     """Derive comparison.csv: a method against others, paired by trial. Returns its rows.
 
-    Columns: method, other, and those of `paired_differences`.
+    Columns: method, other, and the columns of `paired_differences`.
     """
     rows, mine = [], read_results(folder)
     for name, other in others.items():
@@ -139,7 +139,7 @@ def _splits(results: Mapping[Trial, Result]) -> set[str]:
 
 
 def _name_differences(folder: Path, name: str, other: Path) -> None:
-    """Say in which settings two methods differ, those of their images aside."""
+    """Name the settings in which two methods differ, except the settings of their images."""
     mine, theirs = ((read_config(each) or {}).get("settings", {}) for each in (folder, other))
     aside = OF_IMAGES if mine.get("aug_name") and theirs.get("aug_name") else OF_IMAGES + OF_USE
     both = mine.keys() & theirs.keys()

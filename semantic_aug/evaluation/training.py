@@ -99,7 +99,7 @@ def train_trial(
             contrastive = train_contrastively(
                 examples, negatives, backbone, options, trial, checkpoint or Checkpoint()
             )
-        backbone, cache = backbone.frozen(), None  # features are those of no other trial
+        backbone, cache = backbone.frozen(), None  # each trial has its own features
         validation = validation and functools.cache(validation)
     generator = trial_generator(trial)
     trained = torch.zeros(num_classes, dtype=torch.bool)

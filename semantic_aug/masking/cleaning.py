@@ -36,7 +36,7 @@ def enlarged(shares: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def refined(shares: np.ndarray, photo: np.ndarray, radius: int) -> np.ndarray:
-    """`shares` whose edges follow those of the photo: a guided filter (He et al., 2010).
+    """`shares` whose edges follow the photo's edges: a guided filter (He et al., 2010).
 
     Args:
         shares: [H, W], float32 in [0, 1].
@@ -64,8 +64,8 @@ def pieces_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Connected pieces, diagonal neighbours included.
 
     Returns:
-        The number of each pixel's piece, [H, W], 0 outside; and the pieces' areas in pixels, from
-        that of piece 1 on.
+        The number of each pixel's piece, [H, W], 0 outside; and the pieces' areas in pixels,
+        piece 1 first.
     """
     labels, _ = ndimage.label(mask, _EIGHT)
     return labels, np.bincount(labels.ravel())[1:]

@@ -1,4 +1,4 @@
-"""Which masks are doubtful, and why: rules on a mask alone, and on those of a class together."""
+"""Which masks are doubtful, and why: rules for a single mask, and for all masks of a class."""
 
 import math
 from collections.abc import Mapping

@@ -120,7 +120,7 @@ def states_of(
 
 
 def doubts_in(line: Mapping) -> list[str]:
-    """Why a mask is not to be trusted, by itself and among those of its class."""
+    """The reasons why a mask is doubtful, by itself and compared with its class."""
     return [*line.get("doubts", []), *filter(None, [line.get("unusual")])]
 
 

@@ -31,7 +31,7 @@ class Place:
 
     Attributes:
         box: left, top, right, bottom.
-        peak: x, y of the surest pixel, where the finder knows one.
+        peak: x, y of the most confident pixel, if the finder gives it.
         score: how sure it is, in [0, 1].
     """
 
@@ -158,7 +158,7 @@ def find_by_heat(model, processor, device: torch.device) -> Find:
 
 
 def find_by_box(model, processor, device: torch.device, *, as_sentence: bool = False) -> Find:
-    """OWL-ViT, OWLv2 and Grounding DINO: the box that they are surest of.
+    """OWL-ViT, OWLv2 and Grounding DINO: their most confident box.
 
     Args:
         as_sentence: words are given in lower case with a full stop, which Grounding DINO knows.
@@ -271,7 +271,7 @@ def load_sam(name: str, device: torch.device):
 
 
 def load_sam3(name: str, prompt: str, device: torch.device):
-    """A function from photos and words to outlines: SAM 3, of what it is surest of."""
+    """A function from photos and words to outlines: SAM 3, with its most confident object."""
     import transformers
 
     model = load_model(FLAG, transformers.Sam3Model, name, device)

@@ -147,7 +147,7 @@ def carry_lora(experiment: Path, trial: Trial) -> None:
 
 
 def named_by_folder(words: LearnedWords, by_folder: dict, tokens: dict) -> LearnedWords:
-    """A file's only word as that of the class in whose folder it lies, if the file names none.
+    """A file's only word, assigned to the class of its folder if the file names no class.
 
     Where the classes of the trial are not known, the folder's name is enough for a token.
 

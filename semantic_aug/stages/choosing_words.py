@@ -84,7 +84,7 @@ def find_embeddings(settings: Generation, experiment: Path, trial: Trial) -> Pat
 
 
 def distance(path: Path, trial: Trial) -> tuple | None:
-    """Sorts other trials' words: first those from no more photos, then those of the same seed."""
+    """Sorts other trials' words: first words from no more photos, then words of the same seed."""
     name = re.fullmatch(r"seed=(\d+)_ex=(\d+)", path.stem)
     if name is None:
         return None

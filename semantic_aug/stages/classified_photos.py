@@ -174,9 +174,10 @@ def in_turn(sets: Sequence[Sequence[tuple]]) -> list[tuple]:
 
 
 def generation_command(run: Run, settings: Classification, trial: Trial, folder: Path) -> str:
-    """What makes the synthetic images of a trial, to be pasted: what made some of them, if any.
+    """The command line that makes the synthetic images of a trial, to be pasted.
 
-    What made those of another trial does as well, with this trial's flags behind.
+    It is the command that made some of them, or else the command of another trial with this
+    trial's flags appended.
     """
     others = sorted(folder.parent.glob("seed=*_ex=*"))
     for each in [folder, *others]:

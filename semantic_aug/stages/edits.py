@@ -157,7 +157,7 @@ def options_taken(
     made: type[GenerativeAugmentation],
     given: GenerativeAugmentation | None = None,
 ) -> dict:
-    """The settings that a class of augmentation takes beyond those of every edit.
+    """The settings that a class of augmentation takes beyond the settings of every edit.
 
     Args:
         given: the object, where there is one: what it was made with counts.
@@ -270,7 +270,7 @@ def edits_of(aug: GenerativeAugmentation) -> list[SDEditor]:
 def objects_of(
     number: int, objects: Mapping[int, GenerativeAugmentation] | None, settings: Generation
 ) -> GenerativeAugmentation | None:
-    """The object of an edit, where one was given; one that stands alone is that of all edits."""
+    """The object of an edit, if it was given; a single object serves all edits."""
     return (objects or {}).get(number % len(settings.aug or (None,)))
 
 

@@ -27,7 +27,7 @@ def export(classifier: str | Path, settings: Exporting, *, folder: str | Path) -
     """Write a classifier as a whole model of transformers: weights, classes, image processor, card.
 
     `pipeline("image-classification", model=FOLDER)` opens it. The temperature is within the head,
-    so that probabilities are those of `predict`.
+    so that its probabilities equal those that `predict` gives.
 
     Args:
         classifier: a folder `classifier_SEED_EXAMPLES`.

@@ -84,7 +84,7 @@ class Method:
         name: of the candidate, and of its set of images.
         kind: which of `CANDIDATES` it belongs to.
         what: in words.
-        edit: settings of generation, beside those of the model; None without images.
+        edit: settings of generation other than the model's; None without images.
         augmentation: of the views that a classifier sees.
     """
 

@@ -75,7 +75,7 @@ def keep_classifier(
     say_at_end(trial.name, temperature)
     path = classifier_folder(folder, trial)
     if which_stay(settings) == NOT_KEPT:
-        remove_folder(path)  # that of an earlier run
+        remove_folder(path)  # from an earlier run
         return
     facts = classifier_facts(folder.name, trial, settings, backbone, examples, result)
     facts |= {

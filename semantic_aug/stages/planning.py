@@ -54,7 +54,7 @@ class Plan:
         there: names of the images that were there when this began.
         jobs: all images that are wanted of them, whoever makes them.
         batch_size: images per block.
-        already: how many blocks were dealt out before those of this trial.
+        already: number of blocks that were dealt out before this trial's blocks.
         compared: whatever changes an image, for config.json.
         of_class: what may change while that stays, by class and by its key in records.
         constants: what all records share.

@@ -16,7 +16,7 @@ from semantic_aug.images.reading import names_in, readable_suffixes
 
 _MAKING = (
     "masks are made by: semantic-aug masks --dataset=folder --data_dir=PHOTOS --mask_dir=MASKS, "
-    "where PHOTOS is the folder above that of the photos"
+    "where PHOTOS is the parent of the photos' folder"
 )
 _CLASS = "photo"  # of photos whose class nobody knows
 _masks_in = functools.cache(names_of_masks)
@@ -40,7 +40,7 @@ class GivenPhotos(FewShotDataset):
 
 
 class LabelledFolder(FolderDataset):
-    """All photos of a folder of class folders; of one with train/ and so on, those of test."""
+    """All photos of a folder of class folders; with train/, val/ and test/, the photos of test/."""
 
     def completed(self, records):
         if self._has_splits():
@@ -71,7 +71,7 @@ def photos_in(
     if mask_dir and not Path(mask_dir).is_dir():
         raise UserError(f"--mask_dir: {mask_dir} is no folder; {_MAKING}")
     if not words:
-        raise UserError("no photo is given: name files, folders or globs behind the classifier")
+        raise UserError("no photo is given: name files, folders or globs after the classifier")
     if labelled:
         if len(words) != 1 or not Path(words[0]).is_dir():
             got = " ".join(map(str, words))

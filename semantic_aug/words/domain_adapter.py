@@ -98,7 +98,7 @@ class DomainAdapter:
 
     Attributes:
         step: optimiser steps done.
-        loss: of the last step, without that of the images of names.
+        loss: of the last step, without the loss of the images of names.
         diverged: why the training ended early, or None.
     """
 

@@ -5,7 +5,7 @@ texts that says where the token comes from. Stock diffusers loads a file of one 
 `load_textual_inversion`, a merged one as `[{token: tensor} for token, tensor in ...]`.
 
 Files of other tools are read too: dictionaries of diffusers, the `.pt` files of AUTOMATIC1111's web
-UI and of the original textual inversion, and those of kohya's scripts, for SDXL as well.
+UI and of the original textual inversion, and of kohya's scripts, for SDXL as well.
 """
 
 import hashlib

@@ -91,11 +91,11 @@ def groups_of(lessons: list[Lesson], classes_per_step: int, shard) -> list[list[
 def runs_of(
     group: list[Lesson], compared: dict, settings: FineTuning
 ) -> list[dict[Lesson, Path | None]]:
-    """What is left of a group: words that go on together, each with its checkpoint.
+    """The unfinished words of a group, as sets that train together, each word with its checkpoint.
 
-    All go on from the latest step of which all have a checkpoint, or start again where some have
-    only just got their first: so they keep each other company as without an interruption, to the
-    last bit. Else those that stand at the same step go on together.
+    All words continue from the latest step at which all have a checkpoint. If some words have only
+    just got their first checkpoint, all start again. So they share batches as without an
+    interruption, and end with the same bytes. Otherwise words at the same step continue together.
     """
     found: dict[Lesson, dict[int, Path]] = {}
     for lesson in group:

@@ -76,7 +76,7 @@ def add_tokens(tokenizer, token: str, num_vectors: int) -> list[int]:
 
 
 class _RowsEmbedding(nn.Module):
-    """A frozen embedding table with rows of new words behind it."""
+    """A frozen embedding table, followed by rows of new words."""
 
     def __init__(self, table: nn.Embedding, rows: torch.Tensor, first_id: int):
         super().__init__()

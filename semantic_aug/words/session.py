@@ -262,7 +262,7 @@ def encode_photo(settings: FineTuning, pipeline, photo: PhotoKey) -> tuple[torch
 
 
 def set_training(pipeline, training: bool) -> None:
-    """Checkpointed activations want training mode; neither part has anything else that it moves."""
+    """Switch training mode, which gradient checkpointing needs; it affects nothing else here."""
     pipeline.unet.train(training)
     for _, encoder in text_encoders(pipeline):
         encoder.train(training)

@@ -362,7 +362,7 @@ def test_what_is_wrong_with_a_classifier_is_one_line(run, photos, resnet, tmp_pa
         assert re.search(match, str(error.value)), str(error.value)
         assert "\n" not in str(error.value)
 
-    fails(r"real is no classifier; give one of those in .*: classifier_0_2", folder)
+    fails(r"real is no classifier; give a classifier in .*: classifier_0_2", folder)
     fails(r"^nowhere is no classifier: expected a folder classifier_SEED_EXAMPLES", "nowhere")
     fails(r"own is no classifier: expected a folder classifier_SEED", own)
     fails("'gone' is no folder, and no hub model .* classifier_backbone says where it is now",

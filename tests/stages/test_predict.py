@@ -153,7 +153,7 @@ def test_bad_input(trained, photos, says, resnet):
     fails("1 photo given, and none of them can be read", trained, "text.png")
     fails("photos is no classifier: expected a folder classifier_SEED_EXAMPLES", "photos", "empty")
     absent = RESULTS / "classifier_5_2"
-    fails("classifier_5_2 is no classifier; give one of those in", absent, "photos")
+    fails("classifier_5_2 is no classifier; give a classifier in", absent, "photos")
     fails("--labelled: got text.png, expected one folder", trained, "text.png", "--labelled")
     fails("--mask_dir: this classifier takes whole photos", trained, "photos", "--mask_dir=masks")
     fails("no/t.csv cannot be written", trained, "photos", "--csv=no/t.csv")
