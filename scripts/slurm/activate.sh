@@ -6,3 +6,7 @@ if [ -n "${ACTIVATE:-}" ]; then
 elif [ -f "${VENV:-$root/.venv}/bin/activate" ]; then
   source "${VENV:-$root/.venv}/bin/activate"
 fi
+python -c 'import torch' 2> /dev/null || {
+  echo "no Python with the packages: make $root/.venv, or say in ACTIVATE how to activate it" >&2
+  exit 2
+}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-INTERRUPTED = "interrupted; the same command goes on from here"
+INTERRUPTED = "interrupted; the same command goes on from what is written"
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )  # fmt: skip

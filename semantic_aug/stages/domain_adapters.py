@@ -61,8 +61,8 @@ class Domains:
         """A line for each trial that has to wait for words."""
         for trial, classes in self.owing.items():
             log.warning(
-                "%s: no LoRA yet, because words are still to be learned (%s); the same command "
-                "trains it afterwards",
+                "%s: no LoRA yet, because words are still to be learned (%s); the same command, "
+                "without --classes, trains it after them",
                 trial.name, ", ".join(classes),
             )  # fmt: skip
 

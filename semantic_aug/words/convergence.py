@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.settings.fine_tuning import CONSTANT_RATES, FineTuning
 
 # Photos of a fixed batch, and photos that training shows between two measurements. A photo without
@@ -63,13 +63,15 @@ def check_convergence(settings: FineTuning, photos_per_step: int, limit: int) ->
             f"got --lr_scheduler {settings.lr_scheduler}; choose {' or '.join(CONSTANT_RATES)}"
         )
     window, between = settings.convergence_window, steps_between(photos_per_step)
+    least = LEAST_LOSSES * between
     if window >= limit:
         raise UserError(
-            f"--convergence_window: got {window}, expected fewer steps than a word has at most, "
-            f"which is {limit}; choose a shorter window, or more --max_train_steps"
+            f"--convergence_window: got {window}, expected {least} steps or more, and fewer than a "
+            f"word has at most, which is {limit}; choose a shorter window, or more --max_train_steps"
         )
-    if window < LEAST_LOSSES * between:
+    if window < least:
         raise UserError(
-            f"--convergence_window: got {window}, expected {LEAST_LOSSES * between} steps or more: "
-            f"with {photos_per_step} photos in a step, the loss is measured every {between} steps"
+            f"--convergence_window: got {window}, expected {least} steps or more: with "
+            f"{counted(photos_per_step, 'photo')} in a step, the loss is measured every "
+            f"{counted(between, 'step')}"
         )

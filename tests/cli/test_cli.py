@@ -495,7 +495,7 @@ def test_user_error_is_one_line_and_status_2(capsys):
 def test_interruption_says_how_to_go_on(capsys):
     status, _, err = run(raises(KeyboardInterrupt()), capsys)
     assert status == 130
-    assert err == "interrupted; the same command goes on from here\n"
+    assert err == "interrupted; the same command goes on from what is written\n"
 
 
 @pytest.mark.parametrize(

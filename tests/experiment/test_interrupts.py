@@ -80,14 +80,14 @@ def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path, command):
     if command != "aggregate_embeddings.py":
         flags += ["--dataset=folder", f"--data_dir={tmp_path}"]
     ended = interrupted(tmp_path, "torch", *command.split(), *flags)
-    assert ended == (130, "", "interrupted; the same command goes on from here\n")
+    assert ended == (130, "", "interrupted; the same command goes on from what is written\n")
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "-m semantic_aug.status", "-m semantic_aug"])
 def test_ctrl_c_before_a_command_knows_its_flags_is_one_line(tmp_path, command):
     """The parser of all commands imports difflib, and --help needs nothing that takes longer."""
     ended = interrupted(tmp_path, "difflib", *command.split(), "--help")
-    assert ended == (130, "", "interrupted; the same command goes on from here\n")
+    assert ended == (130, "", "interrupted; the same command goes on from what is written\n")
 
 
 def test_ctrl_c_in_a_command_is_an_exception_again():

@@ -264,10 +264,10 @@ def test_a_stopped_word_is_finished(tune, monkeypatch):
          "needs a learning rate that does not depend on the last step, got --lr_scheduler cosine; "
          "choose constant or constant_with_warmup"),
         (["--convergence_window=8"],
-         "--convergence_window: got 8, expected fewer steps than a word has at most, which is 8"),
-        (["--convergence_window=310"], "--convergence_window: got 310, expected fewer steps"),
+         "--convergence_window: got 8, expected 4 steps or more, and fewer than a word has at most"),
+        (["--convergence_window=310"], "--convergence_window: got 310, expected 4 steps or more, and"),
         (["--convergence_window=3"], "--convergence_window: got 3, expected 4 steps or more: with "
-         "1 photos in a step, the loss is measured every 1 steps"),
+         "1 photo in a step, the loss is measured every 1 step"),
         (["--stop_when_converged=0"], "expected a number in (0, 1], got '0'"),
         (["--stop_when_converged=1.5"], "expected a number in (0, 1], got '1.5'"),
     ],

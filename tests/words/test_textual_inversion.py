@@ -855,7 +855,7 @@ def test_interrupted_run_goes_on_where_it_was(tune, monkeypatch, moment):
         assert (status, len(writes)) == (0, WRITES_OF_A_RUN)  # so the moments above are all
     else:
         assert status == 130
-        assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
+        assert err.splitlines()[-1] == "interrupted; the same command goes on from what is written"
     monkeypatch.setattr(stage, "load_pipeline", load_pipeline)
     assert tune(*flags)[0] == 0
     assert bytes_of() == whole_run(tune)
