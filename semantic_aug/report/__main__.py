@@ -135,7 +135,7 @@ def pictures_of(run: Run, settings: Reporting, trial: Trial, sets: Iterable[str]
     dataset = dataset_of(run, "train", trial)
     indices = dataset.indices(settings.classes)
     if not indices:
-        raise UserError("none of the classes chosen has a photo")
+        raise UserError("no chosen class has a photo")
     found = {name: records_by_photo(folder, dataset, indices) for name, folder in folders.items()}
     return dataset, indices, folders, found
 

@@ -84,7 +84,7 @@ def check_photos(dataset, indices, embed_path: Path | None, info) -> None:
     present = {dataset.get_label_by_idx(idx) for idx in indices}
     names = [dataset.class_names[label] for label in sorted(present)]
     if not names:
-        raise UserError("none of the classes chosen has a photo")
+        raise UserError("no chosen class has a photo")
     if dataset.empty_classes():
         empty = ", ".join(dataset.empty_classes())
         log.warning("classes without a training photo, left out: %s", empty)

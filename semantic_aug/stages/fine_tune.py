@@ -218,7 +218,7 @@ def plan(
     classes = tuple(name for name in dataset.class_names if name not in empty)
     chosen = [name for name in classes if settings.classes is None or name in settings.classes]
     if not chosen:
-        raise UserError(f"none of the classes chosen has a photo in {trial.name}")
+        raise UserError(f"no chosen class has a photo in {trial.name}")
     tokens = placeholder_tokens(dataset.class_names)
     if settings.placeholder_token:
         token = own_token(settings.placeholder_token, chosen)

@@ -216,7 +216,7 @@ def photos_of(datasets: Sequence[FewShotDataset], settings: Masking) -> dict[str
     """
     every = [(each, idx) for each in datasets for idx in each.indices(settings.classes)]
     if not every:
-        raise UserError("none of the classes chosen has a photo")
+        raise UserError("no chosen class has a photo")
     names = names_for(sorted({record.source for each in datasets for record in each.records}))
     records = [each.records[idx] for each, idx in every]
     found = {
