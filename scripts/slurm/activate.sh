@@ -1,12 +1,8 @@
-# Sourced with $root set: activates the Python that has the packages.
+# Sourced with $root set: makes `python` the one that has the packages.
 if [ -n "${ACTIVATE:-}" ]; then
-  set +u # scripts of modules and conda use variables that may be unset
+  set +u # what modules and conda bring along uses variables that may be unset
   eval "$ACTIVATE" || { echo "ACTIVATE failed with status $?: $ACTIVATE" >&2; exit 2; }
   set -u
 elif [ -f "${VENV:-$root/.venv}/bin/activate" ]; then
   source "${VENV:-$root/.venv}/bin/activate"
 fi
-python -c 'import torch' 2> /dev/null || {
-  echo "no Python with the packages: make $root/.venv, or say in ACTIVATE how to activate it" >&2
-  exit 2
-}
