@@ -35,7 +35,7 @@ def build_parser() -> Parser:
 def main(argv=None):
     run, settings = build_all(vars(parse_args(argv)), Experiment, Merging)
     merged = semantic_aug.aggregate(run, settings)
-    learned = learned_from(run)  # the dataset, which this command does not know
+    learned = learned_from(run)  # this command has no setting for the dataset
     if merged and learned:
         print(f"next: {command_line('generate', *learned)}")
 

@@ -54,7 +54,7 @@ def main(argv=None) -> None:
 
 
 def _next(run: Run, settings: Classification, folder: Path) -> str:
-    """The next command: results of real photos alone, the comparison, or the images to look at."""
+    """The next command: results of real photos only, the comparison, or a look at the images."""
     name = baseline(settings.objective)
     real = folder.parent / name
     if folder != real and not any(real.glob("results_*.csv")):

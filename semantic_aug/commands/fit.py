@@ -39,7 +39,7 @@ def lines_of(result) -> Iterator[str]:
     heads = ["candidate", "right", "elsewhere", "over photos alone", "95 % interval", ""]
     rows = [heads]
     for row in result.table.to_dict(orient="records"):
-        first = row["over_real"] != row["over_real"]  # nan: it is the simplest
+        first = row["over_real"] != row["over_real"]  # nan for the simplest candidate
         interval = f"{100 * row['over_real_low']:+.1f} to {100 * row['over_real_high']:+.1f}"
         rows.append(
             [

@@ -1,1 +1,1 @@
-"""What the commands do, from their settings to what they leave."""
+"""What the commands do, from their settings to the files that they write."""

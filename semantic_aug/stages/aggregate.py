@@ -40,15 +40,15 @@ log = logging.getLogger(__name__)
 
 @stage(Merging)
 def aggregate(run: Experiment, settings: Merging) -> dict[Trial, Path]:
-    """Merge the learned words of each trial of this process's share into one file.
+    """Merge the learned words of each trial in this process's share into one file.
 
-    The trial's LoRA, if there is one, goes beside it.
+    A trial's LoRA is copied beside the merged file.
 
     Returns:
-        By trial, the merged file.
+        The merged file of each trial.
 
     Raises:
-        UserError: a trial has no words, or words that were learned with different settings.
+        UserError: a trial has no words, or its words were learned with different settings.
     """
     experiment, shard, trials = (
         experiment_of(run),
@@ -88,7 +88,7 @@ def aggregate(run: Experiment, settings: Merging) -> dict[Trial, Path]:
 
 
 def given_words(texts: Sequence[str]) -> dict[str, LearnedWords]:
-    """By class, what `--word` names."""
+    """The words that `--word` names, by class."""
     given: dict[str, LearnedWords] = {}
     for text in texts:
         name, _, file = text.partition("=")
@@ -96,7 +96,7 @@ def given_words(texts: Sequence[str]) -> dict[str, LearnedWords]:
             raise UserError(f"--word: got {text!r}, expected CLASS=FILE, as cat=my-cat.safetensors")
         if name in given:
             raise UserError(f"--word: {name!r} has two files, {given[name].path} and {file}")
-        words = LearnedWords.read(Path(file).expanduser())  # a shell leaves the ~ of cat=~/cat.pt
+        words = LearnedWords.read(Path(file).expanduser())  # shells keep the ~ of cat=~/cat.pt
         given[name] = words.as_word_of(name, placeholder_token(name))
     return given
 
@@ -104,14 +104,14 @@ def given_words(texts: Sequence[str]) -> dict[str, LearnedWords]:
 def merge(
     experiment: Path, trial: Trial, files: list[Path], given: dict[str, LearnedWords]
 ) -> None:
-    """Write the merged file of a trial, and say which words it has."""
+    """Write the merged file of a trial, and log which words the file has."""
     path = merged_file(experiment, trial)
     remove_leftovers(path.parent)
     config = read_config(fine_tuned_dir(experiment, trial)) or {}
     header = {
         "seed": trial.seed,
         "examples_per_class": trial.examples_per_class,
-        # Without the arguments, which name folders and shards and so on.
+        # The arguments are left out: they name folders, shards and the like.
         "config": json.dumps(
             {key: value for key, value in config.items() if key != "arguments"},
             ensure_ascii=False,
@@ -149,11 +149,11 @@ def carry_lora(experiment: Path, trial: Trial) -> None:
 def named_by_folder(words: LearnedWords, by_folder: dict, tokens: dict) -> LearnedWords:
     """A file's only word, assigned to the class of its folder if the file names no class.
 
-    Where the classes of the trial are not known, the folder's name is enough for a token.
+    Where the classes of the trial are unknown, the token comes from the folder's name.
 
     Args:
         by_folder: the trial's classes by the names of their folders.
-        tokens: their tokens.
+        tokens: the classes' tokens.
     """
     if words.classes or len(words.rows[0]) > 1:
         return words
@@ -167,20 +167,20 @@ def named_by_folder(words: LearnedWords, by_folder: dict, tokens: dict) -> Learn
 
 
 def class_of(file: Path, by_folder: dict[str, str]) -> str:
-    """Whose word a file in a trial's folder is: its header says so, else its folder."""
+    """The class of a file in a trial's folder: its header names the class, else its folder."""
     folder = file.parent.name
     return read_header(file).get("class") or by_folder.get(folder, folder)
 
 
 def classes_of(experiment: Path, trial: Trial) -> list[str]:
-    """The classes of a trial, as far as fine_tune.py has noted them."""
+    """The classes of a trial, as far as fine_tune.py has recorded them."""
     config = read_config(fine_tuned_dir(experiment, trial)) or {}
     names = config.get("arguments", {}).get("class_names")
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def check_classes(given: dict[str, LearnedWords], trial: Trial, classes: list[str]) -> None:
-    """Raise UserError where `--word` names a class that the trial has not."""
+    """Raise UserError where `--word` names a class that the trial lacks."""
     unknown = [name for name in given if classes and name not in classes]
     if unknown:
         raise UserError(
@@ -189,11 +189,11 @@ def check_classes(given: dict[str, LearnedWords], trial: Trial, classes: list[st
 
 
 def files_of(experiment: Path, trial: Trial, given: dict[str, LearnedWords]) -> list[Path]:
-    """The embedding files of a trial's classes without a given word, in the order of folders."""
+    """The embedding files of a trial's classes without a given word, sorted by folder."""
     folder = fine_tuned_dir(experiment, trial)
     files = list(folder.glob(f"*/{EMBEDDINGS_FILE}"))
     with_file = {file.parent for file in files}
-    # The predecessors' files, where a class has no newer one.
+    # Files of earlier versions count where a class has no newer file.
     files += [f for f in folder.glob("*/learned_embeds.bin") if f.parent not in with_file]
     names = folder_names(classes_of(experiment, trial))
     by_folder = {folder: name for name, folder in names.items()}
@@ -206,10 +206,10 @@ def trained_trials(experiment: Path) -> list[str]:
 
 
 def check_same_settings(files: list[Path], config: dict | None) -> None:
-    """Raise UserError where some classes were trained with other settings than others.
+    """Raise UserError where the words of a trial were trained with different settings.
 
     Args:
-        config: config.json of the trial, which the merged file is to carry.
+        config: config.json of the trial, which becomes part of the merged file.
     """
     by_settings: dict[str, list[str]] = {}
     for file in files:

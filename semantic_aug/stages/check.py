@@ -1,4 +1,4 @@
-"""Reading a whole dataset before anything is made of it."""
+"""Checking a whole dataset before it is used."""
 
 import dataclasses
 
@@ -10,15 +10,15 @@ from semantic_aug.stages.common import in_words_of_python
 
 
 def check(run: Run) -> Findings:
-    """Read every photo and every mask of a run's dataset, of all splits.
+    """Read every photo and every mask in all splits of a run's dataset.
 
-    Of the run, its dataset and `mask_dir` count.
+    Only the run's dataset and `mask_dir` are used.
 
     Returns:
-        What was found; `print` shows it as a table, with every problem.
+        The findings; `print` shows them as a table, with every problem.
 
     Raises:
-        UserError: no such dataset, a wrong root, or no photo in `train`.
+        UserError: the dataset is unknown, its root is wrong, or `train` has no photo.
     """
     with in_words_of_python():
         if not isinstance(run, Run):

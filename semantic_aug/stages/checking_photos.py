@@ -1,4 +1,4 @@
-"""Whether the photos of a trial have what their edits need."""
+"""Checks that the photos of a trial have what their edits need."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ def check_objects(
     """Why photos of a trial get no images, by source; None where no edit needs their objects.
 
     Raises:
-        UserError: no photo shows where its object is, or they do not suffice for an edit.
+        UserError: no photo shows where its object is, or an edit needs more photos.
     """
     classes = classes_of(settings, edits, objects)
     needing = [each for each in classes if each[0].needs_object]
@@ -62,7 +62,7 @@ def check_objects(
 def say_left_out(
     datasets: Iterable, left_out: Iterable[Mapping[str, str]], classes: Collection[str] | None
 ) -> None:
-    """Say in a line how many photos of some trials get no images, of the classes chosen."""
+    """Log how many photos of the chosen classes get no images, in some trials."""
     class_of: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for dataset, reasons_there in zip(datasets, left_out):
@@ -80,7 +80,7 @@ def say_left_out(
 
 
 def check_photos(dataset, indices, embed_path: Path | None, info) -> None:
-    """Raise UserError where there are no photos, or a class of theirs has no learned word."""
+    """Raise UserError where there are no photos, or a class of the photos has no learned word."""
     present = {dataset.get_label_by_idx(idx) for idx in indices}
     names = [dataset.class_names[label] for label in sorted(present)]
     if not names:
@@ -104,7 +104,7 @@ def check_photos(dataset, indices, embed_path: Path | None, info) -> None:
 def check_masks(
     run: Run, dataset, indices, edits: list[dict], settings: Generation, objects=None
 ) -> None:
-    """Raise UserError where a photo lacks a mask; say where a mask leaves nothing to be edited."""
+    """Raise UserError where a photo lacks a mask; warn where a mask leaves nothing to edit."""
     inverted = {bool(edit["inverted"]) for edit in edits if edit["mask"]}
     for aug in (objects or {}).values():
         of_parts = (edit for part in parts_of(aug) for edit in edits_of(part))
@@ -146,9 +146,9 @@ def check_masks(
 
 
 def check_fields(prompts: Iterable[str], edits: list[dict], dataset, indices) -> None:
-    """Raise UserError for a prompt that asks what no edit knows: a learned word, a description."""
+    """Raise UserError for a prompt with a field that no edit fills: a word or a description."""
     prompts = [each for each in prompts if "{token}" in each or "{description}" in each]
-    known = {"real-guidance": {}, "textual-inversion": {"token": [""]}}  # others' own is theirs
+    known = {"real-guidance": {}, "textual-inversion": {"token": [""]}}  # others check their own
     for aug in known.keys() & {edit["aug"] for edit in edits} if prompts else ():
         for idx in indices:
             (fields,) = words_of([dataset.get_metadata_by_idx(idx)], **known[aug])
@@ -160,11 +160,11 @@ LOOKED_AT = 200  # photos of a trial whose sizes are read
 
 
 def suggest_save_size(fresh: Iterable[tuple], side: int, settings: Generation) -> None:
-    """Say what `--save_size` would save, where photos are more than twice as large as an edit.
+    """Log what `--save_size` would save, where photos are more than twice as large as an edit.
 
     Args:
         fresh: (dataset, indices of photos) of each trial that has no images yet.
-        side: of the model's square, in pixels.
+        side: side of the model's square, in pixels.
     """
     largest, saved = (0, 0), 0.0
     for dataset, indices in fresh:
@@ -193,6 +193,6 @@ PER_PIXEL = 1.5  # bytes of a photo in PNG; photos of COCO take 1.1 to 2.3
 def png_bytes(size: tuple[int, int], side: int) -> float:
     """About how many bytes an edit takes that was made in a square of `side` pixels.
 
-    What is enlarged compresses better: 1.05 bytes per pixel of twice the side, 0.68 of four times.
+    Enlarged images compress better: 1.05 bytes per pixel at twice the side, 0.68 at four times.
     """
     return PER_PIXEL * size[0] * size[1] / math.sqrt(max(1, max(size) / side))

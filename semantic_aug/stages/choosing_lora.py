@@ -1,4 +1,4 @@
-"""Which LoRA works beside a model: one for all trials, a trial's own, or none."""
+"""Choosing the LoRA of a model: a LoRA for all trials, a trial's own LoRA, or no LoRA."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def lora_for_all(settings: Generation) -> str | None:
-    """The LoRA that is named, if one is: it becomes part of the model."""
+    """The LoRA that the settings name, which becomes part of the model; None without a name."""
     return None if settings.lora in (NONE, OWN) else settings.lora
 
 
@@ -24,16 +24,16 @@ def own_lora(
     settings: Generation, words: Path | None, experiment: Path, trial: Trial, objects=None,
     moved: str | None = None,
 ) -> Path | None:  # fmt: skip
-    """The file of the LoRA that was trained beside a trial's words, where it shall be used.
+    """The file of the LoRA that was trained with a trial's words; None where it is not used.
 
     Args:
-        words: the learned words that the edits use; None where they use none: their model then
-            works with the LoRA only where it is asked for.
-        objects: augmentations that are made already, each with a model of its own.
-        moved: the file, or its folder, where it lies elsewhere.
+        words: the learned words that the edits use; None where they use no words. Without words,
+            the LoRA is used only if the settings ask for it.
+        objects: augmentations given as objects, each with a model of its own.
+        moved: the LoRA's file or folder, where it has been moved.
 
     Raises:
-        UserError: it is asked for, and there is none.
+        UserError: the settings ask for a LoRA that does not exist.
     """
     if settings.lora not in (None, OWN):
         return None
@@ -59,7 +59,7 @@ def own_lora(
 
 
 def say_if_of_other_words(path: Path, words: Path | None) -> None:
-    """Warn where a LoRA was trained beside other words than those in a merged file."""
+    """Warn where a LoRA was trained with other words than a merged file holds."""
     header = read_header(path)
     if words is None or "words" not in header:
         return
@@ -79,14 +79,14 @@ def say_if_of_other_words(path: Path, words: Path | None) -> None:
 
 
 def weights_of_own(settings: Generation, info: ModelInfo, path: Path | None) -> dict:
-    """A trial's own LoRA, as settings; empty without one.
+    """A trial's own LoRA, as settings; empty without a LoRA.
 
     Raises:
-        UserError: it does not fit the model.
+        UserError: the LoRA does not fit the model.
     """
     if path is None:
         return {}
-    try:  # what was trained with this model fits it
+    try:  # a LoRA that was trained with this model fits
         fits = read_header(path).get("model_id") == str(info.identity)
         identity = identity_of(str(path)) if fits else check_lora(info, str(path))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Which learned words guide the edits of a trial, and what their records say of them."""
+"""Choosing the learned words that guide the edits of a trial, and recording them."""
 
 import logging
 import re
@@ -30,7 +30,7 @@ def choose_words(
     """The settings with their prompts and augmentations, and the learned words of each trial.
 
     Raises:
-        UserError: prompts that cannot be filled in, or no words where they are asked for.
+        UserError: prompts cannot be filled in, or the requested words do not exist.
     """
     settings = replace(settings, prompt=tuple(read_prompts(settings.prompt)))
     check_prompts(settings.prompt)
@@ -46,16 +46,16 @@ def choose_words(
 def details_of_classes(
     dataset, embed_path: Path | None, info: ModelInfo | None, unets, masked
 ) -> dict:
-    """What changes the images of one class alone, by the key it has in their records.
+    """Whatever changes the images of a single class, by its key in their records.
 
     Args:
-        masked: photos whose masks do.
+        masked: photos whose masks change the images.
     """
     details: dict[str, dict] = {name: {} for name in dataset.class_names}
     for name, digest in word_digests(embed_path, dataset, info).items():
         details[name]["embeddings"] = digest
     for name, path in unets.items():
-        assert info is not None  # it says what these weights are for
+        assert info is not None  # weights need a model
         details[name]["unet"] = check_unet(info, path)
     for name, digest in masks_by_class(dataset, masked).items():
         details[name]["masks"] = digest
@@ -84,7 +84,7 @@ def find_embeddings(settings: Generation, experiment: Path, trial: Trial) -> Pat
 
 
 def distance(path: Path, trial: Trial) -> tuple | None:
-    """Sorts other trials' words: first words from no more photos, then words of the same seed."""
+    """Sort key of other trials' words: first words from no more photos, then the same seed."""
     name = re.fullmatch(r"seed=(\d+)_ex=(\d+)", path.stem)
     if name is None:
         return None
@@ -96,7 +96,7 @@ def distance(path: Path, trial: Trial) -> tuple | None:
 def report_words(
     settings: Generation, experiment: Path, embed_paths: dict, uses_words: bool
 ) -> None:
-    """Say what guides the edits, and whatever about it could surprise."""
+    """Log what guides the edits, and whatever could surprise the user."""
     log.info("augmentation: %s", ", ".join(dict.fromkeys(settings.aug or ())))
     missing = [trial.name for trial, path in embed_paths.items() if path is None]
     if uses_words and missing:
@@ -105,7 +105,7 @@ def report_words(
             "and aggregate_embeddings.py, or use --aug real-guidance"
         )
     if all("places" in augmentation_class(aug).takes for aug in settings.aug or ()):
-        return  # they name no class
+        return  # no prompt names a class
     if not uses_words and len(missing) < len(embed_paths):
         log.warning("the experiment has learned words, and they are not used")
     elif not uses_words and any((experiment / FINE_TUNED).glob("seed=*/*/learned_embeds.*")):
@@ -124,9 +124,9 @@ def report_words(
 
 
 def words_note(path: Path | None, trial: Trial) -> dict[str, str | None]:
-    """For config.json: of which other trial the words in a file are, None for its own or no words.
+    """For config.json: the other trial whose words a file holds; None for its own or no words.
 
-    Empty where it is not known.
+    Empty where the trial is unknown.
     """
     if path is None:
         return {BORROWED_WORDS: None}
@@ -139,7 +139,7 @@ def words_note(path: Path | None, trial: Trial) -> dict[str, str | None]:
 
 
 def word_digests(embed_path: Path | None, dataset, info: ModelInfo | None) -> dict[str, str]:
-    """sha256 of the learned word of every class that has one; empty where none are used."""
+    """sha256 of every class's learned word; empty where no words are used."""
     if embed_path is None or info is None:
         return {}
     words = read_words(embed_path, len(info.embedding_dims))

@@ -1,4 +1,4 @@
-"""Which photos a classifier learns from, and on which it is evaluated."""
+"""The photos that a classifier is trained on, and the photos that it is evaluated on."""
 
 import dataclasses
 import logging
@@ -35,7 +35,7 @@ def evaluation_splits(
     """The whole splits `val` and `test` by their names in the results, where they have photos.
 
     Raises:
-        UserError: there is no `val`, and an epoch is to be chosen by it.
+        UserError: there is no `val` to choose an epoch by.
     """
     found, reasons = {}, {}
     for name, split in ((VALIDATION, "val"), (TEST, "test")):
@@ -44,7 +44,7 @@ def evaluation_splits(
             if not dataset.indices(settings.classes):
                 raise NoPhotos(f"no photo of the selected classes in split {split!r}")
             found[name] = dataset
-        except (KeyError, ValueError, OSError) as error:  # subclasses, of a split they do not know
+        except (KeyError, ValueError, OSError) as error:  # subclasses, for an unknown split
             if split == "val" and not isinstance(error, NoPhotos):
                 if isinstance(error, UserError):
                     raise
@@ -63,10 +63,10 @@ def evaluation_splits(
 def pasted_elsewhere(
     run: Run, settings: Classification, splits: Mapping[str, FewShotDataset]
 ) -> dict[str, Elsewhere]:
-    """The split Elsewhere by its name in the results, where it is asked for.
+    """The split Elsewhere by its name in the results; empty where the settings do not ask for it.
 
     Raises:
-        UserError: photos or masks do not suffice for it.
+        UserError: the split needs more photos or masks.
     """
     if not settings.elsewhere:
         return {}
@@ -79,7 +79,7 @@ def pasted_elsewhere(
 
 
 def check_command(run: Run) -> str:
-    """What lists the photos that lie in several splits, to be pasted."""
+    """The command that lists the photos that lie in several splits, to be pasted."""
     words = ["python", "-m", "semantic_aug.datasets", "check", run.dataset]
     words += ["--data_dir", run.data_dir] if run.data_dir else []
     words += ["--dataset_args", *run.dataset_args] if run.dataset_args else []
@@ -96,8 +96,8 @@ def training_photos(
 ) -> FewShotDataset:
     """The photos of a trial, with their synthetic variants from all these folders.
 
-    A photo has the variants of all sets in turn: a way of using images that takes the first few
-    takes as many of each set.
+    The variants of a photo alternate between the sets, so the first few variants of a photo
+    include equally many of each set.
     """
     indices = dataset.indices(settings.classes)
     if not indices:
@@ -119,11 +119,11 @@ def variants_of(
     run: Run, settings: Classification, trial: Trial, dataset: FewShotDataset, folder: Path,
     number: int | None, instead: str,
 ) -> dict[int, list[tuple]]:  # fmt: skip
-    """The synthetic images of a trial's photos that lie in a folder, at most `number` of each.
+    """The synthetic images in a folder, at most `number` for each of a trial's photos.
 
     Raises:
-        UserError: they are not there, or do not fit; with the command that makes them, and what
-            can be done `instead`.
+        UserError: images are missing or do not fit. The message has the command that makes them,
+            and what can be done `instead`.
     """
     try:
         return read_variants(folder, dataset, number, settings.classes, settings.ignore_filter)
@@ -137,7 +137,7 @@ def variants_of(
 def hard_negatives(
     run: Run, settings: Classification, trial: Trial, dataset: FewShotDataset, folder: Path
 ) -> dict[int, list[tuple]]:
-    """The images of --negative_aug_name by photo, all that there are."""
+    """All images of --negative_aug_name, by photo."""
     instead = " (or leave --negative_aug_name away)"
     found = variants_of(run, settings, trial, dataset, folder, None, instead)
     say_without(dataset, folder, [i for i in dataset.indices(settings.classes) if not found.get(i)])
@@ -145,7 +145,7 @@ def hard_negatives(
 
 
 def check_several_classes(trial: Trial, dataset: FewShotDataset, classes) -> None:
-    """Raises UserError where a trial has one class, which nothing can be told from."""
+    """Raise UserError where a trial has a single class: a classifier needs several."""
     labels = {dataset.get_label_by_idx(idx) for idx in dataset.indices(classes)}
     if len(labels) < 2:
         name = dataset.class_names[min(labels)]
@@ -156,7 +156,7 @@ def check_several_classes(trial: Trial, dataset: FewShotDataset, classes) -> Non
 
 
 def say_without(dataset: FewShotDataset, folder: Path, bare: list[int]) -> None:
-    """Say how many of the photos without variants were left out when images were made."""
+    """Log how many of the photos without variants were left out when images were made."""
     left_out = read_left_out(folder) if bare else {}
     sources = dataset.sources() if left_out else []
     without = [idx for idx in bare if sources and sources[idx] in left_out]
@@ -176,8 +176,8 @@ def in_turn(sets: Sequence[Sequence[tuple]]) -> list[tuple]:
 def generation_command(run: Run, settings: Classification, trial: Trial, folder: Path) -> str:
     """The command line that makes the synthetic images of a trial, to be pasted.
 
-    It is the command that made some of them, or else the command of another trial with this
-    trial's flags appended.
+    This is the command that made some of these images, or else the command of another trial with
+    this trial's flags appended.
     """
     others = sorted(folder.parent.glob("seed=*_ex=*"))
     for each in [folder, *others]:

@@ -1,4 +1,4 @@
-"""What the settings of train_classifier.py say together, and which of them do not go together."""
+"""What the settings of train_classifier.py mean together, and which of them conflict."""
 
 import dataclasses
 from pathlib import Path
@@ -22,11 +22,11 @@ from semantic_aug.settings.classification import (
 from semantic_aug.settings.common import Run
 from semantic_aug.stages.kept_views import check_views
 
-MOST_IMAGES = 10_000_000  # of an epoch, all of which are drawn at its start
+MOST_IMAGES = 10_000_000  # per epoch: all are drawn at its start
 
 
 def method_of(settings: Classification) -> str:
-    """The name of the results: what is given, or the sets of images that they come from."""
+    """The name of the results: the given name, or the sets of images that they come from."""
     if settings.method is not None:
         return settings.method
     parts: list[str | None] = ["+".join(settings.aug_name) if wants_synthetic(settings) else REAL]
@@ -38,10 +38,10 @@ def method_of(settings: Classification) -> str:
 
 
 def training_options(settings: Classification) -> TrainingOptions:
-    """What the settings say of training.
+    """The options of training that the settings describe.
 
     Raises:
-        UserError: settings that do not go together.
+        UserError: settings conflict.
     """
     names, sets = settings.augmentation, settings.aug_name
     if len(set(sets)) < len(sets):
@@ -80,7 +80,7 @@ def training_options(settings: Classification) -> TrainingOptions:
 
 
 def check_contrastive(settings: Classification) -> None:
-    """Raises UserError where --objective, or what belongs to supcon, cannot be done."""
+    """Raise UserError where --objective or a setting of supcon cannot be used."""
     if settings.objective != SUPCON:
         names = ("negative_aug_name", *(n for n in fields_of(Contrastive) if n.startswith("contr")))
         given = [name for name in names if getattr(settings, name) is not None]
@@ -123,10 +123,10 @@ def wants_synthetic(settings: Classification) -> bool:
 def compared_folders(
     run: Run, settings: Classification, folder: Path, trials: list[Trial]
 ) -> dict[str, Path]:
-    """Where the results of --compare lie, by what they are called there.
+    """The folders of the results of --compare, by the names given there.
 
     Raises:
-        UserError: there are none, or none of one of these trials.
+        UserError: results are missing, or lack a trial.
     """
     found = {}
     for name in settings.compare:

@@ -1,4 +1,4 @@
-"""What all stages share: the experiment, its trials and photos, and how a stage is called."""
+"""What all stages share: the experiment, its trials and photos, and the call of a stage."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ from semantic_aug.settings import build, build_all, fields_of, written
 from semantic_aug.settings.common import Experiment, Model, Run, Selection
 
 MOST_TRIALS = 100_000
-# What the next command has in common with fine_tune.py.
+# Settings that the next command shares with fine_tune.py.
 _OF_WORDS = (*fields_of(Run), "model", "revision", "variant")
 
 
 def experiment_of(run: Experiment) -> Path:
-    """The experiment's folder, which need not exist, but must be one that can be written to."""
+    """The experiment's folder, which need not exist but must be writable."""
     return check_writable(experiment_dir(run.output_dir, run.experiment_name))
 
 
@@ -40,7 +40,7 @@ def trials_of(run: Experiment) -> list[Trial]:
     """Every seed with every number of examples per class.
 
     Raises:
-        UserError: more than `MOST_TRIALS`.
+        UserError: there are more than `MOST_TRIALS`.
     """
     sizes = dict.fromkeys(run.examples_per_class)
     if run.num_trials * len(sizes) > MOST_TRIALS:
@@ -56,8 +56,8 @@ def trials_of(run: Experiment) -> list[Trial]:
 
 
 def dataset_of(run: Run, split: str, trial: Trial | None = None):
-    """One split of a run's dataset; with a trial, that trial's subset of it."""
-    # Imported late: who only asks where an experiment lies needs no torch.
+    """A split of a run's dataset; with a trial, that trial's subset of the split."""
+    # Imported late: finding the folder of an experiment needs no torch.
     from semantic_aug.datasets import build_dataset
 
     older = ["older_list=true"] if run.older_list and has_older_list(run) else []
@@ -76,10 +76,10 @@ def dataset_of(run: Run, split: str, trial: Trial | None = None):
 
 
 def prepared(run: Run, logdir: str | None = None) -> Run:
-    """`run` with its dataset by name, and with what decides which photos `folder` lists.
+    """`run` with its dataset by name, and with the setting that decides which photos are listed.
 
-    An experiment that was begun when `folder` took fewer photos keeps their list. Whether it was
-    is noted in every config.json; one without this note was written by an earlier version.
+    Earlier versions of the dataset `folder` listed fewer photos, and experiments from then keep
+    this list. Every config.json records which list applies; earlier versions did not record this.
     """
     from semantic_aug.datasets import named_dataset
 
@@ -98,7 +98,7 @@ def prepared(run: Run, logdir: str | None = None) -> Run:
 
 
 def has_older_list(run: Run) -> bool:
-    """Whether the dataset has an older list of photos, and nobody has chosen one of the two."""
+    """Whether the dataset has an older list of photos, and the settings choose neither list."""
     from semantic_aug.datasets import dataset_class, known_options
 
     chosen = any(pair.startswith("older_list=") for pair in run.dataset_args)
@@ -106,9 +106,9 @@ def has_older_list(run: Run) -> bool:
 
 
 def arguments_of(run: Run, settings) -> dict[str, Any]:
-    """All settings by their names, for config.json, in the order in which they have stood there.
+    """All settings by their names, for config.json, in the order of earlier files.
 
-    A setting that is newer than older files is left out where it has its default.
+    Settings that earlier files lack are left out where they have their defaults.
     """
     of_run, of_stage = fields_of(type(run)), fields_of(type(settings))
     first = list(fields_of(Experiment))
@@ -124,10 +124,10 @@ def arguments_of(run: Run, settings) -> dict[str, Any]:
 
 
 def command_line(stage: str, *given, of: type | None = None) -> str:
-    """A command to be pasted, with the flags of all settings that have not their defaults.
+    """A command to be pasted, with the flags of all settings that differ from their defaults.
 
     Args:
-        of: the class whose settings the command knows, if it knows not all.
+        of: the class whose settings the command knows, if the command does not know all.
     """
     words = words_here(stage)
     for settings in given:
@@ -145,7 +145,7 @@ def command_line(stage: str, *given, of: type | None = None) -> str:
 
 
 def masks_command(run: Run) -> str:
-    """What makes masks of a run's photos, to be pasted."""
+    """The command that makes masks of a run's photos, to be pasted."""
     words = [*words_here("masks"), f"--dataset={run.dataset}"]
     words += [f"--data_dir={run.data_dir}"] if run.data_dir else []
     words += ["--dataset_args", *run.dataset_args] if run.dataset_args else []
@@ -155,7 +155,7 @@ def masks_command(run: Run) -> str:
 
 
 def learned_from(run: Experiment) -> list:
-    """A run, its model and its classes with words, as far as config.json knows; else nothing."""
+    """A run, its model and its classes with words, as far as config.json tells; else empty."""
     for trial in trials_of(run):
         folder = fine_tuned_dir(experiment_of(run), trial)
         found = (read_config(folder) or {}).get("arguments", {})
@@ -170,17 +170,17 @@ def learned_from(run: Experiment) -> list:
 
 
 def nothing_to_do(shard: tuple[int, int], of: str) -> str:
-    """What a process says that has no share of `3 blocks`."""
+    """The message of a process without a share of, say, `3 blocks`."""
     return f"nothing to do: shard {shard[0]} of {shard[1]} has none of {of}"
 
 
-# --- how a stage is called -------------------------------------------------------------------
+# --- the call of a stage ---------------------------------------------------------------------
 
 
 def stage(cls: type) -> Callable[[Callable], Callable]:
-    """Makes of `function(run, settings)` one that takes the settings as keyword arguments too.
+    """Let `function(run, settings)` also take the settings as keyword arguments.
 
-    Errors name settings as flags; to whom gives keywords, they name them as keywords.
+    Errors name settings as flags, or as keywords if the caller gave keywords.
 
     Args:
         cls: the class of the settings.
@@ -219,7 +219,7 @@ def in_words_of_python() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        # A command that is to be pasted keeps its dashes.
+        # Commands to be pasted keep their dashes.
         parts = re.split(r"((?:python|semantic-aug) [^;(]*)", str(error))
         parts[::2] = [re.sub(r"--(?=[a-z_]+\b)", "", part) for part in parts[::2]]
         raise type(error)("".join(parts)) from error

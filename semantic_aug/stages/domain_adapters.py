@@ -1,4 +1,4 @@
-"""The LoRAs that fine_tune.py trains beside the words: which are to be trained, training them."""
+"""The LoRAs that fine_tune.py trains with the words: choosing them and training them."""
 
 import dataclasses
 import json
@@ -48,9 +48,9 @@ class Domains:
     """The LoRAs of this process's share of trials.
 
     Attributes:
-        trained: files that are there.
-        ready: those that are to be trained now.
-        owing: by trial, the classes whose words are still to be learned.
+        trained: existing files.
+        ready: LoRAs to train now.
+        owing: by trial, the classes whose words are not learned yet.
     """
 
     trained: list[Path]
@@ -68,7 +68,7 @@ class Domains:
 
 
 def check_domains(settings: FineTuning, experiment: Path) -> None:
-    """Raise UserError where no LoRA could be trained, whatever the trials are."""
+    """Raise UserError where the settings allow no LoRA for any trial."""
     if settings.lora_rank is not None:
         check_peft("--lora_rank")
         if settings.prior_preservation:
@@ -78,7 +78,7 @@ def check_domains(settings: FineTuning, experiment: Path) -> None:
 def find_domains(
     run: Run, settings: FineTuning, info, experiment: Path, lessons: Iterable[Lesson], shard
 ) -> Domains:
-    """What there is, and is to be trained, of the LoRAs of a process's share of trials.
+    """The LoRAs of a process's share of trials, both existing and still to be trained.
 
     Args:
         lessons: the words of all trials.
@@ -103,19 +103,19 @@ def find_domains(
         if is_trained(wanted, settings.overwrite):
             found.trained.append(wanted.path)
         else:
-            usable_checkpoint(wanted, settings.overwrite)  # found wrong here, not later
+            usable_checkpoint(wanted, settings.overwrite)  # an error comes here, not later
             found.ready.append(wanted)
     return found
 
 
 def words_of(lesson: Lesson) -> dict[str, Path]:
-    """The file of the word of every class of a trial, chosen or not."""
+    """The word's file for every class of a trial, also for classes that are not chosen."""
     folders, folder = folder_names(lesson.dataset.class_names), lesson.folder.parent
     return {name: folder / folders[name] / EMBEDDINGS_FILE for name in lesson.trial_classes}
 
 
 def is_of_trial(path: Path, lesson: Lesson) -> bool:
-    """Whether a word is there, and was learned with the settings of this one."""
+    """Whether a word's file exists, and was learned with the settings of `lesson`."""
     if not path.exists():
         return False
     own = config_id(lesson.settings)
@@ -125,7 +125,7 @@ def is_of_trial(path: Path, lesson: Lesson) -> bool:
 def domain_lesson(
     run: Run, settings: FineTuning, info, experiment: Path, lesson: Lesson, words: dict[str, Path]
 ) -> DomainLesson:
-    """The LoRA of the trial of a word."""
+    """The LoRA of a word's trial."""
     dataset, trial = lesson.dataset, lesson.trial
     rows = {name: LearnedWords.read(path).only_rows() for name, path in words.items()}
     facts = {
@@ -161,7 +161,7 @@ def train_domains(
     run: Run, settings: FineTuning, info, pipeline, templates: Sequence[str], experiment: Path,
     lessons: Sequence[DomainLesson], shard: tuple[int, int], reporter: Reporter,
 ) -> list[str]:  # fmt: skip
-    """Train one LoRA after the other; returns the trials of those that failed."""
+    """Train the LoRAs in turn; return the trials whose LoRAs failed."""
     if settings.attention_slicing:
         pipeline.enable_attention_slicing()
     if settings.compile:
@@ -208,7 +208,7 @@ def make_priors(
     run: Run, settings: FineTuning, info, pipeline, experiment: Path,
     lessons: Sequence[DomainLesson], shard: tuple[int, int],
 ) -> None:  # fmt: skip
-    """Make the images of the names of all classes that LoRAs are to be shown."""
+    """Make the images of class names that LoRAs are also trained on."""
     files = {name: paths for lesson in lessons for name, paths in lesson.prior.items()}
     if files:
         facts = prior_settings(info.identity, settings.resolution)

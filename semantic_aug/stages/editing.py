@@ -1,4 +1,4 @@
-"""From flags to edits: what these ask of a model, the model set up for them, the augmentation."""
+"""From flags to edits: what edits require of a model, loading the model, the augmentation."""
 
 import copy
 import dataclasses
@@ -58,15 +58,15 @@ from semantic_aug.stages.choosing_lora import lora_for_all, weights_of_own
 from semantic_aug.stages.edits import edits_of, objects_of, options_taken
 
 log = logging.getLogger(__name__)
-CHANGING = ("lora", "unet_path", "low_memory", "compile")  # what they do stays in a loaded model
+CHANGING = ("lora", "unet_path", "low_memory", "compile")  # these change a loaded model
 Settings = TypeVar("Settings", FineTuning, Generation)
 
 
 def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
-    """What the model's configuration tells, where it can do these edits.
+    """The facts in the model's configuration.
 
     Raises:
-        UserError: it cannot.
+        UserError: the model cannot do these edits.
     """
     info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting and not all(edit["mask"] for edit in edits):
@@ -95,10 +95,10 @@ def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
 
 
 def weights_of(settings: Generation, info: ModelInfo) -> dict:
-    """Which weights make the images of all trials, as settings; what is not used is not there.
+    """The weights that make the images of all trials, as settings without unused entries.
 
     Raises:
-        UserError: they do not fit the model.
+        UserError: the weights do not fit the model.
     """
     weights: dict[str, Any] = {"model": info.identity}
     of_each = "{name}" in (settings.unet_path or "")
@@ -119,51 +119,51 @@ def weights_of(settings: Generation, info: ModelInfo) -> dict:
 
 
 def safety_checker_name(settings: Generation) -> str | None:
-    """None for the model's own."""
+    """The safety checker's name; None for the model's own."""
     return None if settings.safety_checker == OWN else settings.safety_checker
 
 
 def class_unets(settings: Generation, class_names: Iterable[str]) -> dict[str, Path]:
-    """The weights of each class's own UNet; empty where classes share one."""
+    """The weights of each class's own UNet; empty where classes share a UNet."""
     if not settings.unet_path or "{name}" not in settings.unet_path:
         return {}
     return find_unets(settings.unet_path, list(dict.fromkeys(class_names)))
 
 
 def precision_of(settings: Generation, device) -> str:
-    """In which precision the model works, as records say it."""
+    """The model's precision, by its name in records."""
     if device.type == "cpu":
         return "bf16" if settings.mixed_precision == "bf16" else "no"
     return settings.mixed_precision or "fp16"
 
 
 def dtype_of(settings: Generation, device):
-    """In which precision the model works."""
+    """The model's precision, as a torch dtype."""
     return pick_dtype(device, settings.mixed_precision or precision_of(settings, device))
 
 
 def offloads(settings: Generation, device) -> bool:
-    """Whether parts of the model wait in the CPU's memory."""
+    """Whether idle parts of the model stay in the CPU's memory."""
     return settings.low_memory and device.type == "cuda"
 
 
 def home_of(settings: Generation, device) -> torch.device:
-    """Where what is loaded waits."""
+    """The device that loaded parts are kept on."""
     return torch.device("cpu") if offloads(settings, device) else device
 
 
 def build_pipeline(settings: Generation, info: ModelInfo | None, device, given=None):
-    """The model, loaded and set up as the settings say, but for `offload`.
+    """The model, loaded and set up by the settings, except for `offload`.
 
     Args:
-        info: None where no edit needs the model: then nothing asks for it.
-        given: the model, if it is loaded already; it stays as it is.
+        info: None where no edit needs the model.
+        given: the model, if it is already loaded; it does not change.
     """
     assert info is not None
     if given is None:
         pipeline = load_pipeline(info, home_of(settings, device), dtype_of(settings, device))
     else:
-        pipeline = copy.copy(given)  # has the same parts
+        pipeline = copy.copy(given)  # shares the parts
     if settings.unet_path and "{name}" not in settings.unet_path:
         put_unet(pipeline, Path(settings.unet_path))
     if (lora := lora_for_all(settings)) is not None:
@@ -176,7 +176,7 @@ def build_pipeline(settings: Generation, info: ModelInfo | None, device, given=N
 
 
 def named_model(settings: Settings, pipeline) -> Settings:
-    """The settings with the model that a pipeline was loaded from, where they name none."""
+    """The settings; where they name no model, with the model that a pipeline was loaded from."""
     source = getattr(pipeline, "name_or_path", None)
     if not source or settings.model != fields_of(type(settings))["model"].default:
         return settings
@@ -189,7 +189,7 @@ def model_of_objects(
     """The settings with the model, steps and resolution of augmentations given as objects.
 
     Raises:
-        UserError: they were made with several models, or with another than the settings name.
+        UserError: the objects use several models, or a model that the settings do not name.
     """
     for name in dict.fromkeys(name for aug in objects.values() for name in models_of(aug)):
         settings = named_model(settings, SimpleNamespace(name_or_path=name))
@@ -201,14 +201,14 @@ def model_of_objects(
             )
     own = [edit for aug in objects.values() for edit in edits_of(aug)]
     alike = {(edit.num_inference_steps, edit.resolution) for edit in own}
-    if len(alike) == 1 and len(objects) == len(settings.aug or ()):  # each record has them
+    if len(alike) == 1 and len(objects) == len(settings.aug or ()):  # each record has these values
         ((steps, side),) = alike
         settings = dataclasses.replace(settings, num_inference_steps=steps, resolution=side)
     return settings
 
 
 def models_of(aug: GenerativeAugmentation) -> list[str]:
-    """The models that an object was made with, as far as they have a name."""
+    """The names of the models that an object was made with, where the models have names."""
     inner: Iterable[GenerativeAugmentation] = getattr(aug, "augs", ())
     pipelines = [getattr(aug, "pipeline", None), *(edit.pipeline for edit in edits_of(aug))]
     names = [getattr(each, "name_or_path", None) for each in pipelines]
@@ -217,10 +217,10 @@ def models_of(aug: GenerativeAugmentation) -> list[str]:
 
 
 def check_given(settings: Generation, pipeline, device) -> None:
-    """Raise UserError for a loaded model that the settings would change, or do not mean."""
+    """Raise UserError where the settings would change a loaded model, or mean another model."""
     changing = [name for name in CHANGING if getattr(settings, name)]
     if lora_for_all(settings) is None and "lora" in changing:
-        changing.remove("lora")  # a trial's own is taken out again
+        changing.remove("lora")  # a trial's own LoRA is removed again
     if changing:
         raise UserError(
             f"--{changing[0]} changes the model: leave pipeline out, and it is loaded with it"
@@ -238,7 +238,7 @@ def check_given(settings: Generation, pipeline, device) -> None:
 
 
 def load_extras(settings: Generation, info: ModelInfo, device) -> dict:
-    """What works beside the model, loaded, as options of an edit; what is not used is not there."""
+    """Loaded models other than the diffusion model, as options of an edit; only those in use."""
     extras = {}
     if settings.controlnet:
         extras["controlnet"] = load_controlnet(
@@ -264,7 +264,7 @@ def _made(
 
 
 def _with_own_lora(settings: Generation, pipeline: Callable, lora: Path | None):
-    """The model that trials share, with the LoRA of this one, and what the one before left gone."""
+    """The model that trials share, with this trial's LoRA and without the previous trial's."""
     loaded = pipeline()
     if offloads(settings, pick_device(settings.device)):
         loaded.remove_all_hooks()
@@ -279,12 +279,12 @@ def build_augmentation(
     """The augmentation that the flags describe; `pipeline()` loads the model.
 
     Args:
-        lora: the trial's own.
-        folder: of the trial's images.
+        lora: the trial's own LoRA.
+        folder: the folder of the trial's images.
     """
     device = pick_device(settings.device)
     pipeline = functools.cache(functools.partial(_with_own_lora, settings, pipeline, lora))
-    wanted: list[Callable[[], GenerativeAugmentation]] = []  # each loads the model, if it needs it
+    wanted: list[Callable[[], GenerativeAugmentation]] = []  # each loads its model
     loads = any(augmentation_class(edit["aug"]).needs_model for edit in edits)
     for number, edit in enumerate(edits):
         if (given := objects_of(number, objects, settings)) is not None:
@@ -301,7 +301,7 @@ def build_augmentation(
             "mask_feather": settings.mask_feather,
             **extras,
         }
-        if settings.negative_prompt:  # classes that others have written need not know it
+        if settings.negative_prompt:  # external classes may lack it
             options["negative_prompt"] = settings.negative_prompt
         if edit["aug"] == TEXTUAL_INVERSION:
             options["embed_path"] = embed_path

@@ -1,4 +1,4 @@
-"""From flags to edits: what is done to a photo, in which prompts, and what that needs."""
+"""From flags to edits: the edits of a photo, their prompts, and what they need."""
 
 import dataclasses
 import logging
@@ -34,12 +34,12 @@ from semantic_aug.settings.generation import (
 
 log = logging.getLogger(__name__)
 EDIT_FLAGS = ("aug", "strength", "guidance_scale", "mask", "inverted")
-# What means something with these --backgrounds alone.
+# Settings that only have a meaning with these --backgrounds.
 REQUIRED = {"places": (GENERATED,), "num_places": (GENERATED,), "places_from": (GENERATED,)}
 
 
 def read_prompts(prompts: Iterable[str]) -> list[str]:
-    """The prompts given, with the lines of a text file in place of its name."""
+    """The given prompts, with the lines of a text file in place of its name."""
     found = []
     for prompt in prompts:
         if not prompt.endswith(".txt"):
@@ -57,7 +57,7 @@ def read_prompts(prompts: Iterable[str]) -> list[str]:
 
 
 def check_prompts(prompts: Iterable[str]) -> None:
-    """Raise UserError for a prompt that cannot be filled in; say where one names no class."""
+    """Raise UserError for a prompt that cannot be filled in; warn where a prompt names no class."""
     for prompt in prompts:
         check_prompt(prompt)
         if not any(field in prompt for field in ("{name}", "{token}", "{description}")):
@@ -65,7 +65,7 @@ def check_prompts(prompts: Iterable[str]) -> None:
 
 
 def split_objects(settings: Generation) -> tuple[Generation, dict[int, GenerativeAugmentation]]:
-    """The settings with augmentations by name alone, and those given as objects, by their place."""
+    """The settings with named augmentations only, and the augmentation objects by position."""
     given = settings.aug or ()
     objects = {n: aug for n, aug in enumerate(given) if isinstance(aug, GenerativeAugmentation)}
     names = tuple(augmentation_name(aug) for aug in given)
@@ -73,26 +73,26 @@ def split_objects(settings: Generation) -> tuple[Generation, dict[int, Generativ
 
 
 def options_of(aug: GenerativeAugmentation) -> dict:
-    """What an object was made with, as far as its attributes say so in numbers and texts."""
+    """The options of an object, as far as its attributes tell them in numbers and texts."""
     found = {key: _told(value) for key, value in sorted(vars(aug).items()) if key != "model_path"}
     return {key: value for key, value in found.items() if _is_plain(value)}
 
 
 def _told(value: Any) -> Any:
-    """An attribute of an augmentation, with what its parts were made with in their place."""
+    """An attribute of an augmentation, with its parts replaced by their options."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, GenerativeAugmentation):
         return options_of(value)
-    if isinstance(value, SDEditor):  # whose batch size changes no image
+    if isinstance(value, SDEditor):  # the batch size changes no image
         told = {key: part for key, part in vars(value).items() if key != "batch_size"}
-        told |= {"prompts": f"{stable_hash(*value.prompts):016x}"}  # there may be hundreds
+        told |= {"prompts": f"{stable_hash(*value.prompts):016x}"}  # possibly hundreds
         return {key: part for key, part in told.items() if key[0] != "_" and _is_plain(part)}
     return [_told(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is of numbers and texts alone, so that config.json can hold it."""
+    """Whether a value consists of numbers and texts only, which config.json can hold."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
     if isinstance(value, tuple | list):
@@ -103,13 +103,13 @@ def _is_plain(value: object) -> bool:
 def list_edits(
     settings: Generation, objects: Mapping[int, GenerativeAugmentation] | None = None
 ) -> list[dict]:
-    """One mapping per augmentation from the lists of settings; a list of one counts for all.
+    """A mapping per augmentation from the lists of settings; a single entry counts for all.
 
     Args:
-        objects: as `split_objects` gives them; what they were made with is said beside the rest.
+        objects: as `split_objects` gives them; their options are added to the mappings.
 
     Raises:
-        UserError: lists of different lengths, or values that no edit can have.
+        UserError: lists differ in length, or no edit can have a value.
     """
     lists: dict[str, tuple] = {key: getattr(settings, key) or (None,) for key in EDIT_FLAGS}
     count = max(map(len, lists.values()))
@@ -138,7 +138,7 @@ def list_edits(
     check_taken(settings, rows, objects or {})
     for number, row in enumerate(rows):
         if (aug := objects_of(number, objects, settings)) is not None:
-            for edit in edits_of(aug):  # what it does, whatever the settings say
+            for edit in edits_of(aug):  # objects override the settings
                 row |= {"strength": edit.strength, "guidance_scale": edit.guidance_scale}
                 row |= {"mask": int(edit.mask), "inverted": int(edit.inverted)}
             row |= augmentation_class(row["aug"]).fixed
@@ -160,7 +160,7 @@ def options_taken(
     """The settings that a class of augmentation takes beyond the settings of every edit.
 
     Args:
-        given: the object, where there is one: what it was made with counts.
+        given: the object, if the augmentation was given as an object; its options count.
     """
     own = {} if given is None else vars(given)
     if isinstance(layouts := own.get("layouts"), Layouts):
@@ -175,7 +175,7 @@ def options_taken(
 def classes_of(
     settings: Generation, edits: list[dict], objects: Mapping[int, GenerativeAugmentation] | None
 ) -> list[tuple[type[GenerativeAugmentation], dict]]:
-    """The class of each edit, and the settings that it takes; of a composition, of its parts."""
+    """The class of each edit, and the settings that it takes; for a composition, of its parts."""
     found = []
     for number, edit in enumerate(edits):
         if (given := objects_of(number, objects, settings)) is not None:
@@ -235,11 +235,11 @@ def facts_of_places(
     dataset,
     objects: Mapping[int, GenerativeAugmentation] | None = None,
 ) -> dict:
-    """What of places lies in files, for config.json; what is not used is not there.
+    """Facts about the files of places, for config.json, without unused entries.
 
     Args:
-        dataset: the trial, whose photos may lend their places: all of them, so that the masks of
-            other classes than an image's own count too.
+        dataset: the trial. All its photos may lend their places, so the masks of all classes
+            count.
     """
     facts: dict[str, Any] = {}
     lists, folders = [], []
@@ -262,7 +262,7 @@ def facts_of_places(
 
 
 def edits_of(aug: GenerativeAugmentation) -> list[SDEditor]:
-    """What an object edits photos with by a model, if it does."""
+    """The model-based editors of an object; empty without any."""
     edit = getattr(aug, "edit", None)
     return [edit] if isinstance(edit, SDEditor) else []
 
@@ -270,14 +270,14 @@ def edits_of(aug: GenerativeAugmentation) -> list[SDEditor]:
 def objects_of(
     number: int, objects: Mapping[int, GenerativeAugmentation] | None, settings: Generation
 ) -> GenerativeAugmentation | None:
-    """The object of an edit, if it was given; a single object serves all edits."""
+    """The object of an edit, if the edit was given as an object; a single object serves all."""
     return (objects or {}).get(number % len(settings.aug or (None,)))
 
 
 def uses_masks(
     run: Run, edits: list[dict], objects: Mapping[int, GenerativeAugmentation] | None = None
 ) -> bool:
-    """Whether an image would be another one if its photo had another mask."""
+    """Whether an image depends on the mask of its photo."""
     by_edit = (edit["mask"] or augmentation_class(edit["aug"]).needs_mask for edit in edits)
     by_object = (aug.needs_mask for aug in (objects or {}).values())
     return run.crop_to_object or any(by_edit) or any(by_object)

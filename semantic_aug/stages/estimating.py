@@ -1,4 +1,4 @@
-"""What a command will cost in time and on disk, and what would be quicker."""
+"""What a command will cost in time and disk space, and what would be quicker."""
 
 import dataclasses
 import io
@@ -60,21 +60,21 @@ def png_size(image: Image.Image) -> int:
 
 
 def warm_up_blocks(settings: Generation, device) -> int:
-    """How many blocks take longer than all later ones: what a GPU runs is loaded or compiled."""
+    """How many blocks take longer than later blocks: a GPU loads or compiles its kernels."""
     return int(settings.compile or device.type != "cpu")
 
 
 def cost_teller(
     images: Callable[[], int], say_quicker: Callable[[Cost], None], warm_up: int
 ) -> Callable[[float, Sequence[Image.Image]], None]:
-    """A function that is told of every block, and says once what all will cost.
+    """A callback for every block, which logs once what all blocks will cost.
 
-    Less than a minute is not worth a line.
+    Costs below a minute are not logged.
 
     Args:
         images: gives how many images will be computed in all.
-        say_quicker: says what would be quicker, where that is worth it.
-        warm_up: how many blocks say nothing about those after them.
+        say_quicker: logs what would be quicker, where that is worthwhile.
+        warm_up: how many blocks are too slow to predict later blocks.
     """
     blocks = itertools.count()
 
@@ -93,7 +93,7 @@ def cost_teller(
 def say_quicker(
     settings: Generation, edits: Sequence[dict], info: ModelInfo | None, dataset, cost: Cost
 ) -> None:
-    """Say what would take less time, where it takes more than an hour."""
+    """Log quicker settings where the images take more than an hour."""
     if cost.seconds > HOUR and (ways := quicker_ways(settings, edits, info, dataset)):
         log.info("quicker: %s", "; ".join(ways))
 
@@ -101,7 +101,7 @@ def say_quicker(
 def quicker_ways(
     settings: Generation, edits: Sequence[dict], info: ModelInfo | None, dataset
 ) -> list[str]:
-    """What would take less time, among what is not used already; nothing where no model works."""
+    """Unused settings that would take less time; empty where no model is used."""
     if info is None:
         return []
     found = []

@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 def export(classifier: str | Path, settings: Exporting, *, folder: str | Path) -> Path:
     """Write a classifier as a whole model of transformers: weights, classes, image processor, card.
 
-    `pipeline("image-classification", model=FOLDER)` opens it. The temperature is within the head,
-    so that its probabilities equal those that `predict` gives.
+    `pipeline("image-classification", model=FOLDER)` opens the model. The head includes the
+    temperature, so the probabilities equal the probabilities of `predict`.
 
     Args:
         classifier: a folder `classifier_SEED_EXAMPLES`.
-        folder: where the model goes; it is absent or empty.
+        folder: the model's folder, which is absent or empty.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: transformers has no classifier on this backbone that sees the same features; or
-            whatever else a person can mend.
+        UserError: transformers has no classifier on this backbone with the same features; or
+            another error that the user can fix.
     """
     source, target = Path(classifier), Path(folder)
     facts = read_facts(source)

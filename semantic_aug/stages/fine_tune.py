@@ -1,4 +1,4 @@
-"""Teaching a frozen Stable Diffusion one new word per class: what is to be learned, doing it."""
+"""Teaching a frozen Stable Diffusion a new word per class: planning and training."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ from semantic_aug.words.tracking import check_tracker
 
 log = logging.getLogger(__name__)
 DEFAULT_STEPS = 1000
-# As config.json has them; what comes later is added by its declaration alone.
+# The keys of config.json in their order; newer settings follow by their declaration.
 IN_THIS_ORDER = (
     "num_vectors", "resolution", "center_crop", "max_train_steps", "num_train_epochs", "repeats",
     "train_batch_size", "gradient_accumulation_steps", "learning_rate", "scale_lr", "lr_scheduler",
@@ -58,12 +58,12 @@ IN_THIS_ORDER = (
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """What became of the words that were this process's to learn.
+    """The results of this process's share of words.
 
     Attributes:
-        made, skipped: their embedding files; skipped are those that were finished before.
+        made, skipped: embedding files; skipped files were finished before.
         failed: `TRIAL/CLASS` of words whose training diverged, and `TRIAL` of such LoRAs.
-        loras: the files of its trials' LoRAs that are there.
+        loras: the existing LoRA files of the share's trials.
     """
 
     made: list[Path]
@@ -80,18 +80,18 @@ def fine_tune(
     pipeline=None,
     computed: Callable[[float, int], None] | None = None,
 ) -> Learned:
-    """Learn one word per class and trial by textual inversion (arXiv 2208.01618).
+    """Learn a word per class and trial by textual inversion (arXiv 2208.01618).
 
-    With `lora_rank`, a LoRA of each trial follows whose words are all there.
+    With `lora_rank`, a LoRA is trained for each trial whose words are complete.
 
     Args:
-        pipeline: the model of the settings, loaded in their precision and on their device; it is
-            loaded where none is given, and something is left to do.
-        computed: told after each step in how many seconds how many photos were shown. What it
-            raises ends this; checkpoints that were written stay.
+        pipeline: the model of the settings, loaded in their precision and on their device. Without
+            a pipeline, the model is loaded if any work is left.
+        computed: called after each step with the seconds and the number of photos of the step. Its
+            exceptions end the training; written checkpoints stay.
 
     Raises:
-        UserError: whatever a person can mend; before the model is loaded.
+        UserError: an error that the user can fix, raised before the model is loaded.
     """
     run, experiment, shard = (
         prepared(run),
@@ -110,7 +110,7 @@ def fine_tune(
     settings = dataclasses.replace(settings, resolution=check_resolution(info, settings.resolution))
     device = pick_device(settings.device)
     warn_if_slow(device, settings.mixed_precision)
-    make_scheduler(info, "DDPMScheduler")  # found wrong here, not after the model is loaded
+    make_scheduler(info, "DDPMScheduler")  # fails before the model is loaded
     tokenizer = load_tokenizer(info)
     check_num_vectors(tokenizer, settings.num_vectors, templates)
     if settings.validation_prompt and "*" not in settings.validation_prompt:
@@ -135,7 +135,7 @@ def fine_tune(
         write_config(lesson.folder.parent, lesson.settings, arguments)
 
     for lesson in lessons:
-        # What is finished has these settings: see `plan`.
+        # Finished words have these settings: see `plan`.
         finished = lesson.path.exists() and not settings.overwrite
         if finished and read_config(lesson.folder.parent) is None:
             say_how(lesson)
@@ -179,10 +179,10 @@ def fine_tune(
 
 
 def completed(settings: FineTuning) -> FineTuning:
-    """What is said in two ways, said in both: steps, templates and how photos get into the square.
+    """The settings with both flags filled in for steps, templates and the fit of photos.
 
     Raises:
-        UserError: the two ways disagree.
+        UserError: the two flags disagree.
     """
     steps = settings.max_train_steps
     if settings.num_train_epochs is None and steps is None:
@@ -198,7 +198,7 @@ def completed(settings: FineTuning) -> FineTuning:
 
 
 def wanted_of(lessons: list[Lesson], settings: FineTuning) -> dict[Trial, tuple[int, int]]:
-    """By trial, how many words there are to be in the end, and how many photos that shows."""
+    """By trial, the final number of words, and how many photos their training shows."""
     wanted: dict[Trial, tuple[int, int]] = {}
     for lesson in lessons:
         words, photos = wanted.get(lesson.trial, (0, 0))
@@ -209,9 +209,9 @@ def wanted_of(lessons: list[Lesson], settings: FineTuning) -> dict[Trial, tuple[
 def plan(
     run: Run, settings: FineTuning, info, common: dict, tokenizer, experiment: Path, trial: Trial
 ) -> list[Lesson]:
-    """The words of one trial, one per class with photos."""
+    """The words of a trial: a word for each class with photos."""
     dataset = dataset_of(run, "train", trial)
-    dataset.indices(settings.classes)  # names unknown classes
+    dataset.indices(settings.classes)  # raises for unknown classes
     empty = dataset.empty_classes()
     if empty:
         log.warning("classes without a training photo, left out: %s", ", ".join(empty))
@@ -228,7 +228,7 @@ def plan(
     folder, folders = fine_tuned_dir(experiment, trial), folder_names(dataset.class_names)
     files = [folder / name / EMBEDDINGS_FILE for name in folders.values()]
     begun = any(file.exists() or list_checkpoints(file.parent) for file in files)
-    if run.mask_dir and run.crop_to_object:  # other masks cut out other parts of the same photos
+    if run.mask_dir and run.crop_to_object:  # masks decide the crops
         masks = dataset.mask_digests(range(len(dataset)))
         common = common | {"masks": f"{stable_hash('masks', *masks):016x}"}
     common = check_config(folder, common, begun, settings.overwrite, ids=lambda: ids_of(files))
@@ -244,7 +244,7 @@ def plan(
         photos = dataset.indices([name])
         if run.crop_to_object:
             for idx in photos:
-                dataset.get_mask_by_idx(idx)  # found wrong here, not after the model is loaded
+                dataset.get_mask_by_idx(idx)  # fails before the model is loaded
         header = {
             "model": settings.model,
             "dataset": run.dataset,
@@ -264,9 +264,9 @@ def plan(
 
 
 def ids_of(files: list[Path]) -> set[str]:
-    """The `config_id` of each finished word; one that was learned elsewhere has none.
+    """The `config_id` of each finished word; words from other tools have none.
 
-    What a checkpoint was made with is compared when it is read.
+    The settings of a checkpoint are compared when the checkpoint is read.
     """
     found = {read_header(file).get("config_id") for file in files if file.exists()}
     return {each for each in found if each}
@@ -286,14 +286,14 @@ def own_token(token: str, classes: list[str]) -> str:
 
 
 def fit_of(settings: FineTuning) -> str:
-    """How photos get into the square; UserError where two flags disagree."""
+    """How photos are fitted into the square; raise UserError where two flags disagree."""
     if settings.center_crop and settings.fit not in (None, "crop"):
         raise UserError(f"--center_crop means --fit crop, and --fit {settings.fit} is given too")
     return settings.fit or ("crop" if settings.center_crop else "squash")
 
 
 def compared_of(run: Run, settings: FineTuning, info, templates) -> dict:
-    """What changes a learned word, apart from its own start and name."""
+    """Whatever changes a learned word, except for its own initial value and name."""
     facts = {
         "model": info.identity,
         "dataset": run.dataset,
@@ -301,7 +301,7 @@ def compared_of(run: Run, settings: FineTuning, info, templates) -> dict:
         "crop_to_object": run.crop_to_object,
         **{name: getattr(settings, name) for name in IN_THIS_ORDER},
     }
-    if settings.fit == "pad":  # older folders, which know of two ways, have center_crop alone
+    if settings.fit == "pad":  # older folders know only center_crop, with two values
         facts["fit"] = settings.fit
     known = settings.templates in TEMPLATES
     facts["templates"] = settings.templates if known else list(templates)
@@ -309,7 +309,7 @@ def compared_of(run: Run, settings: FineTuning, info, templates) -> dict:
 
 
 def steps_of(settings: FineTuning, num_photos: int) -> int:
-    """Optimiser steps for one class."""
+    """Optimiser steps for a class."""
     if settings.max_train_steps is not None or settings.num_train_epochs is None:
         return settings.max_train_steps or DEFAULT_STEPS
     per_step = settings.train_batch_size * settings.gradient_accumulation_steps

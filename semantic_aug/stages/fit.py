@@ -1,4 +1,4 @@
-"""From a folder of photos to a classifier: what helps is found out on the photos themselves."""
+"""From a folder of photos to a classifier: the photos themselves show which candidate helps."""
 
 import dataclasses
 import logging
@@ -56,7 +56,7 @@ from semantic_aug.stages.kept_views import seconds_per_image
 
 log = logging.getLogger(__name__)
 
-RESERVED, MOST_RESERVED = 0.05, 120  # of the time for what comes last: a share, and seconds
+RESERVED, MOST_RESERVED = 0.05, 120  # of the time, for the last steps: a share, and seconds
 
 
 @stage(Fitting)
@@ -64,17 +64,17 @@ RESERVED, MOST_RESERVED = 0.05, 120  # of the time for what comes last: a share,
 def fit(
     photos: str | Path, settings: Fitting, *, clock: Callable[[], float] = clocks.monotonic
 ) -> Fitted:
-    """Find out what helps to tell photos apart, and train a classifier with it.
+    """Find the candidate that helps most to classify photos, and train a classifier with it.
 
     Args:
         photos: a folder with a folder of photos for each class.
         clock: gives seconds.
 
     Returns:
-        The classifier, what to expect of it, and what all candidates gained.
+        The classifier, its expected accuracy, and the gains of all candidates.
 
     Raises:
-        UserError: whatever a person can mend.
+        UserError: an error that the user can fix.
     """
     seconds = 60 * settings.minutes
     end = clock() + seconds if settings.candidates is None else math.inf
@@ -110,7 +110,7 @@ def fit(
 
 
 class Trying:
-    """Tries one candidate after the other, as long as there is time."""
+    """Tries candidates in turn, as long as there is time."""
 
     def __init__(
         self, photos: Photos, settings: Fitting, time: Time, backbone: Backbone, cache: Path,
@@ -131,14 +131,14 @@ class Trying:
             self.seen = seconds_per_image(backbone, of_views)
 
     def alone(self, method: Method, rest: list[Method]) -> None:
-        """Try a method: make its images, if it has some, and judge it.
+        """Try a method: make its images, if the method has any, and evaluate it.
 
         Args:
-            rest: this method and those that come after it.
+            rest: this method and the methods that follow.
         """
         variants: Variants | None = None
         sets: list[Made] = []
-        if self.tried:  # the first one is tried whatever it takes
+        if self.tried:  # the first method has no time limit
             needed = self.seconds_of_heads
             needed += 0 if method.edit else self.seen * PHOTO_VIEWS * len(self.labels)
             if needed > self.time.left():
@@ -162,10 +162,10 @@ class Trying:
         self.judged(method, variants, sets, folds)
 
     def images(self, method: Method, rest: list[Method]) -> list[Made]:
-        """Its sets of images; words, which come last, have what the others leave of the time."""
+        """The method's sets of images; words come last, and have all the time that is left."""
         waiting = [each for each in rest if each.edit and each.name not in self.left_out]
         waiting = [each for each in waiting if each.kind != WORDS] or waiting
-        heads = self.seconds_of_heads * (len(waiting) + 1)  # the mixture's too
+        heads = self.seconds_of_heads * (len(waiting) + 1)  # and of the mixture
         share = max(0.0, self.time.left() - heads) / len(waiting)
         side = max(self.backbone.image_size)
         seen = self.seen * VARIANT_VIEWS
@@ -175,7 +175,7 @@ class Trying:
     def judged(
         self, method: Method, variants: Variants | None, sets: list[Made], folds: Sequence[Fold]
     ) -> None:
-        """Train its heads in these folds, and keep what they told."""
+        """Train the method's heads in these folds, and keep their predictions."""
         began = self.time.clock()
         features = self.eyes.views(method.augmentation)
         number = len(self.photos.dataset.class_names)
@@ -194,7 +194,7 @@ class Trying:
         log.log(RESULT, "%s", said)
 
     def mixture(self) -> None:
-        """Try the images of the best two methods together."""
+        """Try the images of the two best methods together."""
         wanted = self.settings.candidates
         if wanted is not None and MIXTURE not in wanted:
             return
@@ -208,7 +208,7 @@ class Trying:
             return
         compared = [self.tried[0], *with_images]
         scores = scores_of(*judged_of([each.judgement for each in compared], self.photos))
-        gains = np.nanmean(scores[:, 1:] - scores[:, :1], axis=0)  # in the folds that both have
+        gains = np.nanmean(scores[:, 1:] - scores[:, :1], axis=0)  # in common folds
         order = sorted(range(len(gains)), key=lambda n: (-float(gains[n]), n))
         one, other = (with_images[n] for n in sorted(order[:2]))
         method = Method(

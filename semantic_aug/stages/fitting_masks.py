@@ -1,4 +1,4 @@
-"""The masks of `fit`: those that there are, or what a masker makes while there is time."""
+"""The masks of `fit`: existing masks, or masks that a masker makes while there is time."""
 
 import dataclasses
 import math
@@ -22,22 +22,22 @@ from semantic_aug.stages.fitting_methods import Time, TooLong, Watch
 from semantic_aug.stages.fitting_photos import MASKS, Photos
 from semantic_aug.stages.masks import compared_of, masks
 
-SHARE = 0.5  # of the time that is left, for masks
+SHARE = 0.5  # of the remaining time, for masks
 
 
 def with_masks(
     photos: Photos, settings: Fitting, time: Time, needed: bool
 ) -> tuple[Photos, dict[int, str], str]:
-    """The photos with all their masks, those whose masks serve, and why there are none, if so.
+    """The photos with all their masks, the photos with usable masks, and why no mask is usable.
 
-    A masker that was asked for makes all masks that are missing. Where none was, `named` makes
-    them, if no photo has a mask and its models are on the disk. Nothing uses doubtful masks.
+    The masker of the settings makes all missing masks. Without this setting, `named` makes the
+    masks if no photo has a mask and its models are on the disk. Nothing uses doubtful masks.
 
     Args:
-        needed: whether anything is to be tried for which masks are worth their time.
+        needed: whether a candidate needs masks enough to spend time on them.
 
     Raises:
-        UserError: the masker that was asked for cannot work.
+        UserError: the masker of the settings cannot work.
     """
     there = masks_of(photos)
     given = {"masker": settings.masker or NAMED, "device": settings.device}
@@ -57,7 +57,7 @@ def with_masks(
 
 
 def masks_of(photos: Photos) -> dict[int, str]:
-    """The photos with a mask that shows an object and something around it; see `usable_masks`."""
+    """The photos whose mask shows an object and its surroundings; see `usable_masks`."""
     try:
         return usable_masks(photos.dataset, range(len(photos.labels)), crop=False)
     except UserError:
@@ -65,10 +65,10 @@ def masks_of(photos: Photos) -> dict[int, str]:
 
 
 def is_to_be_made(photos: Photos, there: Mapping[int, str], masking: Masking) -> bool:
-    """Whether no photo has a mask, or making them was interrupted; and the models are there.
+    """Whether the models exist, and no photo has a mask or making the masks was interrupted.
 
     Raises:
-        UserError: of the models only a part is there.
+        UserError: only some of the models exist.
     """
     if not all(map(commit_of, MASKER_MODELS[NAMED])):
         return False
@@ -87,7 +87,7 @@ def is_to_be_made(photos: Photos, there: Mapping[int, str], masking: Masking) ->
 def made_now(
     photos: Photos, masking: Masking, time: Time, makes_them: str
 ) -> tuple[Photos, dict[int, str], str]:
-    """See `with_masks`; masks that do not fit into their share of the time are left for later."""
+    """See `with_masks`; masks are left for later where their share of the time is too short."""
     warm_up = int(pick_device(masking.device).type != "cpu")
     watch = Watch(time, 0, time.clock() + SHARE * time.left(), unknown=warm_up)
 
@@ -103,7 +103,7 @@ def made_now(
             f"masks of {rest} are missing, which takes {duration(long.each * watch.missing)}, more "
             f"than half of the time; this makes them before: {makes_them}"
         )  # fmt: skip
-    assert found is not None  # this process has all shares
+    assert found is not None  # this is the only process
     if not found.used:
         return photos, {}, f"all masks that were made are doubtful: look at {found.page}"
     dataset = dataset_of(photos.run, "train", photos.trial)

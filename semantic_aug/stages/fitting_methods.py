@@ -1,4 +1,4 @@
-"""What `fit` tries: candidates from cheap to dear, what each needs, and their images in time."""
+"""The candidates of `fit` from cheap to expensive, their needs, and their images in time."""
 
 import dataclasses
 import logging
@@ -40,19 +40,19 @@ from semantic_aug.synthesis.variants import read_variants
 log = logging.getLogger(__name__)
 
 FLIP_ROTATE = ("flip-rotate",)
-COLOURS = 0.4  # --layout_colour: what brings most to parts that no generator knows
+COLOURS = 0.4  # --layout_colour: helps most with parts that no generator knows
 SAMPLER = "dpm++"
-SIDE = 512  # pixels to which photos are reduced at most, before images are made of them
+SIDE = 512  # pixels; larger photos are reduced before images are made of them
 
 
 @dataclasses.dataclass
 class Time:
-    """How much of it is left.
+    """The time that is left.
 
     Attributes:
         clock: gives seconds.
-        end: when all is to be finished; infinite where time decides nothing.
-        reserved: seconds of what comes last.
+        end: the deadline; infinite without a limit.
+        reserved: seconds that the last steps need.
     """
 
     clock: Callable[[], float]
@@ -64,11 +64,11 @@ class Time:
 
 
 class TooLong(Exception):
-    """Something takes longer than there is time for.
+    """Some work takes longer than the time that is left.
 
     Attributes:
-        each: seconds of a piece of it.
-        needed: seconds of the least that would be of use.
+        each: seconds of a piece of the work.
+        needed: seconds of the least useful amount of work.
     """
 
     def __init__(self, each: float, number: int):
@@ -81,11 +81,11 @@ class Method:
     """A way of making images of photos.
 
     Attributes:
-        name: of the candidate, and of its set of images.
-        kind: which of `CANDIDATES` it belongs to.
-        what: in words.
+        name: the name of the candidate, and of its set of images.
+        kind: the entry of `CANDIDATES` that the method belongs to.
+        what: a description in words.
         edit: settings of generation other than the model's; None without images.
-        augmentation: of the views that a classifier sees.
+        augmentation: the augmentation of the views that a classifier sees.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Method:
 
 
 def methods_of(settings: Fitting) -> list[Method]:
-    """All that could be tried but mixtures, the simplest and cheapest first."""
+    """All possible candidates except mixtures, the simplest and cheapest first."""
     edits = [
         Method(
             f"{EDITS}-{strength:g}",
@@ -147,13 +147,13 @@ def methods_of(settings: Fitting) -> list[Method]:
 
 
 def lacks(method: Method, settings: Fitting, no_masks: str) -> str | None:
-    """What a method needs and has not; None where all is there.
+    """What a method needs and lacks; None where it lacks nothing.
 
     Args:
-        no_masks: why no photo has a mask that serves; empty where some have.
+        no_masks: why no photo has a usable mask; empty where some photos have.
 
     Raises:
-        UserError: the model that was asked for is not there.
+        UserError: the model of the settings does not exist.
     """
     if method.needs_masks and no_masks:
         return no_masks
@@ -176,11 +176,11 @@ class Made:
     """A set of images.
 
     Attributes:
-        folder: where they lie.
-        number: of each photo that has some.
-        paths: of each photo, its images in order.
-        shows: of an image, by its name, the source of another photo that it shows a part of.
-        learned_from: the photos that words were learned from by which all images were made.
+        folder: the folder of the images.
+        number: images per photo, for photos with images.
+        paths: the images of each photo, in order.
+        shows: by an image's name, the source of another photo that the image shows a part of.
+        learned_from: the photos that the words of all images were learned from.
     """
 
     folder: Path
@@ -194,16 +194,18 @@ def make_images(
     method: Method, photos: Photos, settings: Fitting, time: Time, share: float, seen: float,
     side: int,
 ) -> Made:  # fmt: skip
-    """As many images of each photo as are wanted or, by the time of the first ones, fit.
+    """Make the wanted number of images per photo, or fewer if the time is too short.
+
+    The time of the first images tells how many images fit.
 
     Args:
-        share: seconds that this method may take beyond a first image of each photo.
+        share: seconds that this method may take after a first image of each photo.
         seen: seconds that a classifier needs to see an image.
-        side: of what the classifier sees, in pixels.
+        side: side of the classifier's input, in pixels.
 
     Raises:
-        TooLong: not even one of each fits.
-        UserError: the photos or masks do not suffice for it.
+        TooLong: even a single image of each photo takes too long.
+        UserError: the method needs more photos or masks.
     """
     made_with = generation_of(method, settings, side)
     folder = aug_dir(experiment_of(photos.run), method.name, photos.trial)
@@ -214,7 +216,7 @@ def make_images(
         watch = Watch(
             time,
             len(photos.labels) * number - there,
-            math.inf if number == 1 else until,  # one of each may take all the time that is left
+            math.inf if number == 1 else until,  # first images may take all the time
             seen,
             warm_up_blocks(wanted, pick_device(wanted.device)),
         )
@@ -238,13 +240,13 @@ def make_images(
 
 
 class Watch:
-    """Is told of every piece of some work, and raises `TooLong` where all will not be done in time.
+    """A callback for every piece of some work, which raises `TooLong` if the work takes too long.
 
     Args:
-        missing: how many pieces are to be done.
-        until: when they are to be done.
-        seen: seconds that each costs later on.
-        unknown: how often what is told says nothing about what comes: at first it takes longer.
+        missing: how many pieces are missing.
+        until: the deadline of the work.
+        seen: seconds that each piece costs later.
+        unknown: how many first calls are ignored, since they take longer than later calls.
     """
 
     def __init__(
@@ -266,12 +268,12 @@ class Watch:
             raise TooLong(each, self.all)
 
     def of_images(self, seconds: float, images: Sequence) -> None:
-        """The same, as `generate` tells it."""
+        """The same, as the callback of `generate`."""
         self(seconds, len(images))
 
 
 def complete(folder: Path, photos: Photos) -> int:
-    """How many images there are of every photo that is to have some."""
+    """The number of images that every photo has, among photos that get images."""
     sources, left_out = photos.dataset.sources(), read_left_out(folder)
     number = dict.fromkeys((each for each in sources if each not in left_out), 0)
     for record in sorted(read_records(folder), key=lambda record: record["repeat"]):
@@ -283,7 +285,7 @@ def complete(folder: Path, photos: Photos) -> int:
 def generation_of(method: Method, settings: Fitting, side: int) -> Generation:
     """The settings of generation for a method.
 
-    Photos are reduced to twice what the classifier sees, or to what models work at.
+    Photos are reduced to twice the classifier's input, or to the size that models work at.
     """
     assert method.edit is not None
     given = {key: value for key, value in method.edit.items() if value is not None}

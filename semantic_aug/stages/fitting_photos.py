@@ -1,4 +1,4 @@
-"""The photos of `fit`: which can be used, what hangs together among them, and their folds."""
+"""The photos of `fit`: usable photos, groups of related photos, and folds."""
 
 import contextlib
 import csv
@@ -38,7 +38,7 @@ NAMED = 3  # photos or classes in a notice
 
 @contextlib.contextmanager
 def nothing_of_unequal_classes():
-    """Leave out the notice that a class has fewer photos than the largest: nobody has asked."""
+    """Suppress the notice that a class has fewer photos than the largest class."""
     datasets = logging.getLogger(few_shot_dataset.__name__)
     is_other = lambda record: record.msg != few_shot_dataset.FEWER  # noqa: E731
     datasets.addFilter(is_other)
@@ -49,7 +49,7 @@ def nothing_of_unequal_classes():
 
 
 class WholeFolder(FolderDataset):
-    """A folder whose photos nobody cuts into splits: without folders for these all are `train`."""
+    """A folder that is not cut into splits: without folders of splits, all photos are `train`."""
 
     def completed(self, records: dict[str, list[Record]]) -> dict[str, list[Record]]:
         return records
@@ -60,14 +60,14 @@ class Photos:
     """All photos that can be used.
 
     Attributes:
-        run: an experiment whose split `train` they are.
-        dataset: that split, as every stage sees it.
-        trial: that has them all.
-        labels, units: of each, its class and what it hangs together with.
-        folds: which of them judge which.
-        val: whether a split `val` of their owner judges, in place of folds.
-        contents: of every photo of the folder, what tells its bytes apart, by its source.
-        notes: what a person should know of them, a sentence each.
+        run: an experiment whose split `train` has these photos.
+        dataset: this split, as every stage sees it.
+        trial: the trial that has all photos.
+        labels, units: the class of each photo, and its group of related photos.
+        folds: the trained and the held-out photos of each fold.
+        val: whether a split `val` of the user is held out, in place of folds.
+        contents: the content digest of every photo in the folder, by source.
+        notes: what the user should know about the photos, a sentence each.
     """
 
     run: Run
@@ -82,15 +82,16 @@ class Photos:
 
     @property
     def ratio(self) -> float:
-        """How many photos judge for each that is learned from, on average over the folds."""
+        """Held-out photos per trained photo, on average over the folds."""
         return float(np.mean([len(fold.held_out) / len(fold.trained) for fold in self.folds]))
 
 
 def run_of(photos: str | Path, settings: Fitting) -> Run:
-    """The experiment, with its folder; a folder of masks that is yet to be written comes later.
+    """The experiment, with its folder; a folder of masks that does not exist yet comes later.
 
     Raises:
-        UserError: there is no such folder, or masks or the experiment would lie among its classes.
+        UserError: the folder does not exist, or masks or the experiment would lie among its
+            classes.
     """
     root = Path(photos).expanduser()
     if not root.is_dir():
@@ -106,7 +107,7 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
             "move it elsewhere"
         )
     name = settings.experiment_name or folder_names([own])[own]
-    # Images that are made there would be taken for photos.
+    # Generated images there would be taken for photos.
     if experiment_dir(settings.output_dir, name).resolve().is_relative_to(root.resolve()):
         raise UserError(
             f"--output_dir: got {settings.output_dir}, where {name} would lie within {photos}, "
@@ -123,10 +124,10 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
 
 
 def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
-    """Read all photos, write the table that later stages read them by, and cut them into folds.
+    """Read all photos, write the table of photos for later stages, and cut the photos into folds.
 
     Raises:
-        UserError: there are too few of them, or they are being written.
+        UserError: there are too few photos, or photos are still being written.
     """
     before = listed(run, settings)
     records = [record for each in before.values() for record in each]
@@ -159,7 +160,7 @@ def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
 
 
 def listed(run: Run, settings: Fitting) -> dict[str, list[Record]]:
-    """The photos of `train` and `val`, as their owner has split them; all are `train` otherwise."""
+    """The photos of `train` and `val` in the user's splits; without splits, all are `train`."""
     found: dict[str, list[Record]] = {}
     for split in ("train", "val"):
         try:
@@ -173,20 +174,20 @@ def listed(run: Run, settings: Fitting) -> dict[str, list[Record]]:
 
 
 def digests_of(records: Iterable[Record]) -> dict[str, str]:
-    """What tells the bytes of photos apart, by their sources."""
+    """The content digests of photos, by source."""
     records = list(records)
     return dict(zip((r.source for r in records), photo_digests([r.path for r in records])))
 
 
 def changes(run: Run, settings: Fitting, known: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Which photos have come since, and which have gone or hold something else."""
+    """New photos, and photos that were removed or changed, since `known`."""
     now = digests_of(record for each in listed(run, settings).values() for record in each)
     other = [source for source in known if now.get(source) != known[source]]
     return sorted(now.keys() - known.keys()), sorted(other)
 
 
 def check_settled(run: Run, settings: Fitting, known: Mapping[str, str]) -> None:
-    """Raises UserError where photos come or change while they are read."""
+    """Raise UserError where photos appear or change while they are read."""
     came, other = changes(run, settings, known)
     if came or other:
         raise UserError(
@@ -198,7 +199,7 @@ def check_settled(run: Run, settings: Fitting, known: Mapping[str, str]) -> None
 def read_all(
     records: Sequence[Record], workers: int | None
 ) -> tuple[dict[str, np.ndarray], dict[str, UserError]]:
-    """Every photo as `reduced` gives it, by its source, or why it cannot be read."""
+    """Every photo as `reduced` gives it, or why the photo cannot be read, by source."""
 
     def read(record: Record) -> np.ndarray | UserError:
         try:
@@ -222,7 +223,7 @@ def read_all(
 
 
 def check_classes(run: Run, records: Sequence[Record]) -> None:
-    """Raises UserError where nothing can be told apart, or nothing can be held out."""
+    """Raise UserError where classes are too few to classify, or photos too few to hold any out."""
     number = Counter(record.class_name for record in records)
     if len(number) < 2:
         raise UserError(
@@ -246,7 +247,7 @@ def write_photo_table(
     path: Path, records: Sequence[Record], contents: Mapping[str, str],
     held_out: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """All photos as `splits=FILE` of the dataset `folder` takes them: in `train`, but for some."""
+    """Write all photos for `splits=FILE` of the dataset `folder`: in `train`, with exceptions."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["source", "split", "group", "class", "sha256"])
@@ -260,7 +261,7 @@ def cut(
     run: Run, dataset: FewShotDataset, small: Mapping[str, np.ndarray], val: set[str],
     known: Mapping[str, str], notes: list[str],
 ) -> Photos:  # fmt: skip
-    """What hangs together among the photos, and their folds; with what is to be said of them."""
+    """Group related photos, cut the photos into folds, and collect the notes about them."""
     names, sources = dataset.class_names, dataset.sources()
     every = range(len(sources))
     labels = [dataset.get_label_by_idx(idx) for idx in every]

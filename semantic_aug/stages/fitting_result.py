@@ -1,4 +1,4 @@
-"""What `fit` ends with: the choice, what it promises, the classifier, tables and the page."""
+"""The results of `fit`: the choice, the expected accuracy, the classifier, tables, the page."""
 
 import dataclasses
 import json
@@ -47,20 +47,19 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fitted:
-    """What `fit` has found.
+    """The results of `fit`.
 
     Attributes:
-        folder: where all of it lies.
+        folder: the folder of all results.
         classifier: the folder of the classifier, for `predict` and `load_classifier`.
-        chosen: name of the candidate that it was trained by.
-        accuracy, low, high: what to expect on new photos like those that are there, mean over
+        chosen: the name of the chosen candidate, which the classifier was trained with.
+        accuracy, low, high: expected accuracy on new photos like the given photos, mean over
             classes in [0, 1], with its 95 % interval.
-        elsewhere: the same where objects stand on places of other classes; nan where it is not
-            known.
-        why: two sentences on the choice, and one on photos from elsewhere.
+        elsewhere: the same where objects stand on places of other classes; nan if unknown.
+        why: two sentences on the choice, and a sentence on photos from elsewhere.
         table: a row for each candidate that was tried, the simplest first.
-        left_out: why the others were not, by name.
-        notes: what is to be known of the photos.
+        left_out: why the other candidates were not tried, by name.
+        notes: what the user should know about the photos.
     """
 
     folder: Path
@@ -118,7 +117,7 @@ def write_last(
     path: Path, tried: Tried, photos: Photos, settings: Fitting, backbone: Backbone,
     promised: Promise,
 ) -> dict:  # fmt: skip
-    """Train on all photos, and keep the classifier; what its config.json says."""
+    """Train on all photos, and keep the classifier; return the content of its config.json."""
     options = options_of(settings)
     (head,) = train_heads(tried.material, [whole_fold(photos)], options, settings.seed)
     learned = tried.material.learned_from(whole_fold(photos))
@@ -149,7 +148,7 @@ def write_last(
 
 
 def temperature_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Fitted on photos when they were held out, in the folds that know as many classes as any."""
+    """The temperature, fitted on held-out photos, in the folds with the most classes."""
     known = logits.isfinite()
     whole = (known == known.any(dim=0)).all(dim=1)
     found = fit_temperature(logits[whole], labels[whole]) if whole.any() else 1.0
@@ -158,7 +157,7 @@ def temperature_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def expected_of(promised: Promise) -> dict:
-    """In JSON types, where nan is null."""
+    """The promise in JSON types, where nan is null."""
     found = {name: getattr(promised, name) for name in ("accuracy", "low", "high", "elsewhere")}
     return {name: None if math.isnan(value) else round(value, 6) for name, value in found.items()}
 
@@ -170,7 +169,7 @@ def table_of(
     tried: Sequence[Tried], near: Judged, far: Judged | None, scores: np.ndarray, ratio: float,
     chosen: int, promised: Promise,
 ) -> pd.DataFrame:  # fmt: skip
-    """A row for each candidate: how many were right, and its gains over both that are simplest."""
+    """A row for each candidate: its accuracy, and its gains over the two simplest candidates."""
     names = [each.method.name for each in tried]
     right, away = near.accuracy(), np.full(len(tried), np.nan) if far is None else far.accuracy()
     rows = []
@@ -200,8 +199,8 @@ def gains(scores: np.ndarray, candidate: int, other: int, ratio: float) -> Gain:
 
 
 def wrong_of(near: Judged, tried: Tried, photos: Photos, number: int) -> pd.DataFrame:
-    """Each photo that was held out, how often the chosen candidate told it right, and what it said
-    where it did not; those that are told worst come first."""
+    """Each held-out photo, how often the chosen candidate classified it correctly, and the wrong
+    answers. Photos with the lowest accuracy come first."""
     names, sources = photos.dataset.class_names, photos.dataset.sources()
     told = np.where(np.isnan(tried.judgement.logits), -np.inf, tried.judgement.logits).argmax(2)
     rows = []
@@ -222,7 +221,7 @@ def wrong_of(near: Judged, tried: Tried, photos: Photos, number: int) -> pd.Data
 def reasons(
     tried: Sequence[Tried], scores: np.ndarray, photos: Photos, chosen: int, promised: Promise
 ) -> str:
-    """Why this candidate, what to expect of it, and what nobody knows."""
+    """Why this candidate was chosen, its expected accuracy, and what is unknown."""
     held = len({idx for fold in photos.folds for idx in fold.held_out})
     repeats, folds = ({getattr(f, n) for f in photos.folds} for n in ("repeat", "number"))
     by = "the split val"
@@ -272,7 +271,7 @@ def points(found: Gain) -> str:
 
 
 def beyond(promised: Promise) -> str:
-    """What is known of photos from elsewhere."""
+    """A sentence on photos from elsewhere."""
     if math.isnan(promised.elsewhere):
         return "Photos from elsewhere may do worse; without masks nobody knows by how much."
     return (

@@ -1,4 +1,4 @@
-"""How candidates of `fit` are judged: features once, heads of all folds, held-out photos told."""
+"""Evaluating candidates of `fit`: features once, heads in all folds, held-out predictions."""
 
 import dataclasses
 import functools
@@ -23,19 +23,18 @@ from semantic_aug.settings.fitting import Fitting
 from semantic_aug.stages.fitting_methods import FLIP_ROTATE, SIDE, Made, Method
 from semantic_aug.stages.fitting_photos import Photos
 
-PHOTO_VIEWS, VARIANT_VIEWS = 16, 2  # random views that pass the backbone; variants vary already
+PHOTO_VIEWS, VARIANT_VIEWS = 16, 2  # random views for the backbone; variants already vary
 BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judgement:
-    """What one candidate makes of the photos that are held out.
+    """The predictions of a candidate for held-out photos.
 
     Attributes:
         logits: [N, R, num_classes], nan where a photo is not held out.
-        hits: [N, R] in {0, 1}, nan likewise.
-        far: [N, R], the same with the object on the place of another class; nan where that is
-            not known.
+        hits: [N, R] in {0, 1}, nan where a photo is not held out.
+        far: [N, R], the same with the object on the place of another class; nan if unknown.
     """
 
     logits: np.ndarray
@@ -45,7 +44,7 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tried:
-    """A candidate that was judged, with the sets of images that it learns from, and the folds."""
+    """An evaluated candidate, with the sets of images that it is trained on, and the folds."""
 
     method: Method
     material: Material
@@ -55,37 +54,37 @@ class Tried:
 
 
 class Eyes:
-    """What the backbone makes of photos and images, each seen once and kept."""
+    """The backbone's features of photos and images, computed once and kept."""
 
     def __init__(self, backbone: Backbone, photos: Photos, settings: Fitting, cache: Path):
         self.backbone, self.photos, self.cache = backbone, photos, cache
         self.seed, self.workers = settings.seed, settings.num_workers
 
     def features(self, dataset, items: Sequence, title: str, views: Views = AS_IT_IS):
-        """[N * V, F] of N pictures in V views.
+        """Features [N * V, F] of N pictures in V views.
 
         Raises:
-            UserError: one cannot be read.
+            UserError: a picture cannot be read.
         """
         images = Images(dataset, items, self.backbone.image_size, 0, self.workers)
         found, read = cached_features(self.backbone, images, title, self.cache, views)
         if not read.all():
-            images.read(int((~read).nonzero()[0]))  # raises, and names it
+            images.read(int((~read).nonzero()[0]))  # raises, and names the picture
         return found
 
     def plain(self) -> torch.Tensor:
-        """[N, F], all photos as they are."""
+        """Features [N, F] of all photos without augmentation."""
         return self.features(self.photos.dataset, range(len(self.photos.labels)), "photos")
 
     def views(self, augmentation: tuple[str, ...]) -> torch.Tensor:
-        """[N * V, F], random views of all photos."""
+        """Features [N * V, F] of random views of all photos."""
         views = Views(augmentation, PHOTO_VIEWS, self.seed)
         every = range(len(self.photos.labels))
         return self.features(self.photos.dataset, every, augmentation[0], views)
 
     def variants(self, made: Made, title: str) -> Variants:
-        """Random views of all images of a set. The first of each photo are kept apart from the
-        second, so that more of them later cost no more."""
+        """Random views of all images of a set. The first images of all photos are cached apart
+        from the second images and so on, so a larger set reuses their features."""
         place = {source: n for n, source in enumerate(self.photos.dataset.sources())}
         features: list[torch.Tensor] = []
         photo: list[int] = []
@@ -111,8 +110,8 @@ class Eyes:
         )
 
     def elsewhere(self, masks: Mapping[int, str]) -> dict[tuple[int, int], tuple]:
-        """By repeat and fold the held-out photos with masks, and their features on the places of
-        other classes, all of which are held out too. [M, F]."""
+        """By repeat and fold: the held-out photos with masks, and their features [M, F] on the
+        places of other classes. These places are held out too."""
         held = HeldPhotos(self.photos.dataset, max(2 * max(self.backbone.image_size), SIDE))
         place_of = functools.cache(
             lambda idx: emptied(held.get_image_by_idx(idx), held.get_mask_by_idx(idx))
@@ -129,7 +128,7 @@ class Eyes:
 
 
 def options_of(settings: Fitting) -> TrainingOptions:
-    """How heads are trained, for all candidates alike."""
+    """The options of training heads, equal for all candidates."""
     return TrainingOptions(
         num_epochs=1,
         iterations_per_epoch=settings.iterations,
@@ -144,7 +143,7 @@ def judge(
     material: Material, plain: torch.Tensor, far: Mapping[tuple[int, int], tuple], photos: Photos,
     options: TrainingOptions, seed: int, folds: Sequence[Fold] | None = None,
 ) -> Judgement:  # fmt: skip
-    """Train a candidate in every fold, or in some, and have it tell what is held out there."""
+    """Train a candidate in every fold, or in some folds, and predict the held-out photos there."""
     folds = photos.folds if folds is None else folds
     repeats = 1 + max(fold.repeat for fold in photos.folds)
     shape = (len(photos.labels), repeats)
@@ -166,7 +165,7 @@ def judge(
 
 
 def judged_of(judgements: Sequence[Judgement], photos: Photos) -> tuple[Judged, Judged | None]:
-    """All candidates together: on the photos as they are, and with their objects elsewhere."""
+    """All candidates together: on the given photos, and with their objects elsewhere."""
     where = np.full(judgements[0].hits.shape, -1)
     for fold in photos.folds:
         where[list(fold.held_out), fold.repeat] = fold.number
@@ -179,12 +178,12 @@ def judged_of(judgements: Sequence[Judgement], photos: Photos) -> tuple[Judged, 
 
 
 def held_out_logits(judgement: Judgement, photos: Photos) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [M, num_classes] and labels [M] of photos when they were held out, once per repeat."""
+    """Logits [M, num_classes] and labels [M] of held-out photos, once per repeat."""
     there = ~np.isnan(judgement.logits).any(axis=2)
     labels = np.broadcast_to(np.array(photos.labels)[:, None], there.shape)
     return torch.from_numpy(judgement.logits[there]), torch.from_numpy(labels[there].copy())
 
 
 def whole_fold(photos: Photos) -> Fold:
-    """All photos, of which none is held out."""
+    """A fold with all photos and no held-out photo."""
     return Fold(-1, 0, tuple(range(len(photos.labels))), ())

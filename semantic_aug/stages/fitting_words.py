@@ -1,7 +1,7 @@
-"""Learned words in `fit`: learned anew for each fold, from what the fold learns from.
+"""Learned words in `fit`: each fold learns its words anew, from its training photos.
 
-output/NAME/fit/folds/N.csv lists the photos of a fold, output/NAME/fit/folds/N/ is an experiment
-with their words and images. Only the folds of the first repeat have some.
+output/NAME/fit/folds/N.csv lists the photos of a fold; output/NAME/fit/folds/N/ is an experiment
+with their words and images. Only the folds of the first repeat have words.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ FOLDS = "folds"
 
 
 def folds_with_words(photos: Photos) -> list[Fold]:
-    """The folds for which words are learned: to learn them for all repeats takes too long."""
+    """The folds for which words are learned: learning words for all repeats takes too long."""
     return [fold for fold in photos.folds if fold.repeat == 0]
 
 
@@ -34,12 +34,12 @@ def make_images_by_words(
     method: Method, photos: Photos, settings: Fitting, time: Time, share: float, seen: float,
     side: int,
 ) -> list[Made]:  # fmt: skip
-    """For each fold images of what it learns from, by words that were learned from that alone.
+    """Images of each fold's training photos, by words that only these photos have taught.
 
-    Equally many of each photo in all folds. Arguments and errors as `make_images`.
+    All photos in all folds get equally many images. Arguments and errors as `make_images`.
 
     Raises:
-        TooLong: not all words can be learned, or not one image of each photo made.
+        TooLong: the words, or a single image of each photo, take too long.
     """
     until = time.clock() + share
     sets = dict.fromkeys(fold.trained for fold in folds_with_words(photos))
@@ -47,7 +47,7 @@ def make_images_by_words(
     learn(parts, settings, time)
     found: list[Made] = []
     for trained, part in zip(sets, parts):
-        if found:  # which says how many fit
+        if found:  # the first fold decides how many fit
             settings = dataclasses.replace(settings, num_synthetic=found[0].number)
             time = dataclasses.replace(time, end=math.inf)
         own_share = (until - time.clock()) / len(parts)
@@ -60,7 +60,7 @@ def make_images_by_words(
 
 
 def part_of(photos: Photos, trained: tuple[int, ...], number: int) -> Photos:
-    """The photos that a fold learns from, as an experiment of their own."""
+    """The training photos of a fold, as an experiment of their own."""
     folder, records = experiment_of(photos.run) / FIT / FOLDS, photos.dataset.records
     table = folder / f"{number}.csv"
     held_out = {record.source for idx, record in enumerate(records) if idx not in trained}
@@ -83,10 +83,10 @@ def part_of(photos: Photos, trained: tuple[int, ...], number: int) -> Photos:
 
 
 def learn(parts: list[Photos], settings: Fitting, time: Time) -> None:
-    """Learn a word of every class from each part of the photos, unless that was done before.
+    """Learn the missing words of every class from each part of the photos.
 
     Raises:
-        TooLong: that takes longer than there is time for.
+        TooLong: learning takes longer than the time that is left.
         UserError: the training of a word has diverged.
     """
     device = pick_device(settings.device)

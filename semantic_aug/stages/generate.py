@@ -1,4 +1,4 @@
-"""What is to be made of a trial's photos, making this process's share of it, and judging it."""
+"""Planning a trial's images, making this process's share of them, and scoring the images."""
 
 import dataclasses
 import functools
@@ -59,13 +59,13 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """What there is of a trial's images.
+    """The counts of a trial's images.
 
     Attributes:
-        made: how many this process has made now.
-        there: how many there are.
-        wanted: how many there are to be, whoever makes them.
-        kept: how many the quality gate keeps, of the classes that are complete; None without one.
+        made: images that this process has made now.
+        there: existing images.
+        wanted: images that all processes together will make.
+        kept: images of complete classes that the quality gate keeps; None without a gate.
     """
 
     folder: Path
@@ -89,20 +89,21 @@ def generate(
     command: str | None = None,
     computed: Callable[[float, Sequence[Image.Image]], None] | None = None,
 ) -> dict[Trial, Images]:
-    """Turn each photo of the trials into varied photos of its class, by image-to-image edits.
+    """Turn each photo of the trials into varied images of its class, by image-to-image edits.
 
     Args:
-        pipeline: the model of the settings with its own weights, if it is loaded already; it stays
-            as it is. Where no model is named, it is the one that this was loaded from.
-        command: what made the images, for `config.json` (default: the same in flags).
-        computed: told after each block in how many seconds which images were computed (default:
-            says once how long all will take). What it raises ends this, and loses no image.
+        pipeline: the model of the settings with its own weights, if it is already loaded; it does
+            not change. If the settings name no model, its name comes from the pipeline.
+        command: the command that made the images, for `config.json` (default: the settings in
+            flags).
+        computed: called after each block with the seconds and the computed images (default: logs
+            once how long all will take). Its exceptions end the work, and no image is lost.
 
     Returns:
-        By trial, what there is of its images.
+        The counts of images, by trial.
 
     Raises:
-        UserError: whatever a person can mend; before the model is loaded.
+        UserError: an error that the user can fix, raised before the model is loaded.
     """
     run, experiment, trials = prepared(run), experiment_of(run), trials_of(run)
     shard = shard_of(settings.shard_index, settings.num_shards)
@@ -110,7 +111,7 @@ def generate(
         raise UserError(f"--aug_name: {PLACES} is the folder of generated places; choose another")
     settings, objects = split_objects(named_model(settings, pipeline))
     settings = model_of_objects(settings, objects)
-    command = command or command_line("generate", run, settings)  # which names no object
+    command = command or command_line("generate", run, settings)  # without objects
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
     device = pick_device(settings.device)
@@ -132,7 +133,7 @@ def generate(
     if quality and load_judge and any(lacks_scores(plan, quality, shard) for plan in plans):
         load_judge()
 
-    # Once for all trials, and only if an image is missing.
+    # The model is loaded once for all trials, and only if an image is missing.
     load = functools.cache(functools.partial(build_pipeline, settings, info, device, pipeline))
     extras = functools.cache(
         functools.partial(load_extras, settings, info, device) if info else dict
@@ -164,7 +165,7 @@ def generate(
                     )
                     work.images = made or (None if scored else 0)
             there = plan.there
-            if made:  # to read 100,000 records takes seconds
+            if made:  # reading 100,000 records takes seconds
                 there, _ = find_images(plan.folder, config_id(plan.compared))
             found[trial] = Images(plan.folder, made, len(there), len(plan.jobs), kept)
             log.log(RESULT, "%s: %s made now; %d there, %d wanted", plan.folder,
@@ -176,7 +177,7 @@ def generate(
 
 
 def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, count, tell) -> int:
-    """This process's share of the images that are missing; how many were made."""
+    """Make this process's share of the missing images; return how many were made."""
     return make_all(
         plan.dataset,
         lambda: plan.make_augmentation(plan.folder, pipeline, extras()),
@@ -201,10 +202,10 @@ def make_images(run, settings, command, plan: Plan, pipeline, extras, shard, cou
 
 
 def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) -> tuple[int, int]:
-    """Score this process's share, and mark the worst of every class that is complete.
+    """Score this process's share, and mark the worst images of every complete class.
 
     Returns:
-        How many images were scored, and how many of all are kept.
+        How many images were scored, and how many of all images are kept.
     """
     folder, identity = plan.folder, config_id(plan.compared)
     names = plan.dataset.class_names
@@ -223,7 +224,7 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
         )
         judged = mark_worst(folder, identity, quality, of_class, shard)
     finally:
-        write_metadata(folder, identity)  # which has the scores too
+        write_metadata(folder, identity)  # metadata includes the scores
     kept, total = (sum(column) for column in zip((0, 0), *judged.values()))
     line = (
         f"{folder}: {counted(scored, 'image')} scored now; "
@@ -237,7 +238,7 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
 
 
 def names_to_score(plan: Plan, quality: Filter, shard: tuple[int, int]) -> set[str]:
-    """This process's share of the images, and, of the first one, those beyond what is wanted."""
+    """This process's share of the images; the first process also gets images beyond the plan."""
     names = {job.file_name for block in plan.share_of(shard) for job in block}
     if shard[0] == 0:
         labels = {plan.dataset.get_label_by_idx(idx) for idx in plan.indices}
@@ -248,7 +249,7 @@ def names_to_score(plan: Plan, quality: Filter, shard: tuple[int, int]) -> set[s
 
 
 def lacks_scores(plan: Plan, quality: Filter, shard: tuple[int, int]) -> bool:
-    """Whether an image of this process's share is yet to be made, or to be scored."""
+    """Whether an image of this process's share has not been made or scored yet."""
     identity = config_id(plan.compared)
     there, _ = find_images(plan.folder, identity, plan.of_class)
     todo = {record["file_name"] for record in unscored(plan.folder, identity, quality)}

@@ -1,4 +1,4 @@
-"""Which classifiers of a command stay, and what they know of themselves."""
+"""Which classifiers of a command are kept, and the facts in their config.json."""
 
 import dataclasses
 import logging
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def which_stay(settings: Classification) -> str:
-    """One of none, selected and all; with a frozen backbone, classifiers are small."""
+    """`none`, `selected` or `all`; with a frozen backbone, classifiers are small."""
     return settings.save_classifier or (EVERY if settings.finetune == FROZEN else SELECTED)
 
 
@@ -57,9 +57,9 @@ def keep_classifier(
     scores: Mapping[str, Evaluation],
     logits: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
 ) -> None:
-    """Fit the temperature of a trial, write what it does, and the classifier if it is to stay.
+    """Fit the temperature of a trial, write its calibration, and the classifier if it is kept.
 
-    This comes before the results are written, so that a finished trial has its classifier.
+    The results are written later, so every finished trial has its classifier.
 
     Args:
         scores: by split, of the selected epoch.
@@ -103,7 +103,7 @@ def classifier_facts(
     examples: Examples,
     result: TrainedTrial,
 ) -> dict:
-    """What config.json of a classifier says but for its scores, in JSON types.
+    """The content of a classifier's config.json except for its scores, in JSON types.
 
     `photos` has the content digest of each training photo by its source.
     """
@@ -153,15 +153,16 @@ _OF_TRAINING = (
 
 
 def tidy(folder: Path, settings: Classification) -> None:
-    """Remove the classifiers that are not selected, where only those that are shall stay."""
+    """Remove classifiers that are not selected, if only selected classifiers are kept."""
     if which_stay(settings) == SELECTED:
         keep_selected(folder)
 
 
 def lacking(folder: Path, settings: Classification, finished: Collection[Trial]) -> list[Trial]:
-    """The finished trials whose classifiers should be there and are not, in the order of seeds.
+    """The finished trials whose classifiers are missing, in the order of seeds.
 
-    Of those that are to be selected from it is the one that is best on val, where there is none.
+    If only selected classifiers are kept, this is the best trial on val for each number of
+    examples without a classifier.
     """
     stay, kept = which_stay(settings), kept_classifiers(folder)
     if stay == NOT_KEPT:
@@ -181,9 +182,9 @@ def lacking(folder: Path, settings: Classification, finished: Collection[Trial])
 def to_do(
     folder: Path, settings: Classification, trials: Sequence[Trial], finished: Collection[Trial]
 ) -> list[Trial]:
-    """The trials that are not finished; with --overwrite, those too whose classifiers are lacking.
+    """The unfinished trials; with --overwrite, also the trials whose classifiers are missing.
 
-    Otherwise it is said that classifiers are lacking.
+    Without --overwrite, a message counts the missing classifiers.
     """
     missing = lacking(folder, settings, finished)
     if missing and not settings.overwrite:

@@ -1,4 +1,4 @@
-"""What --views goes with, whether its features fit into memory, and when it saves minutes."""
+"""Checks of --views: allowed settings, memory for the features, and when it saves minutes."""
 
 import logging
 import math
@@ -20,8 +20,8 @@ from semantic_aug.settings.classification import (
     TrainingOptions,
 )
 
-LONG = 300  # seconds of training from which on it is worth a word
-FEW = 1000  # images that pass a backbone in less, wherever it is
+LONG = 300  # seconds of training from which advice is useful
+FEW = 1000  # images that take less time, on any device
 STEP = 0.001  # seconds of the head alone
 SUGGESTED = 16
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def check_views(settings: Classification) -> None:
-    """Raises UserError where --views means nothing, or cannot be done."""
+    """Raise UserError where --views has no meaning, or cannot be used."""
     if settings.views is None:
         return
     given = f"--views {settings.views}"
@@ -56,7 +56,7 @@ def images_of(
     train_set: Callable[[Trial], FewShotDataset],
     classes: Collection[str] | None,
 ) -> dict[Trial, int]:
-    """How many images each trial has, photos and synthetic ones."""
+    """How many images each trial has, photos and synthetic images."""
 
     def count(dataset: FewShotDataset) -> int:
         variants = dataset.synthetic_examples or {}
@@ -68,14 +68,14 @@ def images_of(
 def check_memory(
     images: Mapping[Trial, int], backbone: Backbone, options: TrainingOptions, memory: float
 ) -> None:
-    """Refuse features that do not fit.
+    """Refuse features that do not fit into memory.
 
     Args:
-        images: of each trial that is to be trained, as `images_of` counts them.
-        memory: megabytes for the features of one trial, which are float32.
+        images: the images of each trial to train, as `images_of` counts them.
+        memory: megabytes for the float32 features of a trial.
 
     Raises:
-        UserError: how much they need, and how many views would fit.
+        UserError: the features do not fit; the message has the memory and views that would.
     """
     if options.views is None or not images:
         return
@@ -95,9 +95,9 @@ def check_memory(
 def advise(
     images: Mapping[Trial, int], backbone: Backbone, options: TrainingOptions, memory: float
 ) -> None:
-    """Say how long training takes, where that is minutes, and --views would take less than half.
+    """Log how long training takes, if that is minutes and --views would take less than half.
 
-    Two batches pass the backbone to find out; the stream of no trial is touched.
+    Two batches pass the backbone for this estimate; the random streams of trials do not change.
     """
     fixed = options.views is not None or not options.augmentation
     if backbone.trained or fixed or set(options.augmentation) & set(MIXES):
@@ -122,11 +122,11 @@ def advise(
 
 
 def seconds_per_image(backbone: Backbone, options: TrainingOptions) -> float:
-    """Of augmentation and backbone, in a batch of training."""
+    """Seconds per image for augmentation and backbone, in a training batch."""
     number = min(options.batch_size, CHUNK)
     images = torch.full((number, 3, *backbone.image_size), 0.5, device=backbone.device)
     seconds = math.inf
-    for _ in range(2):  # the first finds out how to compute
+    for _ in range(2):  # the first batch warms up
         started = time.perf_counter()
         changed = augment(options.augmentation, images, torch.Generator().manual_seed(0)).images
         float(backbone(changed).sum())  # waits for the device

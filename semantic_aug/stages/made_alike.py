@@ -1,4 +1,4 @@
-"""Whether the images of several trials were made alike."""
+"""Whether the images of several trials were made with the same settings."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ OF_ONE_TRIAL = {"photos", "place_masks"}  # settings that tell a trial's photos
 
 
 def check_alike(folders: dict[Trial, Path], mixed: bool, name: str = "") -> None:
-    """Name the settings in which the images of several trials differ.
+    """Check that the images of several trials share their settings.
 
     Args:
-        name: of the set, where there are several.
+        name: the name of the set, where there are several sets.
 
     Raises:
-        UserError: there are such settings, and they are not to be `mixed`.
+        UserError: settings differ, and `mixed` does not allow this.
     """
     differing = []
     for key, values in differing_settings(folders).items():
@@ -47,7 +47,7 @@ def check_alike(folders: dict[Trial, Path], mixed: bool, name: str = "") -> None
 
 
 def _edits_alone(edits: list[dict], others: list[list[dict]]) -> dict[str, list]:
-    """What differs in edits, by key: of each edit its value."""
+    """The differing settings of edits: a value for each edit, by key."""
     columns = {
         key: [edit.get(key) for edit in edits] for key in sorted({k for e in edits for k in e})
     }
@@ -61,12 +61,12 @@ def _edits_alone(edits: list[dict], others: list[list[dict]]) -> dict[str, list]
 def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any]]:
     """Settings in which the synthetic images of several trials differ, and should not.
 
-    Photos, their masks and learned words differ by right; how the words were learned does not.
+    Photos, their masks and learned words may differ; the settings of the words should not.
 
     Returns:
-        `{setting: {name of the trial: value}}`. A setting of the learned words is called
-        `words: ...`; it is known where a merged file of the experiment still holds the words. A
-        trial of which a setting is not known is not among its values.
+        `{setting: {name of the trial: value}}`, without trials whose setting is unknown. Settings
+        of the learned words are called `words: ...`; they are known if a merged file of the
+        experiment still holds the words.
     """
     of_images, of_words = {}, {}
     said: dict[str, dict[str, Any]] = {}
@@ -77,7 +77,7 @@ def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any
         older = older_precision(folder)
         for record in records:
             if "unet" in record:
-                # Records that do not say the precision are older, and name weights in another way.
+                # Records without a precision are older, and name weights in another way.
                 name = "unet" if "precision" in record else "unet, by its older name,"
                 key = f"{name} of {record['class_name']}"
                 said.setdefault(key, {})[trial.name] = record["unet"]
@@ -98,9 +98,9 @@ def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any
 def _settings_of_words(
     folder: Path, trial: Trial, config: Mapping, records: Sequence[Mapping]
 ) -> dict:
-    """How the words in a folder's images were learned; empty where none are used, or unknown.
+    """The settings of the words in a folder's images; empty without words, or if unknown.
 
-    Records tell a word by its rows alone: the file that holds such rows says the rest.
+    Records identify a word by its rows only; the file with these rows has the settings.
     """
     used = {record.get("embeddings") for record in records} - {None}
     experiment = folder.parent.parent
@@ -108,7 +108,7 @@ def _settings_of_words(
     files = [merged_file(experiment, trial), *([Path(trial.fill(given))] if given else [])]
     files += sorted((experiment / MERGED).glob("*.safetensors"))  # words of another trial
     for path in dict.fromkeys(files) if used else ():
-        # A foreign or a damaged file says nothing of how its words were learned.
+        # Foreign or damaged files do not tell the settings of their words.
         with contextlib.suppress(UserError, LookupError, TypeError, ValueError):
             words = read_words(path, sum(file.is_file() for file in embedding_files(path)))
             if used & {rows_digest(*(each[token] for each in words)) for token in words[0]}:

@@ -1,4 +1,4 @@
-"""Masks for photos without: made by a model, cleaned, judged, and shown to be looked over."""
+"""Masks for photos without masks: made by a model, cleaned, judged, and shown for review."""
 
 import dataclasses
 import hashlib
@@ -55,11 +55,11 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """A photo of the dataset, of whichever split.
+    """A photo of the dataset, from any split.
 
     Attributes:
-        name: of its mask, relative to the folder of masks.
-        digest: of its content.
+        name: the name of its mask, relative to the folder of masks.
+        digest: the digest of its content.
     """
 
     dataset: FewShotDataset
@@ -78,14 +78,14 @@ class Photo:
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """What there is of the masks of a dataset.
+    """The masks of a dataset.
 
     Attributes:
-        folder: as `--mask_dir` takes it.
-        made: how many this process has made now, doubtful ones among them.
-        used: by photo, the mask that commands will use, made or a person's.
+        folder: the folder for `--mask_dir`.
+        made: how many masks this process has made now, including doubtful masks.
+        used: by photo, the mask that commands will use, made by a model or by a person.
         doubtful: by photo, why its mask is not used.
-        page: to look at.
+        page: the page for review.
     """
 
     folder: Path
@@ -99,20 +99,20 @@ class Masks:
 def masks(
     run: Run, settings: Masking, *, computed: Callable[[float, int, int], None] | None = None
 ) -> Masks | None:
-    """Make a mask for every photo of a dataset, of all its splits.
+    """Make a mask for every photo in all splits of a dataset.
 
-    Of the run, its dataset and `mask_dir` count, which is where masks go; for `folder` it is the
-    folder `masks` beside the classes if none is given.
+    Only the run's dataset and `mask_dir` are used. Masks go to `mask_dir`; for the dataset
+    `folder`, its default is the folder `masks` beside the classes.
 
     Args:
-        computed: told after each block in how many seconds how many masks were made, and how many
-            are left. What it raises ends this, and loses no mask.
+        computed: called after each block with the seconds, the number of masks that were made, and
+            the number of masks that are left. Its exceptions end the work, and no mask is lost.
 
     Returns:
         None in a process without a share.
 
     Raises:
-        UserError: whatever a person can mend; before a model is loaded.
+        UserError: an error that the user can fix, raised before a model is loaded.
     """
     run = dataclasses.replace(run, **named_dataset(run.dataset), crop_to_object=False)
     shard = shard_of(settings.shard_index, settings.num_shards)
@@ -165,10 +165,10 @@ def masks(
 
 
 def whole_splits(run: Run) -> list[FewShotDataset]:
-    """All photos of every split that has some.
+    """All photos of every split with photos.
 
     Raises:
-        UserError: there are none, or the dataset makes its images itself.
+        UserError: there are no photos, or the dataset makes its images itself.
     """
     found = []
     for split in SPLITS:
@@ -185,10 +185,10 @@ def whole_splits(run: Run) -> list[FewShotDataset]:
 
 
 def folder_of_masks(run: Run, datasets: Sequence[FewShotDataset]) -> Path:
-    """Where masks go, a folder that can be written to; it need not exist yet.
+    """The folder of masks, which is writable but need not exist.
 
     Raises:
-        UserError: it cannot be written to, or none is given and the dataset has no place for them.
+        UserError: the folder is not writable, or no folder is given and the dataset has none.
     """
     first = datasets[0]
     if run.mask_dir is not None:
@@ -212,7 +212,7 @@ def photos_of(datasets: Sequence[FewShotDataset], settings: Masking) -> dict[str
     """The photos of the classes chosen, by source, in the order of their sources.
 
     Raises:
-        UserError: a class that there is not, or no photo of those chosen.
+        UserError: a class is unknown, or the chosen classes have no photo.
     """
     every = [(each, idx) for each in datasets for idx in each.indices(settings.classes)]
     if not every:
@@ -250,9 +250,9 @@ def make(
     settings: Masking,
     write: Callable[[dict], None],
 ) -> int:
-    """Make the masks of a block that are to be made; how many that are.
+    """Make the missing masks of a block; return how many were made.
 
-    The block is looked at whole, so that each mask is the same whichever of them are missing.
+    The model sees the whole block, so a mask does not depend on which masks are missing.
     """
     images = {}
     for source in block:
@@ -296,13 +296,13 @@ def judge_classes(
     states: Mapping[str, State],
     write: Callable[[dict], None],
 ) -> None:
-    """Set masks aside that are far from the usual size of their class, once all of it are there."""
+    """Set masks aside that are far from the usual size of their class, once it is complete."""
     of_class: dict[str, list[str]] = {}
     for source, photo in photos.items():
         of_class.setdefault(photo.class_name, []).append(source)
     for sources in of_class.values():
         if any(states[source].what == MISSING for source in sources):
-            continue  # other processes are still at work, or photos cannot be read
+            continue  # other processes still work, or photos cannot be read
         lines = {s: states[s].line for s in sources if states[s].what == MADE}
         shares = {s: line["share"] for s, line in lines.items() if not line["doubts"]}
         for source, unusual in unusual_sizes(shares).items():
@@ -317,7 +317,7 @@ def judge_classes(
 def summary(
     root: Path, photos: Mapping[str, Photo], states: Mapping[str, State], made: int
 ) -> Masks:
-    """What there is, and what is to be said of it."""
+    """The masks of the dataset; log what the user should know about them."""
     remove_leftovers(root)
     aside = root / DOUBTFUL
     used, doubtful = {}, {}

@@ -1,4 +1,4 @@
-"""What is to be made of each trial, where nothing stands in its way."""
+"""The plan of each trial's images, after all checks."""
 
 import dataclasses
 import functools
@@ -42,24 +42,24 @@ from semantic_aug.words.class_names import say_classes
 
 log = logging.getLogger(__name__)
 
-MOST_IMAGES = 10_000_000  # of a trial: the list of them must fit into memory
+MOST_IMAGES = 10_000_000  # of a trial: their list must fit into memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be made of one trial.
+    """The plan of a trial's images.
 
     Attributes:
         indices: the photos to be edited.
-        there: names of the images that were there when this began.
-        jobs: all images that are wanted of them, whoever makes them.
+        there: names of the images that existed at the start.
+        jobs: all wanted images of these photos, for all processes together.
         batch_size: images per block.
         already: number of blocks that were dealt out before this trial's blocks.
         compared: whatever changes an image, for config.json.
-        of_class: what may change while that stays, by class and by its key in records.
-        constants: what all records share.
-        notes: for config.json, beside that.
-        left_out: why a photo gets no images, by source; None where none can.
+        of_class: whatever changes images of a single class, by class and by its key in records.
+        constants: fields that all records share.
+        notes: further entries of config.json.
+        left_out: why a photo gets no images, by source; None where no photo can be left out.
         words: what prompts say for each class.
         save_size: longer side to which larger photos are reduced before they are edited, in pixels.
         make_augmentation: gives the augmentation, from the folder of the images, a function that
@@ -96,14 +96,14 @@ def plan_trials(
     run: Run, settings: Generation, embed_paths: Mapping[Trial, Path | None], edits, objects,
     pipeline=None, datasets: Mapping[Trial, FewShotDataset] | None = None,
 ) -> tuple[ModelInfo | None, list[Plan]]:  # fmt: skip
-    """What is to be made of some trials, and with which model, where one is needed.
+    """The plans of some trials, and the facts of their model, if they need a model.
 
     Args:
-        pipeline: the model, if it is loaded already.
-        datasets: of the trials, where they are there already.
+        pipeline: the model, if it is already loaded.
+        datasets: the datasets of the trials, if they are already built.
 
     Raises:
-        UserError: whatever of it cannot be.
+        UserError: a plan is impossible.
     """
     datasets, left_out = dict(datasets or {}), dict[Trial, dict[str, str] | None]()
     if any(each.needs_object for each, _ in classes_of(settings, edits, objects)):
@@ -142,7 +142,7 @@ def plan_trials(
 
 
 def images_to_make(plans: Iterable[Plan], shard: tuple[int, int]) -> int:
-    """How many images one process will compute; a block that lacks one is computed whole."""
+    """How many images a process will compute; incomplete blocks are computed whole."""
     return sum(
         len(block)
         for plan in plans
@@ -155,7 +155,7 @@ def plan_trial(
     run: Run, settings: Generation, trial, dataset, left_out: dict[str, str] | None, embed_path,
     info, weights, edits, objects, device, already: int,
 ) -> Plan:  # fmt: skip
-    """What is to be made of a trial, where nothing stands in its way.
+    """The plan of a trial's images.
 
     Raises:
         UserError: a photo lacks what its edits need, weights do not fit the model, or the folder
@@ -197,8 +197,8 @@ def plan_trial(
             f"{folder} holds images made {what_differs(stale, of_class, embed_path)}; choose "
             "another --aug_name or pass --overwrite to make them again"
         )
-    # Augmentations of which one is drawn per image get their images from more jobs, so that each
-    # has a full batch all the same.
+    # Where an augmentation is drawn for each image, blocks have more jobs, so that every
+    # augmentation still has a full batch.
     alternatives = len(edits) if settings.compose == PARALLEL else 1
     constants = {
         "seed": trial.seed,
@@ -266,13 +266,13 @@ def compared_of(
         "probs": check_probs(settings.probs, len(edits), settings.compose),
         **facts_of_places(settings, edits, dataset, objects),
     }
-    if settings.lora in (NONE, OWN):  # what that means for this trial stands in the weights
+    if settings.lora in (NONE, OWN):  # the weights tell this trial's LoRA
         settings = dataclasses.replace(settings, lora=None, lora_scale=1.0)
     return compared(facts, run, settings)
 
 
 def what_differs(stale: dict[str, dict], of_class: dict[str, dict], embed_path) -> str:
-    """With what images that are out of date were made, and of which classes they are."""
+    """The settings and classes of outdated images."""
     what = {
         "embeddings": f"with other words than those in {embed_path}",
         "unet": "with other weights",

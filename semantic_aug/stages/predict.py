@@ -1,4 +1,4 @@
-"""What photos show, by classifiers that train_classifier.py has kept."""
+"""Predicting the classes of photos with classifiers that train_classifier.py has kept."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @stage(Predicting)
 def predict(classifier: str | Path | list | tuple, settings: Predicting, *, photos) -> pd.DataFrame:
-    """Tell the classes of photos. Of several classifiers, the probabilities are averaged.
+    """Predict the classes of photos; several classifiers average their probabilities.
 
     Args:
         classifier: a folder `classifier_SEED_EXAMPLES`, or several.
@@ -42,11 +42,11 @@ def predict(classifier: str | Path | list | tuple, settings: Predicting, *, phot
     Returns:
         A row for each photo that can be read: `photo`, `class`, `probability`, and for the next
         classes `class_2`, `probability_2` and so on up to `top_k`. With `min_probability`, the
-        class may be `unsure`, and `likeliest` says which it would be. With `labelled` there is
-        `true` too, and `attrs` have `evaluation`, an `Evaluation`, and `class_names`.
+        class may be `unsure`, and `likeliest` has the most probable class. With `labelled`, the
+        table also has `true`, and `attrs` have `evaluation`, an `Evaluation`, and `class_names`.
 
     Raises:
-        UserError: whatever a person can mend.
+        UserError: an error that the user can fix.
     """
     folders = [Path(each) for each in _several(classifier)]
     facts = common_facts(folders)
@@ -103,12 +103,12 @@ def load_classifier(
         classifier.predict(["a.jpg"])  # names of classes
 
     Args:
-        path: its folder.
-        classifier_backbone: where its backbone is now; default where it was.
-        device: such as `cuda`; default the best there is.
+        path: the classifier's folder.
+        classifier_backbone: the backbone's present place; default the place in training.
+        device: such as `cuda`; default the best available device.
 
     Raises:
-        UserError: it is not there; or its backbone is not there, or has changed.
+        UserError: the classifier or its backbone is missing, or the backbone has changed.
     """
     with in_words_of_python():
         return read_classifier(Path(path), pick_device(device), classifier_backbone)
@@ -118,10 +118,10 @@ def load_classifier(
 
 
 def common_facts(folders: Sequence[Path]) -> dict:
-    """What holds of all these classifiers: `read_facts`, with the training photos of all.
+    """The shared facts of these classifiers: `read_facts`, with the training photos of all.
 
     Raises:
-        UserError: they do not fit together, or there is none.
+        UserError: the classifiers do not fit together, or there is no classifier.
     """
     if not folders:
         raise UserError("no classifier is given: name a folder classifier_SEED_EXAMPLES of results")
@@ -149,7 +149,7 @@ _ALIKE = {
 
 
 def differing(first, other) -> str:
-    """What two differ in, in a few words."""
+    """The difference of two classifiers, in a few words."""
     if isinstance(first, list):
         only = [sorted({*a} - {*b}) for a, b in ((first, other), (other, first))]
         if not any(only):
@@ -159,7 +159,7 @@ def differing(first, other) -> str:
 
 
 def load_all(folders: Sequence[Path], settings: Predicting) -> list[Classifier]:
-    """The classifiers; a frozen backbone that several have is loaded once."""
+    """The classifiers; a shared frozen backbone is loaded once."""
     load, device = functools.cache(load_backbone), pick_device(settings.device)
     backbone = settings.classifier_backbone
     return [read_classifier(folder, device, backbone, load) for folder in folders]
@@ -168,10 +168,10 @@ def load_all(folders: Sequence[Path], settings: Predicting) -> list[Classifier]:
 def answers(
     classifiers: Sequence[Classifier], dataset: FewShotDataset, rows: list[int], workers: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Probabilities and logits, [M, num_classes], of M readable photos; and which of N these are.
+    """Probabilities and logits [M, num_classes] of M readable photos, and which of N are readable.
 
-    Of a single classifier the logits are those that results are computed from; of several, the
-    logarithm of the mean probability.
+    A single classifier gives the logits that results are computed from; several classifiers give
+    the logarithm of their mean probability.
     """
     features: dict = {}
     each = []
@@ -195,7 +195,7 @@ def answers(
 
 
 def known_photos(dataset: FewShotDataset, facts: Mapping) -> tuple[list[int], torch.Tensor]:
-    """The photos of the classes that were trained, and their labels; others are counted."""
+    """The photos of trained classes, and their labels; other photos are counted."""
     names, trained = facts["class_names"], set(facts["trained_classes"])
     labels = labels_of(dataset, names)
     rows = [n for n, each in enumerate(labels) if each is not None and names[each] in trained]
@@ -215,7 +215,7 @@ def known_photos(dataset: FewShotDataset, facts: Mapping) -> tuple[list[int], to
 
 
 def say_trained_on(dataset: FewShotDataset, rows: Sequence[int], facts: Mapping) -> None:
-    """Say which photos are among those that were trained on."""
+    """Log which photos the classifiers were trained on."""
     trained = {each for each in facts["photos"].values() if not each.startswith("unreadable")}
     contents = dataset.content_digests(rows)
     shared = [dataset.sources()[row] for row, each in zip(rows, contents) if each in trained]
@@ -233,7 +233,7 @@ def say_trained_on(dataset: FewShotDataset, rows: Sequence[int], facts: Mapping)
 def table_of(
     probabilities: torch.Tensor, class_names: Sequence[str], settings: Predicting
 ) -> pd.DataFrame:
-    """The likeliest classes of each row, and their probabilities; of equal ones the first."""
+    """The most probable classes of each row, and their probabilities; ties keep class order."""
     order = probabilities.argsort(dim=1, descending=True, stable=True)[:, : settings.top_k]
     found = probabilities.gather(1, order)
     columns: dict[str, list] = {}
@@ -249,13 +249,13 @@ def table_of(
 
 
 def scores_of(found: Evaluation) -> dict[str, float]:
-    """The scores of labelled photos, by the names that they have in results."""
+    """The scores of labelled photos, by their names in results."""
     whole = {metric: getattr(found, name) for metric, name in WHOLE_SPLIT.items()}
     return {"Loss": found.mean_loss, "Accuracy": found.mean_accuracy} | whole
 
 
 def write_json(path: Path, folders: Sequence[Path], table: pd.DataFrame) -> None:
-    """The table as a list of photos, with the classifiers, and scores where there are labels."""
+    """Write the table as a list of photos, with the classifiers, and with scores if labelled."""
     content: dict = {"classifiers": list(map(str, folders))}
     if "evaluation" in table.attrs:
         content["scores"] = scores_of(table.attrs["evaluation"])

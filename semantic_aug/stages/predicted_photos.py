@@ -1,4 +1,4 @@
-"""Which photos are given to classifiers: files, folders and globs, or a folder of class folders."""
+"""The photos to classify: files, folders and globs, or a folder of class folders."""
 
 import functools
 import glob
@@ -18,7 +18,7 @@ _MAKING = (
     "masks are made by: semantic-aug masks --dataset=folder --data_dir=PHOTOS --mask_dir=MASKS, "
     "where PHOTOS is the parent of the photos' folder"
 )
-_CLASS = "photo"  # of photos whose class nobody knows
+_CLASS = "photo"  # of photos with an unknown class
 _masks_in = functools.cache(names_of_masks)
 
 
@@ -26,7 +26,7 @@ class GivenPhotos(FewShotDataset):
     """Photos without classes.
 
     Args:
-        photos: in the order in which they were given.
+        photos: the photos in the given order.
     """
 
     class_names = (_CLASS,)  # type: ignore[assignment]
@@ -54,11 +54,11 @@ def photos_in(
     labelled: bool = False,
     mask_dir: str | None = None,
 ) -> GivenPhotos | LabelledFolder:
-    """The photos that `words` name, for a classifier of which `facts` speak.
+    """The photos that `words` name, for a classifier with these `facts`.
 
     Raises:
-        UserError: there are none; or a word is no file, folder or glob that finds something; or
-            masks are missing, or of no use.
+        UserError: there are no photos; or a word matches no file, folder or glob; or masks are
+            missing or unusable.
     """
     options = {"crop_to_object": facts["crop_to_object"], "bits": facts["bits"]}
     if facts["crop_to_object"] and not mask_dir:
@@ -105,7 +105,7 @@ def photos_in(
 
 
 def _files(word: str) -> Iterator[tuple[Path, str]]:
-    """The files that a word names, each with the place of its folder below the one named."""
+    """The files that a word names, each with its folder relative to the named folder."""
     path = Path(word).expanduser()
     if path.is_dir():
         yield from _below(path)
@@ -122,7 +122,7 @@ def _files(word: str) -> Iterator[tuple[Path, str]]:
 
 
 def _below(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The photos in a folder and in all folders below it, by name; links are not walked twice."""
+    """The photos in a folder and its subfolders, by name; links are not followed twice."""
     seen, waiting = set(), [""]
     while waiting:
         place = waiting.pop()
@@ -136,12 +136,12 @@ def _below(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def labels_of(dataset: FewShotDataset, class_names: Sequence[str]) -> list[int | None]:
-    """The label, to a classifier of these classes, of each photo; None where it has no such class.
+    """The label of each photo among these classes; None for a photo of another class.
 
-    A folder may be called as its class, or as this project calls the folder of the class.
+    A folder may have the name of its class, or the name that this project gives the class folder.
 
     Raises:
-        UserError: no folder is called as a class.
+        UserError: no folder has the name of a class.
     """
     label_of = {name: label for label, name in enumerate(class_names)}
     folders = {folder: label_of[name] for name, folder in folder_names(class_names).items()}

@@ -1,4 +1,4 @@
-"""A look at what settings would make of a few photos, and what it would cost to make all."""
+"""A preview of edits of a few photos, and the cost of making all images."""
 
 import dataclasses
 import functools
@@ -61,7 +61,7 @@ from semantic_aug.synthesis.jobs import Job
 from semantic_aug.synthesis.making import compute
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-WHOLE = (TEXTUAL_INVERSION, REAL_GUIDANCE)  # what edits a whole photo
+WHOLE = (TEXTUAL_INVERSION, REAL_GUIDANCE)  # edits of whole photos
 CLASSES, PHOTOS = 10, 3  # classes at most, and photos of each
 OF_OBJECTS = (BACKGROUND, PASTE)
 CELL, LETTERS = 192, 16  # pixels of a picture and of letters in the sheet
@@ -71,10 +71,10 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One way to edit photos.
+    """A way to edit photos.
 
     Attributes:
-        share: of the images that the full command makes, from 0 to 1.
+        share: share of the images that the full command makes, in [0, 1].
     """
 
     title: str
@@ -85,12 +85,12 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What was made of photos in one way.
+    """The images of a column.
 
     Attributes:
-        images: by the source of their photo.
-        each: what an image costs.
-        once: what a trial costs before its first image, such as places that are drawn.
+        images: the images, by the source of their photo.
+        each: the cost of an image.
+        once: the cost of a trial before its first image, such as generating places.
     """
 
     images: dict[str, Image.Image]
@@ -100,12 +100,12 @@ class Made:
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """A sheet, what it shows, and what all images would cost.
+    """A sheet, its images, and the cost of all images.
 
     Attributes:
-        columns: by their titles.
+        columns: the columns, by title.
         wanted: how many images the full command makes, in all trials and processes.
-        cost: of all these, for one process.
+        cost: the cost of all these images, for a single process.
     """
 
     sheet: Path
@@ -116,22 +116,22 @@ class Preview:
 
 @stage(Generation)
 def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
-    """Show what strengths and methods make of a few photos, and what it costs to make all.
+    """Show edits of a few photos by strength and method, and the cost of making all images.
 
-    The photos are the first of each class in the first trial. An image is the one that `generate`
-    makes as variant 0 of its photo with the settings of its column; where blocks are larger than
-    one image, within the 2 of 255 by which other blocks differ. Nothing is written but
+    The photos are the first photos of each class in the first trial. With the settings of its
+    column, `generate` makes the same image as variant 0 of the photo. In blocks of several images,
+    pixels may differ by 2 of 255. The only file written is
     output/EXP/report/preview_seed=S_ex=N.png.
 
     Args:
-        pipeline: as `generate` takes it.
+        pipeline: the same as for `generate`.
 
     Returns:
-        None in a process that is not the first of several.
+        None in all processes but the first.
 
     Raises:
-        UserError: what keeps `generate` from making its images, but for images of other settings
-            that are there already.
+        UserError: an error that also stops `generate`, except for existing images with other
+            settings.
     """
     run, experiment, trials = prepared(run), experiment_of(run), trials_of(run)
     index, processes = shard_of(settings.shard_index, settings.num_shards)
@@ -140,7 +140,7 @@ def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
         return None
     settings, objects = split_objects(named_model(settings, pipeline))
     settings = model_of_objects(settings, objects)
-    settings = dataclasses.replace(settings, overwrite=True)  # images of others may stay there
+    settings = dataclasses.replace(settings, overwrite=True)  # ignores images of other settings
     settings, embed_paths = choose_words(settings, experiment, trials)
     edits = list_edits(settings, objects)
     info, plans = plan_trials(run, settings, embed_paths, edits, objects, pipeline)
@@ -168,7 +168,7 @@ def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
                     run, column.settings, of_words, own, column.objects, pipeline, {trial: dataset}
                 )
                 if model is not None:
-                    load()  # in no column's time
+                    load()  # outside the time of columns
                 made = make(plan, shown, load, extras() if model else {}, warm_up if model else 0)
             except UserError as error:
                 if column.share:
@@ -176,7 +176,7 @@ def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
                 left_out.setdefault(str(error), []).append(column.title)
                 continue
             warm_up = 0 if model else warm_up
-            if column.settings.backgrounds == GENERATED:  # of which the command draws all
+            if column.settings.backgrounds == GENERATED:  # the command generates all places
                 more = settings.num_places / column.settings.num_places
                 made = dataclasses.replace(made, once=made.once * more)
             found[column.title] = made
@@ -207,7 +207,7 @@ def preview(run: Run, settings: Generation, *, pipeline=None) -> Preview | None:
 
 
 def photos_shown(plan: Plan) -> list[int]:
-    """The first photos of each class that are to be edited, of many classes some by the seed."""
+    """The first photos to edit of each class; the seed chooses among many classes."""
     dataset, of_class = plan.dataset, dict[str, list[int]]()
     for idx in plan.indices:
         of_class.setdefault(dataset.class_names[dataset.get_label_by_idx(idx)], []).append(idx)
@@ -221,12 +221,12 @@ def photos_shown(plan: Plan) -> list[int]:
 def columns_of(
     settings: Generation, edits: Sequence[dict], objects, has_words: bool, num_photos: int
 ) -> list[Column]:
-    """Whole edits of several strengths, what is asked for, and the methods for objects.
+    """Whole edits of several strengths, the edits of the settings, and the methods for objects.
 
     Args:
-        edits: as `list_edits` makes them of the settings.
+        edits: the edits that `list_edits` makes from the settings.
         has_words: whether the trial has learned words.
-        num_photos: so many generated places are enough.
+        num_photos: the number of generated places that suffices.
     """
     of_whole = [edit for edit in edits if edit["aug"] in WHOLE]
     whole = of_whole[0]["aug"] if of_whole else WHOLE[0] if has_words else WHOLE[1]
@@ -266,7 +266,7 @@ def is_same(one: Column, other: Column) -> bool:
 
 
 def alone(settings: Generation, edit: Mapping, num_photos: int) -> Generation:
-    """The settings of one edit, without what means nothing to it."""
+    """The settings of a single edit, without settings that have no meaning for this edit."""
     made = augmentation_class(edit["aug"])
     own: dict[str, Any] = {name: f.default for name, f in fields_of(Surroundings).items()}
     for name in own.keys() & set(made.takes):
@@ -280,16 +280,16 @@ def alone(settings: Generation, edit: Mapping, num_photos: int) -> Generation:
 
 
 def with_places(settings: Generation, num_photos: int) -> Generation:
-    """The settings with as many generated places as photos, if not fewer."""
+    """The settings with at most as many generated places as photos."""
     if settings.backgrounds != GENERATED:
         return settings
     return dataclasses.replace(settings, num_places=min(settings.num_places, num_photos))
 
 
 def title_of(edit: Mapping) -> str:
-    """What an edit is called: its method and strength, and what of a photo it edits."""
+    """The title of an edit: its method and strength, and the part of a photo that it edits."""
     made = augmentation_class(edit["aug"])
-    own = edit.get("options", edit)  # an object has its own, or none
+    own = edit.get("options", edit)  # objects have their own options
     strength = own.get("edit", own).get("strength")
     if strength is None and "options" not in edit and "strength" not in made.fixed:
         strength = made.default_strength
@@ -303,15 +303,15 @@ def title_of(edit: Mapping) -> str:
 
 
 def make(plan: Plan, shown: Sequence[int], pipeline: Callable, extras, warm_up: int) -> Made:
-    """Variant 0 of photos, and what an image costs.
+    """Make variant 0 of photos, and measure the cost of an image.
 
     Args:
-        shown: photos of the trial, of which those are left out that get no images.
-        pipeline, extras: as `build_augmentation` takes them.
-        warm_up: how many blocks are made once before, as their time says nothing.
+        shown: photos of the trial; photos that get no images are skipped.
+        pipeline, extras: the same as for `build_augmentation`.
+        warm_up: how many blocks are made once before the measurement.
 
     Raises:
-        UserError: none of them gets an image.
+        UserError: no photo gets an image.
     """
     dataset, sources = plan.dataset, plan.dataset.sources()
     edited = set(plan.indices)
@@ -320,7 +320,7 @@ def make(plan: Plan, shown: Sequence[int], pipeline: Callable, extras, warm_up: 
         raise UserError("none of the photos of the sheet has a mask of use")
     blocks = [jobs[n : n + plan.batch_size] for n in range(0, len(jobs), plan.batch_size)]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "images" / plan.trial.name  # none is written there
+        folder = Path(temporary) / "images" / plan.trial.name  # stays empty
         augmentation = plan.make_augmentation(folder, pipeline, extras)
         began = time.monotonic()
         augmentation.bind(dataset)
@@ -340,7 +340,7 @@ def make(plan: Plan, shown: Sequence[int], pipeline: Callable, extras, warm_up: 
 
 
 def write_sheet(path: Path, dataset, shown: Sequence[int], found: Mapping[str, Made]) -> None:
-    """Photos at the left, a column for each way to edit them."""
+    """Write the sheet: photos at the left, then a column for each way to edit them."""
     sources = dataset.sources()
     rows = []
     for idx in shown:
@@ -354,7 +354,7 @@ def write_sheet(path: Path, dataset, shown: Sequence[int], found: Mapping[str, M
 
 
 def line_of(title: str, made: Made, share: float) -> str:
-    """What a column costs, as a line."""
+    """The cost of a column, as a line."""
     each = f"  {title}: {made.each.seconds:.2f} s and {megabytes(made.each.size)} per image"
     if made.once.seconds >= 1:
         each += f", {duration(made.once.seconds)} before the first"

@@ -1,4 +1,4 @@
-"""One image again, from its record and its folder's config.json."""
+"""Making an image again from its record and its folder's config.json."""
 
 import dataclasses
 import functools
@@ -61,22 +61,22 @@ def settings_of(folder: Path, config: dict) -> tuple[Run, Generation]:
     """The settings that a folder's config.json holds.
 
     Raises:
-        UserError: it holds some that nobody can have given.
+        UserError: config.json holds invalid settings.
     """
     arguments = config.get("arguments", {})
     given = {**arguments, **flags_of_edits(folder, config.get("settings", {}).get("edits"))}
-    known = fields_of(Run) | fields_of(Generation)  # newer and older versions have others
+    known = fields_of(Run) | fields_of(Generation)  # other versions have other settings
     try:
         run, settings = build_all({k: v for k, v in given.items() if k in known}, Run, Generation)
         for name, value in (
             ("dataset", run.dataset),
             *(("aug", aug) for aug in settings.aug or ()),
         ):
-            if not isinstance(value, str):  # what Python may give as an object
+            if not isinstance(value, str):  # Python also accepts objects
                 raise UserError(f"{name}: got {value!r}, expected text")
     except UserError as error:
         raise UserError(f"--reproduce: {folder / CONFIG_FILE} is damaged: {error}") from error
-    # One that says nothing of older_list was made by an earlier version.
+    # A config.json without older_list comes from an earlier version.
     older = bool(arguments.get("older_list", True))
     return dataclasses.replace(run, older_list=older), settings
 
@@ -85,7 +85,7 @@ def flags_of_edits(folder: Path, edits: Any) -> dict[str, list]:
     """The settings from which `list_edits` makes the edits in a folder's config.json."""
     try:
         flags = {key: [edit[key] for edit in edits] for key in EDIT_FLAGS}
-        if None in flags["strength"]:  # of an edit without one, to which any means nothing
+        if None in flags["strength"]:  # an edit without strength
             strengths = {each for each in flags["strength"] if each is not None}
             flags["strength"] = [1.0 if s is None else s for s in flags["strength"]]
             if not strengths:
@@ -106,19 +106,18 @@ def flags_of_edits(folder: Path, edits: Any) -> dict[str, list]:
 def reproduce(
     image: str | Path, settings: Reproduction, *, pipeline=None
 ) -> tuple[Image.Image, int | None]:
-    """Make one image again from its record and its folder's config.json, and compare.
+    """Make an image again from its record and its folder's config.json, and compare.
 
     Args:
-        image: its file.
-        settings: what lies elsewhere now.
-        pipeline: the model, if it is loaded already.
+        image: the image's file.
+        settings: the new places of moved files.
+        pipeline: the model, if it is already loaded.
 
     Returns:
-        The image, and by how much of 255 it differs from the file where it differs most; None
-        where it has another size.
+        The image, and its largest difference from the file, of 255; None if the sizes differ.
 
     Raises:
-        UserError: it cannot be made again.
+        UserError: the image cannot be made again.
     """
     path = Path(image)
     config = read_config(path.parent)
@@ -166,7 +165,7 @@ def reproduce(
     masked = dataset.indices([name]) if uses_masks(run, edits) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     own = {"embeddings": None, **details.get(name, {})}
-    own = {key: value for key, value in own.items() if key in record}  # older ones say less
+    own = {key: value for key, value in own.items() if key in record}  # older records say less
     weights = weights_of(made_by, info) | weights_of_own(made_by, info, lora) if info else {}
     common = {**weights, "photos": dataset.photo_digest()}
     common = as_stored(common | facts_of_places(made_by, edits, dataset), compared)

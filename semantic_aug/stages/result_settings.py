@@ -1,4 +1,4 @@
-"""What a result depends on, and that results of other settings are not mixed with it."""
+"""The settings that a result depends on, and keeping results of other settings apart."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from semantic_aug.settings.classification import (
 from semantic_aug.settings.common import Run
 from semantic_aug.synthesis.records import read_records, read_scores
 
-# Keys of config.json that belong to one trial each, and what all are evaluated on.
+# Keys of config.json with an entry per trial, and the key of the evaluated photos.
 PHOTOS_OF = "photos of "
 NEGATIVES_OF = "hard negatives of "
 OF_TRIAL = (IMAGES_OF, PHOTOS_OF, NEGATIVES_OF)
@@ -47,11 +47,11 @@ def result_settings(
     aug_dirs: Mapping[Trial, Mapping[str, Path]],
     near_dirs: Mapping[Trial, Path],
 ) -> dict:
-    """Everything that changes a result; for every trial, also which synthetic images it uses.
+    """Everything that changes a result, including the synthetic images of every trial.
 
     Args:
         aug_dirs: by trial, the folder of each set of synthetic images by the set's name; empty
-            where none are used.
+            without synthetic images.
         near_dirs: by trial, the folder of its hard negatives.
     """
     facts = {
@@ -69,8 +69,8 @@ def result_settings(
         "aug_name": written(settings, "aug_name") if aug_dirs else None,
         "num_synthetic": settings.num_synthetic if aug_dirs else 0,
     }
-    del facts["views"]  # which older folders do not have: it follows where it is given
-    if options.objective != SUPCON:  # and so is all that belongs to another objective
+    del facts["views"]  # older folders lack the key: it is added below if given
+    if options.objective != SUPCON:  # the same for keys of supcon
         facts = {key: facts[key] for key in facts if key not in fields_of(Contrastive)}
     if not aug_dirs or options.utilization != MIX:
         facts["synthetic_probability"] = 0.0 if not aug_dirs else None
@@ -80,7 +80,7 @@ def result_settings(
             several = (f"{name}: {each}" for name, each in found.items())
             one = len(found) == 1
             facts[IMAGES_OF + trial.name] = "; ".join(found.values() if one else several)
-    every = dataclasses.replace(settings, num_synthetic=None)  # of hard negatives, all are used
+    every = dataclasses.replace(settings, num_synthetic=None)  # all hard negatives are used
     for trial, folder in near_dirs.items():
         if found_there := images_identity(folder, every):
             facts[NEGATIVES_OF + trial.name] = found_there
@@ -88,7 +88,7 @@ def result_settings(
 
 
 def images_identity(folder: Path, settings: Classification) -> str:
-    """What changes when the images that are used of a set change; empty where there are none."""
+    """The identity of the images used from a set; empty without images."""
     records = read_records(folder)
     if not records:
         return ""
@@ -96,7 +96,7 @@ def images_identity(folder: Path, settings: Classification) -> str:
     words = sorted(set(map(made_with, used)))
     identity = (read_config(folder) or {}).get("id", "unknown")
     identity += f", words {stable_hash(*words):x}"
-    if settings.num_synthetic is None:  # then how many there are changes the result
+    if settings.num_synthetic is None:  # then their number changes the result
         identity += f", {1 + max(record['repeat'] for record in records)} per photo"
     scores = {} if settings.ignore_filter else read_scores(folder)
     rejected = sorted(name for name, each in scores.items() if each.get("kept") is False)
@@ -106,24 +106,24 @@ def images_identity(folder: Path, settings: Classification) -> str:
 
 
 def made_with(record: dict) -> str:
-    """What may be another for images of one class while the settings of its folder stay."""
-    # Older results know images by their words alone; older records say no precision.
+    """Facts that may change for images of a class while the settings of its folder stay."""
+    # Older results identify images by their words only; older records lack the precision.
     keys = ("unet", "masks") if "precision" in record else ()
     others = [f"{key} {record[key]}" for key in keys if key in record]
     return " ".join([record["class_name"], str(record.get("embeddings")), *others])
 
 
 def _photos(train: FewShotDataset, splits: dict[str, FewShotDataset]) -> str:
-    """Sixteen hex digits of the classes, the ids of all photos, and the content of one per class.
+    """Sixteen hex digits of the classes, all photo ids, and the content of a photo per class.
 
-    They are the same for every trial.
+    The digits are the same for every trial.
     """
     parts = []
     for split in (train, *splits.values()):
         parts += [*split.class_names, *split.sources()]
     if (validation := splits.get(VALIDATION)) is not None:
         first = {validation.get_label_by_idx(idx): idx for idx in reversed(range(len(validation)))}
-        with contextlib.suppress(OSError):  # a photo that is not there is named when it is needed
+        with contextlib.suppress(OSError):  # missing photos raise an error later
             parts.append(validation.photo_digest(sorted(first.values())))
     return f"{stable_hash(*parts):016x}"
 
@@ -134,7 +134,7 @@ def content_digest(*splits: Photos) -> str:
 
 
 def training_identity(trained: Photos, left_out: dict[str, set[int]]) -> str:
-    """What a trial is trained on, and how many photos it is therefore not evaluated on."""
+    """The identity of a trial's training photos and of the photos left out of its evaluation."""
     found = content_digest(trained)
     for split, photos in left_out.items():
         found += f", {len(photos)} of {split} left out" if photos else ""
@@ -142,7 +142,7 @@ def training_identity(trained: Photos, left_out: dict[str, set[int]]) -> str:
 
 
 def identity_of(folder: Path, trial: Trial) -> str:
-    """Of everything in a claimed folder's settings that the training of one trial depends on."""
+    """The identity of all settings in a claimed folder that a trial's training depends on."""
     settings = (read_config(folder) or {}).get("settings", {})
     others = {key for key in settings if key.startswith(OF_TRIAL) and not key.endswith(trial.name)}
     own = {key: settings[key] for key in sorted(settings.keys() - others)}
@@ -152,11 +152,11 @@ def identity_of(folder: Path, trial: Trial) -> str:
 def claim(folder: Path, settings: dict, trials: list[Trial], arguments: dict) -> None:
     """Write config.json, unless `folder` holds results of other settings.
 
-    Those are refused or, with --overwrite, removed. Other runs may have finished other trials of
-    the same method: what they noted about their images and photos stays. Those of a trial that is
-    not finished may have changed.
+    Such results are refused or, with --overwrite, removed. Other runs may have finished other
+    trials of the same method: their entries about images and photos stay. The images and photos
+    of unfinished trials may change.
 
-    Results of before photos were noted go on, if they are evaluated on new photos alone.
+    Results without recorded photos are continued, if they are evaluated only on new photos.
     """
     results = sorted(folder.glob("results_*.csv"))
     before = (read_config(folder) or {}).get("settings", {}) if results else {}
@@ -173,7 +173,7 @@ def claim(folder: Path, settings: dict, trials: list[Trial], arguments: dict) ->
     if results and before != common | noted | now:
         check_config(folder, common | noted | now, True, arguments["overwrite"], other="--method")
         derived = [folder / SUMMARY_FILE, folder / COMPARISON_FILE, *folder.glob("*.png")]
-        for path in folder.glob("classifier_*"):  # before the results that they belong to
+        for path in folder.glob("classifier_*"):  # before their results
             remove_folder(path)
         patterns = ("confusion_*.csv", "calibration_*.csv", "contrastive_*.pt")
         of_trials = [path for pattern in patterns for path in folder.glob(pattern)]

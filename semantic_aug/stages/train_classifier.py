@@ -105,11 +105,12 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
     """Train and evaluate a classifier on the photos of each trial and their synthetic variants.
 
     Returns:
-        What summary.csv holds: accuracy by number of examples and split, with 95 % intervals. Its
-        `attrs` have `folder`, where results lie, and `comparison`, the rows of comparison.csv.
+        The content of summary.csv: accuracy by number of examples and split, with 95 % intervals.
+        Its `attrs` have `folder`, the folder of results, and `comparison`, the rows of
+        comparison.csv.
 
     Raises:
-        UserError: whatever a person can mend; before the backbone is loaded.
+        UserError: an error that the user can fix, raised before the backbone is loaded.
     """
     run, experiment, shard = (
         prepared(run, settings.logdir),
@@ -162,7 +163,7 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         mixed = settings.overwrite or settings.mixed_settings
         check_alike(folders, mixed, name if len(used) > 1 else "")
     evaluated = {name: photos_of(dataset, settings.classes) for name, dataset in splits.items()}
-    # Of all trials, whoever has which: every process writes the same config.json.
+    # Settings of all trials, so that every process writes the same config.json.
     trained = {trial: photos_of(subset(trial), settings.classes) for trial in everyones}
     left_out = {
         trial: check_splits(trial.name, photos, evaluated, check_command(run))
@@ -190,11 +191,11 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
         splits[split], found[ELSEWHERE_PHOTOS] = dataset, dataset.digest
         for each in left_out.values():
             each[split] = {n for n, idx in enumerate(dataset.of) if idx in each[VALIDATION]}
-    if backbone.precision != default_precision(device, settings.finetune):  # what older ones mean
+    if backbone.precision != default_precision(device, settings.finetune):  # older files imply it
         found["backbone_precision"] = backbone.precision
     claim(folder, found, trials, arguments_of(run, settings))
     finished = {trial for trial in finished if results_file(folder, trial).exists()}
-    for trial in finished:  # of a process that was killed between the two
+    for trial in finished:  # if a process was killed in between
         checkpoint_file(folder, trial).unlink(missing_ok=True)
     pending = to_do(folder, settings, trials, finished)
     if len(pending) < len(trials):
@@ -220,7 +221,7 @@ def train_classifier(run: Run, settings: Classification) -> pd.DataFrame:
 
 
 def table_of(folder: Path, summary: list[dict], comparison: list[dict]) -> pd.DataFrame:
-    """summary.csv, and beside it what a command prints."""
+    """The content of summary.csv, with what a command prints in `attrs`."""
     path = folder / SUMMARY_FILE
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     table.attrs |= {"folder": str(folder), "summary": summary, "comparison": comparison}
@@ -234,13 +235,13 @@ def run_trials(
     trials, train_set, near_misses, splits, left_out, backbone: Backbone,
     options: TrainingOptions, settings: Classification, experiment: Path, folder: Path, reporter,
 ) -> None:  # fmt: skip
-    """Train, evaluate and write the result files of one trial after the other.
+    """Train, evaluate and write the result files of each trial in turn.
 
     Args:
         train_set: function of a trial that gives its photos.
         near_misses: function of a trial that gives its hard negatives by photo.
         splits: the datasets to evaluate on, by the split's name in the results.
-        left_out: by trial and split, the photos that it is not to be evaluated on.
+        left_out: by trial and split, the photos that are left out of its evaluation.
     """
     if not trials:
         return
@@ -253,7 +254,7 @@ def run_trials(
     with timed(experiment, TRAIN, method, device=backbone.device) as work:  # once for all trials
         whole, labels = _evaluated_splits(splits, backbone, settings, cache)
         work.images = sum(map(len, splits.values()))
-    # Half for the validation split, which is held too where the backbone changes.
+    # Half for the validation split, which also stays in memory if the backbone is trained.
     whole_memory = settings.image_memory / 2 if backbone.trained else settings.image_memory
     for trial in trials:
         started = time.monotonic()
@@ -319,7 +320,7 @@ def run_trials(
 
 
 def images_shown(options: TrainingOptions) -> int:
-    """How many images pass the backbone in the training of one trial, hard negatives aside."""
+    """How many images pass the backbone in the training of a trial, without hard negatives."""
     contrastive = VIEWS * options.contrastive_epochs if options.objective == SUPCON else 0
     epochs = options.num_epochs + contrastive
     return epochs * options.iterations_per_epoch * options.batch_size
@@ -328,7 +329,7 @@ def images_shown(options: TrainingOptions) -> int:
 def _evaluated_splits(
     splits, backbone: Backbone, settings: Classification, cache: Path
 ) -> tuple[dict, dict[str, dict]]:
-    """By split, a function that gives its features by the backbone as it is, and its labels.
+    """By split, a function that gives its features by the present backbone, and its labels.
 
     Features of a frozen backbone are computed here, once for all trials and epochs.
     """
@@ -341,7 +342,7 @@ def _evaluated_splits(
             functions[name] = functools.partial(_the_same, features)
             labels[name] = dict(zip(features.indices, features.labels.tolist()))
             continue
-        # The val split passes after every epoch, the test split once per trial.
+        # The val split is evaluated after every epoch, the test split once per trial.
         memory = settings.image_memory / 2 if name == VALIDATION else 0
         split = readable(split, memory, settings.num_workers)
         functions[name] = functools.partial(split_features, backbone, split)
@@ -358,7 +359,7 @@ def _without(features_of, left_out: set[int]) -> LabelledFeatures:
 
 
 def _describe(trial: Trial, examples, class_names, classes, present: dict) -> None:
-    """Say what a trial is trained on, and which classes have no photos."""
+    """Log the training photos of a trial, and the classes without photos."""
     trained = set(examples.labels.tolist())
     everything = range(len(class_names)) if classes is None else map(class_names.index, classes)
     _name_absent(class_names, set(everything), trained, present)
@@ -374,7 +375,7 @@ def _describe(trial: Trial, examples, class_names, classes, present: dict) -> No
 
 
 def _result_rows(trial, names, trained, evaluated, result, once) -> list[tuple]:
-    """Training and Validation of every epoch, other splits of the selected one; with classes."""
+    """Rows per class: Training and Validation of every epoch, other splits of the selected one."""
     rows = contrastive_rows(trial, result.contrastive)
     for epoch, (running, validated) in enumerate(result.history):
         rows += score_rows(trial, epoch, TRAINING, running, names, trained)
@@ -387,7 +388,7 @@ def _result_rows(trial, names, trained, evaluated, result, once) -> list[tuple]:
 
 
 def _name_absent(class_names, wanted: set[int], trained: set[int], present: dict) -> None:
-    """Name the classes without a photo; the same message appears only once per run."""
+    """Log the classes without a photo; the same message appears only once per run."""
     absent = [repr(class_names[label]) for label in sorted(wanted - trained)]
     if absent:
         log.warning(
