@@ -1,7 +1,7 @@
-"""What the benchmarks share: each side runs in a process of its own, in turns; medians; one line.
+"""Shared code of the benchmarks: sides run alternately, each in its own process; medians.
 
-A side is a function that returns a dictionary with `seconds` and whatever else it found; its peak
-memory is added.
+A side is a function that returns a dictionary with `seconds` and other results. Its peak memory
+is added.
 """
 
 import json
@@ -19,7 +19,7 @@ _MARK = "SIDE "
 
 
 def run_side(script: str, name: str, arguments: list[str]) -> dict:
-    """Run `script --side name arguments` in a fresh process; what that side has returned."""
+    """Run `script --side name arguments` in a new process; returns the side's result."""
     command = [sys.executable, script, "--side", name, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]

@@ -273,7 +273,7 @@ def ours_in(work: Path) -> Path:
 
 
 def differences(folder: Path, other: Path) -> list[tuple[int, float]]:
-    """Of each image in a folder, the largest and the mean difference from that in the other."""
+    """For each image, the largest and the mean pixel difference between both folders."""
     import numpy as np
     from PIL import Image
 

@@ -1,9 +1,8 @@
 """Everything that can be measured on one GPU, in six minutes: see on_gpu.sh, which starts this.
 
-Rows of one group run in a process of their own, one after another, and each row is written as soon
-as it is there. A row that fails, or takes longer than its seconds, is written with its error, and
-the next one follows; a group that ends early leaves an error for each of its rows. What a group
-prints goes to GROUP.log beside the rows.
+The rows of a group run one by one in a separate process, and each row is written at once. If a row
+fails or exceeds its seconds, its error is written, and the next row follows. If a group ends
+early, each of its missing rows gets an error. A group's output goes to GROUP.log beside the rows.
 
 Numbers of a generation row: `images_per_s` over everything but start-up, and `steady_images_per_s`
 without the first block; `matrix_share`, what the UNet and the VAE compute (counted by torch) over
@@ -52,7 +51,7 @@ TRAINED = {"classifier frozen": ("none", 3, 50), "classifier finetuned": ("all",
 
 
 class OutOfTime(Exception):
-    """A row has had its seconds."""
+    """A row has exceeded its seconds."""
 
 
 def parse_args(argv=None):
@@ -85,7 +84,7 @@ def main(argv=None):
 
 
 def run_group(args, group: str, work: str, limit: float) -> None:
-    """A group in a process of its own; errors for those of its rows that it has not written."""
+    """Run a group in a new process; missing rows get errors."""
     command = [sys.executable, __file__, f"--group={group}", f"--work={work}", f"--out={args.out}",
                f"--device={args.device}", f"--patience={args.patience}"]  # fmt: skip
     before = len(read_rows(args))

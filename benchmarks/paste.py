@@ -62,9 +62,9 @@ def main(argv=None):
 
 
 def run(args) -> dict:
-    """A side's seconds, and those of the processor; its images are saved afterwards.
+    """A side's wall-clock and CPU seconds; its images are saved afterwards.
 
-    `emptying` is what it spends of the processor's on painting objects over.
+    `emptying` is the CPU time for painting objects over.
     """
     from semantic_aug.augmentations import paste
     from semantic_aug.synthesis.jobs import make_jobs
@@ -158,7 +158,7 @@ def plain_image(dataset, job):
 
 
 def mean_difference(folder: Path, other: Path) -> float:
-    """Of the pixels of both folders' images, of 255."""
+    """The mean difference between the pixels of both folders' images, of 255."""
     import numpy as np
     from PIL import Image
 

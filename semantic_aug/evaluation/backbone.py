@@ -1,6 +1,6 @@
 """An image model of transformers: images in, one feature vector per image out.
 
-It is frozen, unless a part of it is chosen to be trained together with the head.
+The model is frozen, unless a part of the model is trained together with the head.
 """
 
 import contextlib
@@ -22,27 +22,27 @@ from semantic_aug import UserError, counted, first_line, stable_hash
 from semantic_aug.settings.classification import ALL, FLOAT32, FROZEN, SHORT_NAMES
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEFAULT_SIZE = 224  # pixels, where a backbone names no size of its own
-CHUNK = 64  # images that pass a frozen backbone together
+DEFAULT_SIZE = 224  # pixels, if a backbone specifies no size
+CHUNK = 64  # batch size of a frozen backbone
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """An image model in eval mode: BatchNorm keeps its statistics, nothing is dropped.
+    """An image model in eval mode: BatchNorm keeps its statistics, and dropout is off.
 
     Attributes:
-        model: float32; without gradients, but for the parameters of `trained`.
-        mean: what the model's images are normalised with, [3, 1, 1], for values in [0, 1].
+        model: float32; without gradients, except for the parameters of `trained`.
+        mean: for normalisation of values in [0, 1], [3, 1, 1].
         std: likewise.
-        image_size: height and width in pixels of the images it is given here.
-        identity: the model's class and a digest of its weights; the same wherever they lie.
+        image_size: height and width in pixels of the input images.
+        identity: the model's class and a digest of its weights, independent of their path.
         num_features: length of a feature vector.
-        precision: what a frozen backbone computes in, one of `BACKBONE_PRECISIONS`.
-        trained: the modules whose parameters are trained together with the head; none if frozen.
-        keeps_statistics: also while it is trained, BatchNorm uses the statistics it came with.
-            The photos of a few-shot trial are too few to estimate others.
+        precision: of a frozen backbone, from `BACKBONE_PRECISIONS`.
+        trained: the modules that are trained together with the head; none if frozen.
+        keeps_statistics: BatchNorm uses the pretrained statistics even in training. A few-shot
+            trial has too few photos to estimate new statistics.
     """
 
     model: torch.nn.Module
@@ -61,19 +61,19 @@ class Backbone:
         return self.mean.device
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of a batch; of a frozen backbone without gradients and in its `precision`.
+        """Features of a batch; a frozen backbone computes without gradients in its `precision`.
 
-        Images that overflow in it, which have features that are not finite, pass in float32: so
-        an image's features depend on no other image.
+        Images whose features are not finite in this precision are computed again in float32. An
+        image's features depend on no other image.
 
         Args:
             images: [B, 3, H, W], uint8, or float in [0, 1]; on any device.
 
         Returns:
-            [B, F] float32 on the backbone's device: the class token of a model that has one,
+            [B, F] float32 on the backbone's device: the class token if the model has such a token,
             otherwise the mean over tokens or over the feature map. A transformer's own pooler is
-            not used, as a checkpoint made for classification has no weights for it; that of CLIP
-            is, which is the normalised class token.
+            not used, since classification checkpoints have no weights for the pooler. CLIP's
+            pooler is used: it gives the normalised class token.
         """
         images = images.to(self.device)
         if images.dtype == torch.uint8:
@@ -92,7 +92,7 @@ class Backbone:
     def _pass(self, images: torch.Tensor, precision: str) -> torch.Tensor:
         options = {}
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
-            options["interpolate_pos_encoding"] = True  # no effect at the model's own size
+            options["interpolate_pos_encoding"] = True  # without effect at the model's own size
         grad = torch.is_grad_enabled() and bool(self.trained)
         lower = contextlib.nullcontext()
         if precision != FLOAT32:
@@ -114,7 +114,7 @@ class Backbone:
         return torch.cat([self(chunk) for chunk in images.split(CHUNK)])
 
     def frozen(self) -> "Backbone":
-        """The same model, whose weights stay as they are now."""
+        """The same model with its current weights, frozen."""
         return replace(self, trained=())
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
@@ -122,7 +122,7 @@ class Backbone:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Inside, what is trained is in training mode: dropout drops."""
+        """Within the block, the trained modules are in training mode: dropout is on."""
         for module in self.trained:
             is_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
             module.training = not (is_norm and self.keeps_statistics)
@@ -132,22 +132,22 @@ class Backbone:
             self.model.eval()
 
     def reset(self) -> None:
-        """Bring the weights that are trained back to where they were when they were loaded."""
+        """Reset the trained weights to their loaded values."""
         if self._initial:
             self.model.load_state_dict(self._initial)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights as they are now; empty for a frozen backbone."""
+        """A copy of the current weights; empty for a frozen backbone."""
         state = self.model.state_dict() if self.trained else {}
         return {key: tensor.clone() for key, tensor in state.items()}
 
     def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take up what `weights` gave."""
+        """Load weights that `weights` returned."""
         if weights:
             self.model.load_state_dict(weights)
 
     def changed(self) -> dict[str, torch.Tensor]:
-        """The weights that are no longer as they were loaded, on the CPU; none if it is frozen."""
+        """The weights that training has changed, on the CPU; none if the backbone is frozen."""
         state = self.model.state_dict() if self._initial else {}
         return {
             key: tensor.detach().cpu().clone()
@@ -163,7 +163,7 @@ def _has_class_token(model: torch.nn.Module) -> bool:
 
 
 def default_precision(device: torch.device, finetune: str = FROZEN) -> str:
-    """What a backbone computes in, unless it is said: half precision on CUDA if it is frozen."""
+    """The default precision: half precision for a frozen backbone on CUDA, else float32."""
     return "float16" if device.type == "cuda" and finetune == FROZEN else FLOAT32
 
 
@@ -179,24 +179,24 @@ def load_backbone(
     """Any image model that `transformers.AutoModel` loads.
 
     Args:
-        name: hub id, folder, or one of `SHORT_NAMES`.
+        name: hub id, folder, or short name from `SHORT_NAMES`.
         image_size: height and width in pixels; default the backbone's own, from its preprocessor
             configuration, then from its configuration, then 224.
-        finetune: `none`, `all`, or `last:N`, its last N blocks and what follows them.
-        from_scratch: only its configuration is read; the weights are random, always the same.
-        precision: of a frozen backbone, one of `BACKBONE_PRECISIONS`; default `default_precision`.
-        normalisation: mean and standard deviation of the three channels, of values in [0, 1];
-            default those of its preprocessor configuration.
+        finetune: `none`, `all`, or `last:N` for the last N blocks and all layers after them.
+        from_scratch: read only the configuration; the weights are random, always the same.
+        precision: of a frozen backbone, from `BACKBONE_PRECISIONS`; default `default_precision`.
+        normalisation: mean and standard deviation of the three channels, for values in [0, 1];
+            default from the preprocessor configuration.
 
     Raises:
-        UserError: no such model, no network and no copy of it, no weights, or no image model; its
-            preprocessor configuration is damaged; or it has fewer than N blocks.
+        UserError: the model does not exist, cannot be downloaded, has no weights, is no image
+            model, or has fewer than N blocks; or its preprocessor configuration is damaged.
     """
     name = SHORT_NAMES.get(name, name)
     if normalisation and image_size:
         mean, std, own_size = *normalisation, None
     else:
-        mean, std, own_size = read_preprocessing(name)  # first, since it may be damaged
+        mean, std, own_size = read_preprocessing(name)  # first, since the file may be damaged
     model, identity = _new_model(name) if from_scratch else _load_model(name)
     if image_size is None:
         image_size = own_size or _pair(getattr(model.config, "image_size", None) or DEFAULT_SIZE)
@@ -212,7 +212,7 @@ def load_backbone(
     try:
         with torch.no_grad():
             shape = backbone(torch.zeros(1, 3, *image_size)).shape
-    except Exception as error:  # whatever a model says about input that it was not made for
+    except Exception as error:  # models raise any kind of exception for unsuitable input
         shape, reason = (), first_line(error)
     else:
         reason = f"its output has the shape {list(shape)}"
@@ -234,13 +234,13 @@ def _with_trained_part(backbone: Backbone, finetune: str, from_scratch: bool) ->
 
 
 def trained_modules(model: torch.nn.Module, finetune: str) -> tuple[torch.nn.Module, ...]:
-    """The modules that `--finetune` names, each without those inside it.
+    """The modules that `--finetune` names, without their submodules.
 
-    Blocks are those of a transformer, or the stages of a convolutional network: the members of
-    the outermost list of modules that holds most parameters.
+    Blocks are the blocks of a transformer or the stages of a convolutional network: the members of
+    the outermost list of modules that has the most parameters.
 
     Raises:
-        UserError: there are fewer blocks than asked for.
+        UserError: the model has too few blocks.
     """
     if finetune == FROZEN:
         return ()
@@ -261,17 +261,17 @@ def trained_modules(model: torch.nn.Module, finetune: str) -> tuple[torch.nn.Mod
             f"--finetune: got {finetune}, and {type(model).__name__} has "
             f"{counted(len(lists[name]), 'block')}"
         )
-    # Modules stand in the order of their definition: what comes later works on what they give.
+    # Modules are in the order of their definition: later modules use the output of earlier ones.
     return modules[names.index(f"{name}.{len(lists[name]) - wanted}") :]
 
 
 def _load_model(name: str) -> tuple[torch.nn.Module, str]:
-    # Imported late: `cli.command` first tells the library, through the environment, to be quiet.
+    # Imported late: `cli.command` first silences the library through the environment.
     import transformers
 
     with quiet(transformers):
         try:
-            # The dtype is given because a half-precision checkpoint would keep its own.
+            # Without a dtype, a half-precision checkpoint would stay in half precision.
             model, report = transformers.AutoModel.from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True
             )
@@ -289,7 +289,7 @@ def _load_model(name: str) -> tuple[torch.nn.Module, str]:
 
 
 def _new_model(name: str) -> tuple[torch.nn.Module, str]:
-    """A model of this configuration with random weights, which depend on nothing else."""
+    """A model of this configuration with random weights, always the same."""
     import transformers
 
     with quiet(transformers), torch.random.fork_rng(devices=[]):
@@ -304,7 +304,7 @@ def _new_model(name: str) -> tuple[torch.nn.Module, str]:
 
 
 def _image_half(model: torch.nn.Module) -> torch.nn.Module:
-    """The vision tower of CLIP and its like; any other model as it is."""
+    """The vision tower of CLIP and similar models; any other model unchanged."""
     return getattr(model, "vision_model", model)
 
 
@@ -318,7 +318,7 @@ def _identity(model: torch.nn.Module, without: Collection[str] = ()) -> str:
 
 @contextlib.contextmanager
 def quiet(transformers) -> Iterator[None]:
-    """No bars and no load report of transformers: that a head is not used is expected here."""
+    """Suppress transformers' progress bars and load report; unused heads are expected here."""
     logging_of = transformers.utils.logging
     level, bars = logging_of.get_verbosity(), logging_of.is_progress_bar_enabled()
     logging_of.set_verbosity_error()
@@ -342,12 +342,12 @@ def _why_no_model(name: str, error: Exception) -> str:
 def read_preprocessing(
     name: str,
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int] | None]:
-    """Mean, standard deviation and input size that a model's preprocessor configuration names.
+    """Mean, standard deviation and input size from a model's preprocessor configuration.
 
-    Where there is none, ImageNet's mean and deviation serve, with a notice, and the size is None.
+    Without such a file, ImageNet's mean and deviation with a notice, and None for the size.
 
     Raises:
-        UserError: there is one, and it cannot be read.
+        UserError: the configuration cannot be read.
     """
     from transformers.image_processing_base import ImageProcessingMixin  # needs no torchvision
 
@@ -380,13 +380,13 @@ def read_preprocessing(
 
 
 def _preprocessor_files(name: str) -> Iterator[Path]:
-    """What may say how a model's images are made, as far as it is here."""
+    """The local files that may hold a model's preprocessor configuration."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("processor_config.json", "preprocessor_config.json"):
         found: Any = Path(name) / file
         if not Path(name).is_dir():
-            with contextlib.suppress(ValueError):  # of what is no hub id
+            with contextlib.suppress(ValueError):  # the name is no hub id
                 found = try_to_load_from_cache(name, file)
         if isinstance(found, (str, Path)) and os.path.lexists(found):
             yield Path(found)
@@ -400,7 +400,7 @@ def _is_damaged(file: Path) -> bool:
 
 
 def _input_size(config: Mapping) -> tuple[int, int] | None:
-    """Height and width of what the model sees: after the centre crop, where there is one."""
+    """Height and width of the model's input, after a centre crop if configured."""
     size = config.get("size")
     if config.get("do_center_crop") and config.get("crop_size"):
         size = config["crop_size"]

@@ -1,4 +1,4 @@
-"""Confidence that is as high as the share that is right: one temperature, fitted on val photos."""
+"""Calibration of the confidence by a temperature, fitted on val photos."""
 
 import logging
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """The T whose softmax(logits / T) has the least loss (Guo et al. 2017, arXiv 1706.04599).
 
-    The loss is convex in 1 / T, so that bisection of its slope finds the one least value, always
-    the same. Of n photos, the target is (n + 1) / (n + 2) for the true class and the rest in equal
-    parts for the others, as Platt (1999) has it: of a few photos that are all right, the least loss
-    would otherwise be at T = 0, where every answer is certain.
+    The loss is convex in 1 / T, so bisection of its slope finds the unique minimum. For n photos,
+    the target is (n + 1) / (n + 2) for the true class, and the other classes share the rest
+    equally (Platt, 1999). If all of a few photos are predicted correctly, the minimum would
+    otherwise be at T = 0, where every prediction is certain.
 
     Args:
         logits: [N, num_classes]; -inf for a class that is never predicted.
-        labels: [N] on the CPU, none of such a class.
+        labels: [N] on the CPU, without such classes.
 
     Returns:
-        T in [`COLDEST`, `HOTTEST`], in six digits; 1 where there is one class alone.
+        T in [`COLDEST`, `HOTTEST`], in six digits; 1 for a single class.
     """
     known = logits.isfinite().all(dim=0).cpu()
     columns = known.cumsum(0) - 1
@@ -44,7 +44,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     aim = float((wanted * values).sum(dim=1).mean())
 
     def slope(temperature: float) -> float:
-        """Of the loss, by 1 / T: the logit that is expected, less the one that is aimed at."""
+        """The derivative of the loss by 1 / T: the expected logit minus the target logit."""
         expected = ((values / temperature).softmax(dim=1) * values).sum(dim=1)
         return float(expected.mean()) - aim
 
@@ -52,19 +52,19 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     for _ in range(HALVINGS):
         middle = (low * high) ** 0.5
         if slope(middle) > 0:
-            low = middle  # colder is worse: the least loss is at a higher temperature
+            low = middle  # the minimum is at a higher temperature
         else:
             high = middle
     return float(f"{(low * high) ** 0.5:.6g}")
 
 
 def at_end(temperature: float) -> bool:
-    """Whether the search for a temperature has ended without one that has the least loss."""
+    """Whether the search ended at a bound, without a minimum."""
     return temperature in (COLDEST, HOTTEST)
 
 
 def say_at_end(name: str, temperature: float) -> None:
-    """Say so where a temperature calibrates nothing, and what that means."""
+    """Log a notice if the temperature is at a bound and calibrates nothing."""
     if at_end(temperature):
         why = (
             "its answers on photos that are held out are no better than chance"
@@ -85,7 +85,7 @@ def calibrated_error(logits: torch.Tensor, labels: torch.Tensor, temperature: fl
 
 
 def calibration_file(folder: Path, trial: Trial) -> Path:
-    """Where it lies how well the confidence of a trial fits, beside its results."""
+    """The path of a trial's calibration, beside its results."""
     return folder / f"calibration_{trial.seed}_{trial.examples_per_class}.csv"
 
 
@@ -96,7 +96,7 @@ def write_calibration(
     errors: Mapping[str, tuple[float, float]],
     fitted: bool,
 ) -> None:
-    """The temperature, by split the ECE without and with it, and whether it calibrates.
+    """Write the temperature, the ECE of each split without and with it, and whether it calibrates.
 
     Args:
         fitted: whether there were val photos to fit it on.

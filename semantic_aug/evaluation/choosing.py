@@ -1,7 +1,7 @@
-"""Which of several candidates to take, and how good it will be, from photos that were held out.
+"""Which of several candidates to choose, and its expected accuracy, from held-out photos.
 
-Candidates stand in the order of their simplicity. A score of a candidate in a fold is a number in
-[0, 1], nan where it was not judged there.
+Candidates are in the order of their simplicity. A candidate's score in a fold is a number in
+[0, 1], or nan if the candidate was not evaluated in this fold.
 """
 
 import math
@@ -23,9 +23,10 @@ class Gain:
     """Difference between the scores of two candidates, fold by fold.
 
     Attributes:
-        mean: over the folds in which both were judged; nan where there is none.
-        error: its standard error, corrected for folds that overlap; infinite in a single fold.
-        folds: how many there are.
+        mean: over the folds in which both were evaluated; nan without such folds.
+        error: standard error of the mean, corrected for overlapping folds; infinite for a single
+            fold.
+        folds: number of folds.
     """
 
     mean: float
@@ -34,7 +35,7 @@ class Gain:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of 95 %, by Student's distribution with a degree of freedom less than folds."""
+        """The 95 % interval, by Student's distribution with `folds - 1` degrees of freedom."""
         if not math.isfinite(self.error):
             return -math.inf, math.inf
         half = float(student.ppf(HIGH / 100, self.folds - 1)) * self.error
@@ -42,7 +43,7 @@ class Gain:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it exceeds one standard error."""
+        """Whether the mean exceeds its standard error."""
         return self.mean > self.error
 
 
@@ -53,12 +54,12 @@ def gain(scores: np.ndarray, other: np.ndarray, ratio: float) -> Gain:
 
         sqrt((1 / J + n_2 / n_1) s^2),
 
-    where n_1 photos are learned from and n_2 are held out: s^2 / J alone would take training sets
-    that overlap for independent ones (Nadeau and Bengio, Inference for the Generalization Error,
-    Machine Learning 52, 2003, section 3).
+    where n_1 photos are trained on and n_2 are held out. s^2 / J alone would assume that training
+    sets are independent, but they overlap (Nadeau and Bengio, Inference for the Generalization
+    Error, Machine Learning 52, 2003, section 3).
 
     Args:
-        scores, other: [J], nan where a candidate was not judged.
+        scores, other: [J], nan if a candidate was not evaluated.
         ratio: n_2 / n_1.
     """
     differences = (scores - other)[np.isfinite(scores - other)]
@@ -70,14 +71,15 @@ def gain(scores: np.ndarray, other: np.ndarray, ratio: float) -> Gain:
 
 
 def choose(scores: np.ndarray, ratio: float) -> int:
-    """The number of the candidate to take: the one-standard-error rule, towards the simplest.
+    """The number of the chosen candidate, by the one-standard-error rule.
 
-    It is the first one that the best does not beat by more than one standard error (Breiman et al.,
-    Classification and Regression Trees, 1984, section 3.4.3), and that itself beats the simplest
-    by more than that, or is the simplest.
+    The rule takes the simplest candidate that the best candidate does not beat by more than a
+    standard error (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3). The
+    chosen candidate must also beat the simplest candidate by more than a standard error, or be
+    the simplest.
 
     Args:
-        scores: [J, C], the simplest candidate first; that one is judged in every fold.
+        scores: [J, C], the simplest candidate first, which is evaluated in every fold.
         ratio: as `gain` takes it.
     """
     number = scores.shape[1]
@@ -97,9 +99,9 @@ class Judged:
     """Whether every candidate classified held-out photos correctly, in every repeat.
 
     Attributes:
-        hits: [N, R, C] in {0, 1}; nan where the photo was not held out, or not judged.
+        hits: [N, R, C] in {0, 1}; nan if the photo was not held out, or not evaluated.
         labels: [N] int.
-        folds: [N, R] int, in which fold of a repeat a photo was held out; -1 where it was not.
+        folds: [N, R] int, the fold that held a photo out in each repeat; -1 for none.
     """
 
     hits: np.ndarray
@@ -110,7 +112,7 @@ class Judged:
         """Mean accuracy over classes in each fold: [B, J, C] for B samples, or [J, C].
 
         Args:
-            weights: [B, N], how often a photo is in each sample; default once each.
+            weights: [B, N], how often each sample contains a photo; default once.
         """
         found = [
             self._accuracy(self.folds[:, repeat] == fold, repeat, weights)
@@ -124,7 +126,7 @@ class Judged:
         return [(r, int(f)) for r in repeats for f in np.unique(self.folds[:, r]) if f >= 0]
 
     def accuracy(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Mean accuracy over classes of all photos that were held out: [B, C], or [C]."""
+        """Mean accuracy over classes of all held-out photos: [B, C], or [C]."""
         return class_mean(_mean_over_repeats(self.hits), self.labels, weights)
 
     def _accuracy(self, rows: np.ndarray, repeat: int, weights: np.ndarray | None) -> np.ndarray:
@@ -134,7 +136,7 @@ class Judged:
 
 def _mean_over_repeats(hits: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a photo that was never held out: nan
+        warnings.simplefilter("ignore", RuntimeWarning)  # a photo that was never held out gives nan
         return np.nanmean(hits, axis=1)
 
 
@@ -143,7 +145,7 @@ def class_mean(
 ) -> np.ndarray:
     """Mean over classes of the mean of `hits` [N, C] in a class: [B, C] for weights [B, N], or [C].
 
-    Photos that are nan count for nothing, nor does a class without another one.
+    Photos with nan are ignored, and so are classes that have only such photos.
     """
     known = np.isfinite(hits)
     values = np.where(known, hits, 0.0)
@@ -165,8 +167,10 @@ def class_mean(
 def scores_of(
     judged: Judged, elsewhere: Judged | None = None, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """What candidates are chosen by: accuracy in each fold or, where photos of the fold are judged
-    with their objects elsewhere too, the mean of both numbers. Shapes as `Judged.scores`."""
+    """The scores for choosing a candidate: accuracy in each fold, with shapes as `Judged.scores`.
+
+    If photos of a fold are also evaluated with their objects elsewhere, the mean of both numbers.
+    """
     found = judged.scores(weights)
     if elsewhere is None:
         return found
@@ -180,13 +184,13 @@ def scores_of(
 
 @dataclass(frozen=True)
 class Promise:
-    """How good what was chosen will be on new photos like those that are there.
+    """The expected accuracy of the chosen candidate on new photos from the same distribution.
 
     Attributes:
         accuracy: expected, mean over classes.
         low, high: 95 % interval.
-        elsewhere: the same on photos whose objects stand on places of other classes; nan without.
-        shares: how often each candidate is chosen in a sample, by its number.
+        elsewhere: the same on photos with objects on other classes' backgrounds; nan without.
+        shares: the share of samples that choose each candidate, by its number.
     """
 
     accuracy: float
@@ -204,18 +208,18 @@ def promise(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> Promise:
-    """The accuracy to expect of what `choose` chooses, with the choice repeated in every sample.
+    """The expected accuracy of the candidate that `choose` chooses.
 
-    The best of several candidates looks better than it is. So photos are drawn with replacement,
-    a candidate is chosen by the photos drawn, and judged by those that were not; the mean over the
-    samples is the estimate, its percentiles are the interval (BBC-CV: Tsamardinos, Greasidou and
+    The score of the best of several candidates is biased upwards. So each bootstrap sample chooses
+    a candidate on the drawn photos, and evaluates the candidate on the other photos. The mean over
+    samples is the estimate, and percentiles give the interval (BBC-CV: Tsamardinos, Greasidou and
     Borboudakis, Bootstrapping the out-of-sample predictions for efficient and accurate
-    cross-validation, Machine Learning 107, 2018, algorithm 5; section 3.3 for the interval). About
-    a third of the photos judge in a sample, so that the interval is rather too wide.
+    cross-validation, Machine Learning 107, 2018, algorithm 5; section 3.3 for the interval). Each
+    sample evaluates on about a third of the photos, so the interval is rather too wide.
 
     Args:
-        units: of each of the N photos, what it is drawn together with.
-        elsewhere: the same N photos.
+        units: the unit of each of the N photos; photos of a unit are drawn together.
+        elsewhere: for the same N photos.
     """
     held = np.flatnonzero((judged.folds >= 0).any(axis=1))
     names, of = np.unique(np.asarray(units)[held], return_inverse=True)
@@ -233,7 +237,7 @@ def promise(
     every = np.arange(samples)
     accuracy = judged.accuracy(out)[every, chosen]
     accuracy = accuracy[np.isfinite(accuracy)]
-    if not len(accuracy):  # two photos: whatever is drawn, none is left
+    if not len(accuracy):  # two photos: every draw leaves no photo
         accuracy = judged.accuracy()[[0]]
     far = math.nan
     if elsewhere is not None:

@@ -1,8 +1,8 @@
-"""Classifiers that are kept: what a trial has changed, and what is needed to use it anywhere.
+"""Saved classifiers: the trained weights, and the configuration for using them anywhere.
 
-output/EXP/results/METHOD/classifier_S_N/ holds model.safetensors, with the head and those weights
-of the backbone that were trained, and config.json, which names the backbone and says how images are
-made ready for it. The backbone's other weights are read from where they come from.
+output/EXP/results/METHOD/classifier_S_N/ holds model.safetensors, with the head and the trained
+weights of the backbone, and config.json, which names the backbone and describes the preprocessing.
+The backbone's other weights come from the backbone's own folder or hub id.
 """
 
 import json
@@ -40,9 +40,8 @@ class Classifier:
     """A classifier of images: a backbone, a head on it, and a temperature.
 
     Attributes:
-        temperature: what logits are divided by, so that probabilities are as high as the share of
-            answers that are right; fitted on the val split.
-        facts: what config.json says: see `classifier_facts` in `stages/kept_classifiers.py`.
+        temperature: divides the logits to calibrate the probabilities; fitted on the val split.
+        facts: the content of config.json: see `classifier_facts` in `stages/kept_classifiers.py`.
     """
 
     backbone: Backbone
@@ -52,14 +51,14 @@ class Classifier:
 
     @property
     def class_names(self) -> list[str]:
-        """In the order of labels."""
+        """The class names in the order of labels."""
         return list(self.facts["class_names"])
 
     def __call__(self, images, masks: Sequence[np.ndarray] | None = None) -> torch.Tensor:
         """Probabilities of the classes, [N, num_classes] in [0, 1], on the CPU; rows sum to 1.
 
         Args:
-            images: N PIL images of any size and mode, or one.
+            images: N PIL images of any size and mode, or a single image.
             masks: [H, W] of each, nonzero on the object; for a classifier of cropped photos.
 
         Raises:
@@ -78,10 +77,10 @@ class Classifier:
         return torch.cat(found)
 
     def predict(self, paths: Iterable[str | Path], masks=None) -> list[str]:
-        """The likeliest class of each image file.
+        """The most likely class of each image file.
 
         Raises:
-            UserError: a file cannot be read; or as calling it.
+            UserError: a file cannot be read; or as `__call__`.
         """
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         masks, names = self._checked(masks, len(paths)), self.class_names
@@ -94,7 +93,7 @@ class Classifier:
         return likeliest
 
     def _checked(self, masks: Sequence | None, number: int) -> Sequence:
-        """A mask, or None, for each of some images."""
+        """A mask or None for each image."""
         if not self.facts["crop_to_object"]:
             if masks is not None:
                 raise UserError("masks: this classifier takes whole photos; leave them out")
@@ -133,18 +132,18 @@ class Classifier:
 
 
 def classifier_folder(folder: Path, trial: Trial) -> Path:
-    """Where the classifier of one trial lies, beside its results."""
+    """The folder of a trial's classifier, beside its results."""
     return folder / f"classifier_{trial.seed}_{trial.examples_per_class}"
 
 
 def trial_of(path: Path) -> Trial | None:
-    """The trial of a folder of this name; None of another name."""
+    """The trial of a classifier folder; None for a folder with another name."""
     name = re.fullmatch(r"classifier_(\d+)_(\d+)", path.name)
     return Trial(int(name[1]), int(name[2])) if name else None
 
 
 def write_classifier(path: Path, backbone: Backbone, head: Head, facts: Mapping[str, Any]) -> None:
-    """Write the folder of a classifier, whole or not at all, in place of another one."""
+    """Write the folder of a classifier atomically, in place of any existing folder."""
     from safetensors.torch import save_file
 
     weights = {f"head.{key}": each.cpu() for key, each in head.linear.state_dict().items()}
@@ -163,16 +162,16 @@ def kept_classifiers(folder: Path) -> dict[Trial, Path]:
 
 
 def keep_selected(folder: Path) -> None:
-    """Remove all classifiers but the best on val of each number of examples per class.
+    """For each number of examples per class, remove all classifiers except the best on val.
 
-    Of equal classifiers the smaller seed stays. The best existing classifier is never removed, so
+    Of equal classifiers the smallest seed stays. The best existing classifier is never removed, so
     processes that finish trials in any order leave the same classifier.
     """
     best: dict[int, tuple[tuple, Path]] = {}
     for trial, path in kept_classifiers(folder).items():
         try:
             scores = read_facts(path)["scores"]
-        except UserError:  # removed by another process meanwhile; or damaged, and left to be seen
+        except UserError:  # another process removed the folder; or it is damaged and stays
             continue
         rank = (scores.get("Validation", {}).get("accuracy", 0.0), -trial.seed)
         here = (rank, path)
@@ -183,15 +182,15 @@ def keep_selected(folder: Path) -> None:
 
 
 def is_classifier(path: Path) -> bool:
-    """Whether a folder holds a classifier, or is called as if it did."""
+    """Whether a folder holds a classifier, or has the name of a classifier folder."""
     return trial_of(path) is not None or (path / WEIGHTS_FILE).is_file()
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What config.json of a classifier says.
+    """The content of a classifier's config.json.
 
     Raises:
-        UserError: there is no classifier, with what there is instead; or it is damaged.
+        UserError: the folder holds no classifier, or a damaged classifier.
     """
     file, trial = path / CONFIG_FILE, trial_of(path)
     try:
@@ -215,7 +214,7 @@ _KEYS = {
 
 
 def _is_sound(facts: Mapping) -> bool:
-    """Whether numbers are numbers, and names are names of classes."""
+    """Whether the values have valid types, and names are class names."""
     names, trained = facts["class_names"], facts["trained_classes"]
     return (
         0 < facts["temperature"] < math.inf
@@ -248,15 +247,15 @@ def read_classifier(
     backbone: str | None = None,
     load: Callable[..., Backbone] = load_backbone,
 ) -> Classifier:
-    """A classifier from its folder, with the backbone from where it was, or from `backbone`.
+    """Load a classifier from its folder, with the recorded backbone, or with `backbone`.
 
-    On the kind of device that it was trained on it computes as it did there, elsewhere in float32.
+    On the device type of its training the classifier uses the same precision, elsewhere float32.
 
     Args:
-        load: what loads a frozen backbone: `load_backbone`, or what keeps those it has loaded.
+        load: loads a frozen backbone: `load_backbone`, or a function that caches backbones.
 
     Raises:
-        UserError: there is no classifier; or its backbone is missing, or has changed.
+        UserError: the folder holds no classifier; or the backbone is missing or has changed.
     """
     from safetensors.torch import load_file
 
@@ -273,7 +272,7 @@ def read_classifier(
             raise ValueError(f"{len(trained)} classes, and a head of {linear.out_features}")
         if not all(each.isfinite().all() for each in (*own.values(), *weights.values())):
             raise ValueError("its numbers are not finite")
-    except Exception as error:  # whatever a damaged file brings about
+    except Exception as error:  # a damaged file raises any kind of exception
         raise UserError(
             f"{path / WEIGHTS_FILE} cannot be read ({first_line(error)}): train it again, with "
             "--overwrite"
@@ -282,10 +281,10 @@ def read_classifier(
         "image_size": tuple(facts["image_size"]),
         "from_scratch": facts["from_scratch"],
         "precision": precision,
-        # As they were: they are no part of the backbone's identity.
+        # From config.json, since the backbone's identity does not include them.
         "normalisation": (tuple(facts["image_mean"]), tuple(facts["image_std"])),
     }
-    load = load_backbone if weights else load  # what is changed is nobody else's
+    load = load_backbone if weights else load  # a changed backbone must not be shared
     try:
         model = load(name, device, **options)
     except UserError as error:
@@ -300,7 +299,7 @@ def read_classifier(
             f"{facts['backbone_identity']}, now {model.identity}; --classifier_backbone says where "
             "the right one is"
         )
-    if weights:  # kept features belong to a single backbone
+    if weights:  # cached features belong to an unchanged backbone
         _load_changed(path, model, weights)
         changed = f"{model.identity} with {sha256_file(path / WEIGHTS_FILE)[:16]}"
         model = replace(model, identity=changed)
@@ -309,10 +308,10 @@ def read_classifier(
 
 
 def places_of_backbone(path: Path, name: str) -> dict[str, list[str]]:
-    """For config.json of the classifier in `path`: where its backbone lies, if that is a folder.
+    """For a classifier's config.json: the absolute and relative path of its backbone's folder.
 
-    Both on this machine and as seen from the classifier: so it is found from any working folder,
-    where the classifier is copied alone, and where both have moved together.
+    So the backbone is found from any working folder, after the classifier alone was copied, and
+    after both have moved together.
     """
     if not Path(name).is_dir():
         return {}
@@ -321,7 +320,7 @@ def places_of_backbone(path: Path, name: str) -> dict[str, list[str]]:
 
 
 def place_of_backbone(path: Path, facts: Mapping) -> str:
-    """Where the backbone of the classifier in `path` is now, or what it was called."""
+    """The current path of a classifier's backbone, or the backbone's recorded name."""
     places = [path / each for each in facts.get("backbone_places", ())]
     return next((str(place) for place in places if place.is_dir()), facts["backbone"])
 

@@ -1,8 +1,7 @@
-"""Supervised contrastive learning (arXiv 2004.11362): the stage that trains a backbone, before the
-head is trained on what it has become.
+"""Supervised contrastive learning (arXiv 2004.11362), which trains a backbone before the head.
 
-Hard negatives are images that look like a class and are none of it. They push away the photos of
-that class alone, and serve nothing else: no image is drawn to them, and the head never sees them.
+Hard negatives are images that look like a class but do not belong to the class. They repel only
+the photos of that class. They are never positives, and the head is not trained on them.
 """
 
 import dataclasses
@@ -50,19 +49,19 @@ def supervised_contrastive_loss(
     """The mean of equation 2 ("out") of arXiv 2004.11362 over the anchors with a positive.
 
     The positives P(i) of anchor i are the other anchors of its label. Its A(i), over which the
-    denominator sums, are all other anchors, and the hard negatives whose label is that of i.
+    denominator sums, are all other anchors, and the hard negatives with the label of i.
 
     Args:
         anchors: [A, D] of length 1; each is an anchor, and stands in A(i) of all others.
         labels: [A] int64.
         temperature: divides similarities, which are in [-1, 1].
         negatives: [H, D] of length 1.
-        negative_labels: [H] int64, the class that each looks like.
+        negative_labels: [H] int64, the class that each negative looks like.
 
     Returns:
-        A float32 scalar, whatever the embeddings are; 0 where no anchor has a positive.
+        A float32 scalar for embeddings of any type; 0 if no anchor has a positive.
     """
-    # Computed here: pytorch-metric-learning's loss is 0 where a batch has one class alone.
+    # Own implementation: pytorch-metric-learning's loss is 0 for a batch of a single class.
     itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     positive = (labels[:, None] == labels) & ~itself
     has_positive = positive.any(dim=1)
@@ -83,16 +82,16 @@ def supervised_contrastive_loss(
 
 
 def random_view(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One view of each image, everything drawn per image.
+    """A random view of each image; everything is drawn per image.
 
-    A part of 0.6 to 1 of its area, with sides in a ratio of 3/4 to 4/3, at the size of the whole;
-    mirrored with probability 0.5 and turned by up to 15 degrees; with probability 0.8 other
-    brightness, contrast and saturation (factors in 1 ± 0.4) and hue (± 0.1 of the circle), in this
-    order; with probability 0.2 grey.
+    A view is a crop of 0.6 to 1 of the area, with an aspect ratio of 3/4 to 4/3, resized to the
+    full size. It is mirrored with probability 0.5 and rotated by up to 15 degrees. With
+    probability 0.8 brightness, contrast and saturation (factors in 1 ± 0.4) and hue (± 0.1 of the
+    circle) change in this order. With probability 0.2 the view is grey.
 
     Args:
         images: [B, 3, H, W] float in [0, 1].
-        generator: on the CPU; gives twelve numbers per image, whatever the device.
+        generator: on the CPU; gives twelve numbers per image on any device.
     """
     draws = torch.rand((10, len(images)), generator=generator)
     images = flip_rotate(_random_part(images, draws[:4]), generator)
@@ -125,11 +124,11 @@ def _random_part(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the state of a stage lies that a process may be killed in.
+    """The checkpoint of the stage, for resuming after a killed process.
 
     Attributes:
-        path: of the file; None to keep nothing.
-        identity: of everything that the stage depends on; a state of another is not gone on with.
+        path: of the file; None for no checkpoint.
+        identity: of everything that the stage depends on; only an equal identity is resumed.
     """
 
     path: Path | None = None
@@ -142,7 +141,7 @@ class Checkpoint:
             write_checked(self.path, content.getvalue())
 
     def read(self) -> dict | None:
-        """The state; None where there is none to go on with."""
+        """The state to resume from, or None."""
         if self.path is None or not self.path.is_file():
             return None
         try:
@@ -152,7 +151,7 @@ class Checkpoint:
                 return found["state"]
             log.warning("%s is of other settings or another device: begun anew", self.path)
             return None
-        except Exception as error:  # on broken files, the unpickler raises all that Python has
+        except Exception as error:  # on broken files, the unpickler raises any kind of exception
             log.warning("%s cannot be read (%s): the trial begins anew", self.path, error)
             return None
 
@@ -169,10 +168,10 @@ def train_contrastively(
     trial: Trial,
     checkpoint: Checkpoint,
 ) -> list[float]:
-    """Train what is to be trained of a backbone with the contrastive loss.
+    """Train the trainable part of a backbone with the contrastive loss.
 
-    Each batch holds two views of each image that is drawn and, of each photo that a drawn image
-    belongs to, a view of one of its hard negatives. SGD with momentum, along a cosine.
+    Each batch holds two views of each drawn image, and a view of a hard negative of its photo.
+    The optimiser is SGD with momentum and a cosine schedule.
 
     Args:
         negatives: hard negatives of the same photos, as `load_negatives` gives them.
@@ -184,7 +183,7 @@ def train_contrastively(
         UserError: an image cannot be read, or the loss is no longer finite.
     """
     options = dataclasses.replace(options, num_epochs=options.contrastive_epochs)
-    # Two streams: what is drawn of photos is the same with hard negatives and without.
+    # Two streams: the draws of photos are the same with and without hard negatives.
     generator, aside = (
         torch.Generator().manual_seed(stable_hash(word, trial.seed, trial.examples_per_class))
         for word in ("contrastive", "hard negatives")
@@ -242,7 +241,7 @@ def train_contrastively(
                     optimizer.step()
                     of_steps.append(loss.detach())
             losses.append(float(torch.stack(of_steps).double().mean()))
-            with torch.no_grad():  # the loss is that before the last step
+            with torch.no_grad():  # the loss is from before the last step
                 features = backbone(images)
             if not (math.isfinite(losses[-1]) and features.isfinite().all()):
                 raise UserError(
@@ -272,7 +271,7 @@ def _batches(
     near: torch.Tensor | None,
     device: torch.device,
 ) -> Iterator[tuple[torch.Tensor, _Hard | None]]:
-    """The images of every batch, float in [0, 1], and its hard negatives where it has some."""
+    """The images of every batch, float in [0, 1], and its hard negatives, if any."""
 
     def shown(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.to(device).float() / 255
@@ -293,7 +292,7 @@ def _cosine(done: float) -> float:
 
 
 def _dropout_state(backbone: Backbone) -> torch.Tensor:
-    """Of the global stream, from which dropout draws on this device."""
+    """The state of the global stream that dropout uses on this device."""
     if backbone.device.type == "cuda":
         return torch.cuda.get_rng_state(backbone.device)
     return torch.get_rng_state()

@@ -1,8 +1,8 @@
-"""Photos whose objects are pasted on places of other classes, to see what surroundings decide.
+"""Photos with objects pasted on backgrounds of other classes: a test for background bias.
 
-Where each class was photographed in surroundings of its own, a classifier may have learned these:
-on new photos of the same kind it is right all the same. Here an object keeps its pixels, and what
-is around it belongs to another class.
+If each class was photographed in its own surroundings, a classifier may rely on the background.
+New photos from the same distribution do not show this. In these photos an object keeps its pixels,
+and the background belongs to another class.
 """
 
 import hashlib
@@ -19,38 +19,36 @@ from semantic_aug.images.layout import Layout, cut_out
 from semantic_aug.images.masks import object_box
 from semantic_aug.images.pasting import emptied, fill_frame, on_place
 
-# How photos come from objects and places; another word where they come out otherwise.
+# The way of pasting; change this text whenever the images change.
 PASTING = "pasted with a shadow of 0.4"
 
 log = logging.getLogger(__name__)
 
 
 class Elsewhere(FewShotDataset):
-    """The photos of a split with their objects on emptied places of other classes' photos.
+    """The photos of a split with their objects on emptied photos of other classes.
 
-    Which place a photo gets is drawn by a hash of its source among the photos of other classes:
-    it is the same in every trial and for every method, so that their results can be paired.
-    Photos whose mask is missing, empty or whole are left out, and counted.
+    A hash of the photo's source draws its place among the photos of other classes. The place is
+    the same in every trial and for every method, so results can be paired. Photos whose mask is
+    missing, empty or full are left out, and counted.
 
     Args:
         photos: a whole split, not cropped.
-        classes: those whose photos count, here and as places; default all.
+        classes: classes for objects and places; default all.
         crop: cut photos and places to squares around their objects, as `crop_to_object` does. A
             place is emptied before that, so that all of its surroundings serve to paint it over.
-        masks: of the photos that count, as the attribute has them, where they are known; default
-            what `usable_masks` finds among those of `classes`.
-        place_of: gives the place of a photo in `photos`, emptied, where they are kept; default
-            each is emptied when it is asked for. Only without `crop`.
+        masks: as the attribute `masks`, if known; default from `usable_masks`.
+        place_of: gives the emptied place of a photo in `photos`, from a cache; default: each place
+            is emptied on demand. Only without `crop`.
 
     Attributes:
-        of: of each photo, its index in `photos`.
-        places: of each photo, the index in `photos` of its place.
-        digest: sixteen hex digits; others where masks or places are others.
-        masks: of photos with a mask that serves, its digest, by their indices in `photos`.
+        of: the index of each photo in `photos`.
+        places: the index in `photos` of each photo's place.
+        digest: 16 hex digits that depend on masks and places.
+        masks: digests of usable masks, by the photos' indices in `photos`.
 
     Raises:
-        UserError: no photo has a mask that serves, or the photos with such masks are all of one
-            class.
+        UserError: no photo has a usable mask, or all such photos belong to the same class.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class Elsewhere(FewShotDataset):
         return on_place(cut_out(photo, mask, Layout()), fill_frame(place, photo.size))
 
     def content_digests(self, indices: Iterable[int]) -> list[str]:
-        """What each photo is made of, 64 hex digits each: making them all takes much longer."""
+        """Digests of each photo's sources, 64 hex digits: faster than digests of the images."""
         indices, parts = list(indices), []
         for numbers in (self.of, self.places):
             chosen = [numbers[idx] for idx in indices]
@@ -114,10 +112,10 @@ def cropped(mask: np.ndarray) -> np.ndarray:
 
 
 def usable_masks(photos: FewShotDataset, indices: Sequence[int], crop: bool) -> dict[int, str]:
-    """Of the photos whose mask shows an object and something around it, the mask's digest.
+    """Digests of the masks that show an object and some background.
 
     Raises:
-        UserError: there is none.
+        UserError: no photo has such a mask.
     """
     found = {}
     digests = zip(indices, photos.mask_digests(indices))
@@ -151,7 +149,7 @@ def places_of(sources: Sequence[str], labels: Sequence[int]) -> list[int]:
     """For each photo the number of a photo of another class, drawn by a hash of its source.
 
     Raises:
-        UserError: all photos are of one class.
+        UserError: all photos belong to the same class.
     """
     order = sorted(range(len(sources)), key=lambda number: sources[number])
     others = {own: [n for n in order if labels[n] != own] for own in set(labels)}

@@ -1,6 +1,6 @@
-"""Folds of labelled photos: which ones a classifier learns from, and which ones judge it.
+"""Folds of labelled photos: photos to train a classifier on, and photos to evaluate it on.
 
-Photos that are nearly equal, or that share a group, never lie on both sides of a fold.
+Near-duplicates and photos of the same group never lie on both sides of a fold.
 """
 
 import functools
@@ -12,18 +12,18 @@ from statistics import median_low
 from semantic_aug import stable_hash
 
 FOLDS = 5  # at most
-FEWEST_GROUPS = 3  # in a class; with fewer, nothing is left of it to learn from or to judge by
+FEWEST_GROUPS = 3  # in a class; with fewer, a class may lack photos to train or to evaluate on
 JUDGED = 400  # held-out photos, over all repeats
-REPEATS = 2, 10  # fewest and most
+REPEATS = 2, 10  # minimum and maximum
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold of one repeat.
+    """A fold of a repeat.
 
     Attributes:
-        trained: indices of the photos that are learned from, rising.
-        held_out: indices of the photos that judge, rising; each is of a class that is trained.
+        trained: ascending indices of the photos to train on.
+        held_out: ascending indices of the photos to evaluate on; their classes are all trained.
     """
 
     repeat: int
@@ -33,7 +33,7 @@ class Fold:
 
 
 def joined(number: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of some things the smallest one that a chain of pairs leads to."""
+    """For each number below `number`, the smallest number that a chain of pairs connects to it."""
     of = list(range(number))
 
     def root(thing: int) -> int:
@@ -51,16 +51,16 @@ def joined(number: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 def units_of(
     labels: Sequence[int], groups: Sequence[str], pairs: Iterable[tuple[int, int]]
 ) -> tuple[list[int], list[int]]:
-    """What stays together in every fold, and the classes whose groups are too few for that.
+    """The units that stay together in every fold, and the classes with too few groups.
 
     Args:
         labels: of the N photos.
-        groups: their groups; empty for a photo that is a group of its own.
-        pairs: of photos that are nearly equal.
+        groups: of the photos; empty for a photo without a group.
+        pairs: of near-duplicates.
 
     Returns:
-        For each photo its unit, the smallest index in it; and the labels of classes with groups,
-        but fewer than three: only what is nearly equal stays together in these.
+        The unit of each photo, named by its smallest index; and the labels of classes that have
+        groups, but fewer than three. In such classes, only near-duplicates stay together.
     """
     own: dict[int, set] = defaultdict(set)
     for idx, (label, group) in enumerate(zip(labels, groups)):
@@ -83,21 +83,21 @@ def make_folds(
     folds: int | None = None,
     repeats: int | None = None,
 ) -> list[Fold]:
-    """Stratified folds, repeated: each repeat cuts the units of all photos into folds.
+    """Repeated stratified folds: each repeat splits the units of all photos into folds.
 
-    The units come in an order by hashes of their photos, the larger ones first, and each goes where
-    the fewest photos of its classes are. A unit is never held out if a class has no other one. The
-    photos decide, not their order.
+    The units are in an order by hashes of their photos, larger units first. Each unit goes to the
+    fold with the fewest photos of its classes. The only unit of a class is never held out. The
+    folds do not depend on the order of the photos.
 
     Args:
         labels: of the N photos.
-        units: of each photo, what it stays together with.
-        sources: of each photo, a name of its own.
-        folds: of a repeat; default as many as most classes have units, 2 to 5.
+        units: of the photos; a unit stays together.
+        sources: unique names of the photos.
+        folds: per repeat; default as many as most classes have units, 2 to 5.
         repeats: default as many as `JUDGED` held-out photos need, 2 to 10.
 
     Returns:
-        The folds that hold out at least one photo; none where no class has two units.
+        The folds that hold out a photo; none if no class has two units.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for idx, unit in enumerate(units):
@@ -131,9 +131,9 @@ def folds_of_val(
     seed: int = 0,
     folds: int = FOLDS,
 ) -> list[Fold]:
-    """The photos of a split `val` in parts, each of which judges what all others have taught.
+    """Folds of the split `val`: each part evaluates a classifier trained on all other parts.
 
-    What hangs together with a photo that is learned from judges nothing.
+    Photos that share a unit with a training photo are not evaluated.
     """
     out = set(val)
     trained = set(range(len(labels))) - out
@@ -151,14 +151,14 @@ def folds_of_val(
 
 
 def _fold(repeat: int, number: int, labels, trained: set[int], out: set[int]) -> list[Fold]:
-    """A fold, if it holds out a photo of a class that is trained."""
+    """A fold, if it holds out a photo of a trained class."""
     known = {labels[idx] for idx in trained}
     judging = tuple(sorted(idx for idx in out if labels[idx] in known))
     return [Fold(repeat, number, tuple(sorted(trained)), judging)] if judging else []
 
 
 def _dealt(members: dict[str, list[int]], labels: Sequence[int], folds: int, key) -> dict[str, int]:
-    """To which fold each of some units goes."""
+    """The fold of each unit."""
     load = [Counter[int]() for _ in range(folds)]
     where = {}
     for name in sorted(members, key=lambda name: (-len(members[name]), key(name), name)):

@@ -1,7 +1,7 @@
 """Result files of the classifier: CSV files for each trial, and a summary over trials.
 
-The columns and the names of metrics are those that the field's plotting scripts use. The result of
-a trial counts only where both its files are whole, which they show themselves.
+Plotting scripts of the field use the same columns and metric names. A trial's result counts only
+if both its files are complete, which their content shows.
 """
 
 import contextlib
@@ -28,19 +28,19 @@ from semantic_aug.experiment.names import Trial
 
 RESULT_SPLITS = ("Training", "Validation", "Test", "Elsewhere")
 TRAINING, VALIDATION, TEST, ELSEWHERE = RESULT_SPLITS
-ONCE = (TEST, ELSEWHERE)  # evaluated after the selected epoch alone: nothing is chosen by them
+ONCE = (TEST, ELSEWHERE)  # evaluated only after the selected epoch, which they do not influence
 RESULT_COLUMNS = ("seed", "examples_per_class", "epoch", "value", "metric", "split")
 CONFUSION_COLUMNS = ("split", "true", "predicted", "count")
 SUMMARY_FILE, COMPARISON_FILE = "summary.csv", "comparison.csv"
-WHOLE_SPLIT = {  # metrics of a split that is evaluated whole, beside Loss and Accuracy
+WHOLE_SPLIT = {  # metrics of a whole split, besides Loss and Accuracy
     "Top-1": "top1",
     "Top-5": "top5",
     "Macro F1": "macro_f1",
     "ECE": "calibration_error",
 }
-CONTRASTIVE = "Contrastive Loss"  # of Training, of the epochs of a stage before all others
-SELECTED = "Selected"  # a row of this metric names the epoch that is reported
-ENOUGH = 3  # trials for an interval that says something
+CONTRASTIVE = "Contrastive Loss"  # of Training, in the epochs of the first stage
+SELECTED = "Selected"  # a row of this metric names the reported epoch
+ENOUGH = 3  # trials for a meaningful interval
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +49,22 @@ log = logging.getLogger(__name__)
 
 
 def results_file(folder: Path, trial: Trial) -> Path:
-    """Where the results of one trial lie; see `is_finished`."""
+    """The path of a trial's results; see `is_finished`."""
     return folder / f"results_{trial.seed}_{trial.examples_per_class}.csv"
 
 
 def confusion_file(folder: Path, trial: Trial) -> Path:
-    """Where the confusion matrices of one trial lie."""
+    """The path of a trial's confusion matrices."""
     return folder / f"confusion_{trial.seed}_{trial.examples_per_class}.csv"
 
 
 def checkpoint_file(folder: Path, trial: Trial) -> Path:
-    """Where the state of a trial in its contrastive stage lies, until the trial is finished."""
+    """The path of a trial's contrastive checkpoint, which exists until the trial is finished."""
     return folder / f"contrastive_{trial.seed}_{trial.examples_per_class}.pt"
 
 
 def metric_names(class_names: Sequence[str]) -> list[str]:
-    """How metrics name classes: in title case, or as they are where titles would meet."""
+    """Class names in metrics: in title case, or unchanged if titles would be equal."""
     meeting = Counter(name.title() for name in class_names)
     return [name.title() if meeting[name.title()] == 1 else name for name in class_names]
 
@@ -102,19 +102,19 @@ def contrastive_rows(trial: Trial, losses: Sequence[float]) -> list[tuple]:
 
 
 def selected_row(trial: Trial, epoch: int) -> tuple:
-    """The row that names the epoch which is reported."""
+    """The row that names the reported epoch."""
     return (trial.seed, trial.examples_per_class, epoch, 1, SELECTED, VALIDATION)
 
 
 def write_results(path: Path, rows: Iterable[Sequence]) -> None:
-    """Write the rows of one trial, or nothing."""
+    """Write the rows of a trial atomically."""
     write_table(path, pd.DataFrame(rows, columns=RESULT_COLUMNS))
 
 
 def write_confusions(
     path: Path, evaluations: dict[str, Evaluation], class_names: Sequence[str]
 ) -> None:
-    """How often a class was taken for another, by split; pairs that do not occur are left out.
+    """Write the confusion counts by split, without pairs that do not occur.
 
     Columns: split, true, predicted, count.
     """
@@ -132,16 +132,16 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
 
 
-# --- what counts -----------------------------------------------------------------------------
+# --- finished trials -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What is reported of a finished trial.
+    """The reported results of a finished trial.
 
     Attributes:
         values: of the selected epoch, by split and metric.
-        confusions: by split, how often a class was taken for another, by (true, predicted).
+        confusions: counts by split and by (true, predicted) class.
     """
 
     values: dict[str, dict[str, float]]
@@ -149,7 +149,7 @@ class Result:
 
 
 def is_finished(folder: Path, trial: Trial) -> bool:
-    """Whether the results of a trial are there and whole."""
+    """Whether the results of a trial exist and are complete."""
     return read_result(folder, trial) is not None
 
 
@@ -160,7 +160,7 @@ def read_results(folder: Path) -> dict[Trial, Result]:
 
 
 def trials_with_files(folder: Path) -> list[Trial]:
-    """The trials of which there is a result file, whole or not."""
+    """The trials with a result file, complete or not."""
     found = []
     for path in folder.glob("results_*.csv"):
         name = re.fullmatch(r"results_(-?\d+)_(\d+)\.csv", path.name)
@@ -171,20 +171,19 @@ def trials_with_files(folder: Path) -> list[Trial]:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every result file: they change when one is made, or made again."""
+    """Size and time of every result file; they change when a file is written."""
     found = {}
     for path in folder.glob("results_*.csv"):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # another process removed the file
             found[path.name] = (path.stat().st_size, path.stat().st_mtime_ns)
     return found
 
 
 def read_result(folder: Path, trial: Trial) -> Result | None:
-    """The results of one trial; None where there are none, and where they are not whole.
+    """The results of a trial; None if they are missing or incomplete.
 
-    What is wrong with them is said. Nothing but the files is needed to see it: they have the same
-    rows of every epoch and say which one is selected, and in the selected one each class's
-    accuracy is what the confusions say.
+    The files alone show whether they are complete: every epoch has the same rows, a row names the
+    selected epoch, and its accuracies agree with the confusions. A warning names any fault.
     """
     path, other = results_file(folder, trial), confusion_file(folder, trial)
     if not os.path.lexists(path):
@@ -210,7 +209,7 @@ def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
     """Values of the selected epoch, by split and metric.
 
     Raises:
-        ValueError: rows are missing, there twice, or of another trial.
+        ValueError: rows are missing, duplicate, or of another trial.
     """
     found: dict[str, dict[int, dict[str, float]]] = {split: {} for split in RESULT_SPLITS}
     own, selected = (str(trial.seed), str(trial.examples_per_class)), []
@@ -229,7 +228,7 @@ def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
         values = found[split].setdefault(int(epoch), {})
         if metric in values:
             raise ValueError(f"it has {metric} of {split} twice in epoch {epoch}")
-        values[metric] = float(value or "nan")  # of a class that no batch of the epoch has shown
+        values[metric] = float(value or "nan")  # empty if no batch contains the class
     if len(selected) != 1:
         raise ValueError(f"it names {len(selected)} selected epochs, expected 1")
     epochs = found[TRAINING].keys()
@@ -245,10 +244,10 @@ def _read_selected(path: Path, trial: Trial) -> dict[str, dict[str, float]]:
 
 
 def _read_confusions(path: Path) -> dict[str, dict[tuple[str, str], int]]:
-    """How often a class was taken for another, by split and (true, predicted).
+    """The confusion counts by split and (true, predicted).
 
     Raises:
-        ValueError: what is written there cannot be, or stands there twice.
+        ValueError: a row is invalid or duplicate.
     """
     found: dict[str, dict[tuple[str, str], int]] = {split: {} for split in RESULT_SPLITS}
     for split, true, predicted, count in _read_rows(path, CONFUSION_COLUMNS):
@@ -262,7 +261,7 @@ def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """These columns of a file that `write_table` wrote, as texts: a class may be called 007 or NA.
 
     Raises:
-        ValueError, csv.Error: it is no such file, or was cut.
+        ValueError, csv.Error: the file has another format, or is truncated.
     """
     content = path.read_bytes().decode("utf-8-sig")  # spreadsheets add a mark
     if not content.endswith("\n"):
@@ -278,9 +277,9 @@ def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _agree(values: Mapping[str, float], confusions: Mapping[tuple[str, str], int]) -> bool:
-    """Whether the metrics of a split are all there, and say what its confusions say."""
+    """Whether the metrics of a split are complete and agree with its confusions."""
     if not values and not confusions:
-        return True  # there is no such split, or it was not asked for
+        return True  # the split does not exist, or was not evaluated
     shown: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for (true, predicted), count in confusions.items():
@@ -323,8 +322,8 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
 def summarise(results: Mapping[Trial, Result], method: str) -> list[dict]:
     """One row per number of examples and split: accuracy over trials, with its interval.
 
-    `values` has the accuracy of each trial, by its seed. Of two trials, Student's interval is
-    twelve times as wide as their distance: where there are fewer than `ENOUGH`, show the values.
+    `values` has the accuracy of each trial, by its seed. For two trials, Student's interval is
+    about twelve times as wide as their difference: for fewer than `ENOUGH` trials, show `values`.
     """
     rows: list[dict[str, Any]] = []
     for split in RESULT_SPLITS:
@@ -352,7 +351,7 @@ def summarise(results: Mapping[Trial, Result], method: str) -> list[dict]:
 def paired_differences(
     results: Mapping[Trial, Result], others: Mapping[Trial, Result]
 ) -> list[dict]:
-    """How much better a method is than another in the trials that both have finished.
+    """The paired differences between two methods in the trials that both have finished.
 
     One row per number of examples and split (all but Training): the mean difference of mean
     accuracy, Student's 95 % interval of it, the two-sided p-value of the paired t-test, and
@@ -383,10 +382,10 @@ def paired_differences(
 
 
 def paired_p_value(differences: Sequence[float]) -> float:
-    """Two-sided, of the t-test that the mean difference is 0.
+    """The two-sided p-value of the t-test that the mean difference is 0.
 
-    nan for a single trial, and where all trials differ alike: then the test divides by zero, and
-    the digits that result files leave away would decide.
+    nan for a single trial, and if all differences are equal: the test would divide by zero, and
+    rounding in the result files would decide.
     """
     found = np.asarray(differences, dtype=float)
     if len(found) < 2:

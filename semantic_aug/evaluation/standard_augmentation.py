@@ -1,7 +1,7 @@
-"""Standard augmentation of training images, in batches on whatever device, drawn per image.
+"""Standard augmentation of training images, in batches on any device, drawn per image.
 
-Not kornia's own RandAugment, which draws one sequence of operations for a whole batch: that would
-weaken the baseline that synthetic images are compared with.
+kornia's RandAugment draws the same sequence of operations for a whole batch, which would weaken
+the baseline of synthetic images. So this module has its own implementation.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from kornia import enhance
 from kornia.geometry import transform as geometry
 from scipy import special
 
-# One stream for a batch, or one for each image.
+# A stream for a batch, or a stream for each image.
 Streams: TypeAlias = torch.Generator | Sequence[torch.Generator]
 Augmentation = Callable[[torch.Tensor, Streams], torch.Tensor]
 Mix = Callable[[torch.Tensor, torch.Generator], "Mixture"]
@@ -28,13 +28,13 @@ def _uniform(count: int, images: torch.Tensor, generator: Streams, dtype=None) -
 
 
 def flip_rotate(images: torch.Tensor, generator: Streams) -> torch.Tensor:
-    """Each image mirrored with probability 0.5 and turned by an angle uniform in ±15°.
+    """Mirror each image with probability 0.5 and rotate it by an angle uniform in ±15°.
+
+    Mirrored borders fill the corners of a rotated image.
 
     Args:
         images: [B, 3, H, W] float in [0, 1].
-        generator: on the CPU; gives two numbers per image, whatever the device.
-
-    What a turned image lacks at its corners is its own mirror image, not black.
+        generator: on the CPU; gives two numbers per image on any device.
     """
     mirrored, turned = _uniform(2, images, generator).to(images.device)
     images = torch.where((mirrored < 0.5)[:, None, None, None], images.flip(-1), images)
@@ -48,7 +48,7 @@ def rand_augment(images: torch.Tensor, generator: Streams) -> torch.Tensor:
 
     Args:
         images: [B, 3, H, W] float in [0, 1].
-        generator: on the CPU; gives four numbers per image, whatever the device.
+        generator: on the CPU; gives four numbers per image on any device.
     """
     for _ in range(2):
         images = _random_operation(images, generator, 0.6)
@@ -56,21 +56,21 @@ def rand_augment(images: torch.Tensor, generator: Streams) -> torch.Tensor:
 
 
 def trivial_augment(images: torch.Tensor, generator: Streams) -> torch.Tensor:
-    """TrivialAugment (arXiv 2103.10158) in RandAugment's space: one operation per image.
+    """TrivialAugment (arXiv 2103.10158) in RandAugment's space: a single operation per image.
 
     Magnitudes are uniform in [0, 1].
 
     Args:
         images: [B, 3, H, W] float in [0, 1].
-        generator: on the CPU; gives two numbers per image, whatever the device.
+        generator: on the CPU; gives two numbers per image on any device.
     """
     return _random_operation(images, generator, 1.0)
 
 
 def _random_operation(images, generator: Streams, max_magnitude: float) -> torch.Tensor:
-    """One of `OPERATIONS` on each image, its magnitude and sign drawn per image too.
+    """Apply a random operation from `OPERATIONS` to each image.
 
-    So equal images of a batch come out different.
+    The operation, its magnitude and its sign are drawn per image.
     """
     which, magnitude = _uniform(2, images, generator, torch.float64)
     operation = (which * 2 * len(OPERATIONS)).long()
@@ -91,7 +91,7 @@ def _warp(
     shear: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Turn, shear and shift each image about its middle, with mirrored borders.
+    """Rotate, shear and shift each image about its centre, with mirrored borders.
 
     Args:
         images: [B, 3, H, W].
@@ -121,12 +121,12 @@ def _along(axis: int, values: torch.Tensor) -> torch.Tensor:
 
 
 def _autocontrast(images: torch.Tensor) -> torch.Tensor:
-    """Each channel stretched to [0, 1]; one without contrast stays as it is."""
+    """Stretch each channel to [0, 1]; a channel without contrast stays unchanged."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
 
 
-# The operations and ranges of the paper; m is in [-1, 1], of which rand_augment uses a part.
+# The operations and ranges of the paper; m is in [-1, 1], and rand_augment uses a part of it.
 OPERATIONS: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
     lambda x, m: x,
     lambda x, m: _autocontrast(x),
@@ -144,18 +144,18 @@ OPERATIONS: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
     lambda x, m: enhance.posterize(x, 8 - (4 * m.abs()).round().int()),
 )
 
-# --- two images in one -----------------------------------------------------------------------
+# --- mixtures of two images ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """What the images of a batch have become: image i shows itself and image `partner[i]`.
+    """A mixed batch: image i shows itself and image `partner[i]`.
 
     Attributes:
         images: [B, 3, H, W] float in [0, 1].
         partner: [B] int64.
-        share: [B] float in [0, 1], how much of itself image i still shows; so much of the loss
-            belongs to its own label, the rest to its partner's label.
+        share: [B] float in [0, 1], the share of image i in the mixture, and the weight of its own
+            label in the loss; the rest belongs to its partner's label.
     """
 
     images: torch.Tensor
@@ -180,7 +180,8 @@ def mixup(images: torch.Tensor, generator: torch.Generator) -> Mixture:
 def cutmix(images: torch.Tensor, generator: torch.Generator) -> Mixture:
     """CutMix (arXiv 1905.04899): a rectangle of each image shows another image of the batch.
 
-    Its middle is uniform in the image, its area before it is cut at the border uniform in [0, 1].
+    The rectangle's centre is uniform in the image. Its area is uniform in [0, 1] before clipping
+    at the border.
 
     Args:
         images: [B, 3, H, W] float in [0, 1].
@@ -203,7 +204,7 @@ def cutmix(images: torch.Tensor, generator: torch.Generator) -> Mixture:
 
 
 def mix_one_of(mixes: Sequence[Mix], images: torch.Tensor, generator: torch.Generator) -> Mixture:
-    """Each image mixed in one of these ways, drawn per image."""
+    """Mix each image in a way that is drawn per image from `mixes`."""
     mixtures = [mix(images, generator) for mix in mixes]
     which = torch.rand(len(images), generator=generator, dtype=torch.float64) * len(mixes)
     which = which.long().to(images.device)
@@ -226,12 +227,12 @@ MIXES: dict[str, Mix] = {"cutmix": cutmix, "mixup": mixup}
 
 
 def augment(names: Sequence[str], images: torch.Tensor, generator: Streams) -> Mixture:
-    """Everything that is asked for by name: changes of each image in the order given, then mixes.
+    """Apply the named augmentations in the order given, then the named mixes.
 
     Args:
-        names: of `AUGMENTATIONS` and `MIXES`; of several mixes one is drawn per image.
+        names: from `AUGMENTATIONS` and `MIXES`; each image draws from several mixes.
         images: [B, 3, H, W] float in [0, 1].
-        generator: on the CPU; without mixes, it may be one of each image's own.
+        generator: on the CPU; without mixes, a generator per image is possible.
     """
     for name in names:
         if name in AUGMENTATIONS:

@@ -1,4 +1,4 @@
-"""summary.csv of a method: what it reaches, what it gains over real photos, and what that costs."""
+"""summary.csv of a method: its accuracy, its gain over real photos, and its cost."""
 
 import json
 import logging
@@ -27,9 +27,9 @@ from semantic_aug.settings.classification import CROSS_ENTROPY, baseline
 IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
 EVALUATION_PHOTOS = "evaluation photos"  # which older results do not record
 ELSEWHERE_PHOTOS = "elsewhere"  # which changes no other result
-# What methods may differ in where it is their images that are compared.
+# Methods may differ in these settings if their images are compared.
 OF_IMAGES = ("aug_name", "num_synthetic")
-# And how they use them, where only one of two methods has any.
+# Methods may differ in these settings if only one of two methods has images.
 OF_USE = ("utilization", "synthetic_probability")
 
 log = logging.getLogger(__name__)
@@ -91,9 +91,9 @@ def write_summary(
 
 
 def _words_of(sets: Sequence[Path], trials: Iterable[Trial]) -> dict[str, str | None]:
-    """By trial, as far as it is known: of which other trial the words of its images are.
+    """For each trial, the other trial whose words its images use, as far as known.
 
-    Of several sets, one with words of another trial suffices; else all have to be known.
+    A single set with words of another trial suffices; else all sets have to be known.
     """
     found = {}
     for trial in trials:
@@ -106,7 +106,7 @@ def _words_of(sets: Sequence[Path], trials: Iterable[Trial]) -> dict[str, str | 
 
 
 def _write(path: Path, rows: Sequence[Mapping]) -> None:
-    """Without the values of each trial, which stand in the result files."""
+    """Write the rows without the trials' values, which are in the result files."""
     write_table(path, pd.DataFrame(rows).drop(columns="values", errors="ignore"))
 
 
@@ -149,7 +149,7 @@ def _name_differences(folder: Path, name: str, other: Path) -> None:
         if mine.get(key) != theirs.get(key)
         and key not in aside
         and not key.startswith(IMAGES_OF)
-        # What belongs to one trial says something only where both have it.
+        # Compare a trial's settings only if both methods have the trial.
         and (key in both or not re.search(r"seed=-?\d+_ex=\d+$", key))
         and (key in both or key not in (EVALUATION_PHOTOS, ELSEWHERE_PHOTOS))
     ]

@@ -1,7 +1,7 @@
-"""A classifier of one trial, a linear head on a backbone: training and evaluation.
+"""A trial's classifier, a linear head on a backbone: training and evaluation.
 
-Nothing here touches the global random state. Every number that is drawn for a trial, from the
-head's first weights to the last rotation, comes from one CPU generator that the trial seeds.
+This module does not touch the global random state. All random numbers of a trial, from the head's
+initial weights to the last rotation, come from a CPU generator that the trial seeds.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ DIVERGED = 1000  # times the loss of guessing
 
 @dataclass(frozen=True, eq=False)
 class TrainedTrial:
-    """What training a trial gives.
+    """The result of training a trial.
 
     Attributes:
-        head: as it was after the selected epoch; so is the backbone, if a part of it is trained.
-        history: of every epoch, running scores of training (of each batch before its step) and
-            those of the whole validation split after it, None without such a split.
+        head: with the weights after the selected epoch; a trained backbone has them too.
+        history: for every epoch, the running scores of training (each batch before its step), and
+            the scores of the whole validation split after the epoch, None without such a split.
         selected: number of the epoch to report, from 0.
         contrastive: mean loss of every epoch of the contrastive stage; empty without that stage.
     """
@@ -58,7 +58,7 @@ class TrainedTrial:
 
 
 def trial_generator(trial: Trial) -> torch.Generator:
-    """The random stream of a trial. Methods share it: their differences are not luck of draws."""
+    """The random stream of a trial, which methods share, so their draws do not differ."""
     seed = stable_hash("classifier", trial.seed, trial.examples_per_class)
     return torch.Generator().manual_seed(seed)
 
@@ -74,18 +74,18 @@ def train_trial(
     negatives: Examples | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> TrainedTrial:
-    """Train a head, and what is to be trained of the backbone, on one trial.
+    """Train a head, and the trained part of the backbone, on a trial.
 
-    With the objective `supcon` the backbone comes first, by itself, and is then frozen.
-    With a frozen backbone and without random augmentation every image passes the backbone once,
-    however many epochs; with `options.views` so many random views of it do.
+    With the objective `supcon`, the backbone is trained first and then frozen.
+    A frozen backbone without random augmentation processes every image once, however many epochs
+    there are. With `options.views` it processes as many random views of every image.
 
     Args:
-        validation: gives the features of the validation split by the backbone as it is now; None
-            where there is no such split.
-        cache: folder where features of images or their views are kept between runs.
-        negatives: the hard negatives of the contrastive stage, if it has any.
-        checkpoint: where a process that was killed in that stage has left its state.
+        validation: gives the validation features of the current backbone; None without a
+            validation split.
+        cache: folder of cached features of images or views.
+        negatives: the hard negatives of the contrastive stage, if any.
+        checkpoint: of the contrastive stage, to resume after a killed process.
 
     Raises:
         UserError: an image cannot be read, or the loss is no longer finite.
@@ -161,12 +161,12 @@ def _whole_features(backbone, examples: Examples, trial: Trial, cache, views) ->
     title = f"{trial.name} features"
     features, read = cached_features(backbone, examples.images, title, cache, views)
     if not read.all():
-        examples.images.read(int((~read).nonzero()[0]))  # raises, and names it
+        examples.images.read(int((~read).nonzero()[0]))  # raises an error that names the image
     return features
 
 
 def _has_diverged(*scores: Scores) -> bool:
-    """Whether a loss is no number, or a thousand times what guessing gives."""
+    """Whether a loss is not finite, or more than `DIVERGED` times the loss of guessing."""
     losses = [each.mean_loss for each in scores]
     return not all(loss < DIVERGED * math.log(1 + len(scores[0].loss)) for loss in losses)
 
@@ -187,9 +187,9 @@ def _copy(weights: dict) -> dict:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Steps of a head alone are too small to share: on busy cores, threads wait for each other.
+    """Within the block, torch uses a single thread: a head's steps are too small for several.
 
-    With two threads beside other work they took up to a hundred times as long.
+    On busy cores threads wait for each other: two threads took up to a hundred times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -201,7 +201,7 @@ def one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _dropout_of(trial: Trial, backbone: Backbone) -> Iterator[None]:
-    """Dropout draws from the global state: inside, it is the trial's own, and put back after."""
+    """Within the block, the global random state, which dropout uses, is seeded by the trial."""
     if not backbone.trained:
         yield
         return
@@ -229,7 +229,7 @@ def _train_epoch(
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
-        losses.append(loss.detach())  # left on the device: reading a value would wait for it
+        losses.append(loss.detach())  # reading the value would wait for the device
         hits.append(logits.argmax(dim=1) == target)
     shown = labels[draws.flatten()]
     return class_scores(torch.cat(losses), torch.cat(hits), shown, len(head.trained))
@@ -242,10 +242,10 @@ def evaluate(head: Head, split: LabelledFeatures) -> Evaluation:
 
 @torch.no_grad()
 def known_logits(head: Head, split: LabelledFeatures) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [N, num_classes] and labels [N] of the images whose classes the head was trained for.
+    """Logits [N, num_classes] and labels [N] of the images whose classes the head was trained on.
 
     Raises:
-        UserError: no class of the split is one of the trained ones.
+        UserError: the split has no trained class.
     """
     known = head.trained.cpu()[split.labels]
     if not known.any():

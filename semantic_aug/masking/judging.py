@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-SMALLEST, LARGEST = 0.01, 0.9  # shares of a photo that an object has
-TORN = 0.5  # less of what was found in the largest piece
-BORDERS = 3  # of a photo that an object touches at most, and one less
-ENOUGH = 5  # masks of a class, to know its usual size
+SMALLEST, LARGEST = 0.01, 0.9  # plausible shares of a photo that an object covers
+TORN = 0.5  # doubtful if the largest piece has a smaller share of the found area
+BORDERS = 3  # doubtful if an object touches as many borders of its photo
+ENOUGH = 5  # masks of a class for a usual size
 FAR = 4.0  # times the usual size, or a part of it
-DEVIATIONS = 3.0  # robust ones, that a size is from the usual one
+DEVIATIONS = 3.0  # robust standard deviations from the usual size
 
 
 def borders_touched(mask: np.ndarray) -> int:
@@ -19,10 +19,10 @@ def borders_touched(mask: np.ndarray) -> int:
 
 
 def doubts_of(mask: np.ndarray, held: float = 1.0) -> list[str]:
-    """Why a mask, bool [H, W], is not to be trusted; nothing where it is.
+    """The reasons why a mask, bool [H, W], is doubtful; empty for a plausible mask.
 
     Args:
-        held: share of what a model found that lies in its largest piece, in [0, 1].
+        held: the largest piece's share of the area that a model found, in [0, 1].
     """
     share = float(mask.mean())
     if share == 0:
@@ -41,14 +41,14 @@ def doubts_of(mask: np.ndarray, held: float = 1.0) -> list[str]:
 
 
 def unusual_sizes(shares: Mapping[str, float]) -> dict[str, str]:
-    """Which masks of a class are far from its usual size, with what is to be said of them.
+    """The masks of a class with an unusual size, and the reason for each.
 
-    The usual size is the median of their shares. Far is `FAR` times as much or as little, and
-    `DEVIATIONS` robust standard deviations away on a scale of logarithms, so that classes whose
-    sizes vary by nature have some freedom. Of fewer than `ENOUGH` masks none is far.
+    The usual size is the median of the shares. A size is unusual if it differs by a factor of
+    `FAR`, and by `DEVIATIONS` robust standard deviations of the logarithms, which allows for
+    classes of varying sizes. With fewer than `ENOUGH` masks no size is unusual.
 
     Args:
-        shares: by photo, the share of it that the mask covers, above 0.
+        shares: by photo, the share of its area that the mask covers, above 0.
     """
     if len(shares) < ENOUGH:
         return {}

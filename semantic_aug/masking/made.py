@@ -1,13 +1,13 @@
-"""What a folder of masks holds: those that the command has made, and those that a person has.
+"""The content of a folder of masks, which the command or a person has made.
 
 ROOT/CLASS/photo.png             masks in use, at the relative paths of the photos
-ROOT/doubtful/CLASS/photo.png    masks that nothing uses
-ROOT/report.html, ROOT/report/   to look at
-ROOT/.made/config.json           how masks were made
-ROOT/.made/records/*.jsonl       a line for each mask that was made: its sha256, what is doubted
+ROOT/doubtful/CLASS/photo.png    unused masks
+ROOT/report.html, ROOT/report/   overviews of all masks
+ROOT/.made/config.json           settings of the masks
+ROOT/.made/records/*.jsonl       a line for each generated mask: its sha256, its doubts
 
-A line comes before its file, so that a file of which no line has the sha256 is a person's. A mask
-that is in use although it was doubted is one that a person has moved there.
+Each line is written before its file, so a file whose sha256 is in no line was made by a person.
+If a doubtful mask is in use, a person has moved it there.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ MISSING, MADE, KEPT = "missing", "made", "kept"  # kept: a person's, painted or 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What there is of a photo's mask.
+    """The state of a photo's mask.
 
     Attributes:
         what: MISSING, MADE or KEPT.
-        path: the file, in use or doubtful; None where there is none.
-        line: what was said of it when it was made; empty of a person's.
+        path: the file, in use or doubtful; None if missing.
+        line: the record of a generated mask; empty for a person's mask.
     """
 
     what: str
@@ -53,7 +53,7 @@ class State:
 def names_for(sources: Iterable[str]) -> dict[str, str]:
     """By photo, the relative path of its mask: `cat/1.png` for `cat/1.jpg`.
 
-    Where photos of a folder have one name but for their suffixes, `cat/1.jpg.png`.
+    If photos of a folder differ only in their suffixes, `cat/1.jpg.png`.
 
     Raises:
         UserError: a photo lies in a folder that has another meaning among masks.
@@ -75,7 +75,7 @@ def names_for(sources: Iterable[str]) -> dict[str, str]:
 
 
 def read_made(root: Path) -> Iterator[dict]:
-    """All lines of masks that were made below `root`; a torn last line is dropped."""
+    """All records of generated masks below `root`; a truncated last line is dropped."""
     for path in sorted((root / MADE_BY / RECORDS_DIR).glob("*.jsonl")):
         identity = path.name.partition(".")[0]
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
@@ -89,12 +89,12 @@ def read_made(root: Path) -> Iterator[dict]:
 def states_of(
     root: Path, names: Mapping[str, str], photos: Mapping[str, str], identity: str
 ) -> dict[str, State]:
-    """What there is of the masks of some photos.
+    """The states of photos' masks.
 
     Args:
-        names: by photo, where its mask goes.
+        names: by photo, the relative path of its mask.
         photos: by photo, the digest of its content.
-        identity: the `config_id` with which masks are wanted.
+        identity: the `config_id` of the current settings.
     """
     lines: dict[tuple[str, str], list[dict]] = {}
     for line in read_made(root):
@@ -125,7 +125,7 @@ def doubts_in(line: Mapping) -> list[str]:
 
 
 def without_photo(root: Path, used: Iterable[Path]) -> list[str]:
-    """Image files below `root` that are no photo's mask, sorted."""
+    """Image files below `root` that belong to no photo, sorted."""
     used, found = set(used), []
     for folder, folders, names in os.walk(root):
         top = Path(folder) == root
@@ -147,7 +147,7 @@ def png_of(mask: np.ndarray) -> bytes:
 
 
 def put(path: Path, content: bytes, before: Path | None = None) -> None:
-    """Write a mask's file, whole, in place of the one that was there before, wherever that lies."""
+    """Write a mask's file atomically, in place of the previous file, which may lie elsewhere."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     if before is not None and before != path:
@@ -155,7 +155,7 @@ def put(path: Path, content: bytes, before: Path | None = None) -> None:
 
 
 def set_aside(root: Path, name: str, path: Path) -> None:
-    """Move a mask that is in use to the doubtful ones; another process may have done it."""
+    """Move a mask in use to the doubtful masks, unless another process has moved it."""
     aside = root / DOUBTFUL / name
     aside.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What finds objects in photos: the contract that every way of `--masker` keeps."""
+"""The interface of all maskers, which find objects in photos."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a model says of a photo.
+    """A model's prediction for a photo.
 
     Attributes:
         shares: [h, w], float32 in [0, 1], above 0.5 on the object; of the whole photo.
-        doubts: why it is not to be trusted.
-        grid: (h, w) of what the model said, where it has been enlarged since.
+        doubts: the reasons why the prediction is doubtful.
+        grid: (h, w) of the model's output, if `shares` are enlarged.
     """
 
     shares: np.ndarray
@@ -25,12 +25,12 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Masker:
-    """A way to find objects, checked as far as configurations tell.
+    """A way to find objects, whose configurations are checked.
 
     Attributes:
-        identity: of each model, by what it is for; whatever else of it changes a mask.
-        check: raises UserError where it cannot read one of these words.
-        load: gives a function from photos, RGB, and words for each, to what is found in each.
+        identity: of each model, by its role; and all other settings that affect a mask.
+        check: raises UserError if the model cannot read a word.
+        load: returns a function from RGB photos and a word for each photo to `Found` objects.
     """
 
     identity: dict[str, str]

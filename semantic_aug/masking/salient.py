@@ -1,4 +1,4 @@
-"""What stands out in a photo, without names: models of rembg, or an ONNX file of their kind."""
+"""Salient objects in photos, without class names: models of rembg, or a similar ONNX file."""
 
 import functools
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from semantic_aug.settings.masking import MASKER_MODELS, SALIENT, Masking
 
 FLAG = "--masker_models"
 INSTALL = "semantic-aug[masks]"
-# How U²-Net and what came after it want photos, and how ISNet, which looks at larger ones, does.
+# Normalisation of photos for U²-Net and its successors, and for ISNet, which takes larger photos.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CENTRED = ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
-LARGE = 1024  # pixels of a side, from which on a model is one of the latter
-USUAL_SIDE = 320  # pixels, where the file leaves it open
+LARGE = 1024  # pixels of a side, from which on a model counts as an ISNet
+USUAL_SIDE = 320  # pixels, if the file does not fix the size
 
 
 def make(settings: Masking) -> Masker:
@@ -49,7 +49,7 @@ def make(settings: Masking) -> Masker:
 
 
 def providers(device: torch.device) -> list[str]:
-    """Where onnxruntime is to compute, the first that there is."""
+    """The execution providers of onnxruntime, in order of preference."""
     import onnxruntime
 
     wanted = ["CUDAExecutionProvider"] * (device.type == "cuda") + ["CPUExecutionProvider"]
@@ -57,12 +57,12 @@ def providers(device: torch.device) -> list[str]:
 
 
 def load_rembg(name: str, device: torch.device):
-    """A function from photos to what stands out in them, by a model of rembg."""
+    """A function from photos to their salient objects, by a model of rembg."""
     import rembg
 
     try:
         session: Any = rembg.new_session(name, providers=providers(device))
-    except Exception as error:  # it downloads what is not there
+    except Exception as error:  # rembg may fail to download the model
         raise UserError(f"{FLAG}: rembg cannot load {name}: {first_line(error)}") from error
     side = session.inner_session.get_inputs()[0].shape[-1]
 
@@ -75,10 +75,10 @@ def load_rembg(name: str, device: torch.device):
 
 
 def load_file(path: Path, device: torch.device):
-    """A function from photos to what stands out in them, by an ONNX file.
+    """A function from photos to their salient objects, by an ONNX file.
 
     Raises:
-        UserError: it is no ONNX model, or none from a photo to a mask.
+        UserError: the file is no ONNX model, or its model does not map a photo to a mask.
     """
     import onnxruntime
 
@@ -86,7 +86,7 @@ def load_file(path: Path, device: torch.device):
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers(device))
-    except Exception as error:  # onnxruntime has an error for every way in which a file is none
+    except Exception as error:  # onnxruntime raises many kinds of exceptions
         raise UserError(f"{FLAG}: {path} is no ONNX model: {first_line(error)}") from error
     wanted, given = session.get_inputs()[0], session.get_outputs()[0]
     if len(session.get_inputs()) > 1 or len(wanted.shape) != 4 or wanted.shape[1] not in (3, "3"):

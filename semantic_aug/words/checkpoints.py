@@ -1,7 +1,7 @@
 """Checkpoints of words in training: output/EXP/fine-tuned/seed=S_ex=N/CLASS/checkpoint-STEP.pt.
 
-Each word has files of its own, because each is trained as if alone. They are removed once the word
-is finished. A file is a checked one, whose content is torch's format.
+Each word has its own files, because each word is trained as if alone. A finished word's
+checkpoints are removed. A file is a checksum followed by content in torch's format.
 """
 
 import io
@@ -19,7 +19,7 @@ from semantic_aug.settings.names import differences as settings_that_differ
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The checkpoint after `step` optimiser steps of the word whose folder this is."""
+    """The path of a word's checkpoint after `step` optimiser steps."""
     return folder / f"checkpoint-{step}.pt"
 
 
@@ -34,7 +34,7 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def write_checkpoint(path: Path, state: Mapping, header: Mapping, settings: Mapping) -> None:
-    """Write a word's state, whole or not at all, with what it depends on."""
+    """Write a word's state atomically, with everything that it depends on."""
     texts = {key: str(value) for key, value in header.items()}
     content = io.BytesIO()
     torch.save({"state": state, "header": texts, "settings": json.dumps(settings)}, content)
@@ -45,7 +45,7 @@ def read_checkpoint(path: Path) -> dict:
     """The dictionary with `step`, `state`, `header` and `settings` of a checkpoint.
 
     Raises:
-        UserError: the file is missing or damaged, or something else.
+        UserError: the file is missing or damaged, or is no checkpoint.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint file {path}")
@@ -54,7 +54,7 @@ def read_checkpoint(path: Path) -> dict:
         found = torch.load(content, map_location="cpu", weights_only=True)
         found["settings"] = json.loads(found["settings"])
         step, _ = int(found["state"]["step"]), found["header"]["class"]
-    except Exception as error:  # on broken files, the unpickler raises all that Python has
+    except Exception as error:  # on broken files, the unpickler raises any kind of exception
         raise UserError(
             f"cannot read checkpoint {path}: it is damaged, or not one of fine_tune.py"
         ) from error
@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def differences(checkpoint: Mapping, header: Mapping, settings: Mapping) -> list[str]:
-    """What a checkpoint was made with that differs from now, as texts of key and both values."""
+    """The differences of a checkpoint's header and settings from the current ones, as texts."""
     before = checkpoint["settings"]
     differing = settings_that_differ(before, json.loads(json.dumps(as_stored(settings, before))))
     keys = ("class", "seed", "examples_per_class", "token", "initializer", "steps", "photos")
@@ -70,7 +70,7 @@ def differences(checkpoint: Mapping, header: Mapping, settings: Mapping) -> list
 
 
 def header_differences(there: Mapping, header: Mapping, keys: Iterable[str]) -> list[str]:
-    """What in the header of a word or of a checkpoint is not as it would be now."""
+    """The differences of a word's or checkpoint's header from the current header, as texts."""
     return [
         f"{key}: there {there.get(key)}, now {header[key]}"
         for key in keys
@@ -79,7 +79,7 @@ def header_differences(there: Mapping, header: Mapping, keys: Iterable[str]) -> 
 
 
 def remove_checkpoints(folder: Path, keep: int = 0) -> None:
-    """Remove all checkpoints of a word but the latest `keep`."""
+    """Remove a word's checkpoints except the latest `keep`."""
     found = list(list_checkpoints(folder).values())
     for path in found[: max(0, len(found) - keep)]:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The names of classes as prompts say them."""
+"""The names of classes in prompts."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -14,9 +14,9 @@ HYPHEN = re.compile(rf"(?<=[{LOWER}]{{2}})-(?=[{LOWER}]{{2}})")
 def as_words(name: str) -> str:
     """The name of a folder as captions write it: "bevel gear" for bevel_gear and BevelGear.
 
-    Underscores become blanks. In a name without blanks, words in capitals that follow each other
-    are parted, and so are words with hyphens where all is lower case and no underscore parts
-    them. Other names stay as they are: "ball bearing", "T-shirt", "Boeing 737-800", "Shih-Tzu".
+    Underscores become blanks. A name without blanks is split before capitals within the name. A
+    lower-case name without underscores is split at hyphens. Other names stay as they are:
+    "ball bearing", "T-shirt", "Boeing 737-800", "Shih-Tzu".
     """
     words = older_words(name)
     if " " not in name:
@@ -32,7 +32,7 @@ def _parted(word: str) -> str:
 
 
 def older_words(name: str) -> str:
-    """As images were made before there was `--name_style`."""
+    """The name as in images from before `--name_style` existed."""
     return name.replace("_", " ")
 
 
@@ -40,9 +40,9 @@ STYLES: dict[str | None, Callable[[str], str]] = {"words": as_words, "raw": str,
 
 
 def say_classes(names: Iterable[str], style: str | None) -> dict[str, str]:
-    """What prompts say for each class.
+    """The name of each class in prompts.
 
     Args:
-        style: `words`; `raw`, the name as it stands; None for `older_words`.
+        style: `words`; `raw` for the unchanged name; None for `older_words`.
     """
     return {name: STYLES[style](name) for name in names}

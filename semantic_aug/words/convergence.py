@@ -1,14 +1,14 @@
-"""When a word has learned what it will learn: the criterion DVAR of arXiv 2302.04841 (section 3.3).
+"""When a word has converged: the criterion DVAR of arXiv 2302.04841 (section 3.3).
 
-The loss of a training step depends on the noise and timesteps that are drawn, far more than on the
-word. The loss over one fixed batch depends on the word alone: it moves while the word learns, and
-hardly moves afterwards. So a word stops at the first step at which
+The loss of a training step depends on the drawn noise and timesteps far more than on the word.
+The loss on a fixed batch depends on the word alone: it changes while the word learns, and hardly
+changes afterwards. So a word stops at the first step at which
 
     Var(fixed losses of the last window) < threshold * Var(all its fixed losses so far).
 
 The authors' code measures after every step, with a window of 310 steps and a threshold of 0.15 for
-textual inversion; these are the defaults here. Every step would cost half of the training, so that
-here a measurement follows after every so many photos.
+textual inversion. These are the defaults here, too. A measurement after every step would take as
+long as the training, so this module measures after every `PHOTOS_BETWEEN` photos.
 """
 
 import math
@@ -20,19 +20,19 @@ from semantic_aug import UserError, counted
 from semantic_aug.settings.fine_tuning import CONSTANT_RATES, FineTuning
 
 # Photos of a fixed batch, and photos that training shows between two measurements. A photo without
-# gradients takes about half the time of one with them, which makes 1/16 of the training's time.
+# gradients takes about half as long as a training photo, so measuring adds 1/16 of the time.
 FIXED_PHOTOS, PHOTOS_BETWEEN = 4, 32
 # Fewer losses in a window have a small variance by chance.
 LEAST_LOSSES = 4
 
 
 def steps_between(photos_per_step: int) -> int:
-    """Optimiser steps from one measurement to the next."""
+    """Optimiser steps between two measurements."""
     return math.ceil(PHOTOS_BETWEEN / photos_per_step)
 
 
 def has_converged(losses: Sequence[float], count: int, threshold: float) -> bool:
-    """Whether the last `count` losses vary little beside all of them.
+    """Whether the last `count` losses vary little compared to all losses.
 
     Args:
         losses: of the fixed batch, in the order of steps.
@@ -40,7 +40,7 @@ def has_converged(losses: Sequence[float], count: int, threshold: float) -> bool
         threshold: largest share of the whole variance, in (0, 1].
 
     Returns:
-        False before there are more losses than fit the window, and where some are not finite.
+        False while all losses fit in the window, and if a loss is not finite.
     """
     if len(losses) <= count:
         return False
@@ -50,10 +50,10 @@ def has_converged(losses: Sequence[float], count: int, threshold: float) -> bool
 
 
 def check_convergence(settings: FineTuning, photos_per_step: int, limit: int) -> None:
-    """Raise UserError where no word can stop as `--stop_when_converged` asks.
+    """Raise UserError if no word can stop as `--stop_when_converged` asks.
 
     Args:
-        limit: the steps of the word that has the fewest.
+        limit: the fewest steps of any word.
     """
     if settings.stop_when_converged is None:
         return

@@ -1,8 +1,8 @@
-"""A LoRA of a trial (arXiv 2106.09685): what all of its photos have in common, beside its words.
+"""A LoRA of a trial (arXiv 2106.09685): it learns what all photos of the trial have in common.
 
-It is trained as words are (equation 2 of arXiv 2208.01618), but the words stay as they are: each
-photo stands under the word of its class. Images that the model itself makes of the classes' names
-may keep it from forgetting what it knew (prior preservation, equation 2 of arXiv 2208.12242).
+The loss is the same as for words (equation 2 of arXiv 2208.01618), but the words stay frozen. The
+prompt of each photo contains the word of its class. Prior images of the classes' names can keep
+the model from forgetting (prior preservation, equation 2 of arXiv 2208.12242).
 """
 
 import math
@@ -20,7 +20,7 @@ from semantic_aug.words.prompts import Prompts
 
 @dataclass(frozen=True)
 class Latents:
-    """N photos as the UNet sees them, each as it is and mirrored.
+    """N photos as latents, each unchanged and mirrored.
 
     Attributes:
         mean, deviation: of the VAE's posterior, [N, 2, C, h, w].
@@ -34,13 +34,13 @@ class Latents:
 
 @dataclass(frozen=True)
 class ClassPhotos:
-    """What a LoRA is shown of a class.
+    """The training images of a class for a LoRA.
 
     Attributes:
-        rows: of its word, for each text encoder [num_vectors, dim].
+        rows: of the class's word, for each text encoder [num_vectors, dim].
         photos: of the trial.
-        prior: images of its name by the model itself, or None.
-        told: what the UNet is told of these, as `encode_prompts` gives it for one prompt.
+        prior: prior images of the class, or None.
+        told: the encoded prompt of the prior images, as `encode_prompts` gives it.
     """
 
     rows: list[torch.Tensor]
@@ -63,11 +63,11 @@ class Deck:
 
 
 class Shown:
-    """Photos of classes, from which one is drawn at a time, of each class equally often."""
+    """Photos of classes, drawn one by one, from each class equally often."""
 
     def __init__(self, classes: Sequence[Latents], generator: torch.Generator):
         self.classes, self.generator = list(classes), generator
-        # Of the classes, and of the photos of each.
+        # A deck of the classes, then a deck of each class's photos.
         self.decks = [Deck(len(self.classes), generator)]
         self.decks += [Deck(len(each.mean), generator) for each in self.classes]
 
@@ -92,13 +92,13 @@ class DomainAdapter:
 
     Args:
         weights: of the LoRA, as `new_lora` gives them.
-        classes: what it is shown.
-        generator: CPU; the only source of chance from here on.
-        scale_loss: for a UNet in float16, through whose layers small gradients underflow.
+        classes: the training images.
+        generator: CPU; the only source of randomness from here on.
+        scale_loss: for a UNet in float16, in which small gradients underflow.
 
     Attributes:
         step: optimiser steps done.
-        loss: of the last step, without the loss of the images of names.
+        loss: of the last step, without the prior images' loss.
         diverged: why the training ended early, or None.
     """
 
@@ -127,11 +127,11 @@ class DomainAdapter:
 
     @property
     def is_running(self) -> bool:
-        """Whether there are steps left to do."""
+        """Whether steps are left."""
         return self.diverged is None and self.step < self.settings.lora_steps
 
     def state_dict(self) -> dict:
-        """Everything that changes in training: with it, another process goes on from here."""
+        """Everything that changes in training, for another process to continue from."""
         return {
             "step": self.step,
             "weights": {name: each.detach().cpu() for name, each in self.weights.items()},
@@ -142,7 +142,7 @@ class DomainAdapter:
         }
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Take the place of the LoRA whose `state_dict` this is."""
+        """Continue from a `state_dict`."""
         with torch.no_grad():
             for name, stored in state["weights"].items():
                 self.weights[name].copy_(stored)
@@ -158,11 +158,11 @@ class DomainAdapter:
 def train_adapter(
     pipeline, noise_scheduler, adapter: DomainAdapter, prompts: Prompts
 ) -> Iterator[None]:
-    """Train a LoRA that is in the pipeline's UNet; all else stays as it is. Yields after each step.
+    """Train a LoRA in the pipeline's UNet; all else stays frozen. Yields after each step.
 
     Args:
         noise_scheduler: a DDPMScheduler with the model's noise levels.
-        prompts: the sentences in which the words stand; one is drawn per photo.
+        prompts: the sentences with the words; each photo draws a sentence.
     """
     settings, num_templates = adapter.settings, len(prompts.ids[0])
     num_timesteps = noise_scheduler.config.num_train_timesteps
@@ -176,7 +176,7 @@ def train_adapter(
             losses = denoising_losses(pipeline, noise_scheduler, rows, draws, prompts)
             adapter.scaler.scale(losses.mean() / accumulation).backward()
             total += float(losses.detach().mean()) / accumulation
-            if adapter.prior.classes:  # a pass of its own, so that memory does not double
+            if adapter.prior.classes:  # a separate pass, which does not double the memory
                 drawn = [adapter.prior.draw(1, num_timesteps) for _ in range(size)]
                 told = [classes[number].told for number, _ in drawn]
                 draws = [each for _, each in drawn]
@@ -198,7 +198,7 @@ def train_adapter(
 
 
 def _joined(told: Sequence[tuple[torch.Tensor, dict | None]]) -> tuple[torch.Tensor, dict | None]:
-    """What the UNet is told of several photos, in one batch."""
+    """The encoded prompts of several photos as a single batch."""
     hidden = torch.cat([states for states, _ in told])
     added = [others for _, others in told if others is not None]
     if not added:

@@ -1,4 +1,4 @@
-"""Training the LoRA of a trial, with all that is written of it: checkpoints, then its file."""
+"""Train the LoRA of a trial, and write its checkpoints and its file."""
 
 import contextlib
 import io
@@ -41,13 +41,13 @@ WORD_IN_USE = "<word-in-use>"  # stands for every word while a LoRA is trained
 
 @dataclass(frozen=True, eq=False)
 class DomainLesson:
-    """The LoRA of a trial whose words are all there.
+    """The LoRA of a trial whose words are all trained.
 
     Attributes:
         path: of its file; checkpoints lie beside it.
         words: the file of each class's word.
-        prior: the images of each class's name, none or all of which are shown.
-        settings: whatever changes the LoRA.
+        prior: the prior images of each class, of which training shows none or all.
+        settings: everything that affects the LoRA.
         header: of the file.
     """
 
@@ -64,14 +64,14 @@ class DomainLesson:
         return self.path.parent
 
 
-# --- what is there ---------------------------------------------------------------------------
+# --- existing files --------------------------------------------------------------------------
 
 
 def is_trained(lesson: DomainLesson, overwrite: bool) -> bool:
-    """Whether a LoRA's file was made with these settings, beside these words.
+    """Whether a LoRA's file was made with these settings and words.
 
     Raises:
-        UserError: it was made with others, or by somebody else.
+        UserError: the file was made with other settings, or by another tool.
     """
     if not lesson.path.exists():
         return False
@@ -91,10 +91,10 @@ def is_trained(lesson: DomainLesson, overwrite: bool) -> bool:
 
 
 def usable_checkpoint(lesson: DomainLesson, overwrite: bool) -> Path | None:
-    """The latest checkpoint that is whole.
+    """The latest complete checkpoint.
 
     Raises:
-        UserError: it was made with other settings.
+        UserError: the checkpoint was made with other settings.
     """
     for path in reversed(list_checkpoints(lesson.folder).values()):
         try:
@@ -118,7 +118,7 @@ def _read_checkpoint(path: Path) -> dict:
     try:
         found = torch.load(io.BytesIO(read_checked(path)), map_location="cpu", weights_only=True)
         return {"state": found["state"], "settings": json.loads(found["settings"])}
-    except Exception as error:  # on broken files, the unpickler raises all that Python has
+    except Exception as error:  # on broken files, the unpickler raises any kind of exception
         raise UserError(f"cannot read checkpoint {path}: it is damaged") from error
 
 
@@ -129,24 +129,24 @@ def _write_checkpoint(lesson: DomainLesson, adapter: DomainAdapter) -> None:
     write_checked(checkpoint_path(lesson.folder, adapter.step), content.getvalue())
 
 
-# --- training it -----------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------
 
 
 def learn_domain(
     settings: FineTuning, pipeline, prompts: Prompts, encode: Callable, lesson: DomainLesson,
     count: Callable[[DomainAdapter], None],
 ) -> str | None:  # fmt: skip
-    """Train a trial's LoRA from where it stands, and write it. The model is left as it was.
+    """Train a trial's LoRA from its latest checkpoint, and write it; the model stays unchanged.
 
-    Asked to end, it leaves a checkpoint first.
+    If asked to end, it writes a checkpoint first.
 
     Args:
         prompts: the sentences, with `WORD_IN_USE` in them.
         encode: from the number of a photo to mean, deviation and weights, see `encode_photo`.
-        count: is told after each step.
+        count: called after each step.
 
     Returns:
-        Why it failed, or None.
+        Why the training failed, or None.
     """
     classes = [_class_photos(settings, pipeline, encode, lesson, name) for name in lesson.words]
     checkpoint = usable_checkpoint(lesson, settings.overwrite)
@@ -177,7 +177,7 @@ def learn_domain(
 
 @contextlib.contextmanager
 def _new_lora_in(pipeline, settings: FineTuning, generator: torch.Generator) -> Iterator[dict]:
-    """Within the block, a new LoRA is in the UNet; gives its weights."""
+    """Within the block, the UNet has a new LoRA; yields its weights."""
     unet, rank = pipeline.unet, cast(int, settings.lora_rank)
     for _, encoder in text_encoders(pipeline):
         encoder.eval()
@@ -185,7 +185,7 @@ def _new_lora_in(pipeline, settings: FineTuning, generator: torch.Generator) -> 
         unet.enable_gradient_checkpointing()
     try:
         weights = new_lora(unet, rank, generator)
-        unet.train(settings.gradient_checkpointing)  # which wants that, and nothing else minds
+        unet.train(settings.gradient_checkpointing)  # only checkpointing depends on this mode
         yield weights
     finally:
         unet.unload_lora()
@@ -195,7 +195,7 @@ def _new_lora_in(pipeline, settings: FineTuning, generator: torch.Generator) -> 
 def _class_photos(
     settings: FineTuning, pipeline, encode: Callable, lesson: DomainLesson, name: str
 ) -> ClassPhotos:
-    """A class's word and photos, and the images of its name."""
+    """A class's word, photos and prior images."""
     rows = LearnedWords.read(lesson.words[name]).only_rows()[: len(text_encoders(pipeline))]
     photos = Latents(*map(torch.stack, zip(*map(encode, lesson.dataset.indices([name])))))
     if not lesson.prior:

@@ -1,11 +1,11 @@
 """Token names, and the files that hold learned words: read, write, merge.
 
-A file is safetensors: key = placeholder token, value = [num_vectors, dim] float32, and a header of
-texts that says where the token comes from. Stock diffusers loads a file of one class with
-`load_textual_inversion`, a merged one as `[{token: tensor} for token, tensor in ...]`.
+A file is safetensors: key = placeholder token, value = [num_vectors, dim] float32. Its header of
+texts says where the token comes from. Stock diffusers loads the file of a single class with
+`load_textual_inversion`, and a merged file as `[{token: tensor} for token, tensor in ...]`.
 
-Files of other tools are read too: dictionaries of diffusers, the `.pt` files of AUTOMATIC1111's web
-UI and of the original textual inversion, and of kohya's scripts, for SDXL as well.
+This module also reads files of other tools: dictionaries of diffusers, and the `.pt` files of
+AUTOMATIC1111's web UI, the original textual inversion and kohya's scripts, also for SDXL.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ def placeholder_token(class_name: str) -> str:
     Lower case, because CLIP's tokenizer lower-cases prompts: stock diffusers would not find an
     upper-case token in them and silently drop its further vectors.
     """
-    # Lower-casing can decompose a letter, so that NFC comes last.
+    # Lower-casing can decompose a letter, so NFC comes last.
     name = unicodedata.normalize("NFC", unicodedata.normalize("NFC", class_name).lower())
     return "<" + re.sub(rf"[\s<>\x00-\x1f\x7f{UNENCODABLE}]", "_", name.strip()) + ">"
 
 
 def placeholder_tokens(class_names: Iterable[str]) -> dict[str, str]:
-    """The token of every class. Tokens that would meet get a suffix, in the order given."""
+    """The token of every class. Equal tokens get a suffix, in the order given."""
     inner = unique_names(class_names, lambda name: placeholder_token(name)[1:-1])
     return {name: f"<{text}>" for name, text in inner.items()}
 
@@ -57,7 +57,7 @@ def expand_token(prompt: str, token: str, num_vectors: int) -> str:
 
 
 def embedding_files(path: str | Path, count: int = 2) -> list[Path]:
-    """The files of a model's text encoders: `path`, and for a second one `_2` before its ending."""
+    """The files of a model's text encoders: `path`, and `path` with `_2` for the second encoder."""
     path = Path(path)
     return [path, path.with_name(f"{path.stem}_2{path.suffix}")][:count]
 
@@ -65,7 +65,7 @@ def embedding_files(path: str | Path, count: int = 2) -> list[Path]:
 def write_embeddings(
     path: str | Path, embeddings: Mapping[str, torch.Tensor], header: Mapping[str, object]
 ) -> None:
-    """Write `{token: [num_vectors, dim]}` with a header of texts, whole or not at all."""
+    """Write `{token: [num_vectors, dim]}` with a header of texts, atomically."""
     write_tensors(path, embeddings, {**header, "format_version": FORMAT_VERSION})
 
 
@@ -84,11 +84,11 @@ def read_header(path: str | Path) -> dict[str, str]:
 def read_embeddings(path: str | Path) -> dict[str, torch.Tensor]:
     """`{token: [num_vectors, dim] float32}` from a file with words for one text encoder.
 
-    Pickles are read with `weights_only=True`: none is ever run.
+    Pickles are read with `weights_only=True`, which runs no code.
 
     Raises:
-        UserError: no such file, no tensors in it, rows of different widths or not finite, or two
-            tokens that differ in letter case alone; words for two text encoders.
+        UserError: the file is missing or has no tensors, rows have different widths or are not
+            finite, two tokens differ only in letter case, or words are for two text encoders.
     """
     return read_words(path, 1)[0]
 
@@ -96,14 +96,14 @@ def read_embeddings(path: str | Path) -> dict[str, torch.Tensor]:
 def read_words(path: str | Path, count: int | None = None) -> list[dict[str, torch.Tensor]]:
     """Words for each text encoder of a model, `{token: [num_vectors, dim] float32}`.
 
-    Those for an SDXL's second one lie in a second file, or with the first ones.
+    The rows for SDXL's second text encoder are in a second file, or in the same file.
 
     Args:
-        count: how many text encoders there are; None for as many as there are words for.
+        count: number of text encoders; None for as many as the file has words for.
 
     Raises:
-        UserError: what `read_embeddings` raises; the second file is missing, or has other words
-            than the first.
+        UserError: as `read_embeddings`; or the second file is missing or has other words than
+            the first file.
     """
     words = [_checked(path, each) for each in _by_encoder(path, _content(path))]
     second = embedding_files(path)[1]
@@ -124,13 +124,13 @@ def read_words(path: str | Path, count: int | None = None) -> list[dict[str, tor
 
 
 def _content(path: str | Path):
-    """What a file holds, whatever it is."""
+    """The content of a file of any format."""
     _check_no_pointer(path)
     try:
         if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        # The original textual inversion keeps its rows in this module, which runs nothing.
+        # The original textual inversion keeps its rows in this class, which runs no code.
         allowed = torch.serialization.safe_globals([torch.nn.ParameterDict])
         with warnings.catch_warnings(), allowed:
             warnings.simplefilter("ignore")  # pickles of an unusual protocol
@@ -140,14 +140,14 @@ def _content(path: str | Path):
             f"{path} holds other things than tensors and is not loaded, because a pickle can run "
             "code; expected a dictionary {token: tensor}"
         ) from error
-    except Exception as error:  # on broken files, the unpickler raises all that Python has
+    except Exception as error:  # on broken files, the unpickler raises any kind of exception
         raise _unreadable(path, error) from error
 
 
 def _by_encoder(path: str | Path, content) -> list:
-    """What a file has for each text encoder, `{token: rows}`, whichever tool has written it.
+    """The `{token: rows}` of a file for each text encoder, whichever tool wrote the file.
 
-    Files that name no token get one from their own name.
+    If a file names no token, the file's name gives the token.
 
     Raises:
         UserError: the word is for another kind of model.
@@ -175,7 +175,7 @@ def _by_encoder(path: str | Path, content) -> list:
 
 
 def _checked(path: str | Path, found) -> dict[str, torch.Tensor]:
-    """A dictionary of words whose tokens and rows are as they should be."""
+    """A dictionary of words with valid tokens and rows."""
     is_dictionary = isinstance(found, dict) and all(
         isinstance(token, str) and isinstance(rows, torch.Tensor) and rows.ndim in (1, 2)
         and rows.is_floating_point() and rows.numel() > 0
@@ -205,7 +205,7 @@ def _is_safetensors(path: str | Path) -> bool:
 
 
 def _check_no_pointer(path: str | Path) -> None:
-    """Raise UserError for what Git leaves in place of a large file that it has not fetched."""
+    """Raise UserError for a Git LFS pointer, whose large file is not fetched."""
     if Path(path).is_file():
         with open(path, "rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -221,7 +221,7 @@ def _unreadable(path: str | Path, error: Exception) -> UserError:
 
 
 def class_tokens(header: Mapping[str, str], tokens: Iterable[str]) -> dict[str, str]:
-    """`{class name: token}` from a file's header, as far as it says so.
+    """`{class name: token}`, as far as a file's header names classes.
 
     Raises:
         UserError: the header is damaged.
@@ -240,7 +240,7 @@ def class_tokens(header: Mapping[str, str], tokens: Iterable[str]) -> dict[str, 
 
 
 def token_for(class_name: str, known: Mapping[str, str], tokens: Collection[str]) -> str | None:
-    """The token of a class in a file: from its header, else by the naming rule; None without."""
+    """The token of a class: from the file's header, else by the naming rule, else None."""
     token = known.get(class_name)
     if token is None and placeholder_token(class_name) not in known.values():
         token = placeholder_token(class_name)
@@ -248,12 +248,12 @@ def token_for(class_name: str, known: Mapping[str, str], tokens: Collection[str]
 
 
 def rows_digest(*rows: torch.Tensor) -> str:
-    """sha256 of a word's rows, for each text encoder: the same wherever its file lies."""
+    """sha256 of a word's rows for all text encoders."""
     return hashlib.sha256(b"".join(r.contiguous().numpy().tobytes() for r in rows)).hexdigest()
 
 
 def words_digest(rows: Mapping[str, Sequence[torch.Tensor]]) -> str:
-    """Sixteen hex digits of the words of several classes, in their order."""
+    """A digest of several classes' words in their order, 16 hex digits."""
     return f"{stable_hash('words', *rows, *(rows_digest(*each) for each in rows.values())):016x}"
 
 
@@ -272,9 +272,9 @@ class LearnedWords:
     """The words of a file.
 
     Attributes:
-        path: of the file; a second one may lie beside it.
+        path: of the file; a second file may lie beside it.
         rows: for each text encoder, `{token: [num_vectors, dim]}`.
-        classes: `{token: class name}`, as far as the file says so.
+        classes: `{token: class name}`, as far as the file names classes.
     """
 
     path: Path
@@ -283,7 +283,7 @@ class LearnedWords:
 
     @classmethod
     def read(cls, path: Path) -> "LearnedWords":
-        """Those of a file, and of the second one beside it."""
+        """The words of a file and of the second file beside it."""
         rows = read_words(path)
         known = class_tokens(read_header(path), rows[0])
         return cls(path, rows, {token: name for name, token in known.items()})
@@ -293,10 +293,10 @@ class LearnedWords:
         return [next(iter(of_encoder.values())) for of_encoder in self.rows]
 
     def as_word_of(self, class_name: str, token: str) -> "LearnedWords":
-        """The file's only word, or the one that it has for a class, under that class's token.
+        """The file's only word, or its word for a class, under the class's token.
 
         Raises:
-            UserError: it has several words, and none is known to be this class's.
+            UserError: the file has several words, and none is known to be this class's.
         """
         own: str | None
         own, *others = self.rows[0]
@@ -317,14 +317,14 @@ def merge_embeddings(
 ) -> list[str]:
     """Merge words into one file, which keeps each token's class in its header.
 
-    Where they are for two text encoders, a second file has those for the second one.
+    For two text encoders, a second file holds the rows for the second encoder.
 
     Returns:
         The merged tokens.
 
     Raises:
-        UserError: a token stands in two files, widths differ, or some words are for two text
-            encoders and others for one.
+        UserError: two files have the same token, widths differ, or words are for different
+            numbers of text encoders.
     """
     counts = {len(each.rows) for each in words}
     if len(counts) > 1:
@@ -351,7 +351,7 @@ def merge_embeddings(
                 f"embeddings of different widths: {found}; they were learned with different "
                 "models: train one of them again, or remove its folder"
             )
-    # The first file last: where it is, the other one is too.
+    # The first file is written last: if it exists, the second file does too.
     for file, embeddings in reversed(list(zip(embedding_files(path), merged))):
         write_embeddings(file, embeddings, texts)
     return sorted(merged[0])

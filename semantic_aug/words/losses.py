@@ -16,7 +16,7 @@ from semantic_aug.words.rows import words_in_place
 def latent_posterior(vae, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of the VAE's posterior of a photo and of its mirror image.
 
-    The encoder is frozen, so that once is enough; each step draws from the posterior anew.
+    The encoder is frozen, so each photo is encoded once. Each step draws from the posterior anew.
 
     Args:
         photo: [3, H, W] in [-1, 1].
@@ -31,7 +31,7 @@ def latent_posterior(vae, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def noise_target(scheduler, latents, noise, timesteps) -> torch.Tensor:
-    """What the UNet of this model predicts: the noise, or the velocity (arXiv 2202.00512)."""
+    """The target of the UNet's prediction: the noise, or the velocity (arXiv 2202.00512)."""
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise
@@ -44,9 +44,9 @@ def noise_target(scheduler, latents, noise, timesteps) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """A batch of one word: B photos' latents, what noises them, and the template they share.
+    """A batch of a word: B photos' latents, their noise and timesteps, and their template.
 
-    One template for the batch, so that the text encoder runs once per word, not once per photo.
+    The photos share a template, so the text encoder runs once per word, not once per photo.
     """
 
     latents: torch.Tensor  # [B, C, h, w]
@@ -63,9 +63,9 @@ def denoising_losses(
     draws: Sequence[Draw],
     prompts: Prompts,
 ) -> torch.Tensor:
-    """Mean squared error of the UNet's prediction for each word's batch, in one pass: [words].
+    """Mean squared error of the UNet's prediction for each word's batch, in a single pass: [words].
 
-    Weighted by place, where the photos do not fill the square.
+    The error is weighted by place if the photos do not fill the square.
     """
     device = next(pipeline.unet.parameters()).device
     ids = prompts.of_words(len(rows[0][0]), [draw.template for draw in draws])
@@ -82,13 +82,13 @@ def denoising_losses(
 def losses_when_told(
     pipeline, noise_scheduler, draws: Sequence[Draw], hidden: torch.Tensor, added: dict | None
 ) -> torch.Tensor:
-    """`denoising_losses` of photos for each of which it is known what the UNet is told: [draws].
+    """`denoising_losses` of photos whose prompts are already encoded: [draws].
 
     Args:
         hidden, added: as `encode_prompts` gives them, for each photo of all draws.
     """
     unet = pipeline.unet
-    # Not pipeline.device and unet.dtype, which search every part for hooks, in every step.
+    # pipeline.device and unet.dtype would search every module for hooks in every step.
     device, dtype = (weight := next(unet.parameters())).device, weight.dtype
     latents, weights, noise, timesteps = (
         torch.cat([getattr(draw, part) for draw in draws]).to(device)
@@ -102,5 +102,5 @@ def losses_when_told(
 
 
 def _for_each_photo(of_words: torch.Tensor, photos: int) -> torch.Tensor:
-    """What belongs to a word, once for each of its photos in a batch: [words * photos, ...]."""
+    """Repeat each word's value for each of its photos in a batch: [words * photos, ...]."""
     return of_words.unsqueeze(1).expand(-1, photos, *of_words.shape[1:]).flatten(0, 1)

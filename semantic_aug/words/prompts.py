@@ -1,4 +1,4 @@
-"""Sentences with a new word in them: their tokens, and what the UNet is told of them."""
+"""Sentences with a new word: their tokens, and their encoding for the UNet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from semantic_aug.words.rows import add_tokens
 
 
 def check_num_vectors(tokenizer, num_vectors: int, templates: Sequence[str]) -> None:
-    """Raise UserError unless every template has room for that many vectors of a word."""
+    """Raise UserError unless `num_vectors` vectors of a word fit in every template."""
     room = min(
         tokenizer.model_max_length - len(tokenizer(template.replace("{}", "")).input_ids)
         for template in templates
@@ -28,7 +28,7 @@ def check_num_vectors(tokenizer, num_vectors: int, templates: Sequence[str]) -> 
 
 
 def template_ids(tokenizer, templates: Sequence[str], token: str, num_vectors: int) -> torch.Tensor:
-    """All templates with the word in its place, as [len(templates), 77] token ids."""
+    """All templates with the word inserted, as [len(templates), 77] token ids."""
     prompts = [expand_token(t.replace("{}", token), token, num_vectors) for t in templates]
     return tokenizer(
         prompts,
@@ -41,7 +41,7 @@ def template_ids(tokenizer, templates: Sequence[str], token: str, num_vectors: i
 
 @dataclass(frozen=True)
 class Prompts:
-    """The templates with a new word in them, tokenised once for all words.
+    """The templates with a new word, tokenised once for all words.
 
     Attributes:
         ids: for each text encoder, [templates, 77] token ids.
@@ -52,7 +52,7 @@ class Prompts:
     first_ids: list[int]
 
     def of_words(self, num_vectors: int, templates: Sequence[int]) -> list[torch.Tensor]:
-        """Template `templates[n]` with word n in it, whose ids follow word n - 1's.
+        """Template `templates[n]` with word n, whose ids follow the ids of word n - 1.
 
         Returns:
             For each text encoder, [words, 77] token ids.
@@ -63,7 +63,7 @@ class Prompts:
 
 
 def tokenise(pipeline, templates: Sequence[str], token: str, num_vectors: int) -> Prompts:
-    """Add a word to the pipeline's tokenizers, and the templates' ids with it in place."""
+    """Add a word to the pipeline's tokenizers, and return the templates tokenised with the word."""
     tokenizers = [tokenizer for tokenizer, _ in text_encoders(pipeline)]
     first_ids = [add_tokens(tokenizer, token, num_vectors)[0] for tokenizer in tokenizers]
     ids = [template_ids(each, templates, token, num_vectors) for each in tokenizers]
@@ -71,12 +71,12 @@ def tokenise(pipeline, templates: Sequence[str], token: str, num_vectors: int) -
 
 
 def encode_prompts(pipeline, ids: Sequence[torch.Tensor], latent_size: Sequence[int]):
-    """What the UNet is told about prompts: (hidden states [B, 77, dim], other conditions or None).
+    """The encoded prompts: (hidden states [B, 77, dim], other conditions or None).
 
-    SDXL joins the last but one states of two encoders, and wants the pooled state of the second
-    and the image's size (arXiv 2307.01952, sections 2.1 and 2.2). That state is the one which
-    transformers pools, as in stock diffusers: at the end of the text, or, where the configuration
-    has an `eos_token_id` of 2, at the highest id, which is a new word's last vector.
+    SDXL concatenates the penultimate states of two encoders. It also takes the second encoder's
+    pooled state and the image's size (arXiv 2307.01952, sections 2.1 and 2.2). As in stock
+    diffusers, transformers pools at the end of the text. If the configuration has an
+    `eos_token_id` of 2, it pools at the highest id, which is a new word's last vector.
     """
     encoders = [encoder for _, encoder in text_encoders(pipeline)]
     if len(encoders) == 1:

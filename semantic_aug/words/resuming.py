@@ -1,4 +1,4 @@
-"""Words to be learned: what is left of them, and from which checkpoints they go on together."""
+"""Words to be trained: which words are left, and from which checkpoints they resume together."""
 
 import logging
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """One word to be learned: one class of one trial."""
+    """A word to be trained: a class of a trial."""
 
     dataset: FewShotDataset
     class_name: str
     path: Path  # of its embedding file
-    start: str  # the token that it starts from
+    start: str  # the token whose row initialises the word
     token: str
     header: dict  # of the file
     trial_classes: tuple[str, ...]
-    settings: dict  # of the trial's folder, where weights may have an older name
+    settings: dict  # of the trial's folder; weights may have an older name there
 
     @property
     def folder(self) -> Path:
@@ -52,7 +52,7 @@ class Lesson:
 
 
 def is_learned(lesson: Lesson, overwrite: bool) -> bool:
-    """Whether a class's file was made with these settings, of these photos, from the same word."""
+    """Whether a class's file was made with these settings, photos and initial word."""
     if not lesson.path.exists():
         return False
     found = read_header(lesson.path)
@@ -74,8 +74,8 @@ def is_learned(lesson: Lesson, overwrite: bool) -> bool:
 def groups_of(lessons: list[Lesson], classes_per_step: int, shard) -> list[list[Lesson]]:
     """This shard's groups of words that are trained together.
 
-    They follow from the order of trials and classes alone, so that a word's bits do not depend on
-    who trains it. Which are this shard's is drawn once for all; it trains them in their order.
+    The order of trials and classes alone determines the groups, so a word's bits do not depend on
+    the process that trains it. `shard_blocks` assigns groups to shards; the order stays.
     """
     starts = range(0, len(lessons), classes_per_step)
     groups = [lessons[start : start + classes_per_step] for start in starts]
@@ -93,8 +93,8 @@ def runs_of(
 ) -> list[dict[Lesson, Path | None]]:
     """The unfinished words of a group, as sets that train together, each word with its checkpoint.
 
-    All words continue from the latest step at which all have a checkpoint. If some words have only
-    just got their first checkpoint, all start again. So they share batches as without an
+    All words continue from the latest step at which all have a checkpoint. If only some words have
+    a checkpoint, their first, all words start again. So they share batches as without an
     interruption, and end with the same bytes. Otherwise words at the same step continue together.
     """
     found: dict[Lesson, dict[int, Path]] = {}
@@ -118,10 +118,10 @@ def runs_of(
 
 
 def usable_checkpoints(lesson: Lesson, compared: dict, settings: FineTuning) -> dict[int, Path]:
-    """The checkpoints that a word can go on from, by step.
+    """The checkpoints from which a word can continue, by step.
 
     Raises:
-        UserError: the latest, or the one asked for, was made with other settings.
+        UserError: the latest or the requested checkpoint was made with other settings.
     """
     checkpoints = list_checkpoints(lesson.folder)
     if settings.resume_from_checkpoint != "latest":
@@ -150,7 +150,7 @@ def usable_checkpoints(lesson: Lesson, compared: dict, settings: FineTuning) -> 
 
 
 def check_checkpoint(path: Path, lessons: list[Lesson]) -> None:
-    """Raise UserError unless the checkpoint is one of a class that is to be trained."""
+    """Raise UserError unless the checkpoint belongs to a class to train."""
     checkpoint = read_checkpoint(path)
     if not any(is_of(checkpoint, lesson) for lesson in lessons):
         header = checkpoint["header"]
@@ -162,6 +162,6 @@ def check_checkpoint(path: Path, lessons: list[Lesson]) -> None:
 
 
 def is_of(checkpoint: dict, lesson: Lesson) -> bool:
-    """Whether a checkpoint is one of this class and trial."""
+    """Whether a checkpoint belongs to this class and trial."""
     keys = ("class", "seed", "examples_per_class")
     return all(checkpoint["header"].get(key) == str(lesson.header[key]) for key in keys)

@@ -1,4 +1,4 @@
-"""The rows of a word: what they start from, and how they stand in a frozen text encoder."""
+"""The rows of a word: their initial values, and their place in a frozen text encoder."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from semantic_aug.words.embeddings import vector_tokens
 
 
 def initializer_id(tokenizer, initializer_token: str | None, class_name: str) -> int:
-    """Token id that a word starts from.
+    """The token id whose row initialises a word.
 
     Args:
-        initializer_token: a word that is a single token; default the last word of the class
-            name that is one, else the class name's last token.
+        initializer_token: a word that is a single token. Default: the last word of the class
+            name that is a single token, else the class name's last token.
 
     Raises:
         UserError: the initializer is several tokens.
@@ -43,10 +43,9 @@ def initializer_id(tokenizer, initializer_token: str | None, class_name: str) ->
 
 
 def initial_rows(start: torch.Tensor, num_vectors: int, generator: torch.Generator) -> torch.Tensor:
-    """Rows to start from: `start` [dim], further ones a little apart by seeded noise.
+    """Initial rows: `start` [dim], and for further rows `start` plus small seeded noise.
 
-    Equal rows would get equal gradients wherever the text encoder treats positions alike, and
-    part only slowly.
+    Equal rows would get nearly equal gradients, and become different only slowly.
 
     Returns:
         [num_vectors, dim] float32.
@@ -61,10 +60,10 @@ def add_tokens(tokenizer, token: str, num_vectors: int) -> list[int]:
     """Add a word's vectors to a tokenizer, under the names that stock diffusers gives them.
 
     Returns:
-        Their ids, which follow each other.
+        The vectors' ids, which are consecutive.
 
     Raises:
-        UserError: the tokenizer has one of them already.
+        UserError: the tokenizer already has one of these tokens.
     """
     names = vector_tokens(token, num_vectors)
     vocabulary = tokenizer.get_vocab()
@@ -95,7 +94,7 @@ class _RowsEmbedding(nn.Module):
 
 @contextlib.contextmanager
 def rows_in_place(text_encoder, rows: torch.Tensor, first_id: int) -> Iterator[None]:
-    """Within the block, ids from `first_id` on mean `rows` [R, dim]; the table stays untouched."""
+    """Within the block, ids from `first_id` on mean `rows` [R, dim]; the table stays unchanged."""
     table = text_encoder.get_input_embeddings()
     text_encoder.set_input_embeddings(_RowsEmbedding(table, rows, first_id))
     try:
@@ -106,7 +105,7 @@ def rows_in_place(text_encoder, rows: torch.Tensor, first_id: int) -> Iterator[N
 
 @contextlib.contextmanager
 def words_in_place(pipeline, rows: Sequence[Sequence[torch.Tensor]], first_ids: Sequence[int]):
-    """Within the block, the ids from `first_ids` on mean the words' rows, one word after another.
+    """Within the block, the ids from `first_ids` on mean the words' rows, word by word.
 
     Args:
         rows: for each word and each text encoder, [num_vectors, dim].

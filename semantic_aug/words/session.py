@@ -1,4 +1,4 @@
-"""Training all words of a command, one group after the other, with all that is written of them."""
+"""Train all words of a command group by group, and write their files."""
 
 import dataclasses
 import functools
@@ -39,16 +39,16 @@ from semantic_aug.words.training import TrainingSettings, Word, train_words, val
 
 log = logging.getLogger(__name__)
 
-# Stands for every word in training, and takes the class's own token's place when it is written.
+# Stands for every word in training; the embedding file has the class's own token instead.
 TRAINING_TOKEN = "<word-in-training>"
-# Photos whose posteriors are kept: half a gigabyte at 512 pixels.
+# Photos whose posteriors stay in memory: half a gigabyte at 512 pixels.
 CACHED_PHOTOS = 2048
 # Denoising steps of an image of --validation_prompt.
 VALIDATION_IMAGE_STEPS = 25
 
 
 def photos_per_step(settings: FineTuning) -> int:
-    """Photos of each class that an optimiser step shows."""
+    """Photos of each class per optimiser step."""
     return settings.train_batch_size * settings.gradient_accumulation_steps
 
 
@@ -56,7 +56,7 @@ def train_all(
     settings: FineTuning, pipeline, templates, compared: dict, runs, experiment: Path, shard,
     reporter: Reporter, computed: Callable[[float, int], None] | None = None,
 ) -> list[str]:  # fmt: skip
-    """Train one run of words after the other; returns those that failed."""
+    """Train the words run by run; returns the names of failed words."""
     noise_scheduler = noise_scheduler_of(pipeline)
     prompts = tokenise(pipeline, templates, TRAINING_TOKEN, settings.num_vectors)
     encode = functools.lru_cache(CACHED_PHOTOS)(functools.partial(encode_photo, settings, pipeline))
@@ -85,7 +85,7 @@ def train_all(
                 for lesson, path in run.items():
                     if path is not None:
                         words[lesson].load_state_dict(read_checkpoint(path)["state"])
-                if not progress.disable:  # a bar that is left out has no start
+                if not progress.disable:  # a disabled bar has no `initial`
                     progress.initial += images * sum(word.step for word in words.values())
                 progress.update(images * sum(word.step for word in words.values()))
                 before = sum(word.step for word in words.values())
@@ -105,20 +105,20 @@ def train_run(
     words: dict[Lesson, Word], track: Track, progress, reporter: Reporter,
     computed: Callable[[float, int], None] | None = None,
 ) -> None:  # fmt: skip
-    """Train the words of a run together, and write what becomes of each.
+    """Train the words of a run together, and write each word's files.
 
-    Asked to end, it leaves a checkpoint of each word first.
+    If asked to end, it writes a checkpoint of each word first.
     """
     lesson_of = {word: lesson for lesson, word in words.items()}
     images = photos_per_step(settings)
     validate = functools.partial(validation, settings, pipeline, noise_scheduler, prompts, track)
     set_training(pipeline, settings.gradient_checkpointing)
-    # Before the first step; and once more where a run goes on, whose images may be missing.
+    # Before the first step, and again when a run resumes, since its images may be missing.
     step = next(iter(words.values())).step
     if settings.validation_steps and step % settings.validation_steps == 0:
         running = {lesson: word for lesson, word in words.items() if word.is_running}
         validate(running, with_images=step > 0)
-    # Those that were interrupted after their last step, and before they were written.
+    # Words that were interrupted between their last step and the writing of their files.
     finish({lesson: word for lesson, word in words.items() if word.is_done}, validate)
     with stop_deferred() as asked_to_end:
         validate = functools.partial(validate, asked_to_end=asked_to_end)
@@ -160,8 +160,8 @@ def train_run(
                     write_word(earlier, lesson, word, steps=step)
             if settings.validation_steps and step % settings.validation_steps == 0:
                 validate(going_on, with_images=True)
-            # Last, so that what comes before is made again. Where a word ends, all its company
-            # gets a checkpoint first: a killed run goes on from there without that word, as here.
+            # The checkpoint comes last, so a resumed run repeats everything before it. When a
+            # word ends, the others get a checkpoint first: a resumed run continues without it.
             if ended or step % settings.checkpointing_steps == 0 or asked_to_end():
                 save(going_on | ended, compared, keep=settings.checkpoints_total_limit)
             finish(ended, validate)
@@ -170,11 +170,10 @@ def train_run(
 
 
 def finish(words: dict[Lesson, Word], validate) -> None:
-    """Validate and write words that have done their steps, whose last checkpoints are there.
+    """Validate and write words that are done and have their last checkpoints.
 
-    A process killed among the files that follow, which mark their classes as finished, writes the
-    rest of them again from there. So does the next run of a process that is asked to end among the
-    images.
+    The files written here mark their classes as finished. After a process was killed or asked to
+    end during this function, the next run writes the missing files from the checkpoints.
     """
     if not validate(words, with_images=True):
         return
@@ -185,24 +184,24 @@ def finish(words: dict[Lesson, Word], validate) -> None:
 
 
 def save(words: dict[Lesson, Word], compared: dict, keep: int | None = None) -> None:
-    """Write a checkpoint of each word; then remove all but the latest `keep`."""
+    """Write a checkpoint of each word, then remove all but the latest `keep` checkpoints."""
     for lesson, word in words.items():
         path = checkpoint_path(lesson.folder, word.step)
         write_checkpoint(path, word.state_dict(), lesson.header, compared)
-    for lesson in words:  # not before all are written: the words go on from one step together
+    for lesson in words:  # after all are written: the words resume from the same step
         if keep is not None:
             remove_checkpoints(lesson.folder, keep)
 
 
 def write_word(path: Path, lesson: Lesson, word: Word, **in_header: int) -> None:
-    """Write a word's embedding file, and the one of its second text encoder before it."""
+    """Write a word's embedding file, after the file of its second text encoder."""
     files = list(zip(embedding_files(path, len(word.rows)), word.trained_rows()))
     for file, rows in reversed(files):
         write_embeddings(file, {lesson.token: rows}, {**lesson.header, **in_header})
 
 
 def build_word(settings: FineTuning, pipeline, encode, lesson: Lesson) -> Word:
-    """A word at its start."""
+    """A word before its first step."""
     of_word = lesson.dataset.seed, lesson.header["examples_per_class"], lesson.class_name
     generator = torch.Generator().manual_seed(stable_hash("textual-inversion", *of_word))
     rows = []
@@ -231,11 +230,11 @@ def build_word(settings: FineTuning, pipeline, encode, lesson: Lesson) -> Word:
 
 
 class PhotoKey:
-    """A photo of a trial; equal for one file in several trials, so that it is encoded once."""
+    """A photo of a trial. Keys of the same file are equal, so each file is encoded once."""
 
     def __init__(self, dataset: FewShotDataset, index: int):
         self.dataset, self.index = dataset, index
-        records = getattr(dataset, "records", None)  # absent where a subclass makes its images
+        records = getattr(dataset, "records", None)  # absent if a subclass generates its images
         self.key = records[index].path if records else (id(dataset), index)
 
     def __eq__(self, other):
@@ -246,11 +245,11 @@ class PhotoKey:
 
 
 def encode_photo(settings: FineTuning, pipeline, photo: PhotoKey) -> tuple[torch.Tensor, ...]:
-    """The VAE's posterior of a photo in the square, and how much each place of it counts.
+    """The VAE's posterior of a photo fitted to the square, and the weight of each place.
 
     Returns:
         Mean and deviation of `latent_posterior`, [2, C, h, w], and the weights of the loss,
-        [2, 1, h, w] of mean 1: 0 where the photo is mirrored beyond its edges.
+        [2, 1, h, w] of mean 1. The weight is 0 in mirrored parts beyond the photo's edges.
     """
     image = photo.dataset.get_image_by_idx(photo.index)
     side, fit = cast(int, settings.resolution), cast(str, settings.fit)  # they are `completed`
@@ -262,7 +261,7 @@ def encode_photo(settings: FineTuning, pipeline, photo: PhotoKey) -> tuple[torch
 
 
 def set_training(pipeline, training: bool) -> None:
-    """Switch training mode, which gradient checkpointing needs; it affects nothing else here."""
+    """Switch training mode, which gradient checkpointing needs; nothing else depends on it."""
     pipeline.unet.train(training)
     for _, encoder in text_encoders(pipeline):
         encoder.train(training)
@@ -272,15 +271,15 @@ def validation(
     settings: FineTuning, pipeline, noise_scheduler, prompts, track, words: dict[Lesson, Word],
     with_images, asked_to_end=lambda: False,
 ) -> bool:  # fmt: skip
-    """A comparable loss of each word, and images of `--validation_prompt`.
+    """Write each word's validation loss, and images of `--validation_prompt`.
 
     They go to `validation/` beside the word, and to the tracker.
 
     Args:
-        asked_to_end: whether no more images shall be made, which is asked after each step of one.
+        asked_to_end: whether to stop generating images; called after each denoising step.
 
     Returns:
-        Whether all of it is there.
+        Whether the validation is complete.
     """
     whole = True
     if not words:
@@ -312,7 +311,7 @@ def validation(
 
 
 def note_loss(path: Path, step: int, loss: float) -> None:
-    """Add a line to a word's validation losses, in place of one of the same or a later step."""
+    """Add a line to a word's validation losses, and remove lines of the same or later steps."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows = [re.fullmatch(r"(\d{1,15}),[^,]+", line) for line in lines]  # None for damaged ones
     earlier = [row[0] for row in rows if row and int(row[1]) < step]
@@ -326,11 +325,11 @@ def show(
     """Write images of `--validation_prompt`, in which * is the word.
 
     Returns:
-        The images; asked to end, those that are whole by then.
+        The images; if asked to end, the images completed so far.
     """
 
     def skip_the_rest(pipeline, step, timestep, values):
-        pipeline._interrupt = asked_to_end()  # what diffusers offers for it
+        pipeline._interrupt = asked_to_end()  # diffusers' way to stop
         return values
 
     images = []
@@ -348,7 +347,7 @@ def show(
                 callback_on_step_end=skip_the_rest,
             ).images[0]
             if asked_to_end():
-                break  # this image may not be whole
+                break  # this image may be incomplete
             path = lesson.folder / "validation" / f"{word.step:06d}-{number:03d}.png"
             with atomic_path(path) as temporary:
                 image.save(temporary, format="PNG")

@@ -1,6 +1,6 @@
-"""The sentences in which a word is trained: neutral contexts, where `{}` stands for the word.
+"""The sentences in which a word is trained: neutral contexts with `{}` for the word.
 
-A new set is a tuple here and a line in TEMPLATES.
+To add a set, add a tuple here and a line in TEMPLATES.
 """
 
 from pathlib import Path
@@ -86,10 +86,10 @@ TEMPLATES = {"object": OBJECT, "style": STYLE, "mvip": MVIP}
 
 
 def load_templates(name: str) -> tuple[str, ...]:
-    """A set of TEMPLATES by its name, or the lines of a text file, blank ones left out.
+    """A set of TEMPLATES by its name, or the lines of a text file without blank lines.
 
     Raises:
-        UserError: neither a set nor a file, or a line that does not hold `{}` once.
+        UserError: there is no such set or file, or a line does not have `{}` exactly once.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]

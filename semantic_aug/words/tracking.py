@@ -1,4 +1,4 @@
-"""Where training is followed: TensorBoard, Weights & Biases and so on, through accelerate."""
+"""Trackers of training (TensorBoard, Weights & Biases and others), through accelerate."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from semantic_aug import UserError
 
 @dataclass(frozen=True)
 class Track:
-    """Two functions that take ({name: value}, step): for numbers, and for lists of PIL images."""
+    """Two functions of ({name: value}, step): for numbers, and for lists of PIL images."""
 
     log: Callable = lambda values, step: None
     log_images: Callable = lambda values, step: None
@@ -34,7 +34,7 @@ def check_tracker(name: str) -> str:
 
 @contextlib.contextmanager
 def tracker(name: str, folder: Path, run: str) -> Iterator[Track]:
-    """Follow a run of this name; trackers that write files write them below `folder`.
+    """Track a run of this name; trackers write files below `folder`.
 
     Args:
         name: as `check_tracker` returns it.
@@ -45,7 +45,7 @@ def tracker(name: str, folder: Path, run: str) -> Iterator[Track]:
     from accelerate import Accelerator
     from accelerate.utils import clear_environment
 
-    # Processes of one launch share files alone: each follows its own words, and none waits here.
+    # Processes of a launch share only files: each tracks its own words and waits for no other.
     with clear_environment():
         accelerator = Accelerator(cpu=True, log_with=name, project_dir=folder)
     accelerator.init_trackers(run)

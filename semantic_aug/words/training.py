@@ -1,10 +1,10 @@
 """Textual inversion (arXiv 2208.01618): rows for new words, trained in a frozen Stable Diffusion.
 
-The rows are the only parameters. A photo is noised, the UNet predicts the noise under a prompt
-that holds the new word, and the squared error moves the word's rows (equation 2 of the paper).
+The rows are the only parameters. The UNet predicts the noise of a noised photo under a prompt with
+the new word. The gradient of the squared error updates the word's rows (equation 2 of the paper).
 
-Words do not interact: AdamW treats each number by itself, and no layer of the model mixes the
-samples of a batch. So several words share each batch, and every one comes out as if alone.
+Words do not interact: AdamW treats each number separately, and no layer of the model mixes the
+samples of a batch. So several words share each batch, and each is trained as if alone.
 """
 
 import math
@@ -43,28 +43,28 @@ class TrainingSettings:
 
     @property
     def steps_between(self) -> int:
-        """Steps from one loss of the fixed batch to the next."""
+        """Steps between two losses of the fixed batch."""
         return steps_between(self.train_batch_size * self.gradient_accumulation_steps)
 
 
 class Word:
-    """One word in training, with everything that its training depends on and shares with no other.
+    """A word in training, with everything that belongs to its training alone.
 
     Args:
         rows: for each text encoder, [num_vectors, dim] float32 to start from.
         posteriors: means and deviations, [N, 2, C, h, w], of `latent_posterior` of N photos.
         weights: of the loss at each place of these latents, [N, 2, 1, h, w]; default 1.
         settings: of the optimisation.
-        generator: CPU; the only source of chance (order, mirroring, templates, noise, timesteps).
+        generator: CPU; the only random source (order, mirroring, templates, noise, timesteps).
         device: where the rows are trained.
-        scale_loss: for a model in float16, through whose layers small gradients underflow.
-        fixed_seed: of the fixed batch, by which a word is found to have converged.
+        scale_loss: for a model in float16, in which small gradients underflow.
+        fixed_seed: of the fixed batch, which shows whether a word has converged.
 
     Attributes:
         step: optimiser steps done.
         loss, rate: loss and learning rate of the last step.
         fixed_losses: of the fixed batch, at step 0 and after every `settings.steps_between` steps.
-        stopped: whether it has converged before its last step.
+        stopped: whether the word converged before its last step.
         diverged: why the training ended early, or None.
     """
 
@@ -88,7 +88,7 @@ class Word:
         self.diverged: str | None = None
         self.fixed_seed, self.stopped = fixed_seed, False
         self.fixed_losses: list[float] = []
-        self.queue: list[int] = []  # what is left of this pass over the photos
+        self.queue: list[int] = []  # the rest of this pass over the photos
         self.optimizer = torch.optim.AdamW(
             self.rows,
             lr=settings.learning_rate,
@@ -106,16 +106,16 @@ class Word:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are done, or no more are needed."""
+        """Whether the word needs no more steps."""
         return self.stopped or self.step >= self.settings.max_train_steps
 
     @property
     def is_running(self) -> bool:
-        """Whether there are steps left to do."""
+        """Whether steps are left."""
         return not self.is_done and self.diverged is None
 
     def trained_rows(self) -> list[torch.Tensor]:
-        """The rows as they are now: for each text encoder, [num_vectors, dim] on the CPU."""
+        """The current rows: for each text encoder, [num_vectors, dim] on the CPU."""
         return [each.detach().float().cpu().clone() for each in self.rows]
 
     def next_photo(self) -> int:
@@ -135,9 +135,9 @@ class Word:
         return self.noised(photos, mirrored, timesteps, template, generator)
 
     def fixed_draw(self, num_templates: int, num_timesteps: int) -> Draw:
-        """The fixed batch: the same at every call, and none of the training's chance is used up.
+        """The fixed batch: the same at every call, and independent of the training's generator.
 
-        Its timesteps are spread evenly, so that it has early and late ones.
+        Its timesteps are evenly spaced.
         """
         size, generator = FIXED_PHOTOS, torch.Generator().manual_seed(self.fixed_seed)
         order = torch.randperm(len(self.posteriors[0]), generator=generator)
@@ -149,7 +149,7 @@ class Word:
         return self.noised(photos, mirrored, timesteps, template, generator)
 
     def noised(self, photos, mirrored, timesteps, template: int, generator) -> Draw:
-        """A batch of these photos, [B], of which some are mirrored, [B] of 0 or 1."""
+        """A noised batch of `photos` [B]; `mirrored` [B] is 1 for mirrored photos, else 0."""
         mean, deviation, weights = (
             part[photos, mirrored] for part in (*self.posteriors, self.weights)
         )
@@ -158,9 +158,9 @@ class Word:
         return Draw(latents, weights, noise, timesteps, template)
 
     def advance(self, loss: float) -> None:
-        """One optimiser step, whose gradients are there; none where the loss is not finite.
+        """Take an optimiser step with the present gradients; none if the loss is not finite.
 
-        Where a float16 gradient overflowed, the step is counted and the rows stay.
+        If a float16 gradient overflowed, the step counts and the rows stay.
         """
         self.loss, self.rate = loss, self.schedule.get_last_lr()[0]
         if not math.isfinite(loss):
@@ -169,7 +169,7 @@ class Word:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        with warnings.catch_warnings():  # of a first step that the scaler has skipped
+        with warnings.catch_warnings():  # warns if the scaler skips the first step
             warnings.simplefilter("ignore", UserWarning)
             self.schedule.step()
         self.step += 1
@@ -177,7 +177,7 @@ class Word:
             self.diverged = f"rows are not finite after step {self.step}"
 
     def note_fixed_loss(self, loss: float) -> None:
-        """Keep a loss of the fixed batch; no step follows where it has settled."""
+        """Record a loss of the fixed batch; stop the word if it has converged."""
         self.fixed_losses.append(loss)
         count = self.settings.convergence_window // self.settings.steps_between
         self.stopped = has_converged(
@@ -185,7 +185,7 @@ class Word:
         )
 
     def state_dict(self) -> dict:
-        """Everything that changes in training: with it, another process goes on from here."""
+        """Everything that changes in training, for another process to continue from."""
         watched = self.settings.stop_when_converged is not None
         fixed = {"fixed_losses": list(self.fixed_losses), "stopped": self.stopped}
         return {
@@ -200,7 +200,7 @@ class Word:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take the place of the word whose `state_dict` this is."""
+        """Continue from a `state_dict`."""
         with torch.no_grad():
             for mine, stored in zip(self.rows, state["rows"], strict=True):
                 mine.copy_(stored)
@@ -215,18 +215,19 @@ class Word:
 
 
 def train_words(pipeline, noise_scheduler, words: Sequence[Word], prompts: Prompts):
-    """Train words together; each comes out as if trained alone, but for rounding.
+    """Train words together; apart from rounding, each is trained as if alone.
 
-    A word leaves the batch when its steps are done, it has converged or its loss is not finite.
+    A word leaves the batch after its last step, when it has converged, or when its loss is not
+    finite.
 
     Args:
-        pipeline: frozen; its text encoders and UNet give gradients and get none.
+        pipeline: frozen; gradients pass through its text encoders and UNet, whose weights get none.
         noise_scheduler: a DDPMScheduler with the model's noise levels.
         words: of the same batch size, accumulation and number of vectors.
-        prompts: the templates; one is drawn per word and step.
+        prompts: the templates; each word draws a template per step.
 
     Yields:
-        After each step, the words that took part in it.
+        After each step, the words that were trained in it.
     """
     num_templates = len(prompts.ids[0])
     num_timesteps = noise_scheduler.config.num_train_timesteps
@@ -272,15 +273,15 @@ def validation_losses(
 ) -> list[float]:
     """Denoising loss of each word over fixed photos, noises and timesteps.
 
-    The loss of a training step says little, because it depends on the timesteps drawn far more
-    than on the rows. This one is comparable between steps: same generator state, same draws.
+    The loss of a training step depends on the drawn timesteps far more than on the rows. The
+    validation loss is comparable between steps, because all draws are the same.
 
     Args:
-        generators: one per word, in the same state each time.
+        generators: a generator per word, always in the same state.
     """
     total = VALIDATION_BATCHES * VALIDATION_BATCH_SIZE
     num_timesteps = noise_scheduler.config.num_train_timesteps
-    # Evenly over all timesteps; a batch holds early and late ones.
+    # Evenly over all timesteps; a batch has early and late timesteps.
     even = ((torch.arange(total) + 0.5) * num_timesteps / total).long()
     losses = torch.zeros(len(words))
     for number in range(VALIDATION_BATCHES):
