@@ -375,7 +375,7 @@ def _describe(trial: Trial, examples, class_names, classes, present: dict) -> No
 
 
 def _result_rows(trial, names, trained, evaluated, result, once) -> list[tuple]:
-    """Rows per class: Training and Validation of every epoch, other splits of the selected one."""
+    """Rows of results: Training and Validation of every epoch, other splits of the selected."""
     rows = contrastive_rows(trial, result.contrastive)
     for epoch, (running, validated) in enumerate(result.history):
         rows += score_rows(trial, epoch, TRAINING, running, names, trained)
