@@ -12,5 +12,9 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 source "$root/scripts/slurm/activate.sh"
+python -c 'import torch' 2> /dev/null || {
+  echo "submit.sh: Python has no torch: install into $root/.venv, or let ACTIVATE activate it" >&2
+  exit 2
+}
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec python -m semantic_aug.chain submit "$@"

@@ -296,7 +296,7 @@ def judge_classes(
     states: Mapping[str, State],
     write: Callable[[dict], None],
 ) -> None:
-    """Set masks aside that are far from the usual size of their class, once the class is complete."""
+    """Set masks aside that are far from the usual size of their class, if it is complete."""
     of_class: dict[str, list[str]] = {}
     for source, photo in photos.items():
         of_class.setdefault(photo.class_name, []).append(source)

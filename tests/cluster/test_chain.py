@@ -446,3 +446,17 @@ def test_batch_scripts_are_no_sites_own(stage):
     assert options == {
         "ntasks": "1", "requeue": "", "open-mode": "append", "signal": "B:USR1@60",
     }  # fmt: skip
+
+
+def test_a_login_node_without_the_packages_is_one_line(tmp_path):
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho Traceback >&2\nexit 1\n")
+    bare.chmod(0o755)
+    ended = subprocess.run(
+        ["bash", ROOT / "scripts/slurm/submit.sh", "--dry_run"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "VENV": str(tmp_path / "absent")},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("submit.sh: Python has no torch: ")
+    assert ended.stderr.count("\n") == 1
