@@ -71,7 +71,8 @@ def run_trial(trial):
     started = time.monotonic()
     found = fit(
         folder / "photos", output_dir=str(folder), experiment_name="fitted", minutes=ARGS.minutes,
-        mask_dir=masks, device=ARGS.device, classifier_backbone=str(ROOT / "backbone"),
+        mask_dir=masks, masker=ARGS.masker, device=ARGS.device,
+        classifier_backbone=str(ROOT / "backbone"),
         model=str(ROOT / "model"), prompt=str(ROOT / "prompts.txt"), guidance_scale=5,
         num_inference_steps=10, batch_size=16,
     )  # fmt: skip
@@ -137,5 +138,6 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--device")
     parser.add_argument("--masks", action="store_true", help="give the masks too")
+    parser.add_argument("--masker", help="a model that makes masks, such as sample/masker")
     ARGS = parser.parse_args()
     main()
