@@ -269,7 +269,7 @@ def test_tqdm_disable_leaves_out_all_bars_of_a_classifier(run, resnet, monkeypat
 def test_logs_say_what_is_made(run, small_model, caplog):
     with caplog.at_level(logging.INFO, "semantic_aug"):
         generate(run, model=small_model, num_synthetic=1, num_inference_steps=2, strength=1)
-    assert "3 images made now; 3 there, 3 wanted" in caplog.text
+    assert "3 images made now; 3 of 3 exist" in caplog.text
 
 
 def test_the_face_of_the_package():

@@ -12,6 +12,7 @@ from semantic_aug.few_shot_dataset import SPLITS, Record
 log = logging.getLogger(__name__)
 
 COLUMNS = ("source", "split")  # every table needs these columns
+NO_SPLIT = "none"  # the split of a photo that is left out on purpose
 
 
 def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
@@ -35,9 +36,10 @@ def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
                 "columns source, a path relative to the data root, and split; group if you like"
             )
         source, split = row["source"], row["split"]
-        if split not in SPLITS:
+        if split not in (*SPLITS, NO_SPLIT):
             raise UserError(
-                f"splits={path}: line {number} has split {split!r}, expected {', '.join(SPLITS)}"
+                f"splits={path}: line {number} has split {split!r}, expected {', '.join(SPLITS)}, "
+                f"or {NO_SPLIT} for a photo that is left out"
             )
         if source in found:
             raise UserError(f"splits={path}: line {number} names {source} a second time")
@@ -50,13 +52,14 @@ def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
 def split_by_table(path: Path, records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records that a table names, by its splits and with its groups.
 
-    Records that the table does not name are left out and counted; missing photos too.
+    Records that the table does not name are left out and counted; missing photos too. Records of
+    the split `none` are left out.
 
     Raises:
         UserError: as `read_split_table`; or the table names none of the photos.
     """
     table = read_split_table(path)
-    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[Record]] = {split: [] for split in (*SPLITS, NO_SPLIT)}
     others, there = 0, set()
     for record in records:
         if record.source not in table:
@@ -79,4 +82,5 @@ def split_by_table(path: Path, records: Iterable[Record]) -> dict[str, list[Reco
         )  # fmt: skip
     if others:
         log.info("%s that %s does not name: left out", counted(others, "photo"), path)
+    del splits[NO_SPLIT]
     return splits

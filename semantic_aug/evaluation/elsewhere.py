@@ -5,6 +5,7 @@ New photos from the same distribution do not show this. In these photos an objec
 and the background belongs to another class.
 """
 
+import copy
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -103,6 +104,16 @@ class Elsewhere(FewShotDataset):
 
     def _read(self, idx: int) -> tuple[Image.Image, np.ndarray]:
         return self.photos.get_image_by_idx(idx), self.photos.get_mask_by_idx(idx)
+
+
+def joined(sets: Sequence[Elsewhere]) -> Elsewhere:
+    """One or more sets over the same photos as one set: the photos of the first set come first."""
+    found = copy.copy(sets[0])
+    found.of = [idx for each in sets for idx in each.of]
+    found.places = [idx for each in sets for idx in each.places]
+    found.masks = {idx: mask for each in sets for idx, mask in each.masks.items()}
+    found.digest = f"{stable_hash(*(each.digest for each in sets)):016x}"
+    return found
 
 
 def cropped(mask: np.ndarray) -> np.ndarray:

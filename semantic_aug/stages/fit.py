@@ -30,7 +30,7 @@ from semantic_aug.stages.fitting_methods import (
     Method,
     Time,
     TooLong,
-    lacks,
+    lacks_model,
     make_images,
     methods_of,
 )
@@ -82,13 +82,12 @@ def fit(
     run = prepared(run_of(photos, settings))
     experiment = experiment_of(run)
     methods = methods_of(settings)
+    no_model = lacks_model(settings) if any(method.needs_model for method in methods) else ""
     found = read_photos(run, settings, experiment)
     needed = any(method.needs_masks for method in methods)
     found, masks, no_masks = with_masks(found, settings, time, needed)
-    left_out = {}
-    for method in methods:
-        if reason := lacks(method, settings, no_masks):
-            left_out[method.name] = reason
+    reasons = {method.name: method.lacks(no_masks, no_model) for method in methods}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
     device = pick_device(settings.device)
     backbone = load_backbone(settings.classifier_backbone, device, None, FROZEN)
     trying = Trying(found, settings, time, backbone, experiment / CACHE, masks, left_out)
@@ -226,4 +225,5 @@ class Trying:
 
 
 def too_long(needed: float, left: float) -> str:
-    return f"takes {duration(needed)} at least, and {duration(max(0.0, left))} are left"
+    missing = duration(max(1.0, needed - max(0.0, left)))
+    return f"takes at least {duration(needed)}, which is {missing} more than there is left"

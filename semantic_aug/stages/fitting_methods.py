@@ -102,6 +102,15 @@ class Method:
     def needs_model(self) -> bool:
         return self.kind in (SURROUNDINGS, EDITS, WORDS)
 
+    def lacks(self, no_masks: str, no_model: str) -> str:
+        """Why the method cannot be tried; empty if it can.
+
+        Args:
+            no_masks: why no photo has a usable mask; empty where some photos have.
+            no_model: why there is no model; empty where there is a model.
+        """
+        return (self.needs_masks and no_masks) or (self.needs_model and no_model) or ""
+
 
 def methods_of(settings: Fitting) -> list[Method]:
     """All possible candidates except mixtures, the simplest and cheapest first."""
@@ -146,29 +155,23 @@ def methods_of(settings: Fitting) -> list[Method]:
     return [each for each in found if wanted is None or each.kind in (REAL, *wanted)]
 
 
-def lacks(method: Method, settings: Fitting, no_masks: str) -> str | None:
-    """What a method needs and lacks; None where it lacks nothing.
-
-    Args:
-        no_masks: why no photo has a usable mask; empty where some photos have.
+def lacks_model(settings: Fitting) -> str:
+    """Why there is no Stable Diffusion; empty where there is.
 
     Raises:
-        UserError: the model of the settings does not exist.
+        UserError: the settings name a model that does not exist.
     """
-    if method.needs_masks and no_masks:
-        return no_masks
-    if method.needs_model:
-        try:
-            inspect_model(settings.model, settings.revision, settings.variant)
-        except UserError as error:
-            if settings.model != fields_of(Fitting)["model"].default:
-                raise
-            log.debug("%s", error)
-            return (
-                f"there is no Stable Diffusion: {settings.model} is not on the disk, nor in reach; "
-                "with --model_path FOLDER, or a network, they are tried"
-            )
-    return None
+    try:
+        inspect_model(settings.model, settings.revision, settings.variant)
+    except UserError as error:
+        if settings.model != fields_of(Fitting)["model"].default:
+            raise
+        log.debug("%s", error)
+        return (
+            f"there is no Stable Diffusion: {settings.model} is not on the disk, nor in reach; "
+            "with --model_path FOLDER, or a network, it is tried"
+        )
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from semantic_aug import UserError, counted, few_shot_dataset
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.datasets.folder import FolderDataset
+from semantic_aug.datasets.split_table import NO_SPLIT
 from semantic_aug.evaluation.folds import Fold, folds_of_val, make_folds, units_of
 from semantic_aug.experiment.files import write_text
 from semantic_aug.experiment.names import FIT, Trial, experiment_dir, folder_names
@@ -142,7 +143,7 @@ def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
             f"{run.data_dir}: {counted(len(errors), 'photo')}, and none of them can be read"
         )
     notes = []
-    if errors:
+    if errors:  # the lines above say it too, so this note is for the page
         notes.append(
             f"{counted(len(errors), 'photo')} cannot be read, such as {min(errors)}: left out."
         )
@@ -247,13 +248,20 @@ def write_photo_table(
     path: Path, records: Sequence[Record], contents: Mapping[str, str],
     held_out: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Write all photos for `splits=FILE` of the dataset `folder`: in `train`, with exceptions."""
+    """Write all photos for `splits=FILE` of the dataset `folder`.
+
+    Args:
+        contents: the content digests of all photos; photos without a record are in no split.
+        held_out: the photos in the split `val`; the other photos are in `train`.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["source", "split", "group", "class", "sha256"])
     for each in sorted(records, key=lambda record: record.source):
         split = "val" if each.source in held_out else "train"
         rows.writerow([each.source, split, each.group, each.class_name, contents[each.source]])
+    for source in sorted(contents.keys() - {record.source for record in records}):
+        rows.writerow([source, NO_SPLIT, "", "", contents[source]])
     write_text(path, text.getvalue())
 
 
@@ -263,7 +271,7 @@ def cut(
 ) -> Photos:  # fmt: skip
     """Group related photos, cut the photos into folds, and collect the notes about them."""
     names, sources = dataset.class_names, dataset.sources()
-    every = range(len(sources))
+    every, already = range(len(sources)), len(notes)
     labels = [dataset.get_label_by_idx(idx) for idx in every]
     pairs = similar_pairs([small[source] for source in sources], NEAR_DUPLICATE)
     units, few = units_of(labels, [record.group for record in dataset.records], pairs)
@@ -304,7 +312,7 @@ def cut(
             "are learned from, and nothing is known of how well they are told."
         )
     trial = Trial(run.seed, run.examples_per_class[0])
-    for note in notes:
+    for note in notes[already:]:
         log.log(RESULT, "%s", note)
     return Photos(run, dataset, trial, labels, units, folds, by_val, dict(known), notes)
 

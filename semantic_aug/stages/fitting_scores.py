@@ -10,7 +10,7 @@ import torch
 
 from semantic_aug.evaluation.backbone import Backbone
 from semantic_aug.evaluation.choosing import Judged
-from semantic_aug.evaluation.elsewhere import Elsewhere
+from semantic_aug.evaluation.elsewhere import Elsewhere, joined
 from semantic_aug.evaluation.features import cached_features
 from semantic_aug.evaluation.fold_heads import Material, Variants, train_heads
 from semantic_aug.evaluation.folds import Fold
@@ -116,15 +116,18 @@ class Eyes:
         place_of = functools.cache(
             lambda idx: emptied(held.get_image_by_idx(idx), held.get_mask_by_idx(idx))
         )
-        found = {}
+        sets: dict[tuple[int, int], Elsewhere] = {}
         for fold in self.photos.folds:
             own = {idx: masks[idx] for idx in fold.held_out if idx in masks}
             if len({self.photos.labels[idx] for idx in own}) < 2:
                 continue
-            there = Elsewhere(held, masks=own, place_of=place_of)
-            features = self.features(there, range(len(there)), "elsewhere")
-            found[fold.repeat, fold.number] = there.of, features
-        return found
+            sets[fold.repeat, fold.number] = Elsewhere(held, masks=own, place_of=place_of)
+        if not sets:
+            return {}
+        there = joined(list(sets.values()))
+        features = self.features(there, range(len(there)), "elsewhere")
+        parts = features.split([len(each) for each in sets.values()])
+        return {fold: (each.of, part) for (fold, each), part in zip(sets.items(), parts)}
 
 
 def options_of(settings: Fitting) -> TrainingOptions:

@@ -168,8 +168,9 @@ def generate(
             if made:  # reading 100,000 records takes seconds
                 there, _ = find_images(plan.folder, config_id(plan.compared))
             found[trial] = Images(plan.folder, made, len(there), len(plan.jobs), kept)
-            log.log(RESULT, "%s: %s made now; %d there, %d wanted", plan.folder,
-                    counted(made, "image"), len(there), len(plan.jobs))  # fmt: skip
+            done = sum(job.file_name in there for job in plan.jobs)  # there may be more images
+            log.log(RESULT, "%s: %s made now; %d of %d exist", plan.folder,
+                    counted(made, "image"), done, len(plan.jobs))  # fmt: skip
     return found
 
 

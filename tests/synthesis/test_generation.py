@@ -812,7 +812,7 @@ def test_finished_work_loads_no_model_and_still_derives_metadata(
     )  # not the shard of the block that has a gap
     main(arguments(photos, small_model, "--num_synthetic=2", f"--shard_index={other}",
                    "--num_shards=2"))  # fmt: skip
-    assert "0 images made now; 5 there, 6 wanted" in capsys.readouterr().out
+    assert "0 images made now; 5 of 6 exist" in capsys.readouterr().out
     main(arguments(photos, small_model, "--num_synthetic=2", "--shard_index=2", "--num_shards=9"))
     assert capsys.readouterr().out == "nothing to do: shard 2 of 9 has none of 2 blocks\n"
 
