@@ -89,6 +89,6 @@ def test_a_folder_as_people_have_it(workdir):
     broken.write_bytes(broken.read_bytes()[:300])
     found = fit("photos", minutes=3, **SAMPLE)
     assert found.notes[0].startswith(f"1 photo cannot be read, such as {folders[1].name}/")
-    assert found.notes[-1].startswith(f"{folders[0].name}: too few photos to hold one out")
+    assert found.notes[-1].startswith(f"{folders[0].name}: too few photos to hold any out")
     told = predict(found.classifier, photos="photos")
     assert len(told) == 12 * 3 - 3

@@ -99,12 +99,12 @@ def fit(
     came, other = changes(run, settings, found.contents)
     if other:
         raise UserError(
-            f"{run.data_dir} has changed meanwhile: {counted(len(other), 'photo')}, such as "
-            f"{other[0]}, so that the classifier was trained on what is no more; run this again"
+            f"{counted(len(other), 'photo')} in {run.data_dir}, such as {other[0]}, changed or "
+            "vanished during the run, so the classifier fits other photos; run this again"
         )
     if came:
-        log.warning("%s came meanwhile: the classifier knows nothing of them; run this again with "
-                    "--overwrite", counted(len(came), "photo"))  # fmt: skip
+        log.warning("%s came during the run, and the classifier was trained without them; run "
+                    "this again with --overwrite", counted(len(came), "photo"))  # fmt: skip
     return result
 
 

@@ -46,8 +46,8 @@ def with_masks(
     makes_them = masks_command(dataclasses.replace(run, dataset_args=()))
     try:
         if settings.masker is None and not (needed and is_to_be_made(photos, there, masking)):
-            why = "there are no masks; with --mask_dir FOLDER or --masker MODEL they are tried, and"
-            return photos, there, "" if there else f"{why} after: {makes_them}"
+            why = "there are no masks; give --mask_dir FOLDER or --masker MODEL, or make them first"
+            return photos, there, "" if there else f"{why}: {makes_them}"
         return made_now(dataclasses.replace(photos, run=run), masking, time, makes_them)
     except UserError as error:
         if settings.masker is not None:
@@ -98,10 +98,10 @@ def made_now(
     try:
         found = masks(photos.run, masking, computed=None if math.isinf(time.end) else told)
     except TooLong as long:
-        rest = counted(watch.missing, "photo")
+        rest, needed = counted(watch.missing, "photo"), duration(long.each * watch.missing)
         return photos, {}, (
-            f"masks of {rest} are missing, which takes {duration(long.each * watch.missing)}, more "
-            f"than half of the time; this makes them before: {makes_them}"
+            f"masks of {rest} are missing; making them takes {needed}, more than half of the time; "
+            f"make them first: {makes_them}"
         )  # fmt: skip
     assert found is not None  # this is the only process
     if not found.used:
@@ -113,4 +113,4 @@ def made_now(
     note += f": look at {found.page}."
     photos = dataclasses.replace(photos, dataset=dataset, notes=[*photos.notes, note])
     there = masks_of(photos)
-    return photos, there, "" if there else f"no mask serves: look at {found.page}"
+    return photos, there, "" if there else f"no mask is usable: look at {found.page}"

@@ -168,8 +168,8 @@ def lacks_model(settings: Fitting) -> str:
             raise
         log.debug("%s", error)
         return (
-            f"there is no Stable Diffusion: {settings.model} is not on the disk, nor in reach; "
-            "with --model_path FOLDER, or a network, it is tried"
+            f"there is no Stable Diffusion: {settings.model} is neither on the disk nor within "
+            "reach; give --model_path FOLDER, or a network"
         )
     return ""
 

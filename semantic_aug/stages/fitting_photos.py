@@ -96,7 +96,7 @@ def run_of(photos: str | Path, settings: Fitting) -> Run:
     """
     root = Path(photos).expanduser()
     if not root.is_dir():
-        what = "is a file" if root.exists() else "is not there"
+        what = "is a file" if root.exists() else "does not exist"
         raise UserError(
             f"{photos} {what}: expected a folder with a folder of photos for each class"
         )
@@ -192,8 +192,9 @@ def check_settled(run: Run, settings: Fitting, known: Mapping[str, str]) -> None
     came, other = changes(run, settings, known)
     if came or other:
         raise UserError(
-            f"{run.data_dir} is being written to: while its photos were read, {len(came)} came and "
-            f"{len(other)} changed, such as {(came + other)[0]}; run this again when all are there"
+            f"{run.data_dir} is being written to: {counted(len(came), 'photo')} came and "
+            f"{len(other)} changed while they were read, such as {(came + other)[0]}; run this again "
+            "when all are there"
         )
 
 
@@ -228,14 +229,14 @@ def check_classes(run: Run, records: Sequence[Record]) -> None:
     number = Counter(record.class_name for record in records)
     if len(number) < 2:
         raise UserError(
-            f"{run.data_dir} has photos of one class, {min(number)}: a classifier tells classes "
-            "apart, expected a folder for each of two or more"
+            f"{run.data_dir} has photos of one class, {min(number)}: a classifier needs two "
+            "classes or more, with a folder of photos each"
         )
     if max(number.values()) < 2:
         raise UserError(
-            f"{run.data_dir} has a single photo of each class, so that none can be held out to see "
-            "what helps; take a second one of some classes, or train without knowing how good that "
-            "will be: "
+            f"{run.data_dir} has a single photo of each class, so no photo can be held out to see "
+            "what helps; add a second photo to some classes, or train without an expected "
+            "accuracy: "
             + command_line(
                 "train_classifier",
                 dataclasses.replace(run, dataset_args=()),
@@ -279,37 +280,37 @@ def cut(
         one, other = pairs[0]
         notes.append(
             f"{counted(len({idx for pair in pairs for idx in pair}), 'photo')} are nearly equal to "
-            f"others, such as {sources[one]} and {sources[other]}: they stay together."
+            f"others, such as {sources[one]} and {sources[other]}: they stay in one fold."
         )
     across = [(a, b) for a, b in pairs if labels[a] != labels[b]]
     if across:
         a, b = (sources[idx] for idx in across[0])
         notes.append(
             f"{counted(len(across), 'pair')} of these are of two classes, such as {a} and {b}: is "
-            "one in the wrong folder?"
+            "a photo in the wrong folder?"
         )
     if few:
         notes.append(
-            f"Of {named(names[label] for label in few)} there are fewer than three groups: folds "
-            "are by photo there, so that what is expected may be too high."
+            f"{named(names[label] for label in few)}: fewer than three groups, so the folds are "
+            "by photo there, and the expected accuracy may be too high."
         )
     held = [idx for idx in every if sources[idx] in val]
     folds = folds_of_val(labels, units, sources, held, run.seed) if held else []
     if held and not folds:
-        notes.append("No photo of the split val can judge: folds of all photos do.")
+        notes.append("No photo of the split val can be held out, so folds of all photos judge.")
     by_val = bool(folds)
     folds = folds or make_folds(labels, units, sources, run.seed)
     if not folds:
         raise UserError(
-            f"{run.data_dir}: no class has two photos that differ, so that none can be held out to "
-            "see what helps; take a second one of a class or more"
+            f"{run.data_dir}: no class has two different photos, so no photo can be held out to "
+            "see what helps; add a second photo to at least one class"
         )
     judging = {labels[idx] for fold in folds for idx in fold.held_out}
     alone = sorted(set(labels) - judging)
     if alone:
         notes.append(
-            f"{named(names[label] for label in alone)}: too few photos to hold one out: all "
-            "are learned from, and nothing is known of how well they are told."
+            f"{named(names[label] for label in alone)}: too few photos to hold any out. The "
+            "classifier learns from all of them, and its accuracy for such a class is unknown."
         )
     trial = Trial(run.seed, run.examples_per_class[0])
     for note in notes[already:]:

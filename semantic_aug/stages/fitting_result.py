@@ -230,10 +230,9 @@ def reasons(
     return " ".join(
         [
             why_chosen(tried, scores, photos.ratio, chosen),
-            f"On new photos like these, of the same things at the same places, expect "
-            f"{promised.accuracy:.0%} to be right (95 % interval {promised.low:.0%} to "
-            f"{promised.high:.0%}; mean over classes, from {counted(held, 'photo')} held out in "
-            f"{by}, with the choice repeated).",
+            f"Expect {promised.accuracy:.0%} right answers on new photos of the same things at the "
+            f"same places (95 % interval {promised.low:.0%} to {promised.high:.0%}; mean over "
+            f"classes, from {counted(held, 'photo')} held out in {by}, with the choice repeated).",
             beyond(promised),
         ]
     )
@@ -242,24 +241,26 @@ def reasons(
 def why_chosen(tried: Sequence[Tried], scores: np.ndarray, ratio: float, chosen: int) -> str:
     over = [gains(scores, n, 0, ratio) for n in range(len(tried))]
     if len(tried) == 1:
-        return "The photos alone are learned from, and nothing else was tried."
+        return "The classifier learned from the photos alone, because nothing else was tried."
     if chosen == 0:
         best = max(range(1, len(tried)), key=lambda n: (over[n].mean, -n))
         others = f"the best of {len(tried) - 1} other" if len(tried) > 2 else "the only other"
         return (
-            f"The photos alone are learned from, because nothing else helps for sure: {others} "
-            f"candidate{'s' * (len(tried) > 2)}, {tried[best].method.what}, brings "
+            f"The classifier learned from the photos alone, because nothing else clearly helps: "
+            f"{others} candidate{'s' * (len(tried) > 2)}, {tried[best].method.what}, brings "
             f"{points(over[best])} over them."
         )
-    found = f"{tried[chosen].method.what}: that brings {points(over[chosen])} over the photos alone"
+    found = f"Chosen: {tried[chosen].method.what}. It brings {points(over[chosen])} over the photos"
+    found += " alone"
     names = [each.method.name for each in tried]
     if RANDAUGMENT in names[:chosen]:
         found += (
-            f", {points(gains(scores, chosen, names.index(RANDAUGMENT), ratio))} over RandAugment"
+            f", and {points(gains(scores, chosen, names.index(RANDAUGMENT), ratio))} over "
+            "RandAugment"
         )
     return (
-        f"{found[0].upper()}{found[1:]}; it is the simplest that gains more than one standard "
-        "error over the photos alone, and that none beats by as much."
+        f"{found}. It is the simplest candidate that gains more than a standard error over the "
+        "photos alone, and that no other candidate beats by as much."
     )
 
 
@@ -273,7 +274,7 @@ def points(found: Gain) -> str:
 def beyond(promised: Promise) -> str:
     """A sentence on photos from elsewhere."""
     if math.isnan(promised.elsewhere):
-        return "Photos from elsewhere may do worse; without masks nobody knows by how much."
+        return "Photos from elsewhere may do worse; without masks, by how much is unknown."
     return (
         f"Photos from elsewhere may do worse: with their objects on places of other classes, "
         f"{promised.elsewhere:.0%} are right."

@@ -178,7 +178,7 @@ def test_a_broken_photo_and_a_class_with_one(plain, quickly, caplog):
     with caplog.at_level("INFO"):
         found = quickly(candidates="real")
     assert found.notes[0] == "1 photo cannot be read, such as cat/broken.jpg: left out."
-    assert found.notes[1].startswith("owl: too few photos to hold one out")
+    assert found.notes[1].startswith("owl: too few photos to hold any out")
     facts = read_facts(found.classifier)
     assert "owl/0.png" in facts["photos"] and "owl" in facts["trained_classes"]
     assert "owl/0.png" not in set(pd.read_csv(OUT / "held_out.csv")["photo"])
@@ -232,7 +232,7 @@ def test_masks_by_default_where_the_models_are_there(quickly, plain, by_colour, 
     wanted = {"candidates": "paste", "num_synthetic": 1, "iterations": 5}
     found = quickly(**wanted)  # no model is on the disk
     assert found.left_out["paste"].startswith(
-        "there are no masks; with --mask_dir FOLDER or --mask"
+        "there are no masks; give --mask_dir FOLDER or --mask"
     )
     assert found.left_out["paste"].endswith("masking --dataset=folder --data_dir=" + str(plain))
     monkeypatch.setattr(fitting_masks, "commit_of", lambda name: "there")
@@ -268,7 +268,7 @@ def test_masks_that_take_too_long_are_left_for_later(quickly, plain, by_colour, 
     )  # fmt: skip
     found = quickly(masker="colours", minutes=2, clock=lambda: 0.0)
     assert found.left_out["paste"].startswith(
-        "masks of 8 photos are missing, which takes 80 seconds"
+        "masks of 8 photos are missing; making them takes 80 seconds"
     )
     assert len(pngs(plain / "masks")) == 4  # they are not lost
     assert found.table["elsewhere"].isna().all()
@@ -375,7 +375,7 @@ def ticking(step: float):
 def test_minutes_that_suffice_for_nothing_but_photos_alone(quickly):
     found = quickly(minutes=1, mask_dir="masks", clock=ticking(40))
     assert found.table["candidate"].tolist() == ["real"] and found.chosen == "real"
-    assert found.why.startswith("The photos alone are learned from, and nothing else was tried.")
+    assert found.why.startswith("The classifier learned from the photos alone, because nothing")
     for name in ("randaugment", "paste", "recoloured"):
         assert "more than there is left" in found.left_out[name]
     assert "no Stable Diffusion" in found.left_out["edits-0.5"]
@@ -451,8 +451,8 @@ def test_folders_that_nothing_can_be_learned_from(plain, fails, workdir):
     for name in ("dog", "fox"):
         shutil.move(plain / name, workdir / name)
     assert fails() == (
-        "photos has photos of one class, cat: a classifier tells classes apart, expected a folder "
-        "for each of two or more"
+        "photos has photos of one class, cat: a classifier needs two classes or more, with a "
+        "folder of photos each"
     )
     for name in ("cat", "dog"):
         (plain / name).mkdir(exist_ok=True)
@@ -461,16 +461,16 @@ def test_folders_that_nothing_can_be_learned_from(plain, fails, workdir):
         shutil.copy(workdir / f"fox/{len(name)}.png", plain / name / "0.png")
     Image.new("RGB", (8, 8), "red").save(plain / "dog/0.png")
     single = fails()
-    assert single.startswith("photos has a single photo of each class, so that none can be held")
+    assert single.startswith("photos has a single photo of each class, so no photo can be held")
     assert "train-classifier --" in single and "--num_synthetic=0" in single
     shutil.copy(plain / "dog/0.png", plain / "dog/1.png")
-    assert fails().startswith("photos: no class has two photos that differ")
+    assert fails().startswith("photos: no class has two different photos")
     for path in plain.rglob("*.png"):
         path.write_bytes(b"nothing")
     assert fails() == "photos: 3 photos, and none of them can be read"
     shutil.rmtree(plain)
     assert fails() == (
-        "photos is not there: expected a folder with a folder of photos for each class"
+        "photos does not exist: expected a folder with a folder of photos for each class"
     )
 
 
@@ -511,9 +511,7 @@ def test_a_folder_that_is_being_written_to(plain, fails, monkeypatch):
         return read(*args)
 
     monkeypatch.setattr(fitting_photos, "read_all", comes)
-    assert fails().startswith(
-        "photos is being written to: while its photos were read, 1 came and 0"
-    )
+    assert fails().startswith("photos is being written to: 1 photo came and 0 changed while")
     monkeypatch.setattr(fitting_photos, "read_all", read)
 
     def changes(*args):
@@ -522,7 +520,7 @@ def test_a_folder_that_is_being_written_to(plain, fails, monkeypatch):
 
     monkeypatch.setattr(fitting, "write_result", changes)
     said = fails("--candidates=real")
-    assert said.startswith("photos has changed meanwhile: 1 photo, such as dog/0.png")
+    assert said.startswith("1 photo in photos, such as dog/0.png, changed or vanished")
 
 
 def test_a_full_disk(plain, fails, monkeypatch):
