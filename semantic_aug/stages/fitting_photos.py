@@ -193,8 +193,8 @@ def check_settled(run: Run, settings: Fitting, known: Mapping[str, str]) -> None
     if came or other:
         raise UserError(
             f"{run.data_dir} is being written to: {counted(len(came), 'photo')} came and "
-            f"{len(other)} changed while they were read, such as {(came + other)[0]}; run this again "
-            "when all are there"
+            f"{len(other)} changed while they were read, such as {(came + other)[0]}; run this "
+            "again when all are there"
         )
 
 
