@@ -130,7 +130,7 @@ def methods_of(settings: Fitting) -> list[Method]:
         Method(
             RECOLOURED,
             RECOLOURED,
-            "the same, objects recoloured",
+            "recoloured objects on places of other photos",
             {"aug": PASTE, "layout_colour": COLOURS},
         ),
         Method(

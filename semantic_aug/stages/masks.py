@@ -325,13 +325,13 @@ def summary(
         if state.path is None:
             continue
         if state.path.is_relative_to(aside):
-            doubtful[source] = doubts_in(state.line) or ["a person has put it here"]
+            doubtful[source] = doubts_in(state.line) or ["a person put it here"]
         else:
             used[source] = state.path
     kept = sum(state.what == KEPT for state in states.values())
     log.log(
-        RESULT, "%s: %s made now; %d of %s have one that is used%s", root, counted(made, "mask"),
-        len(used), counted(len(photos), "photo"), f", {kept} of them a person's" * (kept > 0),
+        RESULT, "%s: %s made now; %d of %s have a usable mask%s", root, counted(made, "mask"),
+        len(used), counted(len(photos), "photo"), f", {kept} of them made by a person" * (kept > 0),
     )  # fmt: skip
     unfit = without_photo(root, used.values())
     if unfit:
@@ -342,7 +342,7 @@ def summary(
     if doubtful:
         first = min(doubtful)
         log.log(
-            RESULT, "%s in %s/ (%s: %s ...): look at %s, move what is good to %s",
+            RESULT, "%s in %s/ (%s: %s ...): look at %s, and move good masks to %s",
             counted(len(doubtful), "doubtful mask"), aside, first, doubtful[first][0], page, root,
         )  # fmt: skip
     return Masks(root, made, used, doubtful, page)

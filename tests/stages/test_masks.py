@@ -149,7 +149,7 @@ def test_what_a_person_has_painted_stays(run, photos, calls, caplog):
     found = masks(run, keep_pieces=True)  # other settings: what was made is made again
     assert found.made == 19 and (painted.read_bytes(), corrected.read_bytes()) == theirs
     assert found.used["train/cat/0.png"] == painted
-    assert "21 of 21 photos have one that is used, 2 of them a person's" in caplog.text
+    assert "21 of 21 photos have a usable mask, 2 of them made by a person" in caplog.text
     found = masks(run, keep_pieces=True, overwrite=True)
     assert found.made == 21 and not painted.exists() and corrected.read_bytes() != theirs[1]
 
@@ -279,7 +279,7 @@ def test_the_command_by_its_name(photos, workdir, calls, called):
         semantic_aug_command, "masks", "--dataset=folder", f"--data_dir={photos}", "--classes=cat"
     )
     assert status == 0, said
-    assert f"{photos / 'masks'}: 7 masks made now; 7 of 7 photos have one that is used" in out
+    assert f"{photos / 'masks'}: 7 masks made now; 7 of 7 photos have a usable mask" in out
     assert sum(1 for _ in read_made(photos / "masks")) == 7
 
 
