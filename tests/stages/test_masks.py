@@ -175,7 +175,7 @@ def test_doubtful_masks_are_listed_and_not_used(run, photos, calls, caplog):
     found = masks(run)
     assert found.made == 0 and "train/cat/grey0.png" in found.used
     assert (aside / "grey1.png").read_bytes() == theirs
-    assert found.doubtful == {"train/cat/grey1.png": ["a person has put it here"]}
+    assert found.doubtful == {"train/cat/grey1.png": ["a person put it here"]}
 
 
 def test_a_mask_far_from_the_usual_size_is_set_aside_once_its_class_is_whole(
