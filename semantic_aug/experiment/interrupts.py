@@ -55,28 +55,36 @@ def stop_deferred() -> Iterator[Callable[[], bool]]:
     """Let a block end by itself, at a point from which it can go on.
 
     Gives a function that says whether a signal has arrived. After a signal, the end of the block
-    raises `Stopped`.
+    raises `Stopped`, or KeyboardInterrupt after Ctrl-C. A second Ctrl-C ends the block at once.
     """
     arrived: list[int] = []
 
-    with _handled_by(lambda number, frame: arrived.append(number)):
+    def note(number, frame):
+        if number == signal.SIGINT and number in arrived:
+            raise KeyboardInterrupt
+        arrived.append(number)
+
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in the background of a shell
+    with _handled_by(note, SIGNALS if ignored else (*SIGNALS, signal.SIGINT)):
         yield lambda: bool(arrived)
     if arrived:
         _end(arrived[0])
 
 
 def _end(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # further signals must not disturb the clean-up
     raise Stopped(signal.Signals(number).name)
 
 
 @contextlib.contextmanager
-def _handled_by(handler) -> Iterator[None]:
+def _handled_by(handler, signals=SIGNALS) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    before = {each: signal.signal(each, handler) for each in SIGNALS}
+    before = {each: signal.signal(each, handler) for each in signals}
     try:
         yield
     finally:

@@ -72,14 +72,14 @@ def write_sheets(folder: Path, shown: Iterable[Shown], read: Read) -> None:
     names = folder_names(sorted(of_class))
     remove_leftovers(folder)
     for name, by_state in progress_bar(iterable=of_class.items(), desc="sheets", unit="class"):
-        rows = [
-            (f"{state}\n{start + 1} ...", some[start : start + ACROSS])
-            for state, some in by_state.items()
-            for start in range(0, len(some), ACROSS)
-        ][:ROWS]
+        rows = []
+        for state, some in by_state.items():
+            for start in range(0, len(some), ACROSS):
+                row = some[start : start + ACROSS]
+                rows.append((f"{state}\n{start + 1} to {start + len(row)}", row))
         pictures = [
             (text, [[outlined(read(each), read_mask(each.mask), CELL) for each in row]])
-            for text, row in rows
+            for text, row in rows[:ROWS]
         ]
         with atomic_path(folder / f"{names[name]}.png") as temporary:
             contact_sheet(pictures, [name], CELL, 14).save(temporary, format="PNG")

@@ -120,6 +120,26 @@ def test_a_deferred_end_comes_after_the_block():
         assert not asked()
 
 
+def test_a_deferred_ctrl_c_comes_after_the_block_and_a_second_at_once():
+    with pytest.raises(KeyboardInterrupt), stop_deferred() as asked:
+        send(signal.SIGINT)
+        assert asked()
+    reached = []
+    with pytest.raises(KeyboardInterrupt), stop_deferred():
+        send(signal.SIGINT)
+        reached.append("after the first")
+        send(signal.SIGINT)
+        reached.append("after the second")
+    assert reached == ["after the first"]
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_deferred() as asked:
+            send(signal.SIGINT)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def ends(main, *argv):
     with pytest.raises(SystemExit) as ended:
         main(list(map(str, argv)))
