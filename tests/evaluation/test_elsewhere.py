@@ -192,7 +192,7 @@ def test_elsewhere_is_a_split_like_any_other(drawn, train):
     said = train("--num_trials=2", "--compare", "without")
     assert "elsewhere accuracy %" in said
     assert re.search(r"seed=1_ex=1: val [\d.]+%, test [\d.]+%, elsewhere [\d.]+% ", said)
-    assert f"without has no results {ELSEWHERE}: it was made without --elsewhere" in said
+    assert f"without has no {ELSEWHERE} results: it was made without --elsewhere" in said
     assert "other settings" not in said
     for seed in (0, 1):
         name = f"results_{seed}_1.csv"
