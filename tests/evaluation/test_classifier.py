@@ -1083,7 +1083,7 @@ def test_results_with_words_of_other_trials_say_so(data, resnet, capsys):
     assert {r["borrowed_words"] for r in read(folder.parent / "real/summary.csv")} == {"0"}
     words = {"seed=0_ex=1": None, "seed=1_ex=1": "seed=7_ex=4"}
     assert read_config(folder)["borrowed_words"] == words
-    said = "images of seed=1_ex=1 were made with words of seed=7_ex=4: words learned from photos"
+    said = "images of seed=1_ex=1 were made with words of seed=7_ex=4: results are optimistic"
     assert said in capsys.readouterr().err
     run(resnet, "--num_trials=3")
     assert {row["borrowed_words"] for row in read(folder / "summary.csv")} == {""}

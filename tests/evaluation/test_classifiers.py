@@ -365,7 +365,7 @@ def test_what_is_wrong_with_a_classifier_is_one_line(run, photos, resnet, tmp_pa
     fails(r"real is no classifier; give a classifier in .*: classifier_0_2", folder)
     fails(r"^nowhere is no classifier: expected a folder classifier_SEED_EXAMPLES", "nowhere")
     fails(r"own is no classifier: expected a folder classifier_SEED", own)
-    fails("'gone' is no folder, and no hub model .* give its present place by --classifier",
+    fails("'gone' is no folder, and no hub model .* give its present place by classifier_backbone",
           classifier_backbone="gone")  # fmt: skip
     other = tmp_path / "other"
     other.mkdir()
@@ -407,7 +407,7 @@ def test_a_backbone_by_a_relative_path_is_found_from_anywhere(
         shutil.move(workdir / name, "moved")
     moved = Path("moved/output/e/results/real/classifier_0_2")
     assert torch.equal(load_classifier(moved, device="cpu")(images), expected)
-    with pytest.raises(UserError, match=r"was .*sample/backbone, and classifier_backbone says wh"):
+    with pytest.raises(UserError, match=r"was .*sample/backbone; give its present place by class"):
         load_classifier(alone)
     given = load_classifier(alone, classifier_backbone="moved/sample/backbone", device="cpu")
     assert torch.equal(given(images), expected)
