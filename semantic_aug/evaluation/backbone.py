@@ -83,7 +83,7 @@ class Backbone:
             overflown = ~features.isfinite().all(dim=1)
             if overflown.any():
                 log.warning(
-                    "the backbone overflows in %s: float32 is used for the images concerned",
+                    "the backbone overflows in %s: float32 is used for some images",
                     self.precision,
                 )
                 features[overflown] = self._pass(images[overflown], FLOAT32)
@@ -258,7 +258,7 @@ def trained_modules(model: torch.nn.Module, finetune: str) -> tuple[torch.nn.Mod
     name = max(lists, key=lambda each: sum(p.numel() for p in lists[each].parameters()))
     if wanted > len(lists[name]):
         raise UserError(
-            f"--finetune: got {finetune}, and {type(model).__name__} has "
+            f"--finetune: got {finetune}, but {type(model).__name__} has "
             f"{counted(len(lists[name]), 'block')}"
         )
     # Modules are in the order of their definition: later modules use the output of earlier ones.
@@ -373,8 +373,7 @@ def read_preprocessing(
             raise ValueError(f"mean {mean}, deviation {std}, size {size}")
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise UserError(
-            f"--classifier_backbone: preprocessor_config.json of {name} has values that cannot "
-            f"be: {error}"
+            f"--classifier_backbone: preprocessor_config.json of {name} has invalid values: {error}"
         ) from error
     return (mean, std, size) if config.get("do_normalize", True) else ((0.0,) * 3, (1.0,) * 3, size)
 

@@ -67,7 +67,7 @@ def say_at_end(name: str, temperature: float) -> None:
     """Log a notice if the temperature is at a bound and calibrates nothing."""
     if at_end(temperature):
         why = (
-            "its answers on photos that are held out are no better than chance"
+            "its answers on held-out photos are no better than chance"
             if temperature == HOTTEST
             else "its scores of the classes hardly differ"
         )

@@ -169,7 +169,7 @@ def scores_of(
 ) -> np.ndarray:
     """The scores for choosing a candidate: accuracy in each fold, with shapes as `Judged.scores`.
 
-    If photos of a fold are also evaluated with their objects elsewhere, the mean of both numbers.
+    If a fold is also evaluated with objects elsewhere, its score is the mean of both accuracies.
     """
     found = judged.scores(weights)
     if elsewhere is None:
@@ -189,7 +189,7 @@ class Promise:
     Attributes:
         accuracy: expected, mean over classes.
         low, high: 95 % interval.
-        elsewhere: the same on photos with objects on other classes' backgrounds; nan without.
+        elsewhere: expected on photos with objects on other classes' backgrounds; nan if unknown.
         shares: the share of samples that choose each candidate, by its number.
     """
 
@@ -215,7 +215,7 @@ def promise(
     samples is the estimate, and percentiles give the interval (BBC-CV: Tsamardinos, Greasidou and
     Borboudakis, Bootstrapping the out-of-sample predictions for efficient and accurate
     cross-validation, Machine Learning 107, 2018, algorithm 5; section 3.3 for the interval). Each
-    sample evaluates on about a third of the photos, so the interval is rather too wide.
+    sample evaluates on about a third of the photos, so the interval tends to be too wide.
 
     Args:
         units: the unit of each of the N photos; photos of a unit are drawn together.
@@ -237,7 +237,7 @@ def promise(
     every = np.arange(samples)
     accuracy = judged.accuracy(out)[every, chosen]
     accuracy = accuracy[np.isfinite(accuracy)]
-    if not len(accuracy):  # two photos: every draw leaves no photo
+    if not len(accuracy):  # no sample leaves photos to evaluate on
         accuracy = judged.accuracy()[[0]]
     far = math.nan
     if elsewhere is not None:

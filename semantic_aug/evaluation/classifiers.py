@@ -59,7 +59,7 @@ class Classifier:
 
         Args:
             images: N PIL images of any size and mode, or a single image.
-            masks: [H, W] of each, nonzero on the object; for a classifier of cropped photos.
+            masks: for each image [H, W], nonzero on the object; only if `crop_to_object` was set.
 
         Raises:
             UserError: masks are missing, or do not fit.
@@ -78,6 +78,10 @@ class Classifier:
 
     def predict(self, paths: Iterable[str | Path], masks=None) -> list[str]:
         """The most likely class of each image file.
+
+        Args:
+            paths: N paths, or a single path.
+            masks: see `__call__`.
 
         Raises:
             UserError: a file cannot be read; or as `__call__`.
@@ -101,8 +105,8 @@ class Classifier:
         if masks is None or len(masks) != number:
             got = "none" if masks is None else str(len(masks))
             raise UserError(
-                f"masks: got {got} for {number} photos, expected one each: this classifier was "
-                "trained on photos that were cropped to their objects"
+                f"masks: got {got} for {number} photos, expected a mask for each photo: this "
+                "classifier was trained on photos that were cropped to their objects"
             )
         return masks
 
@@ -112,7 +116,7 @@ class Classifier:
             mask = binary_mask(mask)
             if mask.shape != image.size[::-1]:
                 raise UserError(
-                    f"masks: got one of {mask.shape[1]}x{mask.shape[0]} pixels for a photo of "
+                    f"masks: got a mask of {mask.shape[1]}x{mask.shape[0]} pixels for a photo of "
                     f"{image.width}x{image.height}, expected the same size"
                 )
             image = image.crop(object_box(mask))
@@ -290,14 +294,14 @@ def read_classifier(
     except UserError as error:
         raise UserError(
             f"{path}: {error}; the backbone of this classifier was "
-            f"{facts.get('backbone_places', [facts['backbone']])[0]}, and "
-            "--classifier_backbone says where it is now"
+            f"{facts.get('backbone_places', [facts['backbone']])[0]}; give its present place by "
+            "--classifier_backbone"
         ) from error
     if model.identity != facts["backbone_identity"]:
         raise UserError(
             f"{path}: the backbone {name} is another than this classifier was trained on: then "
-            f"{facts['backbone_identity']}, now {model.identity}; --classifier_backbone says where "
-            "the right one is"
+            f"{facts['backbone_identity']}, now {model.identity}; give the place of the right "
+            "backbone by --classifier_backbone"
         )
     if weights:  # cached features belong to an unchanged backbone
         _load_changed(path, model, weights)

@@ -29,7 +29,7 @@ from semantic_aug.experiment.names import Trial
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.settings.classification import TrainingOptions
 
-VIEWS = 2  # of each image, which are positives of each other
+VIEWS = 2  # of each image; they are positives of each other
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 CHECKPOINT_SECONDS = 60  # between two checkpoints, at least
 
@@ -48,14 +48,14 @@ def supervised_contrastive_loss(
 ) -> torch.Tensor:
     """The mean of equation 2 ("out") of arXiv 2004.11362 over the anchors with a positive.
 
-    The positives P(i) of anchor i are the other anchors of its label. Its A(i), over which the
-    denominator sums, are all other anchors, and the hard negatives with the label of i.
+    The positives P(i) of anchor i are the other anchors with its label. The denominator sums over
+    A(i): all other anchors, and the hard negatives with the label of i.
 
     Args:
-        anchors: [A, D] of length 1; each is an anchor, and stands in A(i) of all others.
+        anchors: [A, D] embeddings of length 1; each is also in A(i) of all other anchors.
         labels: [A] int64.
         temperature: divides similarities, which are in [-1, 1].
-        negatives: [H, D] of length 1.
+        negatives: [H, D] embeddings of length 1.
         negative_labels: [H] int64, the class that each negative looks like.
 
     Returns:
@@ -108,7 +108,7 @@ def random_view(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 
 
 def _random_part(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """A rectangle of each image, enlarged to the size of the whole; four numbers per image."""
+    """A rectangle of each image, enlarged to the full size; `draws` is [4, B] in [0, 1)."""
     height, width = images.shape[2:]
     area, ratio = 0.6 + 0.4 * draws[0], (4 / 3) ** (2 * draws[1] - 1)
     across, down = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
@@ -149,7 +149,7 @@ class Checkpoint:
             found = torch.load(content, map_location="cpu", weights_only=True)
             if found["identity"] == self.identity:
                 return found["state"]
-            log.warning("%s is of other settings or another device: begun anew", self.path)
+            log.warning("%s has other settings or another device: the trial begins anew", self.path)
             return None
         except Exception as error:  # on broken files, the unpickler raises any kind of exception
             log.warning("%s cannot be read (%s): the trial begins anew", self.path, error)
@@ -177,7 +177,7 @@ def train_contrastively(
         negatives: hard negatives of the same photos, as `load_negatives` gives them.
 
     Returns:
-        The mean loss of each epoch, of each batch before its step.
+        The mean loss of each epoch; the loss of a batch is computed before its step.
 
     Raises:
         UserError: an image cannot be read, or the loss is no longer finite.
@@ -241,13 +241,13 @@ def train_contrastively(
                     optimizer.step()
                     of_steps.append(loss.detach())
             losses.append(float(torch.stack(of_steps).double().mean()))
-            with torch.no_grad():  # the loss is from before the last step
+            with torch.no_grad():  # the loss does not show the last step
                 features = backbone(images)
             if not (math.isfinite(losses[-1]) and features.isfinite().all()):
                 raise UserError(
                     f"{trial.name}: training diverges at --contrastive_learning_rate "
                     f"{options.contrastive_learning_rate:g}: its loss is {losses[-1]:.3g} in epoch "
-                    f"{epoch}; choose a smaller one"
+                    f"{epoch}; choose a smaller rate"
                 )
             progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
             progress.update()

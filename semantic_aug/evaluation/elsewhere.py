@@ -149,7 +149,7 @@ def usable_masks(photos: FewShotDataset, indices: Sequence[int], crop: bool) -> 
         )
     if len(found) < len(indices):
         log.warning(
-            "Elsewhere: %d of %s left out, whose masks are missing, empty or whole",
+            "Elsewhere: %d of %s left out, because their masks are missing, empty or full",
             len(indices) - len(found),
             number,
         )
@@ -166,8 +166,8 @@ def places_of(sources: Sequence[str], labels: Sequence[int]) -> list[int]:
     others = {own: [n for n in order if labels[n] != own] for own in set(labels)}
     if len(others) < 2:
         raise UserError(
-            "--elsewhere: all photos with masks are of one class, expected two or more, whose "
-            "objects change places; give masks of other classes, or leave --elsewhere out"
+            "--elsewhere: all photos with masks are of one class, expected two classes or more; "
+            "give masks of other classes, or leave --elsewhere out"
         )
     return [
         others[label][stable_hash("elsewhere", source) % len(others[label])]

@@ -1,4 +1,4 @@
-"""A classifier as a whole model of transformers, and as ONNX: for programs without this package."""
+"""Export of a classifier to transformers and ONNX, for programs without this package."""
 
 import contextlib
 import io
@@ -14,27 +14,28 @@ from semantic_aug import UserError, first_line
 from semantic_aug.evaluation.backbone import quiet
 from semantic_aug.evaluation.classifiers import Classifier
 
-NEVER = -1e4  # logit of a class that was not trained: its probability is 0 in every precision
-AGREE = 1e-4  # how far probabilities may be apart
+NEVER = -1e4  # logit of an untrained class: its probability is 0 in every precision
+AGREE = 1e-4  # largest accepted difference between probabilities
 ONNX_FILE = "model.onnx"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-BICUBIC = 3  # of Pillow
+BICUBIC = 3  # Pillow's number of this filter
 
 
 def to_transformers(classifier: Classifier) -> torch.nn.Module:
-    """The `...ForImageClassification` of the backbone, with the head and the temperature in it.
+    """The backbone's `...ForImageClassification` model, with the head and the temperature in it.
 
-    Its softmax gives the classifier's probabilities, which is tried out on images of noise.
+    The softmax of its logits gives the classifier's probabilities; images of noise check this.
 
     Raises:
-        UserError: transformers has none, or one whose head sees other features than this one.
+        UserError: transformers has no such model; or the model takes no images of this size, or its
+            head uses other features than the classifier's head.
     """
     import transformers
 
     backbone = classifier.backbone
     kind = backbone.model.config.model_type
     config = type(backbone.model.config).from_dict(backbone.model.config.to_dict())
-    config.architectures = []  # DeiT's with a teacher has two heads
+    config.architectures = []  # DeiT's architecture with a teacher has two heads
     config.num_labels = len(classifier.class_names)
     config.id2label = dict(enumerate(classifier.class_names))
     config.label2id = {name: label for label, name in enumerate(classifier.class_names)}
@@ -64,7 +65,7 @@ def to_transformers(classifier: Classifier) -> torch.nn.Module:
     images = torch.rand(8, 3, *backbone.image_size, generator=stream)
     try:
         logits = model((images - backbone.mean.cpu()) / backbone.std.cpu()).logits
-    except Exception as error:  # of a size that it does not take, whatever a model says
+    except Exception as error:  # models raise any kind of exception for unsuitable sizes
         size = "x".join(map(str, backbone.image_size))
         raise UserError(
             f"{type(model).__name__} takes no images of {size} pixels ({first_line(error)}), on "
@@ -76,18 +77,18 @@ def to_transformers(classifier: Classifier) -> torch.nn.Module:
     return model
 
 
-_INSTEAD = "use it by semantic-aug predict, or load_classifier in Python"
+_INSTEAD = "use the classifier by semantic-aug predict, or by load_classifier in Python"
 
 
 def _other(model: torch.nn.Module, kind: str) -> str:
     return (
-        f"{type(model).__name__} of transformers sees other features of a backbone of kind {kind} "
-        f"than this classifier: {_INSTEAD}"
+        f"the head of transformers' {type(model).__name__} uses other features of a backbone of "
+        f"kind {kind} than this classifier: {_INSTEAD}"
     )
 
 
 def folded_head(classifier: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [num_classes, F] and bias of a head whose softmax gives calibrated probabilities.
+    """Weights [num_classes, F] and bias [num_classes] of a head that includes the temperature.
 
     A class without a training photo keeps its label: its weights are 0, its bias is `NEVER`.
     """
@@ -99,7 +100,7 @@ def folded_head(classifier: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def image_processor(classifier: Classifier) -> dict:
-    """preprocessor_config.json: photos resized as here, without keeping their proportions."""
+    """The content of preprocessor_config.json: photos are resized as in training."""
     height, width = classifier.backbone.image_size
     return {
         "image_processor_type": "ViTImageProcessor",
@@ -116,7 +117,7 @@ def image_processor(classifier: Classifier) -> dict:
 
 
 def write_transformers(folder: Path, model: torch.nn.Module, classifier: Classifier) -> None:
-    """Weights, configuration and image processor, as `from_pretrained` takes them."""
+    """Write the weights, configuration and image processor, for `from_pretrained`."""
     import transformers
 
     with quiet(transformers):
@@ -129,7 +130,7 @@ def write_transformers(folder: Path, model: torch.nn.Module, classifier: Classif
 
 
 def check_onnx() -> None:
-    """Raise UserError unless the packages for ONNX are there."""
+    """Raise UserError unless the packages for ONNX are installed."""
     import importlib.util
 
     absent = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
@@ -150,25 +151,31 @@ class _Logits(torch.nn.Module):
 
 
 def write_onnx(path: Path, model: torch.nn.Module, size: tuple[int, int]) -> None:
-    """`pixel_values` [B, 3, H, W], as the image processor makes them -> `logits`, for any B.
+    """Write a model as ONNX, for batches of any size B.
+
+    The input `pixel_values` [B, 3, H, W] comes from the image processor; the output is `logits`
+    [B, num_classes].
+
+    Args:
+        size: H and W in pixels.
 
     Raises:
-        UserError: torch cannot write this model, or onnxruntime answers otherwise.
+        UserError: torch cannot write this model, or onnxruntime gives other probabilities.
     """
     import onnxruntime
 
     stream = torch.Generator().manual_seed(1)
     images, example = torch.rand(5, 3, *size, generator=stream), torch.rand(2, 3, *size)
-    whole = _Logits(model).eval()  # else the exporter would leave the model in training mode
+    whole = _Logits(model).eval()  # otherwise the exporter would leave the model in training mode
     batch = {name: {0: "batch"} for name in ("pixel_values", "logits")}
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
     try:
         with _silent():
-            # The older of torch's two exporters takes a second, the newer one fifteen.
+            # torch's older exporter takes a second, the newer exporter fifteen.
             torch.onnx.export(whole, (example,), path, dynamo=False, dynamic_axes=batch, **names)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"pixel_values": images.numpy()})
-    except Exception as error:  # whatever an exporter says of a model that it does not know
+    except Exception as error:  # exporters raise any kind of exception for unknown models
         raise UserError(
             f"--onnx: torch cannot write {type(model).__name__} as ONNX: {first_line(error)}"
         ) from error
@@ -176,12 +183,12 @@ def write_onnx(path: Path, model: torch.nn.Module, size: tuple[int, int]) -> Non
         expected = model(pixel_values=images).logits.softmax(dim=1)
     apart = float((torch.from_numpy(found).softmax(dim=1) - expected).abs().max())
     if apart > AGREE:
-        raise UserError(f"--onnx: onnxruntime gives probabilities that are {apart:.2g} apart")
+        raise UserError(f"--onnx: the probabilities of onnxruntime and torch differ by {apart:.2g}")
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """No notices of the exporter, which are many and concern nobody here."""
+    """Suppress the notices of the exporter, which do not concern the user."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""Features of pictures, or of fixed views of them: computed once, and kept for the next run.
+"""Features of pictures, or of their fixed views: computed once, and cached for the next run.
 
-output/EXP/cache/KEY.safetensors holds the features of a list of pictures. KEY depends on the
-backbone, the size and the content of the files, so that a wrong file is never read.
+output/EXP/cache/KEY.safetensors holds the features of a list of pictures. KEY depends on all that
+changes the features: the backbone, the size, the views, and the content of the pictures.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from semantic_aug.experiment.files import atomic_path
 from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.few_shot_dataset import FewShotDataset
 
-# How pixels come from files; another word where they come out otherwise.
+# How files become pixels; change this text whenever the pixels change.
 READING = "colour profiles converted to sRGB"
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LabelledFeatures:
-    """A split by the backbone as it is.
+    """The features and labels of the photos of a split.
 
     Attributes:
-        features: [N, F] on the backbone's device.
-        labels: [N] on the CPU.
-        indices: of these N photos in the dataset.
+        features: [N, F] float32, on the backbone's device.
+        labels: [N] int64, on the CPU.
+        indices: of the N photos in the dataset.
     """
 
     features: torch.Tensor
@@ -43,7 +43,7 @@ class LabelledFeatures:
     indices: Sequence[int] = ()
 
     def without(self, left_out: Set[int]) -> "LabelledFeatures":
-        """Those of all photos but some, given by their indices."""
+        """The same without the photos that have these indices."""
         rows = [row for row, idx in enumerate(self.indices) if idx not in left_out]
         if len(rows) == len(self.labels):
             return self
@@ -53,7 +53,7 @@ class LabelledFeatures:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The pictures of a split to evaluate on, in the dataset's order, and their labels."""
+    """The photos of an evaluation split, in the dataset's order, and their labels, [N] int64."""
 
     name: str
     images: Images
@@ -66,16 +66,25 @@ def load_split(
     classes: Collection[str] | None = None,
     workers: int | None = None,
 ) -> Split:
-    """All photos of a split, none decoded yet and none to be held."""
+    """All photos of a split; each is decoded whenever it is used.
+
+    Args:
+        size: height and width in pixels.
+        classes: the selected classes; default all.
+        workers: see `Images`.
+    """
     indices = dataset.indices(classes)
     labels = torch.tensor([dataset.get_label_by_idx(idx) for idx in indices])
     return Split(dataset.split, Images(dataset, indices, size, 0, workers), labels)
 
 
 def readable(split: Split, memory: float, workers: int | None = None) -> Split:
-    """A split without the photos that cannot be read, held where it fits into `memory` megabytes.
+    """A split without unreadable photos, held in memory if it fits into `memory` megabytes.
 
-    For many passes; those that cannot be read are named and counted once.
+    So many evaluations of the split name and count its unreadable photos only once.
+
+    Raises:
+        UserError: no photo is left.
     """
     good = [n for n, pixels in enumerate(split.images.each()) if not _unreadable(pixels)]
     _count_unreadable(split, len(good))
@@ -100,19 +109,19 @@ def _count_unreadable(split: Split, good: int) -> None:
             split.name,
         )
     if not good:
-        raise UserError(f"no photo of split {split.name!r} to evaluate on")
+        raise UserError(f"split {split.name!r} has no photo to evaluate on")
 
 
 def split_features(backbone: Backbone, split: Split, cache: Path | None = None) -> LabelledFeatures:
-    """Every photo of a split through the backbone as it is now, in the dataset's order.
+    """The features of a split's photos by the current backbone, in the dataset's order.
 
-    Photos that cannot be read are named, counted and left out.
+    Warnings name and count unreadable photos, which are left out.
 
     Args:
-        cache: the folder where features of a frozen backbone are kept.
+        cache: the folder of cached features; used only for a frozen backbone.
 
     Raises:
-        UserError: no photo is left.
+        UserError: no photo is left, or the features of a frozen backbone are not finite.
     """
     features, read = cached_features(backbone, split.images, f"{split.name} features", cache)
     _count_unreadable(split, int(read.sum()))
@@ -127,13 +136,19 @@ def cached_features(
     cache: Path | None = None,
     views: Views = AS_IT_IS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of the pictures that can be read, and which of all N these are, [N] bool.
+    """The features of all readable pictures, from the cache or by the backbone.
+
+    Args:
+        title: of the progress bar.
+        cache: the folder of cached features; used only for a frozen backbone.
+        views: of each picture.
 
     Returns:
-        [M * V, F] for M readable pictures of V views each; the views of a picture are adjacent.
+        Features [M * V, F] of M readable pictures with V views each; the views of a picture are
+        adjacent. And [N] bool, which of all N pictures are readable.
 
     Raises:
-        UserError: the backbone gives numbers that are not finite.
+        UserError: the features of a frozen backbone are not finite.
     """
     path = None
     if cache is not None and not backbone.trained:
@@ -141,7 +156,7 @@ def cached_features(
     found = None if path is None else _read(path, len(images), backbone, views.number)
     if found is None:
         found = _compute(backbone, images, title, views)
-        # Broken pictures are named in every run: what they lack is not kept.
+        # With unreadable pictures nothing is cached, so that every run names them.
         if path is not None and found[1].all():
             _write(path, found[0])
     return found
@@ -205,13 +220,13 @@ def _read(path: Path, number: int, backbone: Backbone, views: int = 1) -> tuple 
         return None
     try:
         features = load_file(path)["features"]
-    except Exception as error:  # whatever a damaged file brings about
+    except Exception as error:  # a damaged file raises any kind of exception
         log.warning("%s cannot be read (%s): made again", path, error)
         return None
     if features.shape != (number * views, backbone.num_features):
         return None
     if features.dtype != torch.float32 or not features.isfinite().all():
-        log.warning("%s holds what no backbone has given: made again", path)
+        log.warning("%s does not hold finite features: made again", path)
         return None
     return features.to(backbone.device), torch.ones(number, dtype=torch.bool)
 

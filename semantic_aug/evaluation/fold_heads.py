@@ -1,8 +1,8 @@
-"""Heads of all folds of a candidate at once, on features that are kept.
+"""Training the heads of all folds of a candidate together, on cached features.
 
-With a frozen backbone the views of all photos and variants pass it once; a head of a fold is then
-some hundred steps on rows of a tensor. All folds take each step together, which is several times
-quicker than one fold after the other.
+A frozen backbone processes all views of photos and variants once. The head of a fold then needs
+only some hundred steps on rows of a tensor. All folds take each step together, which is several
+times faster than training fold after fold.
 """
 
 import math
@@ -21,14 +21,14 @@ from semantic_aug.settings.classification import TrainingOptions
 
 @dataclass(frozen=True, eq=False)
 class Variants:
-    """Synthetic variants of photos, by their features.
+    """The features of M synthetic variants of N photos.
 
     Attributes:
-        features: [M * W, F], W views of each side by side.
-        photo: [M], the number of the photo that each is a variant of.
-        seen: [M, N] bool, which of the N photos had a part in it: its own, others that it shows
-            something of, and all that the words were learned from that it was made by.
-        turn: [M], which of a photo's variants it is; with several sets they are taken in turn.
+        features: [M * W, F] for W views of each variant; the views of a variant are adjacent.
+        photo: [M] int64, the number of each variant's own photo.
+        seen: [M, N] bool, which photos had a part in a variant: its own photo, other photos of
+            which it shows a part, and all photos from which its words were learned.
+        turn: [M] int64, the number of a variant among the variants of its photo in the same set.
     """
 
     features: torch.Tensor
@@ -44,10 +44,12 @@ class Variants:
         return len(self.features) // max(1, len(self))
 
     def allowed(self, trained: torch.Tensor) -> torch.Tensor:
-        """Numbers of those in which trained photos alone had a part, photo by photo.
+        """The numbers of the variants in which only training photos had a part, photo by photo.
+
+        The variants of a photo are in the order of their turns.
 
         Args:
-            trained: [N] bool.
+            trained: [N] bool, the training photos of a fold.
         """
         chosen = (~(self.seen & ~trained).any(dim=1)).nonzero().flatten()
         for key in (self.turn, self.photo):
@@ -56,9 +58,10 @@ class Variants:
 
 
 def together(sets: Sequence[Variants]) -> Variants:
-    """Several sets of variants as one: of a photo the first of each, the second of each, and so on.
+    """Several sets of variants as a single set.
 
-    All have equally many views.
+    `allowed` gives each photo's first variants of all sets, then its second variants, and so on.
+    All sets must have the same number of views.
     """
     return Variants(*(torch.cat([getattr(each, name) for each in sets]) for name in _PARTS))
 
@@ -68,13 +71,13 @@ _PARTS = ("features", "photo", "seen", "turn")
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What a candidate learns from.
+    """The photos and variants on which the heads of a candidate are trained.
 
     Attributes:
-        features: [N * V, F], V views of each photo side by side.
+        features: [N * V, F] for V views of each photo; the views of a photo are adjacent.
         labels: [N] int64, on the CPU.
-        variants: of the photos; None without.
-        num_classes: of the head.
+        num_classes: number of logits of a head.
+        variants: of the photos; None for a candidate without synthetic images.
     """
 
     features: torch.Tensor
@@ -83,7 +86,7 @@ class Material:
     variants: Variants | None = None
 
     def learned_from(self, fold: Fold) -> "Learned":
-        """The pictures of a fold and their rows."""
+        """The pictures on which the head of a fold is trained, and their rows."""
         photos = torch.tensor(fold.trained)
         views = len(self.features) // len(self.labels)
         trained = torch.zeros(len(self.labels), dtype=torch.bool)
@@ -102,7 +105,7 @@ class Material:
         return Learned(labels, start, count, first, number)
 
     def rows(self) -> torch.Tensor:
-        """[R, F], all views of photos and then of variants."""
+        """The features of all views, [R, F]: first of the photos, then of the variants."""
         if self.variants is None:
             return self.features
         return torch.cat([self.features, self.variants.features])
@@ -110,10 +113,12 @@ class Material:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """The pictures of a fold: photos, then variants; as `Examples` has them, with their rows.
+    """The pictures on which the head of a fold is trained: N photos, then M variants.
+
+    `labels`, `first_variant` and `num_variants` are as in `Examples`.
 
     Attributes:
-        first_row, num_rows: [N + M], where the views of a picture lie.
+        first_row, num_rows: [N + M] int64, the rows of a picture's views in `Material.rows`.
     """
 
     labels: torch.Tensor
@@ -130,10 +135,10 @@ class Learned:
 def train_heads(
     material: Material, folds: Sequence[Fold], options: TrainingOptions, seed: int
 ) -> list[Head]:
-    """A head for each fold, by `options.iterations_per_epoch` steps of Adam.
+    """Train a head for each fold, by `options.iterations_per_epoch` steps of Adam: a single epoch.
 
-    What a fold draws comes from its own stream, which candidates share: the photo that a draw
-    stands for is the same in all of them. Epochs are one.
+    Each fold has its own random stream, which is the same for all candidates. So all candidates
+    draw the same photos.
     """
     rows = material.rows()
     device, width = rows.device, rows.shape[1]

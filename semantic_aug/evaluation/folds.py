@@ -131,9 +131,14 @@ def folds_of_val(
     seed: int = 0,
     folds: int = FOLDS,
 ) -> list[Fold]:
-    """Folds of the split `val`: each part evaluates a classifier trained on all other parts.
+    """Folds that hold out parts of the split `val` and train on all photos outside of `val`.
 
     Photos that share a unit with a training photo are not evaluated.
+
+    Args:
+        labels, units, sources: see `make_folds`.
+        val: the indices of the photos of `val`.
+        folds: the number of parts.
     """
     out = set(val)
     trained = set(range(len(labels))) - out

@@ -1,6 +1,6 @@
-"""What stands on a backbone: the linear head of a classifier, and the projection head of a loss.
+"""Heads of a backbone: a classifier's linear head, and the contrastive loss's projection head.
 
-Their first weights come from our own generator, as every number that is drawn for a trial.
+Their initial weights come from the trial's own generator, as do all its random numbers.
 """
 
 import math
@@ -8,30 +8,30 @@ from dataclasses import dataclass
 
 import torch
 
-PROJECTED = 128  # numbers of an embedding (arXiv 2004.11362, section 3.1)
+PROJECTED = 128  # length of an embedding (arXiv 2004.11362, section 3.1)
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """Features -> logits. Classes without a training image have logit -inf: never predicted.
+    """A linear head. A class without a training picture has the logit -inf: it is never predicted.
 
     Attributes:
         linear: F -> num_classes.
-        trained: [num_classes] bool, the classes with a training image.
+        trained: [num_classes] bool, whether a class has a training picture.
     """
 
     linear: torch.nn.Linear
     trained: torch.Tensor
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """[B, F] -> [B, num_classes]."""
+        """Features [B, F] -> logits [B, num_classes]."""
         return self.linear(features).masked_fill(~self.trained, -math.inf)
 
 
 class ProjectionHead(torch.nn.Module):
     """Features [B, F] -> embeddings [B, 128] of length 1, by two layers with a ReLU between them.
 
-    It serves the contrastive loss alone, and is thrown away after it.
+    It serves only the contrastive loss, and is discarded after the contrastive stage.
     """
 
     def __init__(self, num_features: int, generator: torch.Generator):
@@ -46,7 +46,12 @@ class ProjectionHead(torch.nn.Module):
 def make_head(
     num_features: int, trained: torch.Tensor, device: torch.device, generator: torch.Generator
 ) -> Head:
-    """A linear head with its first weights."""
+    """A linear head with random initial weights.
+
+    Args:
+        trained: [num_classes] bool, whether a class has a training picture.
+        generator: on the CPU.
+    """
     linear = _linear(num_features, len(trained), generator)
     return Head(linear.to(device), trained.to(device))
 

@@ -1,4 +1,4 @@
-"""Photos that are read many times, as for `Elsewhere` in every fold: held in memory."""
+"""Photos in memory, because they are read many times, as by `Elsewhere` in every fold."""
 
 import functools
 import hashlib
@@ -12,9 +12,9 @@ from semantic_aug.images.framing import mask_within, photo_within
 
 
 class HeldPhotos(FewShotDataset):
-    """The photos of a dataset and their masks, reduced to a longer side of `side` pixels.
+    """The photos of a dataset and their masks, reduced to a longer side of at most `side` pixels.
 
-    Each is decoded when it is first asked for, and then kept.
+    Each photo and each mask is decoded at its first use, and then kept.
     """
 
     def __init__(self, photos: FewShotDataset, side: int):
@@ -34,7 +34,7 @@ class HeldPhotos(FewShotDataset):
         return self.photos.get_metadata_by_idx(idx)
 
     def content_digests(self, indices: Iterable[int]) -> list[str]:
-        """What each photo shows, 64 hex digits each."""
+        """A digest of each reduced photo, 64 hex digits each."""
         contents = self.photos.content_digests(indices)
         return [hashlib.sha256(f"{each} {self.side}".encode()).hexdigest() for each in contents]
 

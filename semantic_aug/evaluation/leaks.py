@@ -1,6 +1,6 @@
-"""Photos that a trial trains on and a split to evaluate on holds too.
+"""Leaks: photos of an evaluation split that a trial also trains on.
 
-Their scores say nothing about new photos: they are named, and left out of the evaluation.
+Their scores say nothing about new photos, so a warning names them, and evaluation leaves them out.
 """
 
 import logging
@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from semantic_aug import UserError
 from semantic_aug.few_shot_dataset import FewShotDataset
 
-MOST = 0.1  # share of a split; where more of it is known from training, it is no split
-NAMED = 5  # photos that a notice names
+MOST = 0.1  # share of a split; a split with a larger share of training photos is refused
+NAMED = 5  # photos in a warning, at most
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Photos of one split and what tells them apart.
+    """Photos of a split, with what identifies them.
 
     Attributes:
-        indices: into the dataset.
-        contents: as `FewShotDataset.content_digests` gives them.
-        sources: stable ids; None where a subclass gives none.
+        split: the dataset's name of the split.
+        indices: of the N photos in the dataset.
+        contents: N digests from `FewShotDataset.content_digests`.
+        sources: N stable ids; None if a dataset gives no id.
     """
 
     split: str
@@ -33,16 +34,16 @@ class Photos:
 
 
 def photos_of(dataset: FewShotDataset, classes: Sequence[str] | None = None) -> Photos:
-    """All photos of a dataset, or of some classes; reads each file."""
+    """The photos of a dataset, or of some of its classes; reads each file."""
     indices = dataset.indices(classes)
     sources = [dataset.get_metadata_by_idx(idx).get("source") for idx in indices]
     return Photos(dataset.split, indices, dataset.content_digests(indices), sources)
 
 
 def shared_photos(trained: Photos, split: Photos) -> dict[int, str]:
-    """The photos of a split that are among those trained on: `{index: what it is called}`.
+    """The photos of a split that are among the training photos: `{index: name in messages}`.
 
-    Photos are the same where their content is, or their source.
+    Two photos are the same if they have the same content or the same source.
     """
     contents = {each for each in trained.contents if not each.startswith("unreadable")}
     sources = set(trained.sources) - {None}
@@ -56,15 +57,19 @@ def shared_photos(trained: Photos, split: Photos) -> dict[int, str]:
 def check_splits(
     trial: str, trained: Photos, splits: Mapping[str, Photos], how_to_check: str
 ) -> dict[str, set[int]]:
-    """Which photos of each split are to be left out in a trial; they are named.
+    """The photos that evaluation must leave out of each split; a warning names them.
 
     Args:
-        trial: its name, for messages.
-        splits: by their names in the results.
+        trial: the trial's name, for messages.
+        trained: the training photos of the trial.
+        splits: the photos of each evaluation split, by the split's name in the results.
         how_to_check: the command that lists all photos in several splits.
 
+    Returns:
+        Indices by the split's name in the results.
+
     Raises:
-        UserError: they are more than a tenth of a split.
+        UserError: training photos are more than a tenth of a split.
     """
     left_out = {}
     for name, split in splits.items():
@@ -77,11 +82,11 @@ def check_splits(
         if len(shared) > MOST * len(split.indices):
             raise UserError(
                 f"{trial}: split {split.split!r} holds photos that are trained on ({count}: "
-                f"{listed}), so that it says little about new photos: take them out of one of the "
-                f"two; {how_to_check} lists all such photos"
+                f"{listed}), so it says little about new photos: remove them from one of the two "
+                f"splits; {how_to_check} lists all such photos"
             )
         log.warning(
-            "%s: left out of split %r (%s), because it is trained on: %s",
+            "%s: left out of split %r (%s), because the trial trains on them: %s",
             trial,
             split.split,
             count,

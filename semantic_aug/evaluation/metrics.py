@@ -1,4 +1,4 @@
-"""How good a classifier is on a set of labelled images."""
+"""Metrics of a classifier on labelled pictures."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Mean loss and accuracy of each class, [num_classes]; nan where it has no example."""
+    """Mean loss and accuracy of each class, [num_classes]; nan for a class without a picture."""
 
     loss: torch.Tensor
     accuracy: torch.Tensor
@@ -20,21 +20,20 @@ class Scores:
 
     @property
     def mean_accuracy(self) -> float:
-        """The mean over classes, so that a class counts as much as another with more images."""
+        """The mean over classes, in [0, 1]; all classes count equally."""
         return float(self.accuracy.nanmean())
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Scores):
-    """Everything that is reported of a whole split.
+    """All metrics of a whole split.
 
     Attributes:
-        top1: share of images whose class is the likeliest, in [0, 1].
-        top5: share of images whose class is among the five likeliest.
-        macro_f1: mean, over classes that are shown or predicted, of the harmonic mean of
-            precision and recall.
-        calibration_error: mean distance of confidence and accuracy (ECE).
-        confusion: [num_classes, num_classes] int64: images of class i (row) taken for class j.
+        top1: share of pictures whose true class is the most likely class, in [0, 1].
+        top5: share of pictures whose true class is among the five most likely classes, in [0, 1].
+        macro_f1: mean F1 over the classes that occur or are predicted, in [0, 1].
+        calibration_error: expected calibration error (ECE), in [0, 1].
+        confusion: [num_classes, num_classes] int64: pictures of class i (row) predicted as class j.
     """
 
     top1: float
@@ -47,7 +46,13 @@ class Evaluation(Scores):
 def class_scores(
     losses: torch.Tensor, hits: torch.Tensor, labels: torch.Tensor, num_classes: int
 ) -> Scores:
-    """Means per class of losses [N] and hits [N], by labels [N]."""
+    """Mean loss and accuracy of each class.
+
+    Args:
+        losses: [N].
+        hits: [N] bool, whether the prediction is right.
+        labels: [N] int64, on the CPU.
+    """
     return Scores(*_class_means(losses, hits, labels, num_classes))
 
 
@@ -59,15 +64,16 @@ def _class_means(losses, hits, labels, num_classes) -> tuple[torch.Tensor, torch
 
 
 def evaluation(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
-    """All scores of logits [N, num_classes] (-inf for a class that is never predicted).
+    """All metrics of predictions.
 
     Args:
-        labels: [N] int64 on the CPU.
+        logits: [N, num_classes]; -inf for a class that is never predicted.
+        labels: [N] int64, on the CPU.
     """
     num_classes = logits.shape[1]
     target = labels.to(logits.device)
     losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-    # Which of equal logits comes first is not left to the device: the first class does.
+    # Of equal logits the first class wins, on every device.
     order = logits.argsort(dim=1, descending=True, stable=True)[:, :5]
     found = (order == target[:, None]).cpu()
     predicted, hits = order[:, 0].cpu(), found[:, 0]
@@ -85,10 +91,10 @@ def evaluation(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
 
 
 def macro_f1(confusion: torch.Tensor) -> float:
-    """Mean F1 over the classes that images have or are taken for, as scikit-learn takes it.
+    """Mean F1 over the classes that occur or are predicted, as in scikit-learn.
 
     Args:
-        confusion: [num_classes, num_classes] counts, rows are the true classes.
+        confusion: [num_classes, num_classes] counts; rows are the true classes.
     """
     true, predicted = confusion.sum(dim=1), confusion.sum(dim=0)
     f1 = 2 * confusion.diagonal().double() / (true + predicted)
@@ -100,7 +106,7 @@ def calibration_error(confidence: torch.Tensor, hits: torch.Tensor) -> float:
 
     Args:
         confidence: [N] probability of the predicted class, in [0, 1].
-        hits: [N] whether the prediction is right.
+        hits: [N] bool, whether the prediction is right.
     """
     bins = (confidence.double() * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
     distance = torch.bincount(bins, hits.double() - confidence.double(), CALIBRATION_BINS)

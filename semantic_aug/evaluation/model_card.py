@@ -1,4 +1,4 @@
-"""The README.md of an exported classifier: what it was trained on, how, and how good it is."""
+"""The README.md of an exported classifier: its photos, training, scores and limitations."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from semantic_aug.evaluation.calibration import at_end
 from semantic_aug.evaluation.results import ENOUGH, TEST, VALIDATION, read_results, summarise
 from semantic_aug.settings.classification import BEST_VAL, FROZEN, SUPCON
 
-Z = 1.959963984540054  # of the normal distribution, for 95 %
+Z = 1.959963984540054  # quantile of the normal distribution, for 95 % intervals
 
 
 def wilson_interval(right: int, number: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which `right` of `number` are known (Wilson 1927)."""
+    """The 95 % confidence interval, in [0, 1], of the share `right / number` (Wilson 1927)."""
     share, extra = right / number, Z**2 / number
     middle = (share + extra / 2) / (1 + extra)
     half = Z / (1 + extra) * math.sqrt(share * (1 - share) / number + extra / (4 * number))
@@ -21,13 +21,13 @@ def wilson_interval(right: int, number: int) -> tuple[float, float]:
 
 
 def model_card(facts: Mapping, results: Path, kind: str, files: list[str]) -> str:
-    """Markdown with the head that the Hugging Face hub reads.
+    """A model card in Markdown, with the metadata that the Hugging Face hub reads.
 
     Args:
-        facts: what config.json of the classifier says.
-        results: the folder of results in which it lies.
-        kind: the class of transformers.
-        files: further files beside the model.
+        facts: the content of the classifier's config.json.
+        results: the folder with the results of its method.
+        kind: the model's class in transformers.
+        files: names of ONNX files beside the model.
     """
     names, images = facts["class_names"], counted(len(facts["photos"]), "photo")
     size = "x".join(map(str, reversed(facts["image_size"])))
@@ -42,13 +42,14 @@ def model_card(facts: Mapping, results: Path, kind: str, files: list[str]) -> st
         'classify = pipeline("image-classification", model="PATH OR NAME OF THIS MODEL")',
         'classify("photo.jpg")', "```", "",
         f"The image processor resizes a photo to {size} pixels (width x height) by bicubic "
-        "interpolation and does not keep its proportions, as in training. Where torchvision is "
-        "installed, transformers resizes with it, and probabilities differ slightly. This gives "
-        'the pixels of training: `AutoImageProcessor.from_pretrained(model, backend="pil")`.',
-        *(f"\n`{file}` is the same network for ONNX. Its input `pixel_values` comes from the image "
-          "processor; its output `logits` needs a softmax." for file in files),
-        *(["\nThe training photos were cropped to their objects: to the square around the mask and "
-           "16 pixels around it. Crop your photos in the same way."]
+        "interpolation and does not keep its proportions, as in training. If torchvision is "
+        "installed, transformers resizes with torchvision, and probabilities differ slightly. For "
+        'the pixels of training, use `AutoImageProcessor.from_pretrained(model, backend="pil")`.',
+        *(f"\n`{file}` is the same network in ONNX. The image processor makes its input "
+          "`pixel_values`; the softmax of its output `logits` gives probabilities."
+          for file in files),
+        *(["\nThe training photos were cropped to their objects: to the square around the mask, "
+           "with a margin of 16 pixels. Crop your photos in the same way."]
           if facts["crop_to_object"] else []),
         "", "## Training", "", *_training(facts),
         "", "## Evaluation", "", *_evaluation(facts), *_over_trials(facts, results),
@@ -68,25 +69,25 @@ def _training(facts: Mapping) -> list[str]:
         lines.append(f"- Synthetic images: {synthetic}, generated from these photos (set {sets}).")
     backbone = facts["backbone"]
     if Path(backbone).is_absolute() or "backbone_places" in facts:
-        backbone = Path(backbone).name  # a place on this machine tells others nothing
+        backbone = Path(backbone).name  # a path on this machine tells others nothing
     start = "trained from random weights" if facts["from_scratch"] else "fine-tuned"
     stage = "together with the head"
     if training.get("objective") == SUPCON:
         stage = "by supervised contrastive learning (Khosla et al. 2020), before the head"
     how = f"{start} {stage} (--finetune {training['finetune']})"
     if training["finetune"] == FROZEN:
-        how = "frozen; the linear head alone was trained"
+        how = "frozen; only the linear head was trained"
     lines.append(f"- Backbone: {backbone} ({facts['backbone_identity']}), {how}.")
-    chosen = "of the last epoch"
+    chosen = "the last epoch"
     if training["select"] == BEST_VAL:
-        chosen = f"of epoch {facts['epoch'] + 1}, which had the best validation accuracy"
+        chosen = f"epoch {facts['epoch'] + 1}, which had the best validation accuracy"
     return [
         *lines,
         f"- Head: {counted(training['num_epochs'], 'epoch')} of "
         f"{training['iterations_per_epoch']} batches of "
         f"{counted(training['batch_size'], 'image')}, with Adam, learning rate "
         f"{training['learning_rate']:g}, and random augmentation "
-        f"({', '.join(training['augmentation'])}). The weights are those {chosen}.",
+        f"({', '.join(training['augmentation'])}). The weights are from {chosen}.",
         f"- Name of the method: `{facts['method']}`; seed: {facts['seed']}.",
     ]
 
@@ -124,8 +125,8 @@ def _limitations(facts: Mapping) -> list[str]:
           for name in untrained),
         f"- It was not tested on photos that differ from the {photos} in camera, light or "
         "background, nor on photos that show several objects.",
-        "- It always answers with one of its classes, also for an object of no class. A low "
-        "probability does not reliably mark such an object.",
+        "- It always predicts one of its classes, even for an object that belongs to none of them. "
+        "A low probability does not reliably mark such an object.",
     ]  # fmt: skip
 
 
@@ -141,7 +142,7 @@ def _line(split: str, scores: Mapping) -> str:
 
 
 def _over_trials(facts: Mapping, results: Path) -> list[str]:
-    """What other trials of the same method and number of examples reach, where there are some."""
+    """The accuracy over all trials of the method with this number of examples, if several."""
     lines = []
     for row in summarise(read_results(results), facts["method"]):
         wanted = row["split"] == TEST and row["examples_per_class"] == facts["examples_per_class"]

@@ -1,6 +1,6 @@
 """Pictures that a classifier sees many times: decoded once if they fit into memory.
 
-If they do not, worker threads decode them again each time, a few batches ahead.
+Otherwise worker threads decode them each time, a few batches ahead.
 """
 
 import functools
@@ -20,7 +20,7 @@ from semantic_aug.few_shot_dataset import FewShotDataset
 from semantic_aug.images.contents import pixel_digest
 from semantic_aug.images.reading import read_image, resized_pixels, to_rgb
 
-AHEAD = 64  # pictures that are decoded before they are asked for
+AHEAD = 64  # pictures that are decoded in advance
 MEGABYTE = 2**20
 
 
@@ -30,14 +30,15 @@ def pixels_of(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
 
 class Images:
-    """Photos of a dataset and synthetic variants, all of one size.
+    """Photos of a dataset and synthetic variants, all resized to the same size.
 
     Args:
-        dataset: whose photos they are.
-        items: each an index into the dataset, a path, or a PIL image.
+        dataset: the dataset of the photos.
+        items: for each picture an index into the dataset, a path, or a PIL image.
         size: height and width in pixels.
-        memory: megabytes that decoded pictures may take; if they need more, none is held.
-        workers: threads that decode; default as many as there are cores, 16 at most.
+        memory: megabytes for decoded pictures; if all together need more, `hold` keeps none.
+        workers: number of decoding threads; default the number of cores, at most 16. A dataset with
+            its own `get_image_by_idx` always gets a single thread.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Images:
         workers: int | None = None,
     ):
         self.dataset, self.items, self.size = dataset, list(items), size
-        # A subclass that reads photos in its own way need not be safe for threads.
+        # A subclass's own way of reading may not be thread-safe.
         own_reader = type(dataset).get_image_by_idx is not FewShotDataset.get_image_by_idx
         self._workers = 1 if own_reader else workers or min(os.cpu_count() or 1, 16)
         self._fit = len(self.items) * 3 * size[0] * size[1] <= memory * MEGABYTE
@@ -59,10 +60,10 @@ class Images:
         return len(self.items)
 
     def read(self, number: int) -> torch.Tensor:
-        """One picture, decoded now: uint8 [3, H, W].
+        """A picture as uint8 [3, H, W], decoded now unless `hold` has kept it.
 
         Raises:
-            UserError: it cannot be read; the message names it.
+            UserError: the picture cannot be read; the message names the picture.
         """
         if self._held is not None:
             return self._held[number]
@@ -74,15 +75,15 @@ class Images:
                 image = item if isinstance(item, Image.Image) else read_image(item)
             return pixels_of(to_rgb(image), self.size)
         except (UserError, OSError) as error:
-            remedy = "; delete it, and what made it makes it again"
+            remedy = "; delete it, and repeat the command that made it"
             remedy = "" if isinstance(self.items[number], int) else remedy
             raise UserError(f"{self.name(number)}: {error}{remedy}") from error
 
     def hold(self) -> None:
-        """Decode all pictures and keep them, if they fit.
+        """Decode all pictures and keep them, if they fit into `memory`.
 
         Raises:
-            UserError: one cannot be read.
+            UserError: a picture cannot be read.
         """
         if self._held is None and self._fit:
             held = torch.empty((len(self), 3, *self.size), dtype=torch.uint8)
@@ -91,7 +92,7 @@ class Images:
             self._held = held
 
     def batches(self, rows: Iterable[Sequence[int]]) -> Iterator[torch.Tensor]:
-        """uint8 [B, 3, H, W] for every row of B numbers, in order.
+        """The pictures of every row of B numbers, in order: uint8 [B, 3, H, W].
 
         Raises:
             UserError: a picture cannot be read.
@@ -107,7 +108,7 @@ class Images:
             yield torch.stack(found)
 
     def each(self) -> Iterator[torch.Tensor | UserError]:
-        """Every picture in order, or why it cannot be read; never all of them in memory."""
+        """Every picture, or its error, in order; only a few at a time are in memory."""
         for (pixels,) in self._decoded([n] for n in range(len(self))):
             yield pixels
 
@@ -132,7 +133,7 @@ class Images:
                 yield [future.result() for future in done]
 
     def name(self, number: int) -> str:
-        """What a picture is called in messages."""
+        """The name of a picture in messages."""
         item = self.items[number]
         if not isinstance(item, int):
             return "synthetic image"
@@ -140,7 +141,10 @@ class Images:
         return records[item].source if records else f"photo {item} of split {self.dataset.split!r}"
 
     def identity(self, number: int) -> str:
-        """What a picture is, wherever it stands here: a photo's source, the name of a file."""
+        """The name of a picture, independent of its position: a photo's source, or a file name.
+
+        A PIL image has the digest of its pixels.
+        """
         item = self.items[number]
         if isinstance(item, int):
             return self._sources[item]
@@ -151,9 +155,10 @@ class Images:
         return self.dataset.sources()
 
     def digest(self) -> str:
-        """sha256 of the content of all pictures in order, whatever they are called.
+        """sha256 of the content of all pictures in order, independent of their names.
 
-        Of a picture that is a file as it stands, the file's bytes count; of others, the pixels.
+        The bytes of a picture's file count, if the file is the whole picture, otherwise its pixels.
+        A dataset with its own `content_digests` gives the digests of its photos.
         """
         files, digest = {}, hashlib.sha256()
         for number, item in enumerate(self.items):
@@ -164,7 +169,7 @@ class Images:
                 files[number] = file
         contents = dict(zip(files, file_digests(files.values())))
         if type(self.dataset).content_digests is not FewShotDataset.content_digests:
-            # It knows what its photos show without making them, which may take long.
+            # The dataset gives digests without making its photos, which may take long.
             own = {n: item for n, item in enumerate(self.items) if isinstance(item, int)}
             contents |= zip(own, self.dataset.content_digests(own.values()))
         others = [number for number in range(len(self)) if number not in contents]

@@ -1,7 +1,7 @@
-"""Pictures of results: accuracy over examples per class, accuracy by class, who is taken for whom.
+"""Plots of results: accuracy by examples per class, accuracy by class, and confusions.
 
-The colours are told apart by colour-blind people (Okabe and Ito) and differ in lightness; lines
-differ in dashes and markers too, bars in hatching, so that all can be read in grey.
+Colour-blind people can tell the colours apart (Okabe and Ito). The colours also differ in
+lightness, lines in dashes and markers, and bars in hatching, so all plots can be read in grey.
 """
 
 import math
@@ -33,13 +33,14 @@ SMALL, LARGE = 8, 9  # points of type
 
 
 def plot_results(folders: Mapping[str, Path], folder: Path, class_names: Sequence[str]) -> None:
-    """accuracy.png and per_class.png of all these methods, confusion.png of the first, in `folder`.
+    """Write accuracy.png and per_class.png of all methods, and confusion.png of the first method.
 
-    Those show Test or, without it, Validation. Where the first has Elsewhere, pictures of it have
-    `_elsewhere` in their names, and the methods that have it.
+    The plots show Test, or Validation if the first method has no Test. If the first method has
+    Elsewhere, three more plots, such as accuracy_elsewhere.png, show the methods that have it.
 
     Args:
-        folders: where the results of each method lie, by what it is called in the legend.
+        folders: the folder of each method's results, by the method's name in the legend.
+        folder: the folder of the plots.
     """
     results = {name: read_results(path) for name, path in folders.items()}
     tables = {name: summarise(each, name) for name, each in results.items()}
@@ -69,22 +70,23 @@ def _plot_split(results, tables, folder: Path, class_names, split: str, ending: 
 
 
 def accuracy_figure(tables: Mapping[str, Sequence[Mapping]], split: str) -> Figure:
-    """Mean accuracy over examples per class (log-2 axis); bands are 95 % intervals over trials.
+    """Mean accuracy by examples per class (log-2 axis), with bands of 95 % intervals over trials.
 
-    Where there are too few trials for an interval, small marks show each of them.
+    If there are too few trials for an interval, open marks show each trial.
 
     Args:
-        tables: rows of `summarise` by method.
+        tables: the rows of `summarise`, by method.
+        split: the split of the results, such as Test.
     """
     figure, axes = _figure(6.2, 4.0)
     ticks, note = set(), ""
     for number, (method, rows) in enumerate(tables.items()):
         rows = [row for row in rows if row["split"] == split]
         ticks |= {row["examples_per_class"] for row in rows}
-        # Each method stands a little beside the next, so that intervals can be told apart.
+        # A small shift of each method keeps intervals from covering each other.
         shift = 2 ** (0.025 * (number - (len(tables) - 1) / 2))
         colour = COLOURS[number % len(COLOURS)]
-        # Marks at 0 and 100 % stand on the edge: they are drawn whole.
+        # Marks at 0 and 100 % lie on the edge: they are not clipped.
         style = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "clip_on": False}
         x = shift * np.array([row["examples_per_class"] for row in rows], float)
         axes.plot(x, [row["mean_accuracy"] for row in rows], markersize=5, linewidth=1.6,
@@ -129,13 +131,13 @@ def per_class_figure(
     examples_per_class: int,
     split: str,
 ) -> Figure:
-    """A bar per class and method: mean accuracy over trials with its 95 % interval.
+    """A bar for each class and method: mean accuracy over trials, with its 95 % interval.
 
-    Classes stand in the order of the first method's accuracy. Where there are too few trials for
-    an interval, dots show each of them.
+    Classes are in the order of the first method's accuracy. If there are too few trials for an
+    interval, dots show each trial.
 
     Args:
-        results: by method, of the trials with this number of examples per class.
+        results: by method, the results of all trials with `examples_per_class`.
     """
     names = {f"Accuracy {name}": own for name, own in zip(metric_names(class_names), class_names)}
     bars: dict[str, dict[str, list[float]]] = {}
@@ -179,7 +181,7 @@ def per_class_figure(
 def confusion_counts(
     results: Sequence[Result], class_names: Sequence[str], split: str
 ) -> np.ndarray:
-    """Sum of these trials' confusion matrices [C, C]; rows are the true classes."""
+    """The sum of the results' confusion matrices, [C, C]; rows are the true classes."""
     counts = np.zeros((len(class_names),) * 2)
     position = {name: row for row, name in enumerate(class_names)}
     for result in results:
@@ -189,19 +191,19 @@ def confusion_counts(
 
 
 def confusion_figure(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Shares of each true class (row) by predicted class; numbers are per cent, 0 left out."""
+    """Predictions (columns) in percent of each true class (row); zeros stay blank."""
     shown = [n for n in range(len(counts)) if counts[n].sum() or counts[:, n].sum()]
     names = [class_names[n] for n in shown]
     counts = counts[np.ix_(shown, shown)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(3.6, 1.6 + 0.36 * len(names))
     figure, axes = _figure(side + 0.5, side)
-    # From white to black by way of blue: lightness alone says how large a share is.
+    # From white to dark blue: the lightness alone shows the share.
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=SMALL)
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true class (numbers: % of it)")
+    axes.set_ylabel("true class (numbers: % of the class)")
     axes.set_title(title, fontsize=LARGE)
     if len(names) <= 30:
         for row, column in np.argwhere(shares >= 0.005):
@@ -216,7 +218,7 @@ def _per_class(number: int) -> str:
 
 
 def _figure(width: float, height: float):
-    # A Figure of its own, not pyplot's: no global state, no window, nothing to close.
+    # Without pyplot there is no global state, no window, and nothing to close.
     figure = Figure(figsize=(width, min(height, 40)), layout="constrained")
     axes = figure.subplots()
     axes.tick_params(labelsize=SMALL)

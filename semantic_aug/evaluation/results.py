@@ -94,7 +94,7 @@ def score_rows(
 
 
 def contrastive_rows(trial: Trial, losses: Sequence[float]) -> list[tuple]:
-    """The mean loss of every epoch of the contrastive stage; these epochs are counted apart."""
+    """The mean loss of every epoch of the contrastive stage, which has its own epoch numbers."""
     return [
         (trial.seed, trial.examples_per_class, epoch, loss, CONTRASTIVE, TRAINING)
         for epoch, loss in enumerate(losses)
@@ -127,7 +127,7 @@ def write_confusions(
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """A CSV file with seven digits, the same bytes for the same numbers."""
+    """Write a CSV file with seven digits; the same numbers give the same bytes."""
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
 
@@ -263,7 +263,7 @@ def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     Raises:
         ValueError, csv.Error: the file has another format, or is truncated.
     """
-    content = path.read_bytes().decode("utf-8-sig")  # spreadsheets add a mark
+    content = path.read_bytes().decode("utf-8-sig")  # spreadsheets add a byte order mark
     if not content.endswith("\n"):
         raise ValueError(f"{path.name} is cut short")
     head, *rows = csv.reader(io.StringIO(content, newline=""))
@@ -310,7 +310,7 @@ def accuracies(results: Mapping[Trial, Result], split: str) -> dict[int, dict[in
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of a mean over trials; nan for a single one."""
+    """Student's 95 % interval of a mean over trials; nan for a single trial."""
     count = len(values)
     if count < 2:
         return math.nan, math.nan

@@ -1,4 +1,4 @@
-"""Which images of a trial a classifier is shown, and in what order."""
+"""Which pictures of a trial a classifier trains on, and in what order."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from semantic_aug.settings.classification import APPEND, BALANCE, PRETRAIN
 
 
 class Numbered(Protocol):
-    """Photos and variants by their numbers, as `Examples` has them; whatever else there is."""
+    """The part of `Examples` that sampling needs: labels, and where each photo's variants are."""
 
     @property
     def labels(self) -> torch.Tensor: ...
@@ -27,15 +27,15 @@ class Numbered(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The images of one trial: N photos, then all their synthetic variants, M in all.
+    """The pictures of a trial: N photos, then their M synthetic variants, photo by photo.
 
     Attributes:
         images: N + M pictures.
-        labels: [N + M] int64; a variant's label is its own, as its record says.
-        first_variant: [N] int64, where in `images` the variants of photo n start.
-        num_variants: [N] int64, how many there are.
+        labels: [N + M] int64; a variant has the label of its record.
+        first_variant: [N] int64, the position in `images` of each photo's first variant.
+        num_variants: [N] int64, the number of variants of each photo.
 
-    Of hard negatives, there are no photos in `images`: `first_variant` counts from 0.
+    For hard negatives, `images` and `labels` lack the N photos: `first_variant` counts from 0.
     """
 
     images: Images
@@ -49,7 +49,7 @@ class Examples:
 
     @property
     def photo_of(self) -> torch.Tensor:
-        """[N + M] int64, the photo that each picture is, or is a variant of."""
+        """[N + M] int64, the number of the photo that each picture shows or was made from."""
         photos = torch.arange(self.num_photos)
         return torch.cat([photos, photos.repeat_interleave(self.num_variants)])
 
@@ -61,13 +61,15 @@ def load_examples(
     memory: float = 4096,
     workers: int | None = None,
 ) -> Examples:
-    """The photos of a trial, and the variants in `dataset.synthetic_examples`; none decoded yet.
+    """The photos of a trial and their variants, from `dataset.synthetic_examples`, not yet decoded.
 
     Args:
-        memory: megabytes, and `workers`: threads, as `Images` takes them.
+        image_size: height and width in pixels.
+        classes: the selected classes; default all.
+        memory, workers: see `Images`.
 
     Raises:
-        UserError: there is no photo of these classes.
+        UserError: no photo belongs to these classes.
     """
     indices = dataset.indices(classes)
     if not indices:
@@ -85,10 +87,11 @@ def load_negatives(
     memory: float = 4096,
     workers: int | None = None,
 ) -> Examples:
-    """Variants of the photos of a trial that stand beside its examples, without the photos.
+    """Hard negatives: further variants of a trial's photos, as `Examples` without the photos.
 
     Args:
-        variants: by the index of their photo, images or paths with their labels.
+        variants: by the photo's index, pairs of an image, or its path, and a label.
+        image_size, classes, memory, workers: see `load_examples`.
     """
     indices = dataset.indices(classes)
     return _with_variants(dataset, [], indices, variants, image_size, memory, workers)
@@ -97,7 +100,7 @@ def load_negatives(
 def _with_variants(
     dataset, pictures: list[tuple], indices: Sequence[int], variants, image_size, memory, workers
 ) -> Examples:
-    """`pictures` with their labels, then the variants of all photos in their order."""
+    """`pictures`, pairs with labels, and then the variants of each photo of `indices`."""
     first, count = [], []
     for idx in indices:
         own = variants.get(idx, [])
@@ -113,24 +116,27 @@ def _with_variants(
 def draw_epoch(
     examples: Numbered, options, generator: torch.Generator, epoch: int = 0
 ) -> torch.Tensor:
-    """Which images an epoch shows: indices into `examples.images`, [iterations, batch_size].
+    """Draw the pictures of an epoch: indices into `examples.images`, [iterations, batch_size].
 
-    Images are drawn with replacement, with `class_balanced` every class equally often:
+    Pictures are drawn with replacement; `class_balanced` makes all classes equally likely. The
+    utilization says what a draw gives:
 
-    - mix: a photo; with `synthetic_probability` one of its own variants, drawn uniformly, takes
-      its place (DA-Fusion, section 4);
+    - mix: a photo or, with `synthetic_probability`, one of its variants, drawn uniformly
+      (DA-Fusion, section 4);
     - append: a photo or a variant, all equally likely;
-    - pretrain: in the first half of all steps a variant of a photo, then only photos;
-    - balance: as append, from as many images of each class as `balanced_images` gives.
+    - pretrain: a variant of a photo in the first half of all steps, then a photo;
+    - balance: the same as append, but only from the pictures of `balanced_images`.
 
-    A photo without variants stays. The stream advances by the same amount in all cases, and the
-    photo that a draw of mix or pretrain stands for is the same as without synthetic images.
+    If a photo has no variants, the draw gives the photo itself. The generator advances by the same
+    amount in all cases. With mix and pretrain, each draw has the same photo as without synthetic
+    images.
 
     Args:
         options: a `TrainingOptions`.
+        epoch: number of the epoch, from 0; pretrain depends on it.
     """
     shape = (options.iterations_per_epoch, options.batch_size)
-    # In double precision a fraction below 1, times a count, never rounds up to that count.
+    # In double precision, a fraction below 1 times a count never rounds up to the count.
     place, coin, fraction = torch.rand((3, *shape), generator=generator, dtype=torch.float64)
     if options.utilization == APPEND:
         return _pick(torch.arange(len(examples.labels)), place, examples.labels, options)
@@ -149,12 +155,16 @@ def draw_epoch(
 def draw_negatives(
     examples: Examples, negatives: Examples, draws: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """For each image drawn, a hard negative of its photo: indices into `negatives.images`.
+    """Draw a hard negative for the photo of each drawn picture.
 
-    -1 stands where the photo has none; the stream advances by the same amount.
+    The generator advances by the same amount whether or not photos have hard negatives.
 
     Args:
-        draws: as `draw_epoch` gives them.
+        draws: the result of `draw_epoch`.
+
+    Returns:
+        int64 indices into `negatives.images`, in the shape of `draws`; -1 for a photo without hard
+        negatives.
     """
     fraction = torch.rand(draws.shape, generator=generator, dtype=torch.float64)
     photo = examples.photo_of[draws]
@@ -163,7 +173,7 @@ def draw_negatives(
 
 
 def _pick(pool: torch.Tensor, place: torch.Tensor, labels: torch.Tensor, options) -> torch.Tensor:
-    """Members of `pool` for places in [0, 1): equally many of each, or of each class."""
+    """The members of `pool` that uniform numbers `place` in [0, 1) choose, balanced if set."""
     if not options.class_balanced:
         return pool[(place * len(pool)).long()]
     pool = pool[labels[pool].argsort(stable=True)]
@@ -174,11 +184,14 @@ def _pick(pool: torch.Tensor, place: torch.Tensor, labels: torch.Tensor, options
 
 
 def balanced_images(examples: Numbered) -> torch.Tensor:
-    """All photos, and variants that bring every class to the same number of images.
+    """All photos, and variants that bring every class to the same number of pictures.
 
-    That number is the largest that all classes reach, and at least that of the photos of the
-    largest class; a class that cannot reach it has all it has. A class's variants are taken from
-    its photos in turn.
+    This number is the largest that all classes reach, but at least the number of photos of the
+    class with most photos. A class that cannot reach it gives all its pictures. The photos of a
+    class give their variants in turn.
+
+    Returns:
+        int64 indices into `examples.images`, class by class.
     """
     photo = torch.arange(examples.num_photos)
     of_photo = {n: range(f, f + c) for n, (f, c) in enumerate(

@@ -180,8 +180,8 @@ def mixup(images: torch.Tensor, generator: torch.Generator) -> Mixture:
 def cutmix(images: torch.Tensor, generator: torch.Generator) -> Mixture:
     """CutMix (arXiv 1905.04899): a rectangle of each image shows another image of the batch.
 
-    The rectangle's centre is uniform in the image. Its area is uniform in [0, 1] before clipping
-    at the border.
+    The rectangle's centre is uniform in the image. Its area, before clipping at the border, is a
+    share of the image that is uniform in [0, 1].
 
     Args:
         images: [B, 3, H, W] float in [0, 1].
@@ -230,7 +230,7 @@ def augment(names: Sequence[str], images: torch.Tensor, generator: Streams) -> M
     """Apply the named augmentations in the order given, then the named mixes.
 
     Args:
-        names: from `AUGMENTATIONS` and `MIXES`; each image draws from several mixes.
+        names: from `AUGMENTATIONS` and `MIXES`; of several mixes, each image draws one.
         images: [B, 3, H, W] float in [0, 1].
         generator: on the CPU; without mixes, a generator per image is possible.
     """

@@ -24,9 +24,9 @@ from semantic_aug.experiment.names import BORROWED_WORDS, Trial
 from semantic_aug.experiment.timing import AGGREGATE, FINE_TUNE, GENERATE, TRAIN, seconds_per_trial
 from semantic_aug.settings.classification import CROSS_ENTROPY, baseline
 
-IMAGES_OF = "synthetic images of "  # keys of config.json that belong to one trial each
-EVALUATION_PHOTOS = "evaluation photos"  # which older results do not record
-ELSEWHERE_PHOTOS = "elsewhere"  # which changes no other result
+IMAGES_OF = "synthetic images of "  # start of the keys of config.json that belong to a single trial
+EVALUATION_PHOTOS = "evaluation photos"  # older results do not record this key
+ELSEWHERE_PHOTOS = "elsewhere"  # this key changes no other result
 # Methods may differ in these settings if their images are compared.
 OF_IMAGES = ("aug_name", "num_synthetic")
 # Methods may differ in these settings if only one of two methods has images.
@@ -40,15 +40,18 @@ def write_summary(
 ) -> list[dict]:
     """Derive summary.csv from all result files of a method. Returns its rows.
 
-    Beside accuracy and interval: `gain`, the mean difference to the method `real` (`real-supcon` by
-    that objective) in the trials that both have; seconds of one trial by stage, as far as they are
-    known; and `gain_per_minute`, in points of accuracy per minute of all these stages; and
-    `borrowed_words`, of how many trials the images were made with words of another trial, which
-    config.json names as well. What is unknown is empty.
+    Columns after the accuracy and its interval; unknown values are empty:
+
+    - gain: mean difference to the method `real` (for supervised contrastive learning:
+      `real-supcon`), over the trials that both methods have finished;
+    - fine_tune_seconds, generate_seconds, train_seconds: of a trial, by stage;
+    - gain_per_minute: points of accuracy per minute of these stages together;
+    - borrowed_words: the number of trials whose images were made with words of another trial.
+      config.json names these trials too.
 
     Args:
-        experiment: where the seconds of its stages lie.
-        aug_names: the sets of images the method uses; none for real photos only.
+        experiment: the folder of the experiment, which holds the seconds of its stages.
+        aug_names: the sets of images that the method uses; none for real photos only.
     """
     results = read_results(folder)
     rows, gains = summarise(results, method), {}
@@ -66,8 +69,8 @@ def write_summary(
     borrowed = {trial: name for trial, name in words.items() if name is not None}
     if borrowed:
         log.warning(
-            "images of %s were made with words of %s: words learned from photos that a trial does "
-            "not have make its result optimistic",
+            "images of %s were made with words of %s: results are optimistic if words were learned "
+            "from photos that the trial does not have",
             ", ".join(borrowed),
             ", ".join(dict.fromkeys(borrowed.values())),
         )
@@ -91,9 +94,9 @@ def write_summary(
 
 
 def _words_of(sets: Sequence[Path], trials: Iterable[Trial]) -> dict[str, str | None]:
-    """For each trial, the other trial whose words its images use, as far as known.
+    """For each trial that is known, the other trial whose words its images use, or None.
 
-    A single set with words of another trial suffices; else all sets have to be known.
+    A single set with words of another trial suffices; None requires that all sets are known.
     """
     found = {}
     for trial in trials:
@@ -128,7 +131,7 @@ def write_comparison(folder: Path, method: str, others: Mapping[str, Path]) -> l
         if not pairs:
             log.warning("%s and %s have finished no trial in common", method, name)
         elif ELSEWHERE in _splits(mine) - _splits(theirs):
-            log.warning("%s has no results %s: it was made without --elsewhere", name, ELSEWHERE)
+            log.warning("%s has no %s results: it was made without --elsewhere", name, ELSEWHERE)
         rows += [{"method": method, "other": name, **row} for row in pairs]
     _write(folder / COMPARISON_FILE, rows)
     return rows
@@ -154,7 +157,7 @@ def _name_differences(folder: Path, name: str, other: Path) -> None:
         and (key in both or key not in (EVALUATION_PHOTOS, ELSEWHERE_PHOTOS))
     ]
     if differing:
-        log.warning("%s was made with other settings: %s; not images alone make the difference",
+        log.warning("%s was made with other settings: %s; not only images make the difference",
                     name, ", ".join(differing))  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a command prints of results: a line per number of examples, a line per comparison."""
+"""The lines that a command prints about results and about comparisons."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from semantic_aug.evaluation.results import ELSEWHERE, ENOUGH, TEST, VALIDATION
 
 
 def summary_lines(summary: list[dict]) -> Iterator[str]:
-    """One line per number of examples: trials, and accuracy in percent with its interval."""
+    """A line for each number of examples: trials, and accuracies in percent with intervals."""
     cells = {(row["examples_per_class"], row["split"]): row for row in summary}
     splits = {VALIDATION: "val accuracy %", TEST: "test accuracy %"}
     if any(split == ELSEWHERE for _, split in cells):
@@ -24,7 +24,7 @@ def summary_lines(summary: list[dict]) -> Iterator[str]:
 
 
 def comparison_lines(rows: list[dict]) -> Iterator[str]:
-    """One line per pair of methods, number of examples and split."""
+    """A line for each pair of methods, number of examples and split: the difference in points."""
     for row in rows:
         line = (
             f"{row['method']} - {row['other']}, {row['examples_per_class']} per class, "
@@ -36,7 +36,7 @@ def comparison_lines(rows: list[dict]) -> Iterator[str]:
         low, high = 100 * row["ci95_low"], 100 * row["ci95_high"]
         line += f", 95 % interval {low:+.1f} to {high:+.1f}"
         alike = math.isnan(row["p_value"])
-        line += ", no p: all trials differ alike" if alike else f", p = {row['p_value']:.2g}"
+        line += ", no p: same difference in all trials" if alike else f", p = {row['p_value']:.2g}"
         yield f"{line} ({row['num_trials']} trials)"
 
 
@@ -52,7 +52,7 @@ def _percent(row: dict | None) -> str:
 
 
 def _listed(values: Mapping[int, float], sign: str = "") -> str:
-    """The values of so few trials that no interval says more, in percent."""
+    """The values in percent of trials that are too few for an interval."""
     if len(values) == 1:
         return "1 trial"
     texts = ", ".join(f"{100 * value:{sign}.1f}" for value in values.values())

@@ -41,8 +41,8 @@ class TrainedTrial:
 
     Attributes:
         head: with the weights after the selected epoch; a trained backbone has them too.
-        history: for every epoch, the running scores of training (each batch before its step), and
-            the scores of the whole validation split after the epoch, None without such a split.
+        history: for every epoch, the training scores, of each batch before its step; and the
+            scores of the whole validation split after the epoch, None without this split.
         selected: number of the epoch to report, from 0.
         contrastive: mean loss of every epoch of the contrastive stage; empty without that stage.
     """
@@ -58,7 +58,7 @@ class TrainedTrial:
 
 
 def trial_generator(trial: Trial) -> torch.Generator:
-    """The random stream of a trial, which methods share, so their draws do not differ."""
+    """The random stream of a trial, the same for all methods, so that they draw the same photos."""
     seed = stable_hash("classifier", trial.seed, trial.examples_per_class)
     return torch.Generator().manual_seed(seed)
 
@@ -76,9 +76,9 @@ def train_trial(
 ) -> TrainedTrial:
     """Train a head, and the trained part of the backbone, on a trial.
 
-    With the objective `supcon`, the backbone is trained first and then frozen.
-    A frozen backbone without random augmentation processes every image once, however many epochs
-    there are. With `options.views` it processes as many random views of every image.
+    With the objective `supcon`, the backbone is trained first and then frozen. Without random
+    augmentation, a frozen backbone processes every picture only once for all epochs; with
+    `options.views`, it processes this number of random views of every picture.
 
     Args:
         validation: gives the validation features of the current backbone; None without a
@@ -177,7 +177,7 @@ def _diverged(trial: Trial, epoch: int, loss: float, options: TrainingOptions) -
         rates += f" and --backbone_learning_rate {options.backbone_learning_rate:g}"
     return (
         f"{trial.name}: training diverges at {rates}: its loss is {loss:.3g} in epoch {epoch}; "
-        "choose a smaller one"
+        "choose a smaller rate"
     )
 
 
@@ -236,19 +236,19 @@ def _train_epoch(
 
 
 def evaluate(head: Head, split: LabelledFeatures) -> Evaluation:
-    """Scores of a whole split, as `known_logits` has it."""
+    """All metrics of a split, over the photos of `known_logits`."""
     return evaluation(*known_logits(head, split))
 
 
 @torch.no_grad()
 def known_logits(head: Head, split: LabelledFeatures) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [N, num_classes] and labels [N] of the images whose classes the head was trained on.
+    """Logits [N, num_classes] and labels [N] of the photos whose classes the head was trained on.
 
     Raises:
         UserError: the split has no trained class.
     """
     known = head.trained.cpu()[split.labels]
     if not known.any():
-        raise UserError("the photos to evaluate on are all of classes without a training image")
+        raise UserError("all photos to evaluate on belong to classes without a training image")
     features = split.features[known.to(split.features.device)]
     return head(features), split.labels[known]

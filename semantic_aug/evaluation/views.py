@@ -1,4 +1,4 @@
-"""Views of pictures: what a frozen backbone sees of each, computed once and drawn from later."""
+"""Fixed views of pictures: a frozen backbone processes them once, and training draws from them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from semantic_aug.evaluation.standard_augmentation import augment
 
 @dataclass(frozen=True)
 class Views:
-    """The views of a picture: itself alone, or several that standard augmentation has changed.
+    """The views of each picture: the unchanged picture, or several random augmentations of it.
 
     Attributes:
-        augmentation: names of `AUGMENTATIONS`; without any, a picture is shown as it is.
-        number: views of each picture.
+        augmentation: names from `AUGMENTATIONS`; empty for the unchanged picture.
+        number: number of views of each picture.
         seed: of the trial.
     """
 
@@ -25,10 +25,9 @@ class Views:
     seed: int = 0
 
     def of(self, images: Images, position: int) -> Iterator[torch.Generator | None]:
-        """A random stream for each view of one picture, None where nothing is random.
+        """A random stream for each view of a picture; None for an unchanged picture.
 
-        It comes from the trial's seed, what the picture is called and the number of the view:
-        neither other pictures nor their order matter.
+        The stream depends only on the trial's seed, the picture's identity and the view's number.
         """
         for view in range(self.number):
             if not self.augmentation:
@@ -38,30 +37,36 @@ class Views:
                 yield torch.Generator().manual_seed(seed)
 
     def shown(self, pixels: torch.Tensor, streams: Sequence) -> torch.Tensor:
-        """What the backbone is given of a batch.
+        """The backbone's input for a batch of views.
 
         Args:
-            pixels: uint8 [B, 3, H, W].
-            streams: B of those that `of` gives.
+            pixels: uint8 [B, 3, H, W], the picture of each view.
+            streams: B results of `of`, one for each view.
 
         Returns:
-            [B, 3, H, W], uint8 as it is, or float in [0, 1].
+            [B, 3, H, W]: the same uint8 pixels, or augmented float pixels in [0, 1].
         """
         if not self.augmentation:
             return pixels
         return augment(self.augmentation, pixels.float() / 255, streams).images
 
     def key(self, images: Images) -> tuple:
-        """What features depend on beside the backbone and the content of the pictures."""
+        """The settings of views that the features depend on; empty for unchanged pictures."""
         if not self.augmentation:
             return ()
         names = [images.identity(position) for position in range(len(images))]
         return self.augmentation, self.number, self.seed, names
 
     def draw(self, pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A view of each picture, all equally likely: rows among those of all pictures.
+        """Draw a view of each picture, all equally likely.
 
-        Of a single view nothing is drawn, so that the stream stays where it is.
+        With a single view, nothing is drawn from `generator`.
+
+        Args:
+            pictures: int64 numbers of pictures, of any shape.
+
+        Returns:
+            int64 rows of the features of `cached_features`, in the same shape.
         """
         if self.number == 1:
             return pictures

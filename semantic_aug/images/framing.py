@@ -1,6 +1,6 @@
-"""From photos of any shape to the model's square and back, with masks.
+"""From photos of any shape, and their masks, to the model's square, and back.
 
-A mask is thresholded in one place (`few_shot_dataset.binary_mask`) and resized with its photo.
+`images.masks.binary_mask` thresholds masks; here they are resized with their photos.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Frame:
     Attributes:
         source: (left, top, right, bottom) of the part of the photo that is edited, in its pixels.
         target: the box of the square that this part fills; the rest is mirrored from it.
-        side: of the square, in pixels.
+        side: length of the square's sides in pixels.
     """
 
     source: tuple[int, int, int, int]
@@ -51,8 +51,10 @@ def frame_of(size: tuple[int, int], side: int, fit: str) -> Frame:
     """The frame of a photo of this (width, height).
 
     Args:
+        size: width and height in pixels.
+        side: length of the square's sides in pixels.
         fit: `pad` keeps the shape and mirrors the photo at its edges; `crop` keeps the shape and
-            edits the square in the middle alone; `squash` fills the square with the whole photo.
+            edits only the square in the middle; `squash` fills the square with the whole photo.
     """
     width, height = size
     if fit == "crop":
@@ -68,7 +70,7 @@ def frame_of(size: tuple[int, int], side: int, fit: str) -> Frame:
 
 
 def to_square(image: Image.Image, frame: Frame) -> Image.Image:
-    """The part of a photo, resized into the square."""
+    """The square of a photo: the resized part, with mirrored edges around it."""
     left, top, right, bottom = frame.target
     part = image.crop(frame.source).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     if part.size == (frame.side, frame.side):
@@ -78,10 +80,10 @@ def to_square(image: Image.Image, frame: Frame) -> Image.Image:
 
 
 def share_of_photo(frame: Frame, cells: int) -> np.ndarray:
-    """The share of each cell of the square that is the photo, not its mirrored edges.
+    """For each cell of the square, the share that shows the photo, not its mirrored edges.
 
     Args:
-        cells: along a side, a divisor of the frame's.
+        cells: number of cells along a side, a divisor of the frame's side.
 
     Returns:
         [cells, cells] in [0, 1].
@@ -94,7 +96,7 @@ def share_of_photo(frame: Frame, cells: int) -> np.ndarray:
 
 
 def mask_to_square(mask: np.ndarray, frame: Frame) -> Image.Image:
-    """A region, bool [H, W], as the mask of the square; mirrored parts are never edited."""
+    """A region, bool [H, W], as the square's mask (`L`, 0 or 255); mirrored parts are 0."""
     left, top, right, bottom = frame.target
     part = Image.fromarray(mask.astype(np.uint8) * 255).crop(frame.source)
     square = Image.new("L", (frame.side, frame.side), 0)
@@ -103,7 +105,7 @@ def mask_to_square(mask: np.ndarray, frame: Frame) -> Image.Image:
 
 
 def from_square(edited: Image.Image, photo: Image.Image, frame: Frame) -> Image.Image:
-    """The photo, with the edited square in its frame."""
+    """The photo, whose part in the frame is replaced by the edited square."""
     left, top, right, bottom = frame.source
     part = edited.crop(frame.target).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     if part.size == photo.size:
@@ -116,8 +118,8 @@ def from_square(edited: Image.Image, photo: Image.Image, frame: Frame) -> Image.
 def grow(region: np.ndarray, radius: float) -> np.ndarray:
     """A region, bool [H, W], grown by all pixels within `radius` pixels.
 
-    A radius below 0 removes all pixels this near to its outside; the region may vanish. The edges
-    of the photo are no edges of a region.
+    A negative radius removes all pixels within this distance of the outside; the region may vanish.
+    The photo's edges are not edges of the region.
     """
     from scipy import ndimage  # imported late: reading photos does not need it
 
@@ -131,10 +133,13 @@ def grow(region: np.ndarray, radius: float) -> np.ndarray:
 def blend(
     edited: Image.Image, photo: Image.Image, region: np.ndarray, feather: float
 ) -> Image.Image:
-    """The edit within a region, the photo outside, and a seam of `feather` pixels around it.
+    """The edit within a region, the photo outside, and between them a seam of `feather` pixels.
 
-    The edit's share falls evenly from 1 at the region's edge to 0 beyond `feather` pixels from it,
-    where the photo's pixels are untouched.
+    The edit's share falls linearly from 1 at the region's edge to 0 beyond `feather` pixels, where
+    the photo's pixels are unchanged.
+
+    Args:
+        region: bool [H, W].
     """
     from scipy import ndimage  # imported late: reading photos does not need it
 

@@ -1,4 +1,4 @@
-"""Layouts: an object of a photo drawn again, in another size, turn, place and colour."""
+"""Layouts: a photo's object, drawn again in another size, angle, place and colour."""
 
 import math
 from dataclasses import dataclass
@@ -141,7 +141,7 @@ def turned_reach(mask: np.ndarray, extents: tuple[Extent, Extent], angle: float)
 
 
 def can_fit(layouts: Layouts, mask: np.ndarray) -> bool:
-    """Whether some layout of the range cuts nothing more off the object.
+    """Whether a layout of the range exists that cuts nothing more off the object.
 
     Args:
         mask: uint8 [H, W], nonzero on the object.
@@ -227,9 +227,9 @@ def cut_out(
 ) -> tuple[Image.Image, Image.Image]:
     """The object of a photo, drawn by a layout, on a canvas of the photo's size.
 
-    Without a change the pixels are the photo's own. Else colours and mask are resampled together,
-    colours weighted by the mask, so that no colour of the old place remains. An object that fits
-    into the frame lies within it, whatever the layout's shift.
+    If the layout does not move the object, pixels are not resampled. Otherwise colours and mask are
+    resampled together, colours weighted by the mask, so that no colour of the old place remains. An
+    object that fits into the frame always lies within it: the frame limits the shift.
 
     Args:
         photo: RGB.

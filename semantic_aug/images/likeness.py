@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 COMPARED = 32  # side in pixels at which a variant is compared with its photo
-BLOCK = 8  # side of a part of it, see `change_of`
+BLOCK = 8  # side in pixels of a part of the reduced picture, see `change_of`
 
 
 def reduced(image: Image.Image) -> np.ndarray:
@@ -29,7 +29,7 @@ def change_of(photo: np.ndarray, variant: np.ndarray) -> float:
 
 
 def similar_pairs(pictures: Sequence[np.ndarray], limit: float) -> list[tuple[int, int]]:
-    """The pairs of pictures whose `change_of` is below `limit`, of 255.
+    """The pairs of pictures whose `change_of` is below `limit`, in [0, 255].
 
     Args:
         pictures: results of `reduced`.

@@ -17,9 +17,9 @@ from semantic_aug.images.reading import (
     upright,
 )
 
-MADE_BY = ".made"  # in a folder of masks: the list of `semantic-aug masks` of its own masks
+MADE_BY = ".made"  # in a folder of masks: the records that `semantic-aug masks` keeps
 CROP_MARGIN = 16  # pixels around the object, for crop_to_object
-NAMED = 5  # photos in a notice
+NAMED = 5  # photos in a warning, at most
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,10 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def binary_mask(mask: np.ndarray | Image.Image) -> np.ndarray:
-    """[H, W] uint8, 255 where `mask` ([H, W] or [H, W, C]) is nonzero. The one threshold.
+    """[H, W] uint8, 255 where `mask` ([H, W] or [H, W, C]) is nonzero.
 
-    In a PIL image, colours and palette indices count; transparency does not.
+    All masks are thresholded here. In a PIL image, colours and palette indices count, but not
+    transparency.
     """
     if isinstance(mask, Image.Image) and mask.mode in ("LA", "RGBA", "CMYK", "YCbCr", "PA"):
         mask = mask.convert("RGB")
@@ -97,7 +98,7 @@ def masks_of(root: str | Path, sources: Sequence[str], split: str) -> dict[str, 
 
 
 def say_empty(sources: Sequence[str], number: int) -> None:
-    """Say in a line which of some photos that were to be cropped have empty masks."""
+    """Log a warning that names the photos to be cropped whose masks are empty."""
     if sources:
         named = ", ".join(sources[:NAMED]) + ", ..." * (len(sources) > NAMED)
         log.warning(

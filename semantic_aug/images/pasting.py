@@ -176,7 +176,7 @@ def shift_costs(
 
 
 def cheapest(costs: np.ndarray) -> tuple[int, int] | None:
-    """The cheapest shift, as rows down and columns to the right; None if all cost inf."""
+    """The cheapest shift, as rows down and columns to the right; None if all costs are infinite."""
     row, column = np.unravel_index(costs.argmin(), costs.shape)
     if not np.isfinite(costs[row, column]):
         return None
@@ -240,7 +240,7 @@ def shaded(place: Image.Image, alpha: Image.Image, strength: float) -> Image.Ima
         return place
     width, height = box[2] - box[0], box[3] - box[1]
     reach = SHADOW * (width * height) ** 0.5
-    # The shadow grows from nothing at the object's top to all at its bottom, on the ground.
+    # The shadow grows from nothing at the object's top to full strength at its bottom.
     slope = Image.linear_gradient("L").resize((width, height))
     thrown = ImageChops.multiply(alpha.crop(box), slope)
     dark = Image.new("L", alpha.size)

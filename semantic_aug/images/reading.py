@@ -69,7 +69,7 @@ _NO_PHOTOS = {
 
 @functools.cache
 def _load_plugins() -> None:
-    """HEIC, if Pillow's plug-in for it is installed."""
+    """Register HEIC, if Pillow's plug-in for HEIC is installed."""
     with contextlib.suppress(ImportError):
         import pillow_heif
 
@@ -106,8 +106,8 @@ def read_image(path: str | Path, bits: int | None = None) -> Image.Image:
     """An image file of any mode, upright and in sRGB; transparent parts become white.
 
     Args:
-        bits: the number of bits of values, for images of more than 8 bits whose file does not tell
-            it; see `FewShotDataset`.
+        bits: the number of used bits in images of more than 8 bits, if the file does not tell this
+            number; see `FewShotDataset`.
 
     Raises:
         UserError: the file is missing, empty, truncated, or no image.
@@ -118,14 +118,14 @@ def read_image(path: str | Path, bits: int | None = None) -> Image.Image:
 
 
 def opened_image(image: Image.Image) -> Image.Image:
-    """An opened or made image in the form of `read_image`."""
+    """A PIL image in the form that `read_image` returns."""
     image = image.copy()  # loads it, and does not change the caller's image
     return _upright_srgb(image, image, None)
 
 
 def _upright_srgb(image: Image.Image, values: Image.Image, white: float | None) -> Image.Image:
     rgb = upright(_in_srgb(values, white, image.info.get("icc_profile")), orientation_of(image))
-    rgb.info = {}  # its EXIF would make others turn the image again
+    rgb.info = {}  # with its EXIF, other programs would turn the image again
     return rgb
 
 
@@ -198,7 +198,7 @@ _KINDS = (
 
 @contextlib.contextmanager
 def open_image(path: str | Path, what: str = "image") -> Iterator[ImageFile]:
-    """An image file; any error with it inside the block becomes a UserError."""
+    """Open an image file; any error inside the block becomes a UserError."""
     _load_plugins()
     try:
         with open_bytes(path) as file, Image.open(file) as image:
@@ -249,7 +249,7 @@ def to_rgb(image: Image.Image, white: float | None = None) -> Image.Image:
     """RGB of an image of any mode. Grey of more than 8 bits is scaled to 8 bits, not clipped.
 
     Args:
-        white: the value of white in grey of more than 8 bits (default: usual for its values).
+        white: the value of white in grey of more than 8 bits; default guessed from the values.
     """
     if image.mode == "RGB":
         return image

@@ -1,6 +1,6 @@
-"""Masks for photos that have none: a model finds the object, rules clean and judge its mask.
+"""Masks for photos without masks: a model finds the object, and rules clean and judge its mask.
 
-The ways to find it, by what `--masker` says, are a file each.
+Each kind of `--masker` has its own module: `named`, `salient`, and `segmenting` for a model's name.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ if typing.TYPE_CHECKING:
 
 
 def make_masker(settings: Masking) -> Masker:
-    """The masker that the settings mean; of models only configurations and tokenizers are read.
+    """The masker of these settings; its models are not loaded yet.
 
     Raises:
-        UserError: there is no such model, it is none of the kinds that can be used, or a package is
-            missing.
+        UserError: a model does not exist or is of an unsupported kind, or a package is missing.
     """
     if settings.masker == NAMED:
         from semantic_aug.masking.named import make

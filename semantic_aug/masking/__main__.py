@@ -1,11 +1,11 @@
-"""Masks for photos that have none, which background, paste, masked edits and crops need.
+"""Make masks for photos without masks; background, paste, masked edits and crops need masks.
 
     python -m semantic_aug.masking --dataset folder --data_dir photos
 
-Writes a mask for every photo, photos/masks/CLASS/NAME.png, which commands find by themselves; those
-that are doubtful go to photos/masks/doubtful/, and nothing uses them. photos/masks/report.html and
-report/CLASS.png show all, doubtful ones first. A mask that a person has painted or corrected stays.
-For other datasets, --mask_dir names the folder, here and in every other command.
+Writes a mask for every photo, photos/masks/CLASS/NAME.png; other commands find it by themselves.
+Doubtful masks go to photos/masks/doubtful/, and no command uses them. photos/masks/report.html and
+report/CLASS.png show all masks, doubtful masks first. Masks that a person has painted or corrected
+are kept. For other datasets, --mask_dir names the folder of masks, here and in all other commands.
 """
 
 if __name__ == "__main__":
@@ -31,7 +31,7 @@ def parse_args(argv=None):
 
 @command
 def main(argv=None):
-    given = {"experiment_name": "masks", **vars(parse_args(argv))}  # no experiment has a part in it
+    given = {"experiment_name": "masks", **vars(parse_args(argv))}  # no experiment is involved
     run, settings = build_all(given, Run, Masking)
     # Imported late: --help needs no torch.
     from semantic_aug.stages.masks import masks

@@ -1,26 +1,26 @@
-"""From what a model says of each pixel to a mask: refined edges, one piece, no small holes.
+"""From a model's prediction for each pixel to a mask: refined edges, one piece, no small holes.
 
-Pure functions on arrays. A mask is bool [H, W] here, True on the object.
+All functions are pure. A mask is bool [H, W] here, True on the object.
 """
 
 import numpy as np
 from scipy import ndimage
 
-EDGE_EPS = 1e-4  # of the guided filter: grey values in [0, 1] that vary less are no edge
-REFINED_AT = 1024  # pixels of the longer side at which the guided filter looks at a photo
+EDGE_EPS = 1e-4  # of the guided filter: a smaller variance of grey values in [0, 1] is no edge
+REFINED_AT = 1024  # pixels: longer photos are subsampled to at most this for the guided filter
 
-_EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel, diagonal ones too
+_EIGHT = np.ones((3, 3), bool)  # diagonal neighbours are connected too
 
 
 def enlarged(shares: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`shares`, float32 in [0, 1] on a model's own grid, on the pixels of its photo.
+    """Resize `shares` bilinearly from a model's grid to the pixels of its photo.
 
     Args:
-        shares: [h, w] of the whole photo, whatever the grid's own shape.
+        shares: [h, w], float32 in [0, 1]; of the whole photo, on a grid of any shape.
         size: (width, height) of the photo.
 
     Returns:
-        [H, W], float32 in [0, 1], bilinear.
+        [H, W], float32 in [0, 1].
     """
     import torch
 
@@ -36,22 +36,22 @@ def enlarged(shares: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def refined(shares: np.ndarray, photo: np.ndarray, radius: int) -> np.ndarray:
-    """`shares` whose edges follow the photo's edges: a guided filter (He et al., 2010).
+    """Make the edges of `shares` follow the photo's edges, by a guided filter (He et al., 2010).
 
     Args:
         shares: [H, W], float32 in [0, 1].
         photo: [H, W, 3] uint8.
-        radius: of the filter's window, in pixels; 0 leaves `shares` as they are.
+        radius: of the filter's window, in pixels; 0 leaves `shares` unchanged.
 
     Returns:
-        [H, W], float32; a little beyond [0, 1] at strong edges.
+        [H, W], float32; slightly outside of [0, 1] at strong edges.
     """
     import torch
     from kornia.filters import guided_blur
 
     height, width = shares.shape
     subsample = -(-max(height, width) // REFINED_AT)
-    # Mirrored borders must fit into what the filter looks at.
+    # The mirrored borders must fit into the subsampled photo.
     radius = min(radius, (min(height, width) // subsample - 1) * subsample)
     if radius < 1:
         return shares
@@ -61,7 +61,7 @@ def refined(shares: np.ndarray, photo: np.ndarray, radius: int) -> np.ndarray:
 
 
 def pieces_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Connected pieces, diagonal neighbours included.
+    """The connected pieces of a mask; diagonal neighbours are connected.
 
     Returns:
         The number of each pixel's piece, [H, W], 0 outside; and the pieces' areas in pixels,
@@ -72,7 +72,7 @@ def pieces_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest connected piece alone; of equal ones the first from the top. Empty stays so."""
+    """The largest connected piece of a mask, if any; of equal pieces, the first from the top."""
     labels, areas = pieces_of(mask)
     if areas.size == 0:
         return mask.copy()
@@ -82,10 +82,11 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
 def without_holes(mask: np.ndarray, share: float) -> np.ndarray:
     """The mask with its small holes filled.
 
-    A hole is a region that the object shuts off from the photo's borders; diagonal gaps shut too.
+    A hole is a region that the object shuts off from the photo's borders. Pixels of the object that
+    touch only diagonally shut a hole too.
 
     Args:
-        share: holes are filled up to this share of the object's area, in [0, 1].
+        share: size of the largest hole that is filled, as a share of the object's area, in [0, 1].
     """
     labels, number = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
     if number == 0:
@@ -105,19 +106,19 @@ def cleaned(
     raw_edges: bool = False,
     grid: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, float]:
-    """A mask from what a model says, and how much of what it found the largest piece holds.
+    """A mask from a model's prediction, and the largest piece's share of the found area.
 
     Args:
         shares: [h, w], float32 in [0, 1], above 0.5 on the object; of the whole photo, on a grid of
             any shape.
         photo: [H, W, 3] uint8.
-        keep_pieces: keep all connected pieces, not the largest alone.
+        keep_pieces: keep all connected pieces, not only the largest piece.
         fill_holes: see `without_holes`.
-        raw_edges: do not refine edges by the photo.
-        grid: (h, w) of what the model said, where `shares` are enlarged already.
+        raw_edges: do not refine the edges by the photo.
+        grid: (h, w) of the model's output, if `shares` are enlarged already.
 
     Returns:
-        The mask, bool [H, W]; and the largest piece's share, in (0, 1], 0 where nothing was found.
+        The mask, bool [H, W]; and the largest piece's share, in [0, 1], 0 if nothing was found.
     """
     height, width = photo.shape[:2]
     whole = enlarged(shares, (width, height))

@@ -52,23 +52,23 @@ def load_model(flag: str, cls, name: str, device: torch.device):
 
 
 def load_processor(flag: str, cls, name: str):
-    """What makes a model's inputs, of PIL images.
+    """The processor that makes a model's inputs from PIL images.
 
     Raises:
-        UserError: its files are missing, or it needs a package that is.
+        UserError: its files are missing or broken, or it needs a package that is not installed.
     """
     options = {}
-    if cls.__name__ == "AutoImageProcessor":  # its default needs torchvision, and says so
+    if cls.__name__ == "AutoImageProcessor":  # the default backend needs torchvision, and warns
         options["backend"] = "pil"
     try:
         return cls.from_pretrained(name, revision=commit_of(name), **options)
     except ImportError as error:
         raise UserError(f"{flag}: {name} needs a package: {first_line(error)}") from error
     except Exception as error:
-        raise UserError(f"{flag}: {name} has no whole processor: {first_line(error)}") from error
+        raise UserError(f"{flag}: {name} has no usable processor: {first_line(error)}") from error
 
 
 def needs(flag: str, what: str, package: str, install: str) -> None:
-    """Raise UserError where a package is missing, with the line that installs it."""
+    """Raise UserError, with the command that installs a package, if the package is missing."""
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{flag}: {what} needs the package {package}: pip install {install}")

@@ -56,14 +56,14 @@ def names_for(sources: Iterable[str]) -> dict[str, str]:
     If photos of a folder differ only in their suffixes, `cat/1.jpg.png`.
 
     Raises:
-        UserError: a photo lies in a folder that has another meaning among masks.
+        UserError: a photo lies in a folder whose name is reserved among masks.
     """
     paths = {source: PurePosixPath(source) for source in sources}
     stems = Counter(path.with_suffix("") for path in paths.values())
     for source, path in paths.items():
         if path.parts[0] in OWN:
             raise UserError(
-                f"{source}: among masks, {path.parts[0]}/ is for what the command itself writes; "
+                f"{source}: among masks, {path.parts[0]}/ is for the command's own files; "
                 "rename that folder of photos"
             )
     return {

@@ -1,7 +1,7 @@
-"""The object that a class's name means: one model finds where it is, another draws its outline.
+"""Masks from class names: a model finds the named object, and another model draws its outline.
 
 CLIPSeg (arXiv 2112.10003), OWL-ViT (2205.06230), OWLv2 (2306.09683) or Grounding DINO (2303.05499)
-find, SAM (2304.02643) draws. SAM 3 (2511.16719) does both.
+finds the object; SAM (2304.02643) draws the outline. SAM 3 (2511.16719) does both.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ NAME = "{name}"
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an object is said to be, in pixels of its photo.
+    """The predicted place of an object, in pixels of its photo.
 
     Attributes:
         box: left, top, right, bottom.
         peak: x, y of the most confident pixel, if the finder gives it.
-        score: how sure it is, in [0, 1].
+        score: the finder's confidence, in [0, 1].
     """
 
     box: tuple[float, float, float, float]
@@ -45,13 +45,13 @@ Find = Callable[[Sequence[Image.Image], Sequence[str]], list[Place]]
 
 @dataclasses.dataclass(frozen=True)
 class Finder:
-    """A kind of models that find an object by words.
+    """A kind of model that finds an object by words.
 
     Attributes:
-        model: its class in transformers.
-        load: gives the function that finds, of a model, its processor and a device.
-        least: the score below which an object is hardly there.
-        most_tokens: of a phrase, from the model's configuration.
+        model: the model's class in transformers.
+        load: makes the `Find` function from a model, its processor and a device.
+        least: a mask is doubtful if the score of its place is lower.
+        most_tokens: gives the largest number of tokens of a phrase, from the configuration.
     """
 
     model: str
@@ -95,13 +95,13 @@ def make(settings: Masking) -> Masker:
 
 
 def check_prompt(prompt: str, words: Sequence[str]) -> None:
-    """Raise UserError for a prompt that says nothing."""
+    """Raise UserError for an empty prompt."""
     if not prompt.strip():
         raise UserError(f'--prompt: got {prompt!r}, expected words such as "a {NAME}"')
 
 
 def check_words(tokenizer, limit: int, prompt: str, words: Sequence[str]) -> None:
-    """Raise UserError where a phrase has no token that the model knows, or too many."""
+    """Raise UserError if a word has no token or an unknown token, or a phrase has too many."""
     check_prompt(prompt, words)
     for each in words:
         phrase = prompt.replace(NAME, each)
@@ -114,15 +114,15 @@ def check_words(tokenizer, limit: int, prompt: str, words: Sequence[str]) -> Non
         if (length := len(tokenizer(phrase).input_ids)) > limit:
             raise UserError(
                 f"--prompt: {phrase!r} has {length} tokens, and {tokenizer.name_or_path} reads "
-                f"{limit}: give a shorter one"
+                f"{limit}: give a shorter prompt"
             )
 
 
-# --- what finds ------------------------------------------------------------------------------
+# --- finding objects -------------------------------------------------------------------------
 
 
 def place_of_heat(heat: np.ndarray, size: tuple[int, int]) -> Place:
-    """Where the hottest pixel is, and the box of the piece around it that is half as hot.
+    """The hottest pixel, and the box of the piece around it that is at least half as hot.
 
     Args:
         heat: [h, w] in [0, 1], of the whole photo.
@@ -137,14 +137,14 @@ def place_of_heat(heat: np.ndarray, size: tuple[int, int]) -> Place:
         (columns.max() + 1) * across, (rows.max() + 1) * down,
     )  # fmt: skip
     return Place(
-        tuple(map(float, box)),  # type: ignore[arg-type]  # they are four
+        tuple(map(float, box)),  # type: ignore[arg-type]  # always four numbers
         (float((x + 0.5) * across), float((y + 0.5) * down)),
         float(heat[y, x]),
     )
 
 
 def find_by_heat(model, processor, device: torch.device) -> Find:
-    """CLIPSeg: a heat map of the words."""
+    """The `Find` function of CLIPSeg, which makes a heat map of the words."""
 
     def find(images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Place]:
         inputs = processor(text=list(phrases), images=list(images), padding=True, truncation=True,
@@ -158,10 +158,10 @@ def find_by_heat(model, processor, device: torch.device) -> Find:
 
 
 def find_by_box(model, processor, device: torch.device, *, as_sentence: bool = False) -> Find:
-    """OWL-ViT, OWLv2 and Grounding DINO: their most confident box.
+    """The `Find` function of OWL-ViT, OWLv2 and Grounding DINO: it takes the most confident box.
 
     Args:
-        as_sentence: words are given in lower case with a full stop, which Grounding DINO knows.
+        as_sentence: give words in lower case with a full stop, as Grounding DINO expects.
     """
 
     def find(images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Place]:
@@ -209,11 +209,11 @@ FINDERS = {
 }
 
 
-# --- what draws ------------------------------------------------------------------------------
+# --- drawing outlines ------------------------------------------------------------------------
 
 
 def load(finder: Finder, names: Sequence[str], prompt: str, device: torch.device):
-    """A function from photos and words to the outlines of what the words mean."""
+    """A function from photos and words to the outlines of the objects that the words name."""
     import transformers
 
     found_by = load_model(FLAG, getattr(transformers, finder.model), names[0], device)
@@ -237,7 +237,7 @@ def load(finder: Finder, names: Sequence[str], prompt: str, device: torch.device
 
 
 def load_sam(name: str, device: torch.device):
-    """A function from photos and places to outlines: SAM, asked by box and, if known, by peak."""
+    """A function from photos and places to outlines by SAM, with boxes and peaks as prompts."""
     import transformers
 
     model = load_model(FLAG, transformers.SamModel, name, device)
@@ -253,7 +253,7 @@ def load_sam(name: str, device: torch.device):
         sizes = inputs.pop("reshaped_input_sizes").tolist()
         inputs.pop("original_sizes")
         padded = inputs["pixel_values"].shape[-2:]
-        # Of its numbers of prompts some are float64, which not every device has.
+        # Some numbers of the prompts are float64, which not every device supports.
         inputs = {
             key: (each.float() if each.is_floating_point() else each).to(device)
             for key, each in inputs.items()
@@ -271,7 +271,7 @@ def load_sam(name: str, device: torch.device):
 
 
 def load_sam3(name: str, prompt: str, device: torch.device):
-    """A function from photos and words to outlines: SAM 3, with its most confident object."""
+    """A function from photos and words to the outlines of SAM 3's most confident objects."""
     import transformers
 
     model = load_model(FLAG, transformers.Sam3Model, name, device)

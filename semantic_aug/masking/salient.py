@@ -21,7 +21,7 @@ INSTALL = "semantic-aug[masks]"
 # Normalisation of photos for U²-Net and its successors, and for ISNet, which takes larger photos.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CENTRED = ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
-LARGE = 1024  # pixels of a side, from which on a model counts as an ISNet
+LARGE = 1024  # pixels: a model with a side of this length or more counts as an ISNet
 USUAL_SIDE = 320  # pixels, if the file does not fix the size
 
 

@@ -1,6 +1,6 @@
 """The jobs of a trial, each with its own random stream.
 
-A job is (source photo, repeat). Jobs are grouped into blocks, which processes share.
+A job is (source photo, repeat). Jobs form blocks, which are distributed among processes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from semantic_aug.images.framing import mask_within
 
 @dataclass(frozen=True)
 class Job:
-    """A synthetic image to be made: variant `repeat` of photo `index` of the trial."""
+    """A synthetic image to make: variant `repeat` of photo `index` of the trial."""
 
     index: int
     repeat: int
@@ -61,10 +61,12 @@ def without_object(dataset, indices: Iterable[int], save_size: int | None = None
 def share_of(
     jobs: Sequence[Job], batch_size: int, shard: tuple[int, int], already: int = 0
 ) -> list[list[Job]]:
-    """The blocks of a process's (index, count), in the order of their making.
+    """The blocks that a process makes, in order.
 
     Args:
-        already: number of blocks dealt out before these.
+        batch_size: jobs per block.
+        shard: the process's (index, count).
+        already: number of blocks distributed before these blocks.
     """
     blocks = [list(jobs[start : start + batch_size]) for start in range(0, len(jobs), batch_size)]
     return [blocks[number] for number in shard_blocks(len(blocks), *shard, already)]

@@ -1,4 +1,4 @@
-"""Making the missing images of a trial; resumable, shared among processes.
+"""Making the missing images of a trial: resumable, and distributed among processes.
 
 A block that lacks an image is computed whole, so that interruptions do not change an image's
 bytes.
@@ -78,7 +78,7 @@ def generate(
         seed: of the trial.
         indices: of the photos (default: all).
         shard: this process's (index, count).
-        already: number of blocks dealt out before this trial.
+        already: number of blocks distributed before this trial.
         constants: fields that all records share.
         arguments: for config.json.
         notes: for config.json, beside the settings.
@@ -105,7 +105,7 @@ def generate(
     todo = [block for block in mine if any(job.file_name not in finished for job in block)]
     kept = sum(job.file_name in finished for block in mine for job in block)
     if not todo and not finished:
-        return 0  # this shard has no share
+        return 0  # this process has no block
     augmentation, made = None, 0
     details: tuple[str, ...] = ()
     if todo:
@@ -168,7 +168,7 @@ def generate(
                         finish_oldest()
                 raise
     except OSError:
-        log.error("%s: %s made now", folder, counted(made, "image"))
+        log.error("%s: %s made before this error", folder, counted(made, "image"))
         raise
     finally:
         write_metadata(folder, identity)
@@ -189,11 +189,13 @@ def compute(
     save_size: int | None = None,
     words: Mapping[str, str] | None = None,
 ) -> Iterator[tuple]:
-    """(job, image, edits) of a block.
+    """Compute the images of a block; yields (job, image, edits) for each job.
 
     Args:
+        sources: the source of each photo of the dataset.
+        seed: of the trial.
         save_size: longer side in pixels to which larger photos are reduced before they are edited.
-        words: the name of a class in prompts, by class name.
+        words: by class name, the name of the class in prompts.
     """
     images, labels, metadata = [], [], []
     indices = dict.fromkeys(job.index for job in block)  # each photo is decoded once
@@ -251,7 +253,11 @@ def _safety(edits: Sequence) -> dict:
 def augment_dataset(
     dataset, augmentation: GenerativeAugmentation, num_repeats: int, folder: Path | None
 ) -> dict[int, list[tuple]]:
-    """Variants of every photo, kept in memory or, with a folder, written there with records."""
+    """Make variants of every photo: in memory, or with a folder, as files with records.
+
+    Returns:
+        `{index: [(image or path, label), ...]}`.
+    """
     every = range(len(dataset))
     without = without_object(dataset, every) if augmentation.needs_object else {}
     indices, sources = [idx for idx in every if idx not in without], dataset.sources()

@@ -20,7 +20,7 @@ from semantic_aug.synthesis.jobs import file_name_of
 
 RECORDS_DIR = "records"
 OPENERS = 8  # threads that read the ends of files, which is slow over a network
-PROBED, NEAR = 500, 2e-4  # files; seconds per file on a local disk
+PROBED, NEAR = 500, 2e-4  # files that are timed; seconds per file on a local disk, at most
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,10 @@ def read_records(
 
     Args:
         identity: only records of this `config_id` (default: the id of the folder's config.json).
-        only_present: False also gives the records of lost images.
+        only_present: without the records of missing and empty images.
 
-    A torn last line, whose process was killed, is dropped; the record of a missing or empty image
-    too. If an image was recorded twice, the later record counts.
+    A truncated last line, left by a killed process, is dropped. If an image was recorded twice, the
+    later record counts.
     """
     found = {record["file_name"]: record for record in _records(folder, identity, only_present)}
     return sorted(found.values(), key=_job_order)
@@ -147,7 +147,7 @@ def _damage(line: object) -> str | None:
     if "score" in line and not abs(line["score"]) < 1e300:  # not nan, and within a float
         return f"its score is {line['score']}"
     if "label" in line and line["file_name"] != file_name_of(line["index"], line["repeat"]):
-        return f"{line['file_name']} has not its index and repeat"
+        return f"{line['file_name']} does not fit its index and repeat"
     return None
 
 
@@ -214,7 +214,7 @@ def older_precision(folder: Path) -> str | None:
 
 
 def masks_by_class(dataset, indices: Iterable[int]) -> dict[str, str]:
-    """Sixteen hex digits of the masks of each class's photos, for classes with masks.
+    """A digest of the masks of each class, 16 hex digits, for classes with masks.
 
     Args:
         indices: all photos of some classes.
@@ -318,7 +318,7 @@ def _lines(path: Path) -> Iterator[dict]:
         return
     with file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):  # torn: its process was killed
+            if not line.endswith("\n"):  # truncated: its process was killed
                 continue
             try:
                 record = json.loads(line)
@@ -332,7 +332,7 @@ def _lines(path: Path) -> Iterator[dict]:
 
 
 def _have_scores(folder: Path, identity: str) -> bool:
-    """Whether a line may be a filter's, by its text, which is ten times as fast as parsing it."""
+    """Whether a line may be a filter's line: searching is ten times as fast as parsing."""
     for path in (folder / RECORDS_DIR).glob(f"{identity}.*.jsonl"):
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             if any(b'"score"' in line for line in file):
@@ -366,7 +366,10 @@ def write_metadata(folder: Path, identity: str) -> None:
 
 
 def check_settings(folder: Path, settings: Mapping, overwrite: bool) -> dict:
-    """Refuse to mix images, as `check_config` does; the settings to go on with.
+    """Refuse to mix images of different settings, as `check_config` does.
+
+    Returns:
+        The settings to go on with.
 
     Raises:
         UserError: `folder` holds images of other settings, or nothing says how they were made.
@@ -376,7 +379,7 @@ def check_settings(folder: Path, settings: Mapping, overwrite: bool) -> dict:
 
 
 def discard_other_records(folder: Path, identity: str) -> None:
-    """Remove records and images of other configurations, after config.json was written for this.
+    """Remove records and images of other configurations; config.json is already of this `identity`.
 
     Images newer than config.json belong to this configuration, perhaps from another process.
     """

@@ -15,7 +15,7 @@ from semantic_aug.synthesis.records import (
 
 
 class MissingImages(UserError):
-    """Images or their configuration are missing; the command that made the others makes them."""
+    """Images or config.json are missing; the command that made the other images makes them."""
 
 
 def read_variants(
@@ -50,8 +50,8 @@ def read_variants(
     config = read_config(folder)
     if config is None:
         raise MissingImages(
-            f"{folder} holds images, but no readable config.json says how they were made; give the "
-            "command that made them again with the same flags: it writes config.json"
+            f"{folder} holds images, but no readable config.json says how they were made; run the "
+            "command that made them again, with the same flags: it writes config.json"
         )
     position = {source: idx for idx, source in enumerate(dataset.sources())}
     by_photo: dict[int, dict[int, tuple[Path, int]]] = {}
@@ -78,7 +78,7 @@ def read_variants(
     photos = config.get("settings", {}).get("photos")
     if photos is not None and photos != dataset.photo_digest():
         raise UserError(
-            f"{folder} was made of other photos: the training photos of this trial have changed "
+            f"{folder} was made from other photos: the training photos of this trial have changed "
             "since, under the same names"
         )
     without = {position.get(source) for source in read_left_out(folder)} - by_photo.keys()
@@ -100,7 +100,9 @@ def read_variants(
         source = dataset.sources()[next(idx for idx in wanted if there[idx] < needed)]
         gone = sorted({record["file_name"] for record in recorded} - whole)
         lost = (
-            f"; records name {counted(len(gone), 'file')} not whole, as {gone[0]}" if gone else ""
+            f"; {counted(len(gone), 'recorded file')} missing or cut short, such as {gone[0]}"
+            if gone
+            else ""
         )
         raise MissingImages(
             f"{missing} of {len(wanted) * needed} synthetic images are missing in "

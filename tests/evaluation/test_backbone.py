@@ -215,7 +215,7 @@ def test_from_scratch_only_the_configuration_counts(tmp_path, make):
 def test_more_blocks_than_there_are_is_an_error_that_counts_them(tmp_path, make, number):
     name = saved(make, tmp_path)
     load_backbone(name, CPU, finetune=f"last:{number}")
-    with pytest.raises(UserError, match=f"got last:{number + 1}, and .* has {number} blocks"):
+    with pytest.raises(UserError, match=f"got last:{number + 1}, but .* has {number} blocks"):
         load_backbone(name, CPU, finetune=f"last:{number + 1}")
 
 

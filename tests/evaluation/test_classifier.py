@@ -811,7 +811,7 @@ def test_cached_features_that_are_no_numbers_are_made_again(tmp_path, caplog, va
     rows[1, 0] = value
     features._write(file, rows.to(dtype))
     assert features._read(file, 2, backbone) is None
-    assert f"{file} holds what no backbone has given: made again" in caplog.text
+    assert f"{file} does not hold finite features: made again" in caplog.text
 
 
 def test_the_cache_knows_files_backbones_and_sizes_by_their_content(
@@ -977,7 +977,7 @@ def test_records_that_name_missing_files_are_an_error(data, resnet, capsys):
         (folder / f"00000{number}-001.png").unlink()
     line = fails(capsys, resnet)
     assert "3 of 6 synthetic images are missing" in line
-    assert "records name 3 files not whole, as 000000-001.png" in line
+    assert "3 recorded files missing or cut short, such as 000000-001.png" in line
     run(resnet, "--num_synthetic=1")
 
 
@@ -1025,7 +1025,7 @@ def test_every_setting_but_those_of_the_images_is_compared(data, resnet, capsys)
     run(resnet, *more, "--compare", "real", "aug")
     said = capsys.readouterr().err
     common = 'image_size (here [24, 24], there [16, 16]), augmentation (here ["mixup"], there [])'
-    assert f"real was made with other settings: {common}; not images alone" in said
+    assert f"real was made with other settings: {common}; not only images" in said
     for key, value in {"mix": '"append"', "0.5": "null"}.items():  # as both use images
         there = f'"{key}"' if key == "mix" else key
         assert f"(here {value}, there {there})" in said.partition("aug was made")[2]
@@ -1083,7 +1083,7 @@ def test_results_with_words_of_other_trials_say_so(data, resnet, capsys):
     assert {r["borrowed_words"] for r in read(folder.parent / "real/summary.csv")} == {"0"}
     words = {"seed=0_ex=1": None, "seed=1_ex=1": "seed=7_ex=4"}
     assert read_config(folder)["borrowed_words"] == words
-    said = "images of seed=1_ex=1 were made with words of seed=7_ex=4: words learned from photos"
+    said = "images of seed=1_ex=1 were made with words of seed=7_ex=4: results are optimistic"
     assert said in capsys.readouterr().err
     run(resnet, "--num_trials=3")
     assert {row["borrowed_words"] for row in read(folder / "summary.csv")} == {""}

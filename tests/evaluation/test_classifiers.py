@@ -272,9 +272,9 @@ def test_a_classifier_of_cropped_photos_takes_masks(cropped, photos):
     assert float(by_hand.max()) == pytest.approx(
         predict(cropped, photos=single, mask_dir="masks/test/cat")["probability"][0], abs=1e-6
     )
-    with pytest.raises(UserError, match=r"^masks: got none for 1 photos, expected one each"):
+    with pytest.raises(UserError, match=r"^masks: got none for 1 photos, expected a mask for each"):
         classifier(Image.open(single))
-    with pytest.raises(UserError, match=r"^masks: got one of 48x39 pixels for a photo of 48x40"):
+    with pytest.raises(UserError, match=r"^masks: got a mask of 48x39 pixels for a photo of 48x40"):
         classifier(Image.open(single), [mask[1:]])
 
 
@@ -365,7 +365,7 @@ def test_what_is_wrong_with_a_classifier_is_one_line(run, photos, resnet, tmp_pa
     fails(r"real is no classifier; give a classifier in .*: classifier_0_2", folder)
     fails(r"^nowhere is no classifier: expected a folder classifier_SEED_EXAMPLES", "nowhere")
     fails(r"own is no classifier: expected a folder classifier_SEED", own)
-    fails("'gone' is no folder, and no hub model .* classifier_backbone says where it is now",
+    fails("'gone' is no folder, and no hub model .* give its present place by classifier_backbone",
           classifier_backbone="gone")  # fmt: skip
     other = tmp_path / "other"
     other.mkdir()
@@ -407,7 +407,7 @@ def test_a_backbone_by_a_relative_path_is_found_from_anywhere(
         shutil.move(workdir / name, "moved")
     moved = Path("moved/output/e/results/real/classifier_0_2")
     assert torch.equal(load_classifier(moved, device="cpu")(images), expected)
-    with pytest.raises(UserError, match=r"was .*sample/backbone, and classifier_backbone says wh"):
+    with pytest.raises(UserError, match=r"was .*sample/backbone; give its present place by class"):
         load_classifier(alone)
     given = load_classifier(alone, classifier_backbone="moved/sample/backbone", device="cpu")
     assert torch.equal(given(images), expected)

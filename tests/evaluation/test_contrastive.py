@@ -330,7 +330,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(data, resnet, capsy
     assert begun == [2, 0, 1, 2]
     capsys.readouterr()
     run(resnet, *near, "--method=others", "--contrastive_temperature=0.5")
-    assert "contrastive_0_2.pt is of other settings or another device" in capsys.readouterr().err
+    assert "contrastive_0_2.pt has other settings or another device" in capsys.readouterr().err
     assert begun == [2, 0, 1, 2, 0, 1, 2]
     assert files_of("killed") == files_of("whole") == files_of("damaged") != files_of("others")
     assert not list(Path("output/exp/results").glob("*/*.pt"))

@@ -164,7 +164,7 @@ def test_photos_without_a_mask_that_serves_are_counted(drawn, caplog):
         Image.new("L", SIZE, value).save(f"masks/val/{name}.png")
     Image.new("L", (8, 8), 255).save("masks/val/pin/0.png")
     elsewhere = Elsewhere(split())
-    assert "Elsewhere: 4 of 9 photos of split 'val' left out, whose masks are" in caplog.text
+    assert "Elsewhere: 4 of 9 photos of split 'val' left out, because their masks" in caplog.text
     assert "mask of val/pin/0.png is 8x8 pixels" in caplog.text
     names = {val_name(elsewhere.photos, idx) for idx in elsewhere.of}
     assert names == {"bolt/1.png", "bolt/2.png", "nut/0.png", "nut/2.png", "pin/1.png"}
@@ -192,7 +192,7 @@ def test_elsewhere_is_a_split_like_any_other(drawn, train):
     said = train("--num_trials=2", "--compare", "without")
     assert "elsewhere accuracy %" in said
     assert re.search(r"seed=1_ex=1: val [\d.]+%, test [\d.]+%, elsewhere [\d.]+% ", said)
-    assert f"without has no results {ELSEWHERE}: it was made without --elsewhere" in said
+    assert f"without has no {ELSEWHERE} results: it was made without --elsewhere" in said
     assert "other settings" not in said
     for seed in (0, 1):
         name = f"results_{seed}_1.csv"

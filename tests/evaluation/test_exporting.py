@@ -60,7 +60,7 @@ def test_every_kind_of_backbone_answers_alike_or_is_refused(tmp_path, make):
     torch.manual_seed(1)
     classifier = classifier_on(Path(saved(make, tmp_path)))
     if make.__name__ in REFUSED:
-        with pytest.raises(UserError, match=r"^transformers has no classifier|sees other features"):
+        with pytest.raises(UserError, match=r"^transformers has no classifier|uses other features"):
             to_transformers(classifier)
         return
     out = tmp_path / "out"
@@ -137,7 +137,7 @@ def test_a_card_claims_no_more_than_is_known(tmp_path):
         "- The class b had no training photo and is never predicted.",
     ):
         assert line in card.splitlines()
-    assert "weights are those of epoch 4, which had the best validation accuracy" in card
+    assert "weights are from epoch 4, which had the best validation accuracy" in card
     assert "to 24x16 pixels (width x height)" in card and "Crop your photos" in card
     expected = facts | {"expected": {"accuracy": 0.5, "low": 0.25, "high": 0.75}}
     assert "50.0% (95% confidence interval 25.0% to 75.0%)" in model_card(

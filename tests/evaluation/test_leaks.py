@@ -109,7 +109,7 @@ def test_a_training_photo_is_not_scored(photos, train, split, name, finetune):
     shutil.copy(photos / "train" / "green" / "1.png", copy)
     status, _, err = train(*flags, name="with")
     assert status == 0
-    assert f"left out of split '{split}' (1 of 22), because it is trained on: " in err
+    assert f"left out of split '{split}' (1 of 22), because the trial trains on them: " in err
     assert f"{split}/red/copy of it.png" in err
     assert rows("with") == rows("without")
     assert settings("with")["photos of seed=0_ex=3"].endswith(f", 1 of {name} left out")
@@ -146,14 +146,14 @@ def test_one_id_is_one_photo(workdir, train):
                 draw(workdir / f"stems/train/{name}_{number}.png", colour, 1000 + label)
     status, _, err = train("--examples_per_class=1", dataset=f"{__name__}:ByStem")
     assert status == 0
-    assert "left out of split 'test' (3 of 72), because it is trained on: blue_0, " in err
+    assert "left out of split 'test' (3 of 72), because the trial trains on them: blue_0, " in err
     assert "'val'" not in err
 
 
 def test_images_that_a_subclass_makes_itself_are_compared(workdir, train):
     status, _, err = train("--examples_per_class=1", dataset=f"{__name__}:Pixels")
     assert status == 0
-    assert "left out of split 'val' (1 of 30), because it is trained on: photo 0" in err
+    assert "left out of split 'val' (1 of 30), because the trial trains on them: photo 0" in err
 
 
 def test_results_of_an_older_version_that_scored_training_photos_are_refused(photos, train):

@@ -238,7 +238,7 @@ def test_variants_of_photos_that_have_changed_are_refused(photos, tmp_path):
              batch_size=4)  # fmt: skip
     assert len(read_variants(folder, dataset)) == 6
     draw_photo(photos / dataset.sources()[-1], (1, 2, 3), seed=77)
-    with pytest.raises(UserError, match="was made of other photos: the training photos of this"):
+    with pytest.raises(UserError, match="was made from other photos: the training photos of this"):
         read_variants(folder, dataset)
 
 
@@ -263,10 +263,10 @@ def test_damaged_records_do_not_count(photos, tmp_path, caplog):
         ("label", "0", "its label is '0'"), ("label", None, "its label is None"),
         ("label", True, "its label is True"), ("label", [0], r"its label is [0]"),
         ("repeat", "1", "its repeat is '1'"), ("repeat", 1.0, "its repeat is 1.0"),
-        ("repeat", 10**9, "000000-001.png has not its index and repeat"),
-        ("index", {}, "its index is {}"), ("index", 10**9, "has not its index and repeat"),
+        ("repeat", 10**9, "000000-001.png does not fit its index and repeat"),
+        ("index", {}, "its index is {}"), ("index", 10**9, "does not fit its index and repeat"),
         ("file_name", 3, "its file_name is 3"), ("file_name", ["a"], "its file_name is ['a']"),
-        ("file_name", "../../x.png", "../../x.png has not its index and repeat"),
+        ("file_name", "../../x.png", "../../x.png does not fit its index and repeat"),
         ("class_name", 7, "its class_name is 7"), ("source", ["s"], "its source is ['s']"),
         ("seed", "0", "its seed is '0'"), ("source", ..., "it has no source"),
     ],
@@ -310,7 +310,7 @@ def test_image_cut_short_does_not_count_and_is_made_again(photos, tmp_path, left
     before, cut = contents(folder), folder / "000002-001.png"
     content = cut.read_bytes()
     cut.write_bytes(content[: int(left * len(content)) if left < 1 else left])
-    with pytest.raises(UserError, match=r"1 of 18 .* 1 file not whole, as 000002-001"):
+    with pytest.raises(UserError, match=r"1 of 18 .*; 1 recorded file missing .* 000002-001"):
         read_variants(folder, dataset)
     assert run(dataset, folder) == 1
     assert contents(folder) == before
@@ -705,7 +705,7 @@ def test_full_disk_says_how_many_were_made_and_loses_none(make, monkeypatch):
         patch.setattr(making, "_save", full)
         status, err = make("--batch_size=2")
     assert status == 2
-    assert "output/e/aug/seed=0_ex=1: 4 images made now" in err
+    assert "output/e/aug/seed=0_ex=1: 4 images made before this error" in err
     assert "No space left on device; make room and run the same command again" in err
     folder = Path("output/e/aug/seed=0_ex=1")
     assert len(read_records(folder)) == len(images_of()) == 4
