@@ -24,6 +24,7 @@ from semantic_aug.experiment.names import (
     RESERVED_NAMES,
     RESULTS,
     Trial,
+    lora_file,
     merged_file,
     trial_named,
 )
@@ -39,6 +40,7 @@ from semantic_aug.experiment.timing import (
 from semantic_aug.settings import add_flags, setting, settings, whole
 
 PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRAIN: "results"}
+LORA = "LoRA"  # stands where other stages have a method
 
 
 @dataclass
@@ -177,6 +179,8 @@ def done_lines(experiment: Path) -> dict[tuple[str, str, Trial | None], Line]:
 
     for trial, folder in trials_in(experiment / FINE_TUNED):
         note(FINE_TUNE, "", trial, sum(1 for _ in folder.glob(f"*/{EMBEDDINGS_FILE}")))
+        if lora_file(experiment, trial).exists():
+            note(FINE_TUNE, LORA, trial, 1)
         if (experiment / MERGED).is_dir():
             note(AGGREGATE, "", trial, int(merged_file(experiment, trial).exists()))
     for images in folders_in(experiment):
@@ -289,7 +293,8 @@ def report(experiment: Path, found: Status, brief: bool) -> str:
     row = "{:<44} {:>8} {:>8} {:>8} {:>8} {:>7} {:>9} {:>10}"
     lines.append(row.format(*heads).rstrip())
     for total in found.sums:
-        title = " ".join(filter(None, (total.stage, total.method, f"({PIECES[total.stage]})")))
+        pieces = "files" if total.method == LORA else PIECES[total.stage]
+        title = " ".join(filter(None, (total.stage, total.method, f"({pieces})")))
         lines.append(row.format(title, *cells(total)).rstrip())
         for line in found.trials:
             if not brief and (line.stage, line.method) == (total.stage, total.method):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.diffusion.identity import identity_of
 from semantic_aug.masking.loading import load_model, load_processor, read_config
 from semantic_aug.masking.masker import Found, Masker
@@ -27,7 +27,9 @@ def make(settings: Masking) -> Masker:
             "transformers such as a SegFormer, or the word named or salient"
         )
     if config.num_labels < 2:
-        raise UserError(f"{FLAG}: {name} has {config.num_labels} class, expected ground and others")
+        raise UserError(
+            f"{FLAG}: {name} has {counted(config.num_labels, 'class')}, expected ground and others"
+        )
     if settings.masker_models is not None:
         raise UserError(f"--masker_models goes with named and salient; {FLAG} {name} is a model")
     load_processor(FLAG, transformers.AutoImageProcessor, name)

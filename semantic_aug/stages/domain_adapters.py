@@ -183,6 +183,8 @@ def train_domains(
             steps: list[int] = []
 
             def count(adapter: DomainAdapter, lesson=lesson, steps=steps) -> None:
+                if not steps:  # a resumed LoRA has fewer steps left
+                    progress.total -= images * (adapter.step - 1)
                 steps.append(adapter.step)
                 progress.update(images)
                 reporter.count(images)

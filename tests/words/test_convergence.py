@@ -157,6 +157,25 @@ def test_a_stopped_word_is_the_word_of_so_many_steps(tune):
         assert not list(Path("output", name).rglob("*.pt"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [
+    ("--mixed_precision=bf16",), ("--gradient_checkpointing",), ("--gradient_accumulation_steps=2",)
+])  # fmt: skip
+def test_a_word_stops_whatever_saves_memory(tune, flags):
+    assert tune(*STOPPING, *flags)[0] == 0
+    assert min(steps_done()) < LIMIT
+
+
+@pytest.mark.slow
+def test_a_word_of_sdxl_stops_too(tune, xl_model):
+    stopping = ("--stop_when_converged=0.9", "--convergence_window=4")
+    assert tune(*stopping, f"--model_path={xl_model}", "--classes=cat")[0] == 0
+    first, second = (
+        word("cat").with_name(f"learned_embeds{end}.safetensors") for end in ("", "_2")
+    )
+    assert int(read_header(first)["steps_done"]) == int(read_header(second)["steps_done"]) < LIMIT
+
+
 def test_shards_change_no_byte(tune):
     flags = [*STOPPING, "--classes_per_step=2"]
     for index in (1, 0):

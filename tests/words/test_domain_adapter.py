@@ -23,6 +23,7 @@ import generate_augmentations
 import semantic_aug
 from semantic_aug import UserError
 from semantic_aug.augmentations.real_guidance import RealGuidance
+from semantic_aug.cluster.status import status_of
 from semantic_aug.datasets import build_dataset
 from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, text_encoders
@@ -381,6 +382,8 @@ def test_shards_take_trials_and_leave_out_what_others_owe(tune):
     assert said[0].count("no LoRA yet, because words are still to be learned (") == 1
     assert "owe" not in said[1] and "no LoRA yet" not in said[1]
     assert lora_of(seed=0).exists() + lora_of(seed=1).exists() == 1
+    sums = {(line.stage, line.method): line.done for line in status_of(Path("output/e")).sums}
+    assert sums == {("fine_tune", ""): 6, ("fine_tune", "LoRA"): 1}
     assert tune(*flags, *shares[0])[0] == 0
     for seed in (0, 1):
         assert lora_of(seed=seed).read_bytes() == lora_of("alone", seed).read_bytes()
