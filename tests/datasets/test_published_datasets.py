@@ -541,7 +541,7 @@ def test_imagenet_needs_no_devkit_where_a_list_names_the_classes(published, tmp_
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("list.txt", "", "is empty: expected a WordNet id a line"),
+        ("list.txt", "", "is empty: expected a WordNet id per line"),
         ("list.txt", "n01440764\nn01440764 tench", "has n01440764 twice"),
         ("list.txt", "n01440764\nn99999999", "1 WordNet ids .* such as 'n99999999'"),
         ("list.txt", "n01440764: tench", "has 'n01440764:' in place of a WordNet id"),
@@ -549,7 +549,7 @@ def test_imagenet_needs_no_devkit_where_a_list_names_the_classes(published, tmp_
         ("list.json", '{"0": "tench"}', "has '0' in place of a WordNet id"),
         ("list.json", "[1, 2]", "expected an object of WordNet ids and names"),
         ("list.json", "{", "no readable JSON"),
-        ("none.txt", None, "is no file: expected a file with a WordNet id a line"),
+        ("none.txt", None, "is no file: expected a file with a WordNet id per line"),
     ],
 )
 def test_imagenet_bad_class_lists(published, tmp_path, name, text, message):
