@@ -88,8 +88,8 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
         stem = path.stem
         if stem in images:
             raise UserError(
-                f"{folder} holds {images[stem].name} and {path.name}, but labels and masks are "
-                "found by the name without the suffix: remove or rename an image"
+                f"{folder} holds {images[stem].name} and {path.name}, two images of the same "
+                "name, but this name leads to labels and masks: remove or rename an image"
             )
         images[stem] = path
     return images
