@@ -4,21 +4,21 @@
     python benchmarks/classifier.py --quick    # within a minute
     python benchmarks/classifier.py --augmentation flip-rotate    # --views 16 against fresh views
 
-The plain loop is what earlier implementations do: a DataLoader with four workers decodes a file
-for every sample shown, and every image of every step, and the whole validation split after every
-epoch, passes the frozen backbone. Both sides take the same photos, the same synthetic images
-(made here from the photos, as what they show does not matter), the same backbone, loss, optimiser
-and number of steps, and start with imports done. The first row is without random augmentation,
-the second with flip-rotate.
+The plain loop works as earlier implementations do. A DataLoader with four workers decodes a file
+for every sample. Every image of every step passes the frozen backbone, and so does the whole
+validation split after every epoch. Both sides take the same photos, the same synthetic images (made
+here from the photos, as their content does not matter), the same backbone, loss, optimiser and
+number of steps. Imports are done before the start. The first row has no random augmentation, the
+second row has flip-rotate.
 
-The full run is 50 epochs of 200 steps of 32 images, of which --epochs are measured (default 2; 50
-leaves nothing to be extrapolated): the seconds of an epoch, and those of start and end, are
-measured apart, and the former are taken 50 times. Ours is measured whole where no step passes the
-backbone. Accuracies are those on the test split after the measured epochs of both sides.
+The full run has 50 epochs of 200 steps of 32 images. The benchmark measures --epochs of them
+(default 2). It measures the seconds of an epoch apart from the seconds of start and end, and
+counts an epoch 50 times. If no step passes the backbone, all epochs of our side are measured. The
+accuracies are measured on the test split, after the measured epochs of both sides.
 
-With --augmentation this command is compared with itself: a fresh view of every image shown, against
---views 16, whose 50 epochs are measured whole. How much that saves depends on the number of images:
-320,000 are shown, and 16 views of all images pass the backbone.
+With --augmentation, this command is compared with itself: a fresh view in every step against
+--views 16, whose 50 epochs are all measured. The gain depends on the number of images: the run
+shows 320,000 images, and 16 views of each image pass the backbone.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def plain(args) -> dict:
 
 
 class FlipRotate:
-    """What flip-rotate does, to one PIL image; a class, as workers must be able to receive it."""
+    """flip-rotate for one PIL image; a class, because workers cannot receive a local function."""
 
     def __init__(self, size):
         self.size = size
@@ -205,7 +205,7 @@ class FlipRotate:
 
 
 def measured(total: float, per_epoch: list[float], accuracy: float) -> dict:
-    """Seconds of 50 epochs from those measured, start and end counted once."""
+    """Seconds of 50 epochs from the measured epochs; start and end count once."""
     epoch = sum(per_epoch) / len(per_epoch)
     seconds = total + (EPOCHS - len(per_epoch)) * epoch
     return {"seconds": seconds, "epoch": round(epoch, 3), "accuracy": accuracy}
@@ -219,7 +219,7 @@ def ours(args, views: int | None = None) -> dict:
     whole = args.augmentation == "none" or views
     sys.stdout, stdout = sys.stderr, sys.stdout  # its messages are not this benchmark's
     try:
-        # What libraries do when they are used first is no part of the comparison.
+        # The first use of libraries is no part of the comparison.
         run(args, 1, 1, views and 1)
         few, accuracy = run(args, args.epochs, args.steps, views)
         if whole:

@@ -1,14 +1,14 @@
 """How fast and how small the index of COCO 2017's annotations is, beside plain pycocotools.
 
     python benchmarks/coco_index.py            full size: 118,287 images, 860,001 annotations
-    python benchmarks/coco_index.py --quick    a fortieth of it, within a minute, where the
-                                               imports outweigh the memory of the file
+    python benchmarks/coco_index.py --quick    a fortieth of it, within a minute; imports then
+                                               take more memory than the file
 
-A file of that shape is generated (450 MB at full size, removed afterwards). Three ways of getting
-at the class and the mask of every photo are timed in processes of their own, in turn:
-`pycocotools.coco.COCO(file)`, our index without a cache, and our index with one. Peak memory is
-the largest resident size of the whole process: ours has imported torch, the plain one has not.
-The last line is one JSON object; `ratio` is plain time / our time, of medians.
+A file of this shape is generated (450 MB at full size, removed afterwards). Three ways to get the
+class and the mask of every photo are timed in turn, each in its own process:
+`pycocotools.coco.COCO(file)`, our index without a cache, and our index with a cache. Peak memory is
+the largest resident size of the whole process. Our process has imported torch, the plain process
+has not. The last line is one JSON object; `ratio` is plain time / our time, of medians.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def write_instances(path: Path, num_images: int, num_annotations: int) -> None:
     from semantic_aug.datasets.coco import CLASS_NAMES
 
     rng = random.Random(0)
-    # A few thousand different outlines are enough: parsers do not notice that they come again.
+    # A few thousand different outlines suffice: parsers do not notice repetitions.
     outlines = [outline(rng) for _ in range(3000)]
     with open(path, "w") as file:
         file.write('{"info": {"description": "COCO 2017 Dataset","year": 2017},"licenses": [],')
@@ -55,7 +55,7 @@ def write_instances(path: Path, num_images: int, num_annotations: int) -> None:
             crowd = number % 85 == 84  # about one in a hundred is a run-length encoding
             area = round(rng.uniform(20, 60000), 4)
             segmentation = runs(rng) if crowd else outlines[number % len(outlines)]
-            # The first annotations give every image one; the rest fall anywhere.
+            # The first annotations go to different images; the others go to any image.
             image = number if number < num_images else rng.randrange(num_images)
             file.write("," * (number > 0))
             file.write(
@@ -87,7 +87,7 @@ def runs(rng: random.Random) -> str:
     return json.dumps({"counts": [*counts, left], "size": [480, 640]}).replace(", ", ",")
 
 
-# --- what is measured, in a process of its own -----------------------------------------------
+# --- the measurement, in its own process -----------------------------------------------------
 
 
 def measure(way: str, path: str) -> None:
@@ -98,7 +98,7 @@ def measure(way: str, path: str) -> None:
         from semantic_aug.datasets import index
         from semantic_aug.datasets.coco import read_photos
 
-        index.KEEP_FROM = 0  # seconds; with --quick nothing takes the one that it should
+        index.KEEP_FROM = 0  # seconds; with --quick nothing takes a second
     start = time.perf_counter()
     if way == "plain":
         count = len(COCO(path).imgToAnns)
@@ -136,9 +136,9 @@ def main(argv=None):
     share = 40 if args.quick else 1
     with tempfile.TemporaryDirectory() as folder:
         path, cache = Path(folder) / "instances_train2017.json", Path(folder) / "cache"
-        # In a process of its own too: a new process counts its parent's memory as its own.
+        # Also in its own process: a new process counts its parent's memory as its own.
         subprocess.run([sys.executable, __file__, "--write", str(share), str(path)], check=True)
-        os.utime(path, (0, 1e9))  # files of this very moment are not kept in the cache
+        os.utime(path, (0, 1e9))  # a file that has just changed is not kept in the cache
         print(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB")
         results = {"plain": [], "ours": [], "cached": []}
         for _ in range(args.repeats):

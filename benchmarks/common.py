@@ -19,7 +19,7 @@ _MARK = "SIDE "
 
 
 def run_side(script: str, name: str, arguments: list[str]) -> dict:
-    """Run `script --side name arguments` in a new process; returns the side's result."""
+    """Run `script --side name arguments` in a new process; return the side's result."""
     command = [sys.executable, script, "--side", name, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
@@ -35,14 +35,14 @@ def report_side(found: dict) -> None:
 
 
 def compare(script: str, sides: tuple[str, ...], rounds: int, arguments: list[str]) -> dict:
-    """Run sides in turns, `plain` and `ours` say; medians, and the first two's ratio of seconds.
+    """Run sides in turns, such as `plain` and `ours`; medians, and the ratio of the first two.
 
     Returns:
         ratio, plain_s, ours_s, plain_peak_mb, ours_peak_mb, and `rounds`: what each side returned.
     """
     runs = {side: [] for side in sides}
     for number in range(rounds):
-        for side in sides if number % 2 == 0 else reversed(sides):  # whoever is second runs warm
+        for side in sides if number % 2 == 0 else reversed(sides):  # the second side runs warm
             found = run_side(script, side, arguments)
             runs[side].append(found)
             print(f"round {number + 1}: {side}: {found['seconds']:.2f} s", flush=True)
@@ -57,7 +57,7 @@ def compare(script: str, sides: tuple[str, ...], rounds: int, arguments: list[st
 
 
 def threads() -> int:
-    """As many as this machine has cores, set before torch is imported."""
+    """The number of this machine's cores, for torch; call it before torch is imported."""
     count = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(count))
     return count

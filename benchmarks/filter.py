@@ -1,11 +1,11 @@
-"""What the quality gate marks on the sample, and whether a classifier is better without it.
+"""The quality gate on the sample: which images it marks, and what a classifier gains from it.
 
     python benchmarks/filter.py --sheet filter.webp
 
-Edits of four strengths, from hardly changed to drawn anew, are scored by a classifier of the same
-trial's photos. Printed as one JSON object: of each strength, the share that is marked; the
-validation and test accuracy with real photos only, with all images, and without the marked ones.
-The sheet has, of each class, a photo, the images with the lowest and those with the highest scores.
+A classifier of the trial's photos scores edits of four strengths, from hardly changed to drawn
+anew. The script prints one JSON object: for each strength, the share of marked images; then
+validation and test accuracy with real photos only, with all images, and without the marked images.
+For each class, the sheet shows a photo, the images with the lowest and with the highest scores.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def run(args, work: Path) -> dict:
 
 
 def marked_shares(folders) -> dict[float, float]:
-    """Which share of the images of each strength is not kept."""
+    """The share of the images of each strength that is not kept."""
     from semantic_aug.synthesis.records import read_records, read_scores
 
     marked = defaultdict(list)

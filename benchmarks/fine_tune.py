@@ -3,11 +3,12 @@
     python benchmarks/fine_tune.py            # 10 classes, 100 steps of 4 photos each
     python benchmarks/fine_tune.py --quick    # within a minute
 
-The plain loop is what earlier implementations do: one class after the other, the model loaded for
-each, photos read and encoded at every step, the whole embedding table optimised and all rows but
-the new ones put back. Start-up (imports, loading the model) is measured by itself. Afterwards the
-rows of both are compared by their denoising loss on photos of the validation split, and the floor
-is measured: the UNet forward and backward at our batch size, and nothing else.
+The plain loop works as earlier implementations do. It trains one class after the other and loads
+the model for each class. Every step reads and encodes photos, optimises the whole embedding table
+and puts back all rows except the new rows. Start-up (imports, loading the model) is measured
+separately. Then the rows of both sides are compared by their denoising loss on photos of the
+validation split. The last measurement is the floor: the UNet's forward and backward passes alone,
+at our batch size.
 
 The row "until converged" is this project with --stop_when_converged, whose words have at most as
 many steps as the plain loop's; its ratio counts start-up as well.
@@ -244,7 +245,7 @@ def profiled(wanted: bool):
 
 
 def held_out(args) -> dict:
-    """Losses of all sides' rows on validation photos, our steps, and the floor of our time."""
+    """Losses of all sides' rows on validation photos, our steps, and the floor of our seconds."""
     from semantic_aug.words.embeddings import read_embeddings, read_header
 
     rows, steps = {"start": None, **{side: {} for side in SIDES}}, {"ours": [], "converged": []}

@@ -1,11 +1,11 @@
-"""Which --fit to learn words with: losses on photos that no word has seen, and a sheet of edits.
+"""The best --fit for learning words: losses on photos that no word has seen, and a sheet of edits.
 
     python benchmarks/fit.py --data_dir data/caltech-101 --model_path sample/model \\
         --classes helicopter chair lamp watch --out /tmp/fit
 
-Words are learned with each fit. Each is then judged on validation photos that are padded, as
-generation sees them, and in the two other ways as well: same noises, loss on the photo alone. The
-sheet has edits of training photos with each word.
+Words are learned with each fit. Each word is then judged on validation photos in all three fits,
+with the same noises, by the loss on the photo alone. (Generation pads photos.) The sheet shows
+edits of training photos with each word.
 """
 
 import argparse
@@ -113,8 +113,7 @@ def judge(args, info, pipeline) -> dict:
 
 
 def draw(args, pipeline) -> None:
-    """Photos, and edits of them as generation makes them, by the fit that their word was learned
-    with."""
+    """A sheet of photos and their edits, by the fit with which the word was learned."""
     few = {"seed": 0, "examples_per_class": args.examples_per_class}
     photos = build_dataset(args.dataset, "train", data_dir=args.data_dir, **few)
     rows = []

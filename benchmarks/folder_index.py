@@ -1,12 +1,12 @@
-"""How long it takes until a dataset of ImageNet's size is listed, with and without an index.
+"""How long it takes to list a dataset of ImageNet's size, with and without an index.
 
     python benchmarks/folder_index.py            1000 folders, 1.28 million names
     python benchmarks/folder_index.py --quick    a fortieth of it
 
 Folders in the layout of ILSVRC 2012 are made of hard links to a few small photos, and removed
-afterwards. A few-shot trial of 4 photos per class is built in a process of its own, first without
-an index and then with the one that the first left. The last line is one JSON object; `ratio` is
-the time without / the time with an index, of medians.
+afterwards. A few-shot trial of 4 photos per class is built in its own process, first without an
+index and then with the index that the first process left. The last line is one JSON object;
+`ratio` is the time without an index / the time with an index, of medians.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def write_folders(root: Path, num_classes: int) -> None:
                 Image.new("RGB", (8, 8)).save(photo)
             (folder / f"{wnid}_{number}.JPEG").hardlink_to(photo)
             count += 1
-        os.utime(folder, (1e9, 1e9))  # folders of this very moment are not kept in the cache
+        os.utime(folder, (1e9, 1e9))  # a folder that has just changed is not kept in the cache
     (root / "val").mkdir()
     lines = [f"n{label:08d} class {label}\n" for label in range(num_classes)]
     (root / "classes.txt").write_text("".join(lines))

@@ -4,17 +4,17 @@
     python benchmarks/generate.py --quick    # within a minute
     python benchmarks/generate.py --mask     # edits of the object, and new surroundings
 
-The plain loop is what earlier implementations do: one pipeline call per image, photo and prompt
-encoded every time, images written before the next is begun. Same model, photos, strengths, steps
-and random streams; the images of both sides are compared. Start-up (imports, loading the model) is
-measured by itself. With --precision bf16 on the CPU, a row compares it with float32: seconds of the
-processor per image, and the mean difference of the pixels, of 255. Approximations are rows of their
-own, with their ratio to the plain loop and the mean difference of their pixels from its images, of
-255.
+The plain loop works as earlier implementations do. It calls a pipeline for each image, encodes
+photo and prompt every time, and writes an image before it begins the next image. Both sides have
+the same model, photos, strengths, steps and random streams, and their images are compared. Start-up
+(imports, loading the model) is measured separately. With --precision bf16 on the CPU, a row
+compares bfloat16 with float32: CPU seconds per image, and the mean difference of the pixels, of
+255. Approximations have their own rows, with their ratio to the plain loop and the mean difference
+of their pixels from the plain loop's images, of 255.
 
-With --mask, each of two methods has its own plain loop around the inpainting pipeline of diffusers:
-edits of the whole object at the same strengths, and new surroundings (`background`) at strength 1.
-3 classes x 4 photos x 8 variants each; `ratio` is the smaller of both ratios.
+With --mask, two methods are measured: edits of the whole object at the same strengths, and new
+surroundings (`background`) at strength 1. Each method has its own plain loop around the inpainting
+pipeline of diffusers, for 3 classes x 4 photos x 8 variants. `ratio` is the smaller ratio.
 
 With --device cuda, --model sd14 measures a Stable Diffusion 1.4 of the real shape with random
 weights at 512 pixels.
@@ -89,7 +89,7 @@ def main(argv=None):
 
 
 def compared(args, method: str) -> tuple[dict, list[str]]:
-    """What a method costs in the plain loop and here, and the arguments of both sides."""
+    """The cost of a method in the plain loop and here, and the arguments of both sides."""
     work = Path(args.work) / method
     work.mkdir(parents=True, exist_ok=True)
     keys = ("model", "data_dir", "classes", "variants", "steps", "batch_size", "device",
@@ -109,7 +109,7 @@ def compared(args, method: str) -> tuple[dict, list[str]]:
 
 
 def variations(args, arguments: list[str], plain_s: float) -> dict:
-    """Our side in bfloat16, if that is asked for, and with approximations."""
+    """Our side in bfloat16, if `args` ask for it, and with approximations."""
     work, result = Path(args.work) / "edits", {}
     if (args.device, args.precision) == ("cpu", "bf16"):
         result["bf16"] = against_float32(arguments, args)
@@ -150,7 +150,7 @@ def photos_of(args):
 
 
 def plain(args) -> dict:
-    """One image after the other; `processor` is the seconds of all cores."""
+    """One image after the other; `processor` is the CPU seconds of all cores."""
     began = time.perf_counter()
     import torch
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
@@ -180,7 +180,7 @@ def plain(args) -> dict:
 
 
 def plain_image(args, pipeline, dataset, index: int, strength: float, generator):
-    """One call of a pipeline; what lies outside of the edited region is set into its image."""
+    """One call of a pipeline; pixels outside the edited region are then set to the photo's."""
     import torch
     from PIL import Image, ImageChops
 
@@ -223,10 +223,10 @@ def draw_strength(strengths, generator) -> float:
 
 
 def ours(args) -> dict:
-    """The command itself; start-up is what passes before the first block.
+    """The command itself; start-up is the time before the first block.
 
-    `first_block` is the seconds of that block, in which a UNet is compiled; `processor`, those of
-    all cores.
+    `first_block` is the seconds of the first block, which compiles the UNet; `processor` is the
+    CPU seconds of all cores.
     """
     began = time.perf_counter()
     import generate_augmentations

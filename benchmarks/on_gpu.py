@@ -4,9 +4,10 @@ The rows of a group run one by one in a separate process, and each row is writte
 fails or exceeds its seconds, its error is written, and the next row follows. If a group ends
 early, each of its missing rows gets an error. A group's output goes to GROUP.log beside the rows.
 
-Numbers of a generation row: `images_per_s` over everything but start-up, and `steady_images_per_s`
-without the first block; `matrix_share`, what the UNet and the VAE compute (counted by torch) over
-what the card computes in large matrix products of the same type in that time.
+Numbers of a generation row: `images_per_s` leaves out start-up, and `steady_images_per_s` leaves
+out the first block too. `matrix_share` is the number of operations
+of UNet and VAE (counted by torch), as a share of the operations that the card does in large matrix
+products of the same type in the same time.
 """
 
 import argparse
@@ -28,9 +29,9 @@ from common import ROOT, threads
 
 SECONDS = 350  # for all groups
 TYPES = {"fp16": "float16", "bf16": "bfloat16"}
-# Of each group: how long it may take, and its rows with how long each may take. On an H200 the
-# groups want about 12, 65, 140, 40 and 40 s, of which 10 to 20 s each are imports and first uses;
-# so all of generation is one group, with the row last that may take too long.
+# For each group: its limit in seconds, and the limit of each of its rows. On an H200 the groups
+# take about 12, 65, 140, 40 and 40 s, of which imports and first uses take 10 to 20 s each. So
+# all of generation is one group, and the row that may take too long comes last.
 GROUPS = {
     "machine": (30, {"machine": 10, "matrix rate fp16": 10, "matrix rate bf16": 10}),
     "tests": (90, {"tests": 85}),
@@ -42,11 +43,11 @@ GROUPS = {
     "words": (60, {"words plain": 40, "words": 20}),
     "classifier": (60, {"classifier frozen": 30, "classifier finetuned": 30}),
 }  # fmt: skip
-# Of each row of generation: batch size, and variants of each of the four photos of a class.
+# For each row of generation: batch size, and variants of each of the four photos of a class.
 SIZES = {"plain": (1, 2), "1": (1, 2), "8": (8, 8), "32": (32, 16), "compiled": (8, 10)}
-# Of each row of words: classes, which are learned at once, and steps.
+# For each row of words: number of classes, which are learned together, and steps.
 WORDS = {"words plain": (1, 10), "words": (4, 20)}
-# Of each row of the classifier: what is trained, epochs, and steps of an epoch.
+# For each row of the classifier: the trained part of the backbone, epochs, and steps of an epoch.
 TRAINED = {"classifier frozen": ("none", 3, 50), "classifier finetuned": ("all", 2, 20)}
 
 
@@ -128,9 +129,9 @@ def write_row(args, row: dict) -> None:
 
 
 def measure(args, name: str, function, *arguments) -> None:
-    """Write the row of what a function returns, its seconds, and the peak of memory; or its error.
+    """Write a row with a function's result, its seconds, and the peak of memory; or its error.
 
-    The peak is the device's on a GPU, and the process's until then without one.
+    The peak is the device's memory on a GPU, and the process's memory until then on a CPU.
     """
     import torch
 
@@ -211,7 +212,7 @@ def wait(args) -> None:
 
 
 def run_tests(args) -> None:
-    """The tests that are marked `gpu`: a row for each, and one for all."""
+    """The tests that are marked `gpu`: a row for each test, and a row for all."""
     import pytest
 
     files = [p for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in p.read_text()]
@@ -254,9 +255,9 @@ def measure_generation(args) -> None:
 def generation_args(
     args, precision: str = "fp16", variants: int = 1, batch_size: int = 1
 ) -> Namespace:
-    """Of one side of generate.py: edits of the first class's photos, in float32 on a CPU.
+    """The arguments of a side of generate.py: edits of the first class's photos, float32 on a CPU.
 
-    All are of one strength, so that every batch is full.
+    All edits have the same strength, so that every batch is full.
     """
     import generate
     from models import model_folder
@@ -273,7 +274,7 @@ def generation_args(
 
 
 def generation(args, options, precision: str, flops: dict, plain: bool = False) -> dict:
-    """What a side of generate.py found, and how many images that is."""
+    """The result of a side of generate.py, and the number of its images."""
     import generate
 
     found = (generate.plain if plain else generate.ours)(options)
@@ -364,7 +365,7 @@ def measure_classifier(args) -> None:
 
 
 def classifier_row(args, options: Namespace) -> dict:
-    """Training of an epoch, without the first, in which libraries do what they do once."""
+    """Seconds of an epoch, without the first epoch, which includes the first use of libraries."""
     import classifier
 
     from semantic_aug.evaluation import training

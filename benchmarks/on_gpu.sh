@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What can be measured on a GPU alone, within six minutes, without a network: tests, generation,
-# words, the classifier. One JSON line per row goes into $OUT/rows.jsonl as soon as it is measured.
+# Measurements that need a GPU, within six minutes, without a network: tests, generation, words, the
+# classifier. One JSON line per row goes into $OUT/rows.jsonl as soon as it is measured.
 #
 #   WHEELS=folder bash benchmarks/on_gpu.sh                 # one GPU, into output/gpu
-#   bash benchmarks/on_gpu.sh --device cpu --quick          # what every row does, with the sample
+#   bash benchmarks/on_gpu.sh --device cpu --quick          # a short try of every row, with the sample
 #
 # The Python (PYTHON, default python3) needs torch 2.11 and transformers 5.17 or newer, accelerate,
 # peft, safetensors, numpy, scipy, Pillow, pandas, matplotlib, tensorboard, tqdm; pytest and
-# hypothesis for the tests. Nothing here needs this project's exact versions. Where diffusers,
-# kornia, kornia_rs and pycocotools are missing, fetch them where there is a network, for the
+# hypothesis for the tests. Nothing here needs this project's exact versions. If diffusers, kornia,
+# kornia_rs and pycocotools are missing there, fetch them on a machine with a network, for the
 # Python of the GPU's machine (here 3.12):
 #
 #   pip download --only-binary=:all: --no-deps --python-version 3.12 --dest wheels \

@@ -3,12 +3,12 @@
     python benchmarks/paste.py            # 6 classes x 4 photos x 16 variants of 224 x 224 pixels
     python benchmarks/paste.py --quick    # within a minute
 
-The plain loop makes one image after the other, in floating point: it reads both photos, paints the
-object of the other one over anew, and lays shadow and object on it. It draws the same places, and
-the images of both sides are compared. Photos of the sample are enlarged as they are read, and no
-image is saved within the time. All work is done on one core: images per second are those of its
-time. `pasted` is our rate without the time of `emptying`, which is paid once per photo; `layouts`,
-the same where objects also change in size, turn, place and colour.
+The plain loop makes one image after the other, in floating point. It reads both photos, paints over
+the object of the other photo every time, and adds shadow and object. It draws the same places, and
+the images of both sides are compared. Photos of the sample are enlarged as they are read, and the
+time of saving images does not count. All work is done on one core, and images per second refer to
+its CPU time. `pasted` is our rate without the time of `emptying`, which each photo needs once.
+`layouts` is this rate for objects that also change in size, turn, place and colour.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from common import ROOT, compare, report_side, run_side, threads
 
 K, SEED, BATCH_SIZE = 4, 0, 16
-SHADOW, REACH = 0.4, 0.05  # its darkness; how far it reaches, as a share of the object's size
+SHADOW, REACH = 0.4, 0.05  # darkness; reach as a share of the object's size
 LAYOUTS = {"layout_scale": (0.6, 1.1), "layout_rotate": 20, "layout_shift": 0.2,
            "layout_mirror": True, "layout_colour": 0.3}  # fmt: skip
 

@@ -3,9 +3,9 @@
     python benchmarks/steps.py            # 8 classes, 400 steps at two learning rates
     python benchmarks/steps.py --quick    # within a minute
 
-Trains words once per learning rate, keeps them at several steps, and measures each on the photos
+Trains words once per learning rate, keeps them at several steps, and measures them on the photos
 of the validation split over fixed noises. The last line is one JSON object: for each learning rate
-{step: mean loss}, step 0 being the words at start.
+{step: mean loss}. Step 0 means the initial words.
 """
 
 import argparse

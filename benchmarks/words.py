@@ -1,4 +1,4 @@
-"""Photos and words of the sample that two benchmarks share, and what the words are worth."""
+"""Photos and words of the sample that two benchmarks share, and the losses of words."""
 
 import statistics
 
@@ -30,7 +30,7 @@ def losses_on_validation_photos(args, pipeline, rows_of: dict, seeds: int = 4) -
     """Denoising loss of each class, on photos that no word has seen, over fixed noises.
 
     Args:
-        rows_of: for each name of a set of words, `{class: rows}`, or None for the words at start.
+        rows_of: for each name of a set of words, `{class: rows}`, or None for the initial words.
         seeds: of 32 noises each.
     """
     import torch

@@ -387,7 +387,7 @@ def named(old: Content, new: Content) -> list[str]:
         also = f", and {more} more" if more else ""
         found.append(f"{key}{where}: OLD {before}, NEW {after}{also}")
     if not found:
-        found = ["the form alone differs, such as blanks, quotes or the compression"]
+        found = ["only the form differs, such as blanks, quotes or the compression"]
     return [
         *found[:SHOWN],
         *([f"and {len(found) - SHOWN} more keys"] if len(found) > SHOWN else []),

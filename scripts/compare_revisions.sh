@@ -8,7 +8,7 @@
 #   bash scripts/compare_revisions.sh --only edits       # a part of the commands; --list names them
 #
 # Both sides use the packages and the sample of the newer revision. Folder and worktrees are removed
-# at the end; --keep keeps the outputs, and tells where.
+# at the end; --keep keeps the outputs, and prints their folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -47,7 +47,7 @@ part_sample() { # the whole method on the sample: words, ControlNet, classifier,
   call 0 -m semantic_aug.datasets check mvip --data_dir sample/mvip
 }
 
-part_words() { # textual inversion with SD 2: settings, shares, checkpoints killed and gone on with
+part_words() { # textual inversion with SD 2: settings, shares, killed and resumed runs
   local all=("${photos[@]}" "${sd[@]}" "${few[@]}")
   local two=(--num_trials 2 --examples_per_class 2) shard copy
   local settings=("${all[@]}" --experiment_name words "${two[@]}" --classes "aux: été" "spur gear"
@@ -82,7 +82,7 @@ part_sdxl() { # SDXL with its two text encoders
   call 0 generate_augmentations.py "${xl[@]}" "${quick[@]}" --mask 1 --strength 0.8
 }
 
-part_loras() { # a LoRA of each trial beside its words, killed and gone on with, and edits with it
+part_loras() { # a LoRA of each trial beside its words, killed and resumed, and edits with it
   local all=("${photos[@]}" "${sd[@]}" --experiment_name loras --num_trials 2)
   local learn=("${all[@]}" "${few[@]}" --lora_rank 2 --lora_steps 4 --lora_learning_rate 1e-2
     --prior_preservation 1 --checkpointing_steps 1)
@@ -133,7 +133,7 @@ part_edits() { # masks, edits in parallel and in sequence, LoRA, safety checker,
   call 0 -m semantic_aug.status output/edits
 }
 
-part_filter() { # the quality gate, by CLIP and by a classifier, and who honours it
+part_filter() { # the quality gate, by CLIP and by a classifier, and commands that obey it
   local all=("${photos[@]}" --experiment_name filter --examples_per_class 2)
   local edit=("${all[@]}" "${sd[@]}" "${quick[@]}")
   local clip=(--filter clip --filter_model inputs/clip)
@@ -176,7 +176,7 @@ part_classifier() { # frozen and trained, all ways to use images, shares, kills
   call 0 -m semantic_aug.status output/classifier
 }
 
-part_datasets() { # datasets are listed and checked; those that users write
+part_datasets() { # lists and checks of datasets, and datasets that users write
   local own=(--experiment_name own --examples_per_class 2)
   call 0 -m semantic_aug.datasets
   call 0 -m semantic_aug.datasets own:Listed
@@ -353,9 +353,9 @@ set +m
 for side in "${sides[@]}"; do wait "$side" || exit 2; done
 sides=()
 
-# Outputs of a command that failed on both sides are equal, but prove nothing.
+# Outputs of a command that failed on both sides may be equal, but prove nothing.
 for name in $(sort "$folder"/{old,new}/unexpected 2> /dev/null | uniq -d); do
-  echo "compare_revisions.sh: on both sides another status than expected, so that little is" \
+  echo "compare_revisions.sh: an unexpected status on both sides, so little is" \
     "compared: $(cat "$folder/new/run/$name.command")" >&2
   tail -n 3 "$folder/new/run/$name.stderr" >&2
   useless=yes

@@ -1,4 +1,4 @@
-"""Print the end of demo.sh: accuracies, and the difference from RandAugment in words.
+"""Print the result of demo.sh: accuracies, and a sentence about the gain over RandAugment.
 
 python scripts/demo_table.py output/demo 6 2
 """

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes the virtual environment and sets $venv. Arguments are files of
-# requirements. Nothing is downloaded again while these files do not change.
+# Sourced by the other scripts: sets $venv, and make_environment makes the virtual environment from
+# files of requirements. It downloads nothing again while these files do not change.
 venv=${VENV:-.venv}
 
 make_environment() {

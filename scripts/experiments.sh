@@ -2,7 +2,7 @@
 # The numbers of docs/experiments.md, on the embedded sample, for common and for novel kinds: does
 # augmentation help, with how many photos, at which strength, with how many variants, and at what cost.
 # Many hours on two cores, offline after the installation. The same command goes on after an
-# interruption. SETS=common, TRIALS=2 or NUMBERS="1 4" before the command runs a part.
+# interruption. SETS=common, TRIALS=2 or NUMBERS="1 4" before the command limits it to a part.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

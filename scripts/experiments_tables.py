@@ -45,9 +45,7 @@ def main() -> None:
     columns = ["method", "other", "examples_per_class", "num_trials", "difference ± 95 %", "p"]
     print(markdown(comparison.sort_values(columns[:3])[columns]))
 
-    print(
-        "\nSeconds of one trial, and points gained over the real photos for each minute of them:\n"
-    )
+    print("\nSeconds of one trial, and points gained over the real photos per minute:\n")
     seconds = ["fine_tune_seconds", "generate_seconds", "train_seconds"]
     summary = summary[~summary.method.str.startswith("plain")]  # whose real photos are plain-real
     cost = summary[["method", "examples_per_class", *seconds]].round(0)

@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 3600  # seconds for a cell, of which a quiet machine needs a hundred
+PATIENCE = 3600  # seconds for a cell; a quiet machine needs a hundred
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 ON_CPU = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -21,7 +21,7 @@ ON_CPU = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 def executed(path: Path) -> nbformat.NotebookNode:
     """A notebook with the outputs of a run on the CPU, without progress bars.
 
-    It runs beside a link to sample/, so that no earlier output/ is there.
+    It runs in a new folder with a link to sample/, so that there is no earlier output/.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell has failed.

@@ -90,7 +90,7 @@ class NoPhotos(UserError):
 
 
 class FewShotDataset(Dataset):
-    """Labelled photos of one split, for `train` reduced to a few per class.
+    """Labelled photos of one split; the `train` split is reduced to a few photos per class.
 
     A subclass implements `list_records(split)`. It sets `class_names` or implements
     `list_class_names()`; otherwise the classes are the sorted names of all records. Its own options
@@ -116,9 +116,9 @@ class FewShotDataset(Dataset):
         crop_to_object: first crop to a square around the mask.
         mask_dir: folder of masks at the relative paths of the photos' sources; they replace the
             dataset's own masks.
-        bits: number of bits of values in files with more than 8 bits, if the files do not tell it:
-            12 for a camera that stores 12 bits in 16. White is 2**bits - 1, so 1 is for float
-            images whose white is 1.0. Images of 8 bits do not change.
+        bits: number of bits that values use in files with more than 8 bits, if the files do not
+            say it: 12 for a camera that stores 12 bits in 16. White is 2**bits - 1, so 1 is for
+            float images whose white is 1.0. Images of 8 bits do not change.
         generative_aug: the augmentation of `generate_augmentations`.
         synthetic_probability: probability in [0, 1] that `ds[i]` is a variant of photo i.
         synthetic_dir: the folder of images of `generate_augmentations`.
@@ -168,11 +168,14 @@ class FewShotDataset(Dataset):
         self.uncut: set[int] = set()  # photos that an empty mask leaves whole
         self.bits = bits
         if bits is not None and not 1 <= bits <= 32:
-            raise UserError(f"bits: got {bits}, expected the number of bits of values, 1 to 32")
+            raise UserError(
+                f"bits: got {bits}, expected the number of bits that values use, 1 to 32"
+            )
         if not self._has_records:  # the subclass has its own __len__ and get_*_by_idx
             given = {"crop_to_object": crop_to_object, "mask_dir": mask_dir, "bits": bits}
             for option in (key for key, value in given.items() if value not in (None, False)):
-                raise UserError(f"{option}: {type(self).__name__} makes its images itself")
+                raise UserError(f"{option}: {type(self).__name__}, which makes its images itself, "
+                                "does not take it")  # fmt: skip
             return
         split = self.split
         if split not in SPLITS:
@@ -433,11 +436,11 @@ class FewShotDataset(Dataset):
         return [idx for idx in range(len(self)) if self.get_label_by_idx(idx) in wanted]
 
     def sources(self) -> list[str]:
-        """The stable id of every photo; its index if a subclass gives none."""
+        """The stable id of every photo; its index if a subclass gives no id."""
         sources: list[Any] = [self.get_metadata_by_idx(i).get("source") for i in range(len(self))]
         if None in sources:
             log.warning(
-                "%s gives no `source` in its metadata: photos are identified by their index, "
+                "%s gives no `source` in its metadata: each photo is identified by its index, "
                 "which changes when photos are added or removed",
                 type(self).__name__,
             )
@@ -539,7 +542,7 @@ class FewShotDataset(Dataset):
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """Stop garbage collection meanwhile: it would visit a million records again and again."""
+    """Stop garbage collection in the block: it would visit a million records again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

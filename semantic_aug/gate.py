@@ -87,8 +87,7 @@ def check_trial(quality: Filter, dataset) -> None:
 
 
 def load_scorer(quality: Filter, device: torch.device) -> Callable[..., Scorer]:
-    """Load the filter's model once; return a function of (dataset, trial, cache, words) that
-    makes a scorer.
+    """Load the filter's model once; return a maker of scorers: (dataset, trial, cache, words).
 
     `words` are the names of the classes in prompts.
 
@@ -99,7 +98,7 @@ def load_scorer(quality: Filter, device: torch.device) -> Callable[..., Scorer]:
         if quality.kind == CLIP:
             return partial(_clip_scorer, *_load_clip(quality.model, device))
         return partial(_classifier_scorer, load_backbone(quality.model, device))
-    except UserError as error:  # here the backbone has another flag
+    except UserError as error:  # the filter's backbone has another flag
         raise UserError(str(error).replace("--classifier_backbone", "--filter_model")) from error
 
 
@@ -135,7 +134,7 @@ def _load_clip(name: str, device: torch.device) -> tuple:
         raise UserError(f"--filter_model: cannot load {name}: {first_line(error)}") from error
     if report["missing_keys"]:
         raise UserError(f"--filter_model: {name} lacks weights: {min(report['missing_keys'])}")
-    if len(tokenizer) < 256:  # without its files it loads nevertheless, but knows no word
+    if len(tokenizer) < 256:  # without its files, it loads but knows no words
         raise UserError(f"--filter_model: {name}: files of its tokenizer are missing")
     mean, std, _ = read_preprocessing(name)
     mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (mean, std))
@@ -182,7 +181,7 @@ def _classifier_scorer(backbone, dataset, trial: Trial, cache: Path | None, word
     examples = load_examples(dataset, backbone.image_size)
     labels = examples.labels[: examples.num_photos]
     features, _ = cached_features(backbone, examples.images, f"{trial.name} features", cache)
-    photos = LabelledFeatures(features, labels)  # stands for val too: nothing is selected
+    photos = LabelledFeatures(features, labels)  # also as val: no epoch is selected
     options = TrainingOptions(
         num_epochs=10, iterations_per_epoch=100, learning_rate=1e-3, augmentation=()
     )
@@ -259,8 +258,8 @@ def mark_worst(
 ) -> dict[str, tuple[int, int]]:
     """Mark the images of each class that are kept: all but the `quality.quantile` lowest scores.
 
-    A class is judged when all its images are there and have scores. If several processes make it,
-    the last sees this; if two see it, they mark alike.
+    A class is judged when all its images are there and have scores. If several processes make a
+    class, the last process judges it; if two processes judge it, their marks are equal.
 
     Args:
         jobs: the wanted jobs of each class.
@@ -284,16 +283,16 @@ def mark_worst(
             for file_name, record in own.items():
                 line = _line(record, quality, scores[file_name])
                 line |= {"kept": file_name not in rejected, "filter_quantile": quality.quantile}
-                if last.get(file_name) != line:  # no mark is repeated
+                if last.get(file_name) != line:  # equal marks are not repeated
                     writer.write(line)
             judged[name] = (len(own) - len(rejected), len(own))
     return judged
 
 
 def worst(scores: Mapping[str, float], quantile: float) -> set[str]:
-    """The `quantile`, in [0, 1), of all names with the lowest scores, rounded down.
+    """The names with the lowest scores: the share `quantile`, in [0, 1), of all, rounded down.
 
-    Among equal scores, the name that sorts first is worse, so the result depends on no order.
+    Among equal scores, the name that sorts first is worse. So the order of `scores` is irrelevant.
     """
     count = int(quantile * len(scores) + 1e-9)
     return set(sorted(scores, key=lambda name: (scores[name], name))[:count])
@@ -311,7 +310,7 @@ def _line(record: Mapping, quality: Filter, given: Mapping) -> dict:
 
 
 def _read(folder: Path, identity: str, quality: Filter) -> tuple[list, dict, dict]:
-    """Records of the images, the lines with this filter's scores, and the last line of each image.
+    """Records of the images, lines with this filter's scores, and the last line about each image.
 
     Images that a safety checker has made black are left out.
     """

@@ -109,7 +109,7 @@ class GenerativeAugmentation:
             Images of the same sizes, and the edits of each image in their order.
 
         Raises:
-            UserError: a `forward` of the original repository's kind returns something else.
+            UserError: a `forward` in the original repository's style returns a wrong result.
         """
         forward = getattr(self, "forward", None)
         if forward is None:

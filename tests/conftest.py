@@ -75,7 +75,7 @@ def loaded_once(load):
     return copied
 
 
-loading.load_pipeline = loaded_once(loading.load_pipeline)  # before anybody imports it
+loading.load_pipeline = loaded_once(loading.load_pipeline)  # before other modules import it
 
 
 def build_tokenizer():

@@ -143,7 +143,7 @@ CHANGES = {
     "quotes": (
         SCORES,
         'epoch,value,metric\n0,0.5,"Accuracy"\n',
-        ["the form alone differs, such as blanks, quotes or the compression"],
+        ["only the form differs, such as blanks, quotes or the compression"],
     ),
     "a key in the data of a page": (
         PAGE,

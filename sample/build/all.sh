@@ -4,12 +4,12 @@
 #   bash sample/build/all.sh            everything, into sample/ (hours on two cores; resumable)
 #   bash sample/build/all.sh --quick    the same chain, tiny, into a temporary folder (two minutes)
 #
-# Large intermediate files go to $SAMPLE_CACHE (default: sample/build/cache). A killed run goes on
-# where it was when it is started again.
+# Large intermediate files go to $SAMPLE_CACHE (default: sample/build/cache). The same command resumes
+# a killed run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=sample/build
-# Threads that wait without spinning: on a busy machine spinning costs a multiple of the time.
+# Threads must wait without spinning: on a busy machine spinning makes everything much slower.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 for module in bd_warehouse build123d trimesh embreex diffusers; do
   if ! python -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)"; then

@@ -1,13 +1,13 @@
-"""What perfect edits would bring: the same photos, rendered again with one thing changed.
+"""The gain of perfect edits: the same photos, rendered again with one change.
 
     python sample/build/edit_bounds.py --cache CACHE_DIR
 
 An edit of SDEdit keeps the shape and the view and changes surface, table or light; at full strength
-it also changes the view. The renderer can do exactly that to every training photo, without any
-fault of a generator: the same geometry, another surface (material, state), another table, another
-lamp, or all of it. The gain of these renders beside the real photos is a bound for edits of the
-photos; other individuals of the kind, which a generator may draw as well, bring more.
-Heads and their trials are those of trials.py; test photos choose nothing.
+it also changes the view. The renderer can make such an edit of every training photo, without a
+generator's faults: the same geometry with another surface (material, state), another table, another
+lamp, or all of these. The gain of training with these renders is a bound for edits of the photos.
+Other individuals of the kind, which a generator may also draw, bring more. trials.py trains the
+heads; test photos choose nothing.
 """
 
 import argparse
@@ -32,9 +32,9 @@ EDITS = {
 
 
 def edited(cache, name, photo, edit, variant):
-    """Training photo number `photo` of a class again, with a part of its condition redrawn.
+    """Training photo number `photo` of a class, rendered with a part of its condition redrawn.
 
-    With other individuals: those that the generator has seen, or else those of the photos.
+    Other individuals are the generator's individuals, or else the photos' individuals.
     """
     _, geometry, cond = make_data.photo_plan(name, "train", photo)
     rng = make_data.stream("edit", name, photo, edit, variant)

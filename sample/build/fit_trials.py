@@ -1,13 +1,13 @@
-"""Is what `semantic-aug fit` promises kept, and is its choice a good one? One trial, or several.
+"""Does `semantic-aug fit` keep its promise, and choose well? One trial, or several.
 
     python sample/build/fit_trials.py --out rows.csv --work FOLDER --trials 0 1 2 3 4 5 6 7
 
-A trial is a plain folder with four photos of each common kind (plain_folder.py), without masks and
-splits, and `fit` on it within --minutes. Then every candidate that was tried is trained on all
-photos, and judged by sample/same_places (further photos of the same parts in the same places,
-which is what the promise is about) and by the test photos of sample/mvip (other parts elsewhere).
-A row for each candidate of each trial; `kept` says whether the accuracy of what was chosen lies
-within the interval. A trial of which --out has rows is skipped.
+A trial runs `fit` within --minutes on a plain folder with four photos of each common kind
+(plain_folder.py), without masks and splits. Then every candidate that `fit` tried is trained on all
+photos, and judged twice. sample/same_places has further photos of the same parts in the same
+places, for which the promise holds. The test photos of sample/mvip show other parts elsewhere.
+--out gets a row for each candidate of each trial; `kept` says whether the accuracy of the chosen
+candidate lies within the interval. A trial that has rows in --out is skipped.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""How far the parts in the photos are from those that the generator has seen.
+"""How far the parts in the photos are from the parts that the generator has seen.
 
     python sample/build/individuals.py --cache CACHE_DIR --out sample/individuals.json
 
-A common kind is known to the generator, and no individual of it is: this measures that. Parts are
-scaled to one size and the renders of known parts are stretched along their axis by 0.75 to 1.35,
-so that two sizes of one standard are nearly the same mesh. Two parts are as far apart as a
-twentieth of the surface of either is at least from the other's surface (a robust Hausdorff
-distance), in radii of the sphere around a part; the smallest over those stretches, turns about the
-axis, and both ways up. Writes, for every part in the photos of a common kind, the nearest part that
-was rendered, and the distance.
+The generator knows the common kinds, but not the individuals in the photos: this script measures
+that. Parts are scaled to one size, and renders stretch known parts along their axis by 0.75 to
+1.35, so two sizes of a standard are nearly the same mesh. The distance of two parts is a robust
+Hausdorff distance: at least a twentieth of a part's surface is so far from the other part's
+surface, in radii of the sphere around a part. It is the smallest distance over all stretches, turns
+about the axis, and both ways up. For every part in the photos of a common kind, the script writes
+the nearest rendered part and the distance.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def turned(points, angle, flip):
 
 
 def apart(*pairs):
-    """How far a twentieth of the points is at least from the tree, in the worse of some pairs."""
+    """The distance that a twentieth of the points exceeds from the tree, in the worst pair."""
     return max(np.quantile(tree.query(points)[0], 0.95) for tree, points in pairs)
 
 
@@ -111,7 +111,7 @@ def main(argv=None):
                 Surface(surface_points(args.cache, name, first + offset, args.points, seed), [1])
                 for seed in (1000, 2000)
             )
-            # The same surface, drawn twice, is as far apart as the points are: the resolution.
+            # Two draws of the same surface have the distance of its points: the resolution.
             floor = apart((photo.trees[0], again.points[0][:400]))
             each = [max(distance(photo, other) - floor, 0) for other in seen]
             nearest = int(np.argmin(each))

@@ -1,12 +1,12 @@
-"""Are edits what their prompts say? A classifier of 64 renders per kind looks at them.
+"""Do edits show what their prompts say? A classifier of 64 renders per kind tells.
 
     python sample/build/judge_edits.py --cache CACHE_DIR output/EXP/AUG/seed=0_ex=32 ...
 
 A linear head on the features of the backbone learns the generator's kinds from 64 captioned renders
-of each (make_data.py pretrain). For every folder of edits, their share whose class it names is
-printed, of all and by class; beside it the same of further renders, with which it is compared
-class by class. An export of the generator is kept only where this share and the accuracies
-of search.py have risen.
+of each kind (make_data.py pretrain). For every folder of edits, the script prints the share of
+edits whose class the head names, of all edits and by class. It prints the same shares of further
+renders, for comparison. A new version of the generator is kept only if this share and the
+accuracies of search.py have risen.
 """
 
 import argparse

@@ -5,11 +5,11 @@
     python sample/build/make_data.py catalogue --cache CACHE_DIR    # the same kinds on one bench
     python sample/build/make_data.py mvip --cache CACHE_DIR         # sample/mvip and same_places
 
-`pretrain` and `backbone` draw the full range of conditions, `catalogue` all views, but four
-surfaces, three tables and one lamp; all in shards of 500 images (CACHE_DIR/pretrain/NNNN.npz);
-finished shards are kept, so a killed run goes on where it was. `mvip` writes the photos of common
-and novel kinds in MVIP's own layout. Every photo has its own random stream, made from its name, so
-that any of them can be rendered again alone.
+`pretrain` and `backbone` draw the full range of conditions; `catalogue` draws all views, but only
+four surfaces, three tables and one lamp. They write shards of 500 images
+(CACHE_DIR/pretrain/NNNN.npz), and a resumed run keeps finished shards. `mvip` writes the photos of
+common and novel kinds in MVIP's layout. Every photo has its own random stream, made from its name,
+so any photo can be rendered again alone.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SHARD = 500
 STRETCH = (0.75, 1.35)  # of rendered parts along their axis: varies their proportions
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64
-# What the studio of the catalogue owns.
+# The surfaces, tables and lamp of the catalogue's studio.
 STUDIO_MATERIALS = ["steel", "galvanised", "black", "brass"]
 STUDIO_BACKGROUNDS = ["paper", "concrete", "plate"]
 PHOTOS = {"train": 32, "val": 20, "test": 30}
@@ -65,7 +65,7 @@ def catalogue_condition(rng, poses):
 
 
 def draw_known(cache, name, rng):
-    """The index of a geometry that models may see; a quick build has the first ones alone."""
+    """The index of a geometry that models may see; a quick build has only the first geometries."""
     index = int(rng.integers(len(parts.rendered(name))))
     while not (Path(cache) / "meshes" / name / f"{index}.npz").exists():
         index -= 1
@@ -75,7 +75,7 @@ def draw_known(cache, name, rng):
 
 
 def render_shard(task):
-    """Render 500 captioned photos of base classes into one file; nothing if the time is over."""
+    """Render 500 captioned images of base classes into one file; no file if the time is over."""
     cache, kind, number, count, names, seed, deadline = task
     target = Path(cache) / kind / f"{number:04d}.npz"
     draw = catalogue_condition if kind == "catalogue" else render.draw_condition
@@ -169,7 +169,7 @@ def load_classes(cache, kind="pretrain"):
 def photo_plan(name, split, index, home=None):
     """Photo `index` of a split: (folder below the split's, geometry index, condition).
 
-    At `home`, where the training photos are, it shows a part of one finish in one of four places.
+    With `home`, the photo shows a part of the training finish in one of the four training places.
     """
     home = split == "train" if home is None else home
     rng = stream("mvip", name, split, index, *["home"] * (home and split != "train"))

@@ -5,13 +5,11 @@
 #   python sample/build/parts.py --cache CACHE --pack meshes.npz     # where the CAD packages are
 #   bash sample/build/on_gpu.sh meshes.npz OUT                       # needs torch, diffusers, embreex
 #
-# Renders are made on all cores meanwhile. Every stage has a share of the wall clock, ends in time,
-# is tried twice, and leaves to the next one what there is. OUT gets, as soon as there is a first
-# version and again when there is a better one: model.tar.NN, controlnet.tar.NN, backbone.tar.NN,
-# catalogue.tar.NN and masker.tar.NN (pieces of 15 MiB: `cat model.tar.* | tar x -C sample`),
-# generator.png, logs.txt.
-# The environment changes the times at which stages end, in seconds after the start, and the batch
-# sizes.
+# Renders are made on all cores meanwhile. Every stage has a share of the time, ends in time, is
+# tried twice, and leaves its result so far to the next stage. OUT gets first versions and later
+# better versions: model.tar.NN, controlnet.tar.NN, backbone.tar.NN, catalogue.tar.NN and
+# masker.tar.NN (pieces of 15 MiB: `cat model.tar.* | tar x -C sample`), generator.png, logs.txt.
+# Environment variables change the end of stages, in seconds after the start, and the batch sizes.
 set -u
 if [ $# -ne 2 ] || [ ! -s "${1:-}" ]; then
   echo "on_gpu.sh: expected MESHES.npz (parts.py --pack makes it) and a folder for results" >&2
@@ -112,12 +110,12 @@ device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 print("python", sys.version.split()[0], *(f"{m.__name__} {m.__version__}" for m in
       (torch, diffusers, transformers)), device)' 2>&1 | tail -n 1), $(nproc) cores" &
 stage meshes 60 parts --unpack "$meshes"
-# Renders have their processes; libraries inside must not start threads of their own.
+# Rendering uses many processes, whose libraries must not start threads.
 (export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
  stage renders $((renders_end + 20)) make_data pretrain --count "$renders" \
    --seconds $((renders_end - SECONDS)) --workers "$workers") &
 rendering=$!
-# Four steps of everything: what cannot work shall not cost the whole run. REHEARSE= leaves it out.
+# Four steps of every stage, so that a mistake does not cost the whole run. REHEARSE= leaves this out.
 [ -z "${REHEARSE-yes}" ] || (
   mkdir -p "$work/rehearsal"
   ln -s "$cache/meshes" "$work/rehearsal/meshes"
@@ -135,8 +133,8 @@ autoencoder=$!
 wait $rendering
 say "renders: $(ls "$cache/pretrain" 2>/dev/null | grep -c '^[0-9]*\.npz$') files"
 
-# The backbones, of all conditions and of one bench, beside the UNet: measuring chooses. Then the
-# masker, which learns from the generator's renders.
+# At the same time as the UNet: the backbones of all conditions and of one bench (search.py's numbers
+# choose between them), then the masker, which learns from the generator's renders.
 (for renders in backbone catalogue; do
   (export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
    stage "$renders-renders" $((SECONDS + ${BACKBONE_RENDERS:-40} + 15)) make_data "$renders" \
@@ -158,7 +156,7 @@ stage controlnet $((last_end + 10)) train_controlnet --batch_size "$controlnet_b
   --out "$sample/controlnet" --deadline "$(at "$last_end")" &
 controlnet=$!
 if ! wait $autoencoder && [ ! -s "$cache/autoencoder/vae/config.json" ]; then
-  # Without it there is nothing: once more, with half of the batch and another 40 seconds.
+  # No stage can do without the autoencoder: once more, with half of the batch and 40 seconds more.
   stage autoencoder-again $((SECONDS + 60)) train_autoencoder \
     --batch_size $(((autoencoder_batch + 1) / 2)) --deadline "$(at $((SECONDS + 45)))"
 fi
@@ -169,7 +167,7 @@ stage decoder $((last_end + 10)) train_autoencoder --batch_size "$autoencoder_ba
 decoder=$!
 wait $unet
 if [ ! -s "$sample/model/model_index.json" ] && [ -s "$early/model/model_index.json" ]; then
-  say "unet: not finished; what was there at 60 % serves"
+  say "unet: not finished; its model at 60 % serves"
   mv "$early/model" "$sample/model"
 fi
 look $((SECONDS + 40))

@@ -2,11 +2,11 @@
 
     python sample/build/parts.py --cache CACHE_DIR
 
-`BASE` is what the generator knows; `COMMON` are individuals, for the photos, of twelve of these
-kinds; `NOVEL` are kinds that no model has seen, for photos alone; `BACKBONE` are kinds that only
-the backbone sees, beside those of `BASE` that are in no photo. Every class has several geometries
-(sizes, standards, proportions); a geometry is named by a string such as `HexNut/iso4032/M8-1.25`;
-`classes.json` records these names, and the tests compare them.
+`BASE` are the kinds that the generator knows. `COMMON` are individuals of twelve of these kinds,
+for the photos. `NOVEL` are kinds that no model has seen, only for photos. `BACKBONE` are kinds that
+only the backbone sees, together with the kinds of `BASE` that are in no photo. Every class has
+several geometries (sizes, standards, proportions). A geometry has a name such as
+`HexNut/iso4032/M8-1.25`; `classes.json` records these names, and the tests compare them.
 
 Many parts are standard parts of bd_warehouse; the others are modelled here with build123d. Each is
 tessellated once, scaled into the unit sphere, and stored as CACHE_DIR/meshes/CLASS/INDEX.npz.
@@ -173,7 +173,7 @@ def _coil_spring(radius, wire, turns, pitch):
 
 
 def _handwheel(radius, rim, spokes, hub):
-    """Rim, spokes and bored hub; left as overlapping solids, which rays do not mind."""
+    """Rim, spokes and bored hub, as overlapping solids, which do not disturb rays."""
     b = _cad()
     solids = [b.Torus(radius, rim), _bore(b.Cylinder(hub, rim * 3), hub * 0.5, rim * 3)]
     start = hub * 0.8
@@ -300,7 +300,7 @@ def _blind_flange(radius, thickness, bolts, hole, circle, face, rise):
 
 
 def _ball_bearing(outer, inner, width, balls, ball, race):
-    """Two rings, open by `race` between them, and balls; left as overlapping solids."""
+    """Two rings, open by `race` between them, and balls, as overlapping solids."""
     b = _cad()
     middle = (outer + inner) / 2
     rings = [(outer, middle + race / 2), (middle - race / 2, inner)]
@@ -311,7 +311,7 @@ def _ball_bearing(outer, inner, width, balls, ball, race):
 
 
 def _recess(drive, width, depth):
-    """What is cut from a screw's head, its top at zero: a slot, a cross or a hexagon."""
+    """The recess of a screw's head, whose top is at zero: a slot, a cross or a hexagon."""
     b = _cad()
     if drive == "hex":
         return b.Pos(0, 0, -depth) * b.extrude(
@@ -880,7 +880,7 @@ BASE = {
     ),
 }
 
-# Kinds that the backbone alone has seen, in BASE's format.
+# Kinds that only the backbone has seen, in the format of BASE.
 BACKBONE = {
     "u_bolt": (
         "u-bolt",
@@ -1005,7 +1005,7 @@ BACKBONE = {
 }
 
 # The common kinds, which the generator knows: class -> (super name, description, [(geometry name,
-# maker)]) of the individuals in the photos. No generator and no backbone has seen one of them.
+# maker)]) of the individuals in the photos. No generator and no backbone has seen an individual.
 # Sizes of one standard are nearly the same mesh once they are scaled to one size, so that most
 # individuals differ in another proportion; individuals.py measures how much.
 COMMON = {
@@ -1403,7 +1403,7 @@ SPLIT_GEOMETRIES = {"train": slice(0, 2), "val": slice(2, 4), "test": slice(4, N
 
 
 def makers(name):
-    """All (geometry name, maker) of a class: those that are rendered, then those in photos."""
+    """All (geometry name, maker) of a class: first the rendered, then the photographed."""
     return rendered(name) + photographed(name)
 
 
@@ -1436,7 +1436,7 @@ def kinds(model, quick=False):
     """The classes whose renders a "generator" or a "backbone" sees."""
     if model == "generator":
         return QUICK_BASE if quick else list(BASE)
-    # None that has photos: what ImageNet's backbones are to a bench that they have not seen.
+    # No kind that has photos: a backbone of ImageNet has not seen the user's parts either.
     return QUICK_BACKBONE if quick else [n for n in [*BASE, *BACKBONE] if n not in COMMON]
 
 
@@ -1450,7 +1450,7 @@ def seen(names):
 
 
 def record():
-    """What generator and backbone have seen, and what the photos show: sample/classes.json."""
+    """The geometries that generator and backbone have seen, and of the photos: classes.json."""
     photos = {}
     for name in [*COMMON, *NOVEL]:
         names = [g for g, _ in photographed(name)]

@@ -1,8 +1,8 @@
-"""Photos of the common kinds as a plain folder, without masks and splits, as people have them.
+"""Photos of the common kinds in a plain folder, without masks and splits, as users have them.
 
     python sample/build/plain_folder.py photos --photos 4 --seed 0
 
-A folder for each kind, with so many of its training photos, drawn by the seed.
+Each kind has a folder with --photos of its training photos, which the seed chooses.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python sample/build/rehearse.py --cache CACHE_DIR
 
 `on_gpu.sh` runs it while the real renders are made. Everything goes to CACHE_DIR, which must have
-the meshes; batches are as large as in the real run, so that memory is tried too.
+the meshes. Batches are as large as in the real run, to test the memory too.
 """
 
 import argparse

@@ -2,11 +2,12 @@
 
 embreex (through its scenes) answers the rays, numpy does the shading: a sun-like lamp with a soft
 shadow, a dome of sky light with occlusion (so that parts stand on the table), a procedural
-surrounding that metal reflects, and procedural surfaces for parts and tables. The mask is exact:
-it is what the camera rays hit.
+surrounding that metal reflects, and procedural surfaces for parts and tables. The mask is exact: it
+holds the pixels whose camera rays hit the part.
 
-A *condition* is a dictionary of plain values that says everything but the mesh; `draw_condition`
-draws one, `caption` puts one into words, `render` is deterministic in (mesh, condition).
+A *condition* is a dictionary of plain values that describes everything except the mesh.
+`draw_condition` draws a condition, `caption` describes it in words, and `render` depends only on
+mesh and condition.
 """
 
 import copy
@@ -103,7 +104,7 @@ class Part:
     def stretched(self, factor):
         """The part, `factor` times as long along z and scaled back into the unit sphere.
 
-        It shares the scene, whose making costs as much as a small picture: rays are scaled instead.
+        It shares the scene, because making one takes as long as a small picture: rays are scaled.
         """
         part = copy.copy(self)
         vertices = self.vertices * np.array([1, 1, factor], np.float32)
@@ -352,8 +353,8 @@ def render(part, cond, size, samples=2):
         free = 1 - part.blocked(start, np.ascontiguousarray(ray @ pose, dtype=np.float32))
         sky += cosine * free
         weight += cosine
-    # The pair of directions a single ray takes depends on its place in the pixel; dividing by the
-    # mean weight instead of its own keeps the dome's cosine law once the pixel is averaged.
+    # The directions of a ray depend on its place in the pixel. Division by the mean weight, not by
+    # the ray's weight, keeps the dome's cosine law in the average of the pixel.
     sky = sky / 0.75
     openness = np.clip(sky / np.maximum(weight / 0.75, 1e-3), 0, 1)
 
@@ -405,7 +406,7 @@ def pick(rng, items):
     return items[int(rng.integers(len(items)))]
 
 
-# Which keys of a condition an edit may change, and which say what the camera sees.
+# The keys of a condition that an edit may change, and the keys of the view.
 SURFACE = ("material", "state", "amount")
 TABLE = ("background", "table_light", "table_turn", "offset", "shade")
 LIGHT = (

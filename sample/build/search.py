@@ -3,12 +3,12 @@
     python sample/build/search.py --cache CACHE_DIR --set common --recipes strength-1.0
 
 Every recipe edits all 32 training photos of a class once, by the command itself (trial seed=0),
-into CACHE_DIR/search/SET; then heads on cached features (trials.py) are trained in eight trials
-of 1, 2, 4 and 8 of these photos. With --pool 16 half of the photos take half of the time, for 1, 2
-and 4 photos: trials of 8 out of 16 would share too many. Rows are appended to --out, a CSV, after
-each recipe: accuracies on validation photos, on validation parts in the training places (`home`),
-and on test photos, which choose nothing, and the paired differences on test photos to heads that
-saw no synthetic image, without and with RandAugment, and to the better of both in each trial.
+into CACHE_DIR/search/SET. Then heads on cached features (trials.py) are trained in eight trials of
+1, 2, 4 and 8 of these photos. --pool 16 takes half of the photos and half of the time, for 1, 2 and
+4 photos: trials of 8 out of 16 photos would share too many. After each recipe, rows are appended to
+--out, a CSV. They have accuracies on validation photos, on validation parts in the training places
+(`home`), and on test photos, which choose nothing. They also have paired differences on test photos
+to heads without synthetic images: without RandAugment, with it, and the better of both per trial.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def option_of(args):
 
 
 def pool_of(args, names):
-    """[classes, pool] which photos the pool has, counted in the order of their names."""
+    """[classes, pool] indices of the pool's photos in the order of their names."""
     dataset = MVIPDataset(
         data_dir=args.mvip, super_class=option_of(args), seed=0, examples_per_class=args.pool
     )
@@ -97,7 +97,7 @@ def generate(args, recipe, names):
     images = {}
     for line in (folder / "metadata.jsonl").read_text().splitlines():
         record = json.loads(line)
-        if record["repeat"] >= variants:  # of an earlier search with more
+        if record["repeat"] >= variants:  # from an earlier search with more variants
             continue
         with Image.open(folder / record["file_name"]) as image:
             images.setdefault(record["source"], []).append(np.asarray(image.convert("RGB")))
@@ -110,7 +110,7 @@ def generate(args, recipe, names):
 
 
 def text_to_image(args, names, variants, seed=0):
-    """The same without a photo."""
+    """Images of a recipe from prompts alone, in the same form."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(args.model, dtype=torch.float32)
@@ -187,7 +187,7 @@ def main(argv=None):
                 for name, other in (("real", "flip-rotate"), ("randaugment", "randaugment")):
                     if (other, shots) in baseline:  # paired by trial
                         scores[f"minus_{name}"] = scores["test"] - baseline[other, shots]
-                if ("randaugment", shots) in baseline:  # both are known; the better of each trial
+                if ("randaugment", shots) in baseline:  # the better head of each trial
                     better = np.maximum(*(baseline[name, shots] for name in real))
                     scores["minus_better"] = scores["test"] - better
                 for key, values in scores.items():

@@ -4,11 +4,11 @@
 
 `renders.webp` captioned renders of the generator's kinds; `photos.webp` sample/mvip (five training
 and five test photos of each common kind, and of each novel kind); `reconstructions.webp` photos
-above their autoencoder round trip; `strengths.webp` photos of six common and six novel kinds and
-their edits at strengths 0.25, 0.5, 0.75, 1.0, without any learned token; `prompts.webp` what a
-prompt changes; `edges.webp` the same with sample/controlnet; `demo.webp` two photos and six edits
-of six common kinds. Only when it is named: `generator.webp` renders and edits at strength 1.0, with
-sample/controlnet too if there is one; needs renders and models alone.
+above their reconstructions by the autoencoder; `strengths.webp` photos of six common and six novel
+kinds and their edits at strengths 0.25, 0.5, 0.75, 1.0, without learned tokens; `prompts.webp`
+edits by several prompts; `edges.webp` the same with sample/controlnet; `demo.webp` two photos and
+six edits of six common kinds. Only with `--only generator`: `generator.webp` renders and edits at
+strength 1.0, also with sample/controlnet if it exists; this sheet needs only renders and models.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def edit(pipe, images, prompts, strength, guidance, steps, seed):
 
 
 def draw_generator(cache, sample, device, guidance, steps, seed):
-    """(rows of images, row labels): a render of each base class, and what prompts make of it."""
+    """(rows of images, row labels): a render of each base class, and edits of it by prompts."""
     images, labels, _ = make_data.load_shards(cache)
     present = [c for c in range(int(labels.max()) + 1) if (labels == c).any()]
     sources = [Image.fromarray(images[np.flatnonzero(labels == c)[0]]) for c in present]

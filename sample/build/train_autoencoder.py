@@ -2,9 +2,9 @@
 
     python sample/build/train_autoencoder.py --cache CACHE_DIR
 
-The loss is an L1 distance of pixels and of their differences at three scales (edges and teeth live
-in the differences, and pixel loss alone blurs them), a distance of early features of the backbone,
-and a light pull of the latents towards a normal distribution. Resumes from
+The loss is an L1 distance of pixels and of their differences at three scales (pixel loss alone
+blurs edges and teeth), a distance of early features of the backbone, and a light pull of the
+latents towards a normal distribution. Resumes from
 CACHE_DIR/autoencoder/checkpoint.pt and leaves CACHE_DIR/autoencoder/vae for the next stage. With
 `--decoder sample/model`, the decoder of a finished model goes on alone.
 """
@@ -176,11 +176,11 @@ def main(argv=None):
     parser.add_argument(
         "--decoder",
         metavar="MODEL",
-        help="train the decoder of this model alone, and put it into the model's place",
+        help="train only the decoder of this model, and put it into the model",
     )
     training.add_budget(parser, 5600)
     training.add_wait(parser)
-    parser.add_argument("--renders", type=int, default=1, help="how many --wait waits for")
+    parser.add_argument("--renders", type=int, default=1, help="renders that --wait awaits")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Pretrain the small image classifier on base classes: what ImageNet weights are to the real thing.
+"""Pretrain the small image classifier on base classes, in the role of ImageNet weights.
 
     python sample/build/train_backbone.py --cache CACHE_DIR --out sample/backbone
 
@@ -111,7 +111,7 @@ def save(out, model, names):
     model.half().save_pretrained(out)
     size = {"shortest_edge": 64}
     training.write_processor(out, "ConvNextImageProcessor", size=size, resample=3, crop_pct=1.0)
-    AutoImageProcessor.from_pretrained(out)  # fails here rather than at the user's
+    AutoImageProcessor.from_pretrained(out)  # fails here rather than on a user's machine
     (out / "classes.json").write_text(json.dumps({"backbone": parts.seen(names)}, indent=1) + "\n")
 
 

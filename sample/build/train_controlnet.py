@@ -29,7 +29,7 @@ from semantic_aug.diffusion.adapters import canny_edges
 
 
 def build_controlnet(unet):
-    """A copy of the UNet's first half behind a small network that brings edges to 16x16."""
+    """A copy of the UNet's first half, after a small network that reduces edges to 16x16."""
     # Two halvings, 64 to 16, where Stable Diffusion has three, 512 to 64.
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 48, 96))
 
@@ -49,7 +49,7 @@ def all_edges(images, workers):
 
 
 def near_the_middle(edges, rng):
-    """`edges` without those outside an ellipse around the middle; in every second image."""
+    """`edges` within an ellipse around the middle, in every second image; else all edges."""
     count, side, device = len(edges), edges.shape[-1], edges.device
     draw = torch.rand((5, count, 1, 1), generator=rng, device=device)
     middle = side / 2 - 4 + 8 * draw[:2]
@@ -68,7 +68,7 @@ def train(args, run, pipeline, latents, tokens, empty, edges):
     while run.goes_on():
         rng = training.generator(args.seed + 6, run.step, device)
         rows, x, noise, ids = draw_batch(latents, tokens, empty, scale, args, rng)
-        # Noisy steps decide on shapes: they come more often, in proportion to their time.
+        # Noisy steps decide on shapes, so a timestep is drawn in proportion to its number.
         times = (1000 * torch.rand(len(x), generator=rng, device=device).sqrt()).long()
         times = times.clamp(max=999)
         seen = near_the_middle(edges[rows], rng).float()[:, None].expand(-1, 3, -1, -1)

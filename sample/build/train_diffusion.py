@@ -4,8 +4,8 @@
 
 Needs the renders and CACHE_DIR/autoencoder/vae. Latents of all renders and of their mirror images
 are computed once; a step draws posterior samples. UNet and text encoder learn together to predict
-the velocity (arXiv 2202.00512, section 4). Epsilon prediction leaves the noisiest steps, which
-decide on colour and table, almost without weight: prompts were hardly obeyed after 50,000 samples.
+the velocity (arXiv 2202.00512, section 4). Epsilon prediction gives hardly any weight to the
+noisiest steps, which decide on colour and table: after 50,000 samples, prompts had little effect.
 Resumes from CACHE_DIR/diffusion/checkpoint.pt. `--continue_from sample/model` goes on from finished
 weights, with their tokenizer and VAE and a fresh optimizer; an unknown word of new captions is then
 spelled in bytes.
@@ -68,7 +68,7 @@ def train_bpe(texts, limit=700):
                 pairs[pair] += count
         if not pairs:
             break
-        best = max(pairs, key=lambda p: (pairs[p], p))  # ties by name, so that it is repeatable
+        best = max(pairs, key=lambda p: (pairs[p], p))  # the name decides ties
         merges.append(best)
         merged = {}
         for word, count in words.items():
@@ -87,7 +87,7 @@ def train_bpe(texts, limit=700):
 
 
 def make_tokenizer(texts, folder):
-    """Train the vocabulary, write CLIP's two files, and load them as any user will."""
+    """Train the vocabulary, write CLIP's two files, and load them as users do."""
     vocabulary, merges = train_bpe(texts)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
@@ -130,7 +130,7 @@ def build_unet():
         block_out_channels=(64, 128, 192),
         norm_num_groups=16,
         cross_attention_dim=128,
-        attention_head_dim=4,  # the number of heads, for all its name
+        attention_head_dim=4,  # the number of heads, in spite of its name
         # Attention at 8x8 and, in the middle, at 4x4; at 16x16 it costs a quarter of the time.
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -144,8 +144,8 @@ def build_unet():
 def warm_text_encoder(text_encoder, tokens, steps, seed, until, batch):
     """Teach the fresh text encoder to carry the words of a caption to every later place.
 
-    Each place predicts which words have occurred so far. Without this, the 60 places of padding
-    say nothing, and cross attention, spread over 77 places, hardly hears the caption. Stops after
+    Each place predicts which words have occurred so far. Otherwise the 60 places of padding carry
+    nothing, and the caption has little effect on cross attention over 77 places. Stops after
     `steps` or at the time `until`.
     """
     words = torch.unique(tokens[:2000])
@@ -195,7 +195,7 @@ def draw_batch(latents, tokens, empty, scale, args, rng):
 
 
 def mix_noise(x, noise, alphas, times):
-    """(noisy latents, velocity): what the UNet sees, and what it is asked for."""
+    """(noisy latents, velocity): the UNet's input and its target."""
     signal = alphas[times].view(-1, 1, 1, 1)
     noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
     velocity = signal.sqrt() * noise - (1 - signal).sqrt() * x
@@ -247,7 +247,7 @@ def export(out, run, parts_of, classes):
 
     def save(folder):
         pipeline.save_pretrained(folder)
-        if "tokenizer_folder" in parts_of:  # as it was: a tokenizer in use has other defaults
+        if "tokenizer_folder" in parts_of:  # unchanged files: a tokenizer in use has other defaults
             shutil.copytree(parts_of["tokenizer_folder"], folder / "tokenizer", dirs_exist_ok=True)
         (folder / "classes.json").write_text(json.dumps({"generator": classes}, indent=1) + "\n")
 

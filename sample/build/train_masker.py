@@ -1,4 +1,4 @@
-"""Train the small masker on base kinds: what says where the part is in a photo without a mask.
+"""Train the small masker on base kinds: it finds the part in a photo without a mask.
 
     python sample/build/train_masker.py --cache CACHE_DIR --out sample/masker
 
@@ -67,7 +67,7 @@ def augment(images, masks, rng):
 
 
 def margin(model, batch):
-    """By how much each pixel is the part rather than the ground, [B, H, W], as logits."""
+    """Logits [B, H, W]: the part's logit minus the ground's logit, at each pixel."""
     logits = F.interpolate(model(batch).logits.float(), batch.shape[-2:], mode="bilinear")
     return logits[:, 1] - logits[:, 0]
 
@@ -135,7 +135,7 @@ def save(out, model, names):
     training.write_processor(
         out, "SegformerImageProcessor", size=size, resample=2, do_reduce_labels=False
     )
-    AutoImageProcessor.from_pretrained(out, backend="pil")  # fails here rather than at the user's
+    AutoImageProcessor.from_pretrained(out, backend="pil")  # fails here, not on a user's machine
     AutoModelForSemanticSegmentation.from_pretrained(out)
     (out / "classes.json").write_text(json.dumps({"generator": parts.seen(names)}, indent=1) + "\n")
 

@@ -1,7 +1,7 @@
-"""What the trainings share: a resumable loop's state, an average of the weights, batches, waiting.
+"""Shared code of the trainings: state of a resumable loop, average of weights, batches, waiting.
 
-A run's randomness is a function of (seed, step): a run that was killed and resumed draws the same
-batches and the same noise as one that was not.
+A run's randomness is a function of (seed, step): a killed and resumed run draws the same batches
+and the same noise as an uninterrupted run.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def pick_device():
 
 
 def autocast(device):
-    """bfloat16 where the device computes in it; elsewhere it costs a CPU seven times the time."""
+    """bfloat16 if the device computes in it; other CPUs would take seven times as long."""
     fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
@@ -56,7 +56,7 @@ def add_budget(parser, steps):
 
 
 def seconds_left(args):
-    """Until the end of a training that would begin now; infinite where steps alone decide."""
+    """Seconds until the end of a training that would begin now; infinite if only steps decide."""
     left = [args.seconds] if args.seconds else []
     left += [args.deadline - time.time()] if args.deadline else []
     return min(left, default=math.inf)
@@ -72,7 +72,7 @@ def add_wait(parser):
 
 
 def wait_until(ready, seconds, what):
-    """Wait until `ready()`; after `seconds`, end the program with the message that `what` fails."""
+    """Wait until `ready()`; after `seconds`, end the program and say that `what` is absent."""
     end = time.time() + seconds
     while not ready():
         if time.time() >= end:
@@ -99,7 +99,7 @@ def write_folder(out, save):
 
 
 def fingerprint(*modules):
-    """Eight hex digits of the weights, the same before and after they were stored as float16."""
+    """Eight hex digits of the weights; storage as float16 does not change them."""
     digest = hashlib.sha256()
     for module in modules:
         for key, value in sorted(module.state_dict().items()):
@@ -111,8 +111,8 @@ def fingerprint(*modules):
 def learning_rate(step, done, peak, warmup=200, floor=0.02, hold=0.65):
     """Linear warm-up, constant until `hold` of the run, then a half cosine down to `floor`.
 
-    `done` is the part of the run that is over, 0 to 1; warming up takes a tenth of it at most. The
-    long constant part lets a run be lengthened or cut short on resuming.
+    `done` is the part of the run that is over, 0 to 1; warm-up takes at most a tenth of the run.
+    Because of the long constant part, a resumed run may become longer or shorter.
     """
     if step < warmup and done < 0.1:
         return peak * max((step + 1) / warmup, done / 0.1)
@@ -121,12 +121,12 @@ def learning_rate(step, done, peak, warmup=200, floor=0.02, hold=0.65):
 
 
 def update(optimizer, loss, limit=1.0):
-    """One step of a fused optimizer with clipped gradients, left out where they are not finite."""
+    """One step of a fused optimizer with clipped gradients; no step if they are not finite."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(weights, limit)
-    # What torch's GradScaler tells a fused optimizer: it looks at this number on the device.
+    # torch's GradScaler gives this number to a fused optimizer, which reads it on the device.
     optimizer.found_inf = (~norm.isfinite()).float()
     optimizer.step()
 
@@ -134,9 +134,8 @@ def update(optimizer, loss, limit=1.0):
 class Run:
     """Checkpoint, average of the weights (EMA), learning rate and log of one training.
 
-    `modules` is {name: module}; `args` has the flags of `add_budget` and `lr`. The average starts
-    late-heavy: its decay grows with the step, so that a short run is not dragged down by its first
-    weights. Use:
+    `modules` is {name: module}; `args` has the flags of `add_budget` and `lr`. The decay of the
+    average grows with the step, so that the first weights hardly count in a short run. Use:
 
         while run.goes_on():
             ...
@@ -186,7 +185,7 @@ class Run:
     def part_done(self):
         """How much of the run is over, 0 to 1, by steps or by the clock: the larger counts."""
         left = max(self.deadline - time.time(), 0)
-        used = self.seconds + time.time() - self.started  # a resumed run has used some before
+        used = self.seconds + time.time() - self.started  # a resumed run adds its earlier seconds
         return min(max(self.step / self.steps, used / (used + left) if left else 1.0), 1.0)
 
     def goes_on(self):
@@ -251,7 +250,7 @@ class Run:
 
 
 def write_processor(out, kind, **own):
-    """preprocessor_config.json of images in [-1, 1], as `to_tensor` makes them; `own` says more."""
+    """preprocessor_config.json of images in [-1, 1], as `to_tensor` makes them, and keys `own`."""
     processor = {
         "image_processor_type": kind,
         "do_resize": True,

@@ -1,9 +1,9 @@
-"""Many trials of heads on a frozen backbone at once, for what is chosen before the commands run.
+"""Many trials of heads on a frozen backbone at once, for choices before the commands run.
 
 Photos have features under random views, as `train_classifier.py` draws them; a method is a number
-of further images of every photo. All trials of a method are trained in one batch of heads, by the
-steps of the command: 300 steps of 32 images, half of which are synthetic where there are any, Adam,
-and the epoch that validation chooses.
+of further images of every photo. All trials of a method are trained in one batch of heads, as the
+command trains them: 300 steps of 32 images, half of which are synthetic if the method has any, with
+Adam. Validation photos choose the epoch.
 """
 
 import sys
@@ -42,7 +42,7 @@ class Features:
         self.model = model.to(self.device).eval()
 
     def __call__(self, images, views=0, augmentation="flip-rotate", seed=0):
-        """[..., max(views, 1), D] of uint8 images [..., 64, 64, 3]; no views: as they are."""
+        """[..., max(views, 1), D] of uint8 images [..., 64, 64, 3]; 0 views: unchanged images."""
         flat = np.ascontiguousarray(images.reshape(-1, *images.shape[-3:]))
         generator, rows = torch.Generator().manual_seed(seed), []
         with torch.no_grad():
@@ -56,7 +56,7 @@ class Features:
 
 
 def choose(photos, classes, shots, trials):
-    """[trials, classes, shots] indices of photos, the first of a permutation of each trial's."""
+    """[trials, classes, shots] indices of photos: the first of a permutation in each trial."""
     return torch.from_numpy(
         np.stack([
             [np.random.default_rng([t, c]).permutation(photos)[:shots] for c in range(classes)]
@@ -68,8 +68,8 @@ def choose(photos, classes, shots, trials):
 def train(real, synthetic, val, test, shots, trials=8, share=0.5, home=None, seed=0):
     """Accuracies [trials] of heads on "val", "test" and, if given, "home".
 
-    The epoch that `val` chooses is judged on `test`; with `home`, photos from the training places,
-    "test_by_home" is the accuracy on test photos of the epoch that these would have chosen.
+    `test` judges the epoch that `val` chooses. `home` are photos from the training places;
+    "test_by_home" is the accuracy on test photos in the epoch that `home` would have chosen.
 
     Args:
         real: [C, P, V, D] features of photos.
@@ -129,7 +129,7 @@ def train(real, synthetic, val, test, shots, trials=8, share=0.5, home=None, see
 
 
 def interval(values):
-    """(mean, half width of the 95 % Student interval) in points; of one trial, no width."""
+    """(mean, half width of the 95 % Student interval) in points; one trial has no width."""
     from scipy import stats
 
     values = 100 * np.asarray(values, float)

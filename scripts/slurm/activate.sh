@@ -1,6 +1,6 @@
-# Sourced with $root set: makes `python` the one that has the packages.
+# Sourced with $root set: makes `python` the Python that has the packages.
 if [ -n "${ACTIVATE:-}" ]; then
-  set +u # what modules and conda bring along uses variables that may be unset
+  set +u # scripts of modules and conda use variables that may be unset
   eval "$ACTIVATE" || { echo "ACTIVATE failed with status $?: $ACTIVATE" >&2; exit 2; }
   set -u
 elif [ -f "${VENV:-$root/.venv}/bin/activate" ]; then

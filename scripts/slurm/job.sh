@@ -1,8 +1,8 @@
 # Sourced by the batch scripts: run_stage COMMAND FLAG... runs one of the four commands.
 #
 # Before its time limit the job gets USR1 (--signal in the batch scripts). The command then writes
-# checkpoints and ends, and the job goes back into the queue, at most MAX_REQUEUES times (default 50),
-# because a step that is longer than the time limit would never end.
+# checkpoints and ends, and the job goes back into the queue. This happens at most MAX_REQUEUES times
+# (default 50), because a step that is longer than the time limit would never end.
 set -uo pipefail
 root=${DA_FUSION_ROOT:-$SLURM_SUBMIT_DIR}
 source "$root/scripts/slurm/activate.sh"
@@ -24,7 +24,7 @@ run_stage() {
   trap 'asked=yes; trap "" USR1; pass_on "$pid" & repeating=$!' USR1
   wait "$pid"
   status=$?
-  if [ -n "$asked" ]; then # that wait may have been interrupted
+  if [ -n "$asked" ]; then # USR1 may have interrupted the first wait
     wait "$pid"
     again=$?
     [ "$again" -eq 127 ] || status=$again # 127: it had ended already

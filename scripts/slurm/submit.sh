@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits the four stages of an experiment, each after the success of the one before:
+# Submits the four stages of an experiment; each stage waits for the success of the stage before:
 #
 #   scripts/slurm/submit.sh --dataset mvip --experiment_name thesis --num_trials 8 \
 #       --examples_per_class 1 2 4 8 16 --array 16 -- --gpus-per-task=1 --partition=gpu --time=4:00:00
@@ -7,8 +7,8 @@
 #
 # Flags after -- go to sbatch. --dry_run prints the sbatch lines, and --help says more. Variables:
 # ACTIVATE holds shell commands that activate Python (default: the .venv of this folder),
-# EXTRA_SBATCH more flags of sbatch, and LAUNCH the launcher of the commands (default: python). The
-# same line again completes what is missing.
+# EXTRA_SBATCH holds more flags of sbatch, and LAUNCH the launcher of the commands (default: python).
+# The same command again completes missing work.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 source "$root/scripts/slurm/activate.sh"

@@ -1,4 +1,4 @@
-"""The augmentations, by name. A new augmentation is a file and a line here."""
+"""The augmentations, by name. A new augmentation needs a file, and a line here."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Background(GenerativeAugmentation):
         harmonize: strength of a last edit of the whole image, in [0, 1); 0 for none. Without this
             edit and without `mask_feather`, the object keeps the photo's pixels.
         options: of `SDEditor`, except its prompt; and `layout_scale` and so on, see `layouts_of`.
-            `mask_grow_radius` takes as many pixels from the object.
+            `mask_grow_radius` takes so many pixels from the object's edge.
     """
 
     needs_mask = needs_object = True
@@ -89,7 +89,7 @@ class Background(GenerativeAugmentation):
         kept = [np.asarray(alpha) == 255 for _, alpha in cutouts]
         words: list[Mapping[str, str]] = [{} for _ in images]
         results, edits = self.edit(canvases, words, kept, generators)
-        if not self.mask_feather:  # pixels half of the object get the new surroundings
+        if not self.mask_feather:  # pixels on the object's edge get the new surroundings
             results = [
                 image if edit.flagged else Image.composite(thing, image, alpha)
                 for image, (edit,), (thing, alpha) in zip(results, edits, cutouts)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from semantic_aug import UserError
+from semantic_aug import UserError, counted
 from semantic_aug.generative_augmentation import Edit, GenerativeAugmentation, augmented
 
 
@@ -13,13 +13,13 @@ def check_probs(probs: Sequence[float] | None, count: int, compose: str) -> list
     """Probabilities of `count` augmentations; None gives the default.
 
     Raises:
-        UserError: their number is not `count`; `parallel` (default: equal): negative, or the sum is
-            not 1; `sequential` (default: 1): outside [0, 1].
+        UserError: their number is not `count`; a number is negative or the sum is not 1 in
+            `parallel` (default: equal); a number is outside [0, 1] in `sequential` (default: 1).
     """
     if probs is None:
         return [1 / count] * count if compose == "parallel" else [1.0] * count
     if len(probs) != count:
-        raise UserError(f"--probs: got {len(probs)} for {count} augmentations")
+        raise UserError(f"--probs: got {counted(len(probs), 'number')} for {count} augmentations")
     if any(not 0 <= p <= 1 for p in probs):
         raise UserError(f"--probs: got {_listed(probs)}, expected numbers in [0, 1]")
     if compose == "parallel" and not math.isclose(sum(probs), 1, abs_tol=1e-6):
@@ -33,7 +33,7 @@ def details_of(augs: Sequence[GenerativeAugmentation]) -> tuple[str, ...]:
 
 
 def parts_of(aug: GenerativeAugmentation) -> list[GenerativeAugmentation]:
-    """The augmentations that a composition is made of, at whatever depth; or `aug` alone."""
+    """The augmentations in a composition and in the compositions within it; or `aug` alone."""
     if not isinstance(aug, ComposeParallel | ComposeSequential):
         return [aug]
     return [part for each in aug.augs for part in parts_of(each)]
@@ -105,12 +105,12 @@ class ComposeSequential(GenerativeAugmentation):
 
 
 class PerClass(GenerativeAugmentation):
-    """Applies an augmentation to the images of one class after the other.
+    """Applies an augmentation to a batch, class by class.
 
     Args:
         aug: the augmentation.
-        prepare: called with a class's name before its images, unless the images before were of the
-            same class; it may exchange the weights of `aug`.
+        prepare: called with a class's name before its images, if the images before had another
+            class; it may replace the weights of `aug`.
     """
 
     def __init__(self, aug: GenerativeAugmentation, prepare: Callable[[str], None]):

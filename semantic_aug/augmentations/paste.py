@@ -51,7 +51,8 @@ class Paste(GenerativeAugmentation):
         places: text file with a place per line (default: the package's list).
         places_from: `prompts` or `photos`, see `places.from_prompts` and `places.from_photos`.
         places_dir: folder of generated places.
-        made_with: the weights and the sampler; places of others do not count.
+        made_with: the weights and the sampler; places made with other weights or samplers do not
+            count.
         offload_to: the device that draws places while the model waits in the CPU's memory.
         shadow: darkness of a soft contact shadow, in [0, 1].
         options: `layout_scale` and so on, see `layouts_of`; and the options of an edit, for
@@ -84,7 +85,7 @@ class Paste(GenerativeAugmentation):
             self.model_path = model_path
             self.pipeline = pipeline or functools.partial(pipeline_or_load, None, model_path)
         elif backgrounds == GENERATED and pipeline is None:
-            pipeline_or_load(None, None)  # raises first if no model is named
+            pipeline_or_load(None, None)  # raises if no model is named
 
     @classmethod
     def uses_model(cls, options: Mapping[str, Any]) -> bool:
@@ -104,8 +105,8 @@ class Paste(GenerativeAugmentation):
         first = list(itertools.islice(masks, 2))
         if options["backgrounds"] == PHOTOS and len(first) < 2:
             raise UserError(
-                f"--backgrounds photos: only {first[0][0]} of the trial has a mask, and no object "
-                "is pasted on its own photo; give --backgrounds generated or a folder"
+                f"--backgrounds photos: of the trial's photos, only {first[0][0]} has a mask, and "
+                "no object is pasted on its own photo; give --backgrounds generated or a folder"
             )
         every = itertools.chain(first, masks)
         check_fit(options, (each for each in every if each[0] in edited))

@@ -42,7 +42,7 @@ def read_places(path: str | Path | None) -> list[str]:
         if "{" in line or "}" in line:
             raise UserError(
                 f"--places: {path} has {line!r}: a place has no braces, because a class name in it "
-                "would draw a second object; --prompt has fields"
+                "would draw a second object; only --prompt has fields"
             )
     return lines
 

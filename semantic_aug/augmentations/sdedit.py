@@ -95,7 +95,7 @@ class SDEditor:
         aug: the name of this edit in records.
         components: parts that replace the pipeline's parts, by name.
         prompt: a prompt or several; each image draws a prompt.
-        negative_prompt: what no image shall show. It replaces the empty prompt in classifier-free
+        negative_prompt: what images must not show. It replaces the empty prompt in classifier-free
             guidance (arXiv 2207.12598, equation 6), and has no effect without guidance.
         strength: share of the photo that is replaced, in (0, 1].
         guidance_scale: weight of classifier-free guidance, finite; 1 or less turns it off.
@@ -151,7 +151,7 @@ class SDEditor:
         components = {**(components or {}), **({"controlnet": controlnet} if controlnet else {})}
         self.pipeline = task.from_pipe(pipeline, **components)
         self.pipeline.set_progress_bar_config(disable=True)
-        if mask:  # this pipeline takes no latents, but encodes by its own method
+        if mask:  # this pipeline takes no latents: it encodes photos itself
             self.pipeline._encode_vae_image = self._encode_pixels
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for each in self.prompts:
@@ -177,8 +177,8 @@ class SDEditor:
     ) -> tuple[list[Image.Image], list[list[Edit]]]:
         """Edit images; `words[i]` fills the fields of image i's prompt.
 
-        With masks ([H, W], nonzero on the object), pixels outside the edited region stay the
-        source's own, except in a feathered seam.
+        With masks ([H, W], nonzero on the object), pixels outside the edited region do not change,
+        except in a feathered seam.
         """
         prompts = [
             fill_prompt(_draw(self.prompts, generator), fields)
@@ -220,7 +220,7 @@ class SDEditor:
         return edited, attempts, flagged
 
     def _edit(self, images, prompts, regions, generators) -> list[Image.Image]:
-        """Edit in batches as large as allowed and as fit into memory."""
+        """Edit in the largest batches that `batch_size` and the memory allow."""
         count, states = len(images), [generator.get_state() for generator in generators]
         if count <= (self.batch_size or count):
             try:
@@ -282,7 +282,7 @@ class SDEditor:
         return edited
 
     def _what_overflows(self) -> str:
-        """The remedy if the model gave no numbers, which would become black images."""
+        """The message if the model gave NaN, which would become a black image."""
         ways = [f"a guidance_scale below {self.guidance_scale:g}"]
         if self.controlnet:
             ways.append(f"a controlnet_scale below {self.controlnet_scale:g}")
@@ -337,7 +337,7 @@ class SDEditor:
         return scale_latents(self.pipeline.vae, mean + deviation * noise)
 
 
-# The results of a pipeline's encode_prompt; an SDXL's has all four.
+# The results of a pipeline's encode_prompt; only an SDXL gives all four.
 _STATES = (
     "prompt_embeds",
     "negative_prompt_embeds",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from semantic_aug import UserError, counted
 from semantic_aug.cli.notices import notices
+from semantic_aug.cli.scripts import SCRIPTS
 from semantic_aug.experiment.interrupts import INTERRUPTED, TRY_AGAIN, Stopped, stoppable
 
 
@@ -74,7 +75,10 @@ class Parser(argparse.ArgumentParser):
         near = unknown and difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
         if near:
             message += f"; is {near[0]} meant?"
-        print(f"{self.prog}: error: {message} (--help lists the flags)", file=sys.stderr)
+        # `semantic-aug` itself, and `semantic-aug run` for the flags of a script, keep their names.
+        fixed = self.prog in ("semantic-aug", *SCRIPTS.values())
+        name = self.prog if fixed else _called_as() or self.prog
+        print(f"{name}: error: {message} (--help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -192,10 +196,17 @@ def command(main):
                     raise
                 where = error.filename or "the output folder"
                 line = f"{where}: {error.strerror}; {_REMEDIES[error.errno]}"
-            print(f"{_name_of(sys.modules[main.__module__])}: error: {line}", file=sys.stderr)
+            name = _called_as() or _name_of(sys.modules[main.__module__])
+            print(f"{name}: error: {line}", file=sys.stderr)
             raise SystemExit(2)
 
     return wrapper
+
+
+def _called_as() -> str | None:
+    """`semantic-aug COMMAND`, if this process was called so; see `__main__`."""
+    name = Path(sys.argv[0]).name
+    return name if name.startswith("semantic-aug ") else None
 
 
 def _name_of(module) -> str:

@@ -10,8 +10,8 @@ A flag goes to every command that knows it. Flags after `fine_tune:`, `aggregate
 file. A command that is in the file several times runs several times, each time with its own flags.
 Flags after the file override all flags in it.
 
-For submit, flags after `--` go to sbatch. With `fine_tune: --lora_rank`, a second step of the same
-command follows the words, for LoRAs that wait for words of other tasks.
+For submit, flags after `--` go to sbatch. With `fine_tune: --lora_rank`, fine_tune runs a second
+time after all words, for LoRAs that need the words of other tasks.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ AMBIGUOUS = ("--batch_size", "--learning_rate")
 
 @dataclass(frozen=True)
 class Command:
-    """One of the four commands with its flags, and the run of these flags."""
+    """One of the four commands with its flags, and the `Run` that these flags describe."""
 
     stage: str
     argv: tuple[str, ...]
@@ -65,7 +65,7 @@ class Command:
 
 
 def read_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of the file that the first word names with an @, and the words after it.
+    """The words in the file, if the first word is @FILE, and the other words.
 
     Raises:
         UserError: the file cannot be read.
@@ -78,7 +78,7 @@ def read_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot read the flags in {path}: {reason}; there are: "
+            f"cannot read the flags in {path}: {reason}; this project has: "
             f"{', '.join(sorted(p.name for p in (ROOT / 'scripts/reproduce').glob('*.args')))}"
         ) from None
 
@@ -214,7 +214,7 @@ def sbatch_line(
 
     Args:
         step: name of the job.
-        array: see `array_flag`. Merging words takes seconds, and is no array.
+        array: see `array_flag`. Merging words takes seconds, so its job is no array.
         extra: further flags of sbatch.
         after: ids of jobs that must succeed before.
     """
@@ -234,8 +234,8 @@ def sbatch_line(
 def steps_of(commands: Sequence[Command]) -> list[tuple[str, Command]]:
     """Commands by the names of their steps, in order.
 
-    A LoRA may need the words of several tasks, which end at different times: where LoRAs are
-    trained, the command follows its own words once more.
+    A LoRA may need the words of several tasks, which end at different times. So a command that
+    trains LoRAs runs a second time, after all words.
     """
     words = [each for each in commands if each.stage == "fine_tune"]
     again = [("fine_tune_lora", each) for each in words if has_lora(each)]
@@ -275,7 +275,7 @@ def submit(
                 submitted = [job for ids in jobs.values() for job in ids]
                 if submitted:
                     subprocess.run(["scancel", *submitted], check=False)
-                with contextlib.suppress(OSError):  # unless the folders hold anything
+                with contextlib.suppress(OSError):  # the folders may not be empty
                     (folder / SLURM_LOGS).rmdir()
                     folder.rmdir()
                 raise

@@ -4,7 +4,7 @@
     python -m semantic_aug.status output/EXP --watch 30
 
 Reads only the output folder: the results, and in processes/ the state of every process. So it works
-wherever the folder can be read, whatever runs the commands.
+on every machine that can read the folder, with any launcher.
 """
 
 import contextlib

@@ -77,7 +77,7 @@ class Findings:
             "masks that cannot be used": [
                 photo.mask_error for photo in self.photos if photo.mask_error
             ],
-            "masks without an object, of all that can be read": self._all_empty(),
+            "empty masks (no mask shows an object)": self._all_empty(),
             "photos in several splits": self._copies("split"),
             "photos in several classes": self._copies("class_name"),
         }
@@ -140,7 +140,7 @@ def check_dataset(
                 if split == "train":
                     raise
                 if split == "test" and getattr(datasets[0], "published_val", False):
-                    continue  # an option made all of val `val`
+                    continue  # this option leaves no photo for test
                 missing[split] = str(error)
     findings = Findings(
         datasets[0].class_names,

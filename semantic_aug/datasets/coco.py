@@ -192,7 +192,7 @@ class Photo(NamedTuple):
             photo: the image file, whose size counts where the annotation file says none.
 
         Raises:
-            UserError: it is malformed, or the file has changed.
+            UserError: the outline is malformed, or the file has changed.
         """
         with open(self.annotations, "rb") as file:
             try:
@@ -219,7 +219,7 @@ def read_photos(path: Path, mtime_ns: int) -> list[Photo]:
 
     Args:
         path: an `instances_*.json`.
-        mtime_ns: when the file was written, so that the result of another file is not taken.
+        mtime_ns: when the file was written; a changed file is read again.
 
     Raises:
         UserError: the file is no readable COCO annotation file, has other categories, or has a
@@ -405,7 +405,7 @@ def _order(number: int | str) -> tuple[bool, int | str]:
 
 
 def _size(annotation: dict, file: BinaryIO, path: Path) -> float:
-    """Pixels of an annotation: its `area`, else its outline's, else its box's; 0 without any."""
+    """Pixels of an annotation: its `area`, else of its outline, else of its box, else 0."""
     area = _field("annotations", annotation, "area", path)
     if not area:
         # A malformed outline is reported when its mask is read.

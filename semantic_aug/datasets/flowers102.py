@@ -50,7 +50,7 @@ class Flowers102Dataset(FewShotDataset):
         ROOT/imagelabels.mat, ROOT/setid.mat
         ROOT/segmim/segmim_00001.jpg            the masks (102segmentations.tgz); may be absent
 
-    Masks are all pixels that do not have the blue of the background.
+    A mask holds all pixels without the background's blue.
     """
 
     class_names = CLASS_NAMES

@@ -55,7 +55,7 @@ class FolderDataset(FewShotDataset):
             left out. Its path is resolved like `masks`.
         older_list: take only photos that earlier versions took: .jpg, .jpeg, .png, .webp, .bmp,
             .tif, .tiff and .gif directly in the folder of a class. An experiment begun with such a
-            version keeps its list by itself.
+            version keeps its list without this option.
     """
 
     env = "FOLDER_DIR"
@@ -155,7 +155,7 @@ class FolderDataset(FewShotDataset):
     def _holds_masks_of(self, folder: Path, folders: list[Path]) -> bool:
         """Whether the folder holds no photo, but folders with the names of the classes or splits.
 
-        A folder of `semantic-aug masks` has further marks.
+        The folder `MADE_BY` marks a folder of `semantic-aug masks`.
         """
         if (folder / MADE_BY).is_dir() or self.older_list:
             return (folder / MADE_BY).is_dir()
@@ -183,8 +183,8 @@ class FolderDataset(FewShotDataset):
                 log.warning("%s holds no photo itself, but %s", folder, what_is_in(folder))
         if self.older_list and left_out:
             log.warning(
-                "older_list: %d photos are left out that a new --experiment_name would take, such "
-                "as %s",
+                "older_list: %d photos are left out, such as %s; with a new --experiment_name they "
+                "would be taken",
                 len(left_out),
                 left_out[0],
             )
@@ -204,7 +204,7 @@ class FolderDataset(FewShotDataset):
         return [name for name in names if name[name.rfind(".") :].lower() in suffixes]
 
     def _check_level(self, found: dict[str, dict[str, list[str]]], depth: int) -> None:
-        """Raise if the classes are more likely a level too high.
+        """Raise if the data root is probably a level too high.
 
         Args:
             found: split -> class -> photos.
@@ -236,7 +236,7 @@ class FolderDataset(FewShotDataset):
         what = f"is one level too high: give {place}, whose folders hold photos"
         if depth == 2:
             what = f"has one class, {name}, whose photos lie in folders: move {folders[0]}/ and "
-            what += f"others from {place} to {place.parent}, and so in the other splits"
+            what += f"others from {place} to {place.parent}, likewise in the other splits"
         raise UserError(
             f"{self.data_dir} {what}; or, if {name} is one class, put its photos directly into "
             f"{place}; expected {_EXPECTED}"
@@ -352,7 +352,7 @@ def image_tree(
                 if path.is_symlink() and any(
                     real.is_relative_to(each) or each.is_relative_to(real) for each in tops
                 ):
-                    continue  # listed under its own name, or above everything
+                    continue  # listed without the link, or a folder above the classes
                 seen.add(real)
                 level_below.append((top, f"{place}{name}/"))
         level = level_below

@@ -79,7 +79,7 @@ class HuggingFaceDataset(FewShotDataset):
         except Exception as error:  # a column of images, of lists of labels ...
             raise UserError(
                 f"label_column: {self._label!r} of hf:{self.name} holds no labels ({error}); "
-                f"expected one text or number a row, choose one of {', '.join(features)}"
+                f"expected a text or a number per row; choose one of {', '.join(features)}"
             ) from error
         return [str(value) for value in sorted(values)]
 

@@ -102,9 +102,9 @@ class ImageNetDataset(FewShotDataset):
         path = self.data_dir / DEVKIT / "meta.mat"
         if not path.exists():
             raise UserError(
-                f"{path} is missing, from which names and labels come: unpack "
+                f"{path}, which gives names and labels, is missing: unpack "
                 "ILSVRC2012_devkit_t12.tar.gz there, or, if val has a folder per class, pass "
-                "class_list=FILE with a WordNet id and a name a line"
+                "class_list=FILE with a WordNet id and a name per line"
             )
         return read_synsets(path)
 
@@ -116,8 +116,8 @@ class ImageNetDataset(FewShotDataset):
         missing = [wnid for wnid in self._classes if wnid not in present]
         if missing:
             log.warning(
-                "%d of the %d classes have no folder in %s, such as %s; for some of the classes "
-                "alone, pass class_list=FILE",
+                "%d of the %d classes have no folder in %s, such as %s; to take only some classes, "
+                "pass class_list=FILE",
                 len(missing),
                 len(self._classes),
                 folder,
@@ -215,12 +215,12 @@ def read_class_list(path: Path) -> dict[str, str]:
             raise UserError(f"class_list={path}: expected an object of WordNet ids and names")
         return _with_ids(classes, path)
     if not path.is_file():
-        raise UserError(f"class_list={path} is no file: expected a file with a WordNet id a line")
+        raise UserError(f"class_list={path} is no file: expected a file with a WordNet id per line")
     rows = [re.split(r"[\s,]+", line, maxsplit=1) for line in read_lines(path)]
     repeated = [wnid for wnid, count in Counter(row[0] for row in rows).items() if count > 1]
     if repeated or not rows:
         what = f"has {repeated[0]} twice" if repeated else "is empty"
-        raise UserError(f"class_list={path} {what}: expected a WordNet id a line, each once")
+        raise UserError(f"class_list={path} {what}: expected a WordNet id per line, each once")
     return _with_ids({wnid: name[0] if name else "" for wnid, *name in rows}, path)
 
 

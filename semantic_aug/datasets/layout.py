@@ -78,7 +78,7 @@ def what_is_in(folder: Path) -> str:
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """The images in a folder by their names without suffix, whatever the suffix.
+    """The images in a folder, with any suffix, by their names without the suffix.
 
     Raises:
         UserError: two images have the same name, so a label or a mask could belong to either.
@@ -89,7 +89,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
         if stem in images:
             raise UserError(
                 f"{folder} holds {images[stem].name} and {path.name}, two images of the same "
-                "name, by which labels and masks are found: remove or rename an image"
+                "name, but this name leads to labels and masks: remove or rename an image"
             )
         images[stem] = path
     return images
@@ -127,7 +127,7 @@ def check_labelled(images: Iterable[str], labelled: Iterable[str], source: Path)
     if unlabelled:
         raise UserError(
             f"{source} has {len(labelled)} labels, and {len(unlabelled)} of the {len(images)} "
-            f"images have none ({unlabelled[0]} ...): is the file complete? Unpack it again"
+            f"images have no label ({unlabelled[0]} ...): is the file complete? Unpack it again"
         )
 
 
@@ -268,7 +268,7 @@ def complete_splits(
 
     Args:
         root: of the dataset, for the notice.
-        published: split -> records; splits without any may be left out.
+        published: split -> records; splits without records may be left out.
     """
     splits = {split: list(published.get(split, [])) for split in SPLITS}
     missing = tuple(split for split in SPLITS if not splits[split])
@@ -320,7 +320,7 @@ def read_indices(path: Path) -> np.ndarray:
 
 
 def box_mask(photo: Path, box: list[str], table: Path) -> functools.partial:
-    """A function for the mask of a box, left, top, right, bottom in pixels, all inside.
+    """A function that gives the mask of a box; left, top, right, bottom are pixels inside it.
 
     Raises:
         UserError: the box is not four numbers; `table` is its file.

@@ -77,7 +77,7 @@ class MVIPDataset(FewShotDataset):
         if not found:
             raise UserError(
                 f"super_class: no class of {self.data_dir} belongs to {self.super_class!r}; "
-                f"there are: {', '.join(sorted(super_classes))}, and all for every class"
+                f"there are: {', '.join(sorted(super_classes))}, and all, which takes every class"
             )
         return {name: found[name] for name in sorted(found)[: self.max_classes]}
 
@@ -91,7 +91,7 @@ def read_meta(path: Path) -> tuple[list[str], str]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: every folder in an MVIP root has one") from error
+        raise UserError(f"{path} is missing: every class of MVIP has a meta.json") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no readable JSON ({error}): copy it again") from error
     if not isinstance(meta, dict):

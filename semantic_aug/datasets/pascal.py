@@ -101,7 +101,7 @@ class PascalDataset(FewShotDataset):
 
 
 def largest_object(classes: Path, objects: Path) -> tuple[int, int] | None:
-    """Label and number of the object with the most pixels, of equals the first; None without any.
+    """Label and number of the largest object by pixels, the first of equals; None without objects.
 
     Args:
         classes, objects: PNG files whose palette indices are classes from 1, and objects from 1.

@@ -33,7 +33,7 @@ def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
         if missing:
             raise UserError(
                 f"splits={path}: line {number} has no {missing[0]}; expected a table with the "
-                "columns source, a path relative to the data root, and split; group if you like"
+                "columns source (a path relative to the data root), split and perhaps group"
             )
         source, split = row["source"], row["split"]
         if split not in (*SPLITS, NO_SPLIT):
@@ -71,12 +71,12 @@ def split_by_table(path: Path, records: Iterable[Record]) -> dict[str, list[Reco
     missing = [source for source in table if source not in there]
     if not there:
         raise UserError(
-            f"splits={path}: none of its photos is there, such as {missing[0]}; expected paths "
+            f"splits={path}: its photos do not exist, such as {missing[0]}; expected paths "
             "relative to the data root"
         )
     if missing:
         log.warning(
-            "%d of the %d photos that %s lists are not there, such as %s: left out",
+            "%d of the %d photos that %s lists do not exist, such as %s: left out",
             len(missing), len(table), path, missing[0],
             extra={"missing": [f"{source} ({path.name})" for source in missing]},
         )  # fmt: skip

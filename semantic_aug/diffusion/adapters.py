@@ -57,10 +57,10 @@ def find_unet(path: str | Path) -> Path:
 
 
 def check_unet(info: ModelInfo, path: Path) -> Identity:
-    """Compare the shapes of UNet weights with the model's UNet; returns their identity.
+    """Check that UNet weights have the shapes of the model's UNet; return their identity.
 
     Raises:
-        UserError: the file is unreadable, or of another architecture.
+        UserError: the file is unreadable, or has another architecture.
     """
     expected, found = _own_shapes(info), _unet_shapes(path)
     keys = sorted(expected.keys() | found.keys())
@@ -68,9 +68,9 @@ def check_unet(info: ModelInfo, path: Path) -> Identity:
     if differing:
         there, wanted = (shapes.get(differing[0], "no such tensor") for shapes in (found, expected))
         raise UserError(
-            f"--unet_path: {path} is of another architecture than the UNet of {info.name}: "
-            f"in {counted(len(differing), 'tensor')}, as {differing[0]}: got {there}, expected "
-            f"{wanted}"
+            f"--unet_path: {path} has another architecture than the UNet of {info.name}: it "
+            f"differs in {counted(len(differing), 'tensor')}, such as {differing[0]}: got {there}, "
+            f"expected {wanted}"
         )
     files = {str(number): file for number, file in enumerate(_unet_files(path))}
     return Identity(content_of(files), older_content(path))
@@ -143,10 +143,10 @@ SafetyChecker = Callable[[Sequence[Image.Image]], list[bool]]  # tells which ima
 
 
 def check_safety_checker(info: ModelInfo, name: str | None) -> Identity | str:
-    """The identity of a named safety checker or, for None, of the model's own.
+    """The identity of a named safety checker; for None, of the model's own checker.
 
     Raises:
-        UserError: the model has no safety checker, or there is none of this name.
+        UserError: the model has no safety checker, or no safety checker has this name.
     """
     if name is None:
         if not has_part(info, "safety_checker"):
@@ -204,7 +204,7 @@ def _part(info: ModelInfo, part: str) -> dict:
 
 
 def check_controlnet(info: ModelInfo, name: str) -> Identity:
-    """Compare the configurations of a ControlNet and the model; returns the ControlNet's identity.
+    """Check that a ControlNet's configuration fits the model; return the ControlNet's identity.
 
     Args:
         name: hub id or folder.
@@ -232,7 +232,7 @@ def check_controlnet(info: ModelInfo, name: str) -> Identity:
                 f"--controlnet: {name} was made for another architecture than {info.name}: "
                 f"{key}: got {config[key]}, expected {wanted}"
             )
-    # It halves the edges' size until they have the size of the latents.
+    # A ControlNet halves the picture of the edges until it has the size of the latents.
     halvings = [len(config.get("conditioning_embedding_out_channels", [])) - 1]
     halvings.append(len(vae["block_out_channels"]) - 1)
     if halvings[0] != halvings[1]:

@@ -96,7 +96,7 @@ def inspect_model(name: str, revision: str | None = None, variant: str | None = 
             f"{name}: {SCHEDULER_CONFIG} says that its UNet predicts {predicts!r}; known: "
             f"{', '.join(PREDICTIONS)}"
         )
-    few_steps = scheduler.get("timestep_spacing") == "trailing"  # only these models have it
+    few_steps = scheduler.get("timestep_spacing") == "trailing"  # other models lack it
     few_steps |= scheduler.get("_class_name") == "LCMScheduler"
     return ModelInfo(
         name=name,
@@ -118,7 +118,7 @@ def has_part(info: ModelInfo, part: str) -> bool:
 
 
 def side_of(sample_size: int | Sequence[int]) -> int:
-    """The side of a configuration that may give height and width."""
+    """The side of a `sample_size`, which may be a number or height and width."""
     return sample_size if isinstance(sample_size, int) else sample_size[0]
 
 
@@ -148,7 +148,7 @@ def read_json(name: str, file: str, revision: str | None) -> dict:
 
 
 def model_file(name: str, file: str, revision: str | None = None) -> Path:
-    """A file of a model, in its folder or from the hub (its local cache, without a network)."""
+    """A file of a model, from its folder or the hub; without a network, from the hub's cache."""
     if Path(name).exists():
         path = Path(name) / file
         if not path.is_file():
@@ -173,7 +173,6 @@ def model_file(name: str, file: str, revision: str | None = None) -> Path:
     except (OSError, ValueError, HFValidationError) as error:
         at = f" at revision {revision}" if revision else ""
         raise UserError(
-            f"cannot get {name}{at}: there is no such folder, and the hub has no such model or "
-            "cannot be reached, and no copy lies in the local cache; give a folder, or run once "
-            "with a network"
+            f"cannot get {name}{at}: it is no folder, the local cache has no copy, and the hub has "
+            "no such model or cannot be reached; give a folder, or run once with a network"
         ) from error

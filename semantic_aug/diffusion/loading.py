@@ -1,4 +1,4 @@
-"""Loading a diffusion pipeline: model, device, dtype, variant, sampler. No other module does."""
+"""Loading a diffusion pipeline: model, device, dtype, variant, sampler. Only done here."""
 
 import contextlib
 import glob
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# --scheduler: a class of diffusers, and its changes to the model's configuration.
 MOST_TIMESTEPS = 100_000  # models have 1000
 
 # Errors of the libraries on missing, broken or unknown files of a model.
@@ -38,7 +37,7 @@ LOADING_ERRORS = (
 def pick_device(name: str | None = None) -> torch.device:
     """The given device, else CUDA, else MPS, else the CPU.
 
-    Processes of the same launch on this machine take a GPU each.
+    Each process of a launch takes its own GPU of this machine.
     """
     if name is None:
         if torch.cuda.is_available():
@@ -66,7 +65,7 @@ def warn_if_slow(device: torch.device, mixed_precision: str) -> None:
     if device.type == "cpu" and DTYPES[mixed_precision] == torch.bfloat16 and not cpu_has_bf16():
         log.warning(
             "this CPU has no instructions for bfloat16: --mixed_precision=bf16 is many times "
-            "slower than float32, which --mixed_precision=no means"
+            "slower than --mixed_precision=no (float32)"
         )
 
 
@@ -74,7 +73,8 @@ def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies in bfloat16: AVX-512 BF16 or AMX, or Arm's BF16."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")  # else x86 converts
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    # Without these instructions, x86 converts to float32 and back.
     native = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
     return not is_x86 or any(each() for each in native)
 
@@ -95,7 +95,7 @@ def load_tokenizer(info: ModelInfo):
 
 
 def _check_tokenizer(info: ModelInfo, tokenizer) -> None:
-    """Raise UserError if a tokenizer's files are missing: it loads, but knows no word."""
+    """Raise UserError if a tokenizer's files are missing: it loads, but knows no words."""
     if len(tokenizer) < 256:  # a byte-level vocabulary has at least every byte
         raise UserError(f"cannot load {info.name}: files of its tokenizer are missing")
 
@@ -115,7 +115,7 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
     if "requires_safety_checker" in index or "safety_checker" in index:
         options["requires_safety_checker"] = False
     variant = info.variant
-    # diffusers loads a folder without the variant silently, so it is checked here.
+    # diffusers silently loads a folder that lacks the variant, so the variant is checked here.
     weights = f"*/*.{glob.escape(variant or '')}*"
     if variant and Path(info.name).is_dir() and not any(Path(info.name).glob(weights)):
         _warn_of_no_variant(info)
@@ -139,17 +139,17 @@ def load_pipeline(info: ModelInfo, device: torch.device, dtype: torch.dtype):
 
 
 def check_whole(model: torch.nn.Module, name: str, lacking: Iterable[str] = ()) -> None:
-    """Raise UserError if weights lack a tensor, which diffusers leaves without numbers.
+    """Raise UserError if weights lack a tensor, which diffusers would leave without values.
 
     Args:
-        lacking: missing tensors of transformers, which fills them at random.
+        lacking: tensors that transformers reports as missing and fills at random.
     """
     state = model.state_dict().items()
     lacking = sorted(lacking) or [key for key, tensor in state if tensor.is_meta]
     if lacking:
         raise UserError(
-            f"{name}: its weights lack {counted(len(lacking), 'tensor')}, as {lacking[0]}: fetch "
-            "them again"
+            f"{name}: its weights lack {counted(len(lacking), 'tensor')}, such as {lacking[0]}: "
+            "fetch the weights again"
         )
 
 
@@ -235,7 +235,7 @@ def check_steps(info: ModelInfo, scheduler: str | None, num_inference_steps: int
 
 
 def set_scheduler(pipeline, name: str | None) -> None:
-    """Exchange the sampler: a name of SCHEDULERS, or None for the model's own."""
+    """Replace the sampler: a name of SCHEDULERS, or None for the model's own."""
     if name is None:
         return
     import diffusers
@@ -343,7 +343,7 @@ def quiet_loading():
 
 
 def _warn_of_no_variant(info: ModelInfo) -> None:
-    log.warning("%s has no %s weights: its ordinary ones are used", info.name, info.variant)
+    log.warning("%s has no %s weights: its ordinary weights are used", info.name, info.variant)
 
 
 def _cannot_load(info: ModelInfo, error: Exception) -> UserError:

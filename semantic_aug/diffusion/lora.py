@@ -15,24 +15,24 @@ from semantic_aug.diffusion.loading import LOADING_ERRORS, quiet_loading
 from semantic_aug.experiment.config import Identity
 from semantic_aug.experiment.names import LORA_FILE
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # layers of a UNet that a new LoRA is for
-OF_TRIAL = "lora_of_trial"  # what an adapter of our own is called in a model
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # layers that a new LoRA changes
+OF_TRIAL = "lora_of_trial"  # the name of our own adapter in a model
 
 
 def check_peft(flag: str) -> None:
-    """Raise UserError where the package is missing that LoRAs need."""
+    """Raise UserError if the package that LoRAs need is missing."""
     if importlib.util.find_spec("peft") is None:
         raise UserError(f"{flag} needs the package peft: pip install peft")
 
 
 def check_lora(info: ModelInfo, name: str) -> Identity:
-    """Load a LoRA (arXiv 2106.09685) into the model's shapes alone; returns its identity.
+    """Check that a LoRA (arXiv 2106.09685) fits the model's shapes; return its identity.
 
     Args:
         name: a file, or a folder or hub id with `pytorch_lora_weights.safetensors`.
 
     Raises:
-        UserError: there is none, or it was made for another architecture.
+        UserError: there is no such LoRA, or it was made for another architecture.
     """
     import diffusers
     import transformers
@@ -47,7 +47,7 @@ def check_lora(info: ModelInfo, name: str) -> Identity:
             second = part == "text_encoder_2"
             kind = "CLIPTextModelWithProjection" if second else "CLIPTextModel"
             parts[part] = getattr(transformers, kind)(config)
-    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)  # others are warned of
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)  # avoids warnings
     absent = {"vae": None, "tokenizer": None, "scheduler": scheduler}
     if info.is_xl:
         shapes = diffusers.StableDiffusionXLPipeline(
@@ -63,30 +63,30 @@ def check_lora(info: ModelInfo, name: str) -> Identity:
 
 
 def add_lora(pipeline, info: ModelInfo, name: str, scale: float) -> None:
-    """Add a LoRA, times `scale`, to a pipeline's weights; images then cost what they did before."""
-    _load_lora(pipeline, info, name, commit_of(name))  # what was checked
+    """Add a LoRA, times `scale`, to a pipeline's weights; images do not become slower."""
+    _load_lora(pipeline, info, name, commit_of(name))  # the commit that was checked
     pipeline.fuse_lora(lora_scale=scale)
     pipeline.unload_lora_weights()
 
 
 def switch_lora(pipeline, path: Path | None, scale: float = 1.0) -> None:
-    """Let a model work with a trial's LoRA, or with none; its own weights stay as they are.
+    """Put a trial's LoRA into a model, or take it out; the model's own weights stay unchanged.
 
-    Unlike one that `add_lora` adds, it leaves no rounding behind when the next takes its place.
+    So no rounding errors stay when another LoRA replaces it, unlike with `add_lora`.
 
     Args:
         path: the LoRA's file, made for this model.
         scale: its weight.
 
     Raises:
-        UserError: somebody else has put a LoRA into the model.
+        UserError: other code has put a LoRA into the model.
     """
     unet = pipeline.unet
     held = getattr(unet, "peft_config", {}).keys()
     if path is not None and held - {OF_TRIAL}:
         raise UserError(
-            f"pipeline: it holds a LoRA already ({', '.join(held)}), and the trial has its own: "
-            "unload the first, or leave the second away with --lora none"
+            f"pipeline: it already holds a LoRA ({', '.join(held)}), and the trial has its own: "
+            "unload the pipeline's LoRA, or leave out the trial's LoRA with --lora none"
         )
     if OF_TRIAL in held:
         unet.unload_lora()
@@ -98,7 +98,7 @@ def switch_lora(pipeline, path: Path | None, scale: float = 1.0) -> None:
 
 @contextlib.contextmanager
 def no_lora_left(pipeline) -> Iterator[None]:
-    """After the block, a model that was given has its own weights alone again."""
+    """After the block, the given model has only its own weights again."""
     try:
         yield
     finally:
@@ -107,12 +107,12 @@ def no_lora_left(pipeline) -> Iterator[None]:
 
 
 def new_lora(unet, rank: int, generator: torch.Generator) -> dict[str, torch.nn.Parameter]:
-    """Put a new LoRA into a frozen UNet's attention, where it changes nothing yet.
+    """Put a new LoRA, which changes nothing yet, into a frozen UNet's attention.
 
     `unet.unload_lora()` takes it out again.
 
     Args:
-        generator: CPU; where the first of each layer's two matrices comes from. The second is 0.
+        generator: CPU; draws the first of each layer's two matrices. The second matrix is 0.
 
     Returns:
         Its weights, float32, by the names that diffusers gives them in a file.
@@ -130,14 +130,14 @@ def new_lora(unet, rank: int, generator: torch.Generator) -> dict[str, torch.nn.
     for name, weight in found.items():
         weight.data = weight.data.float()  # peft gives them the type of the UNet
         if ".lora_A." in name:
-            bound = weight.shape[1] ** -0.5  # as a layer of torch starts
+            bound = weight.shape[1] ** -0.5  # as torch initialises a layer
             drawn = torch.rand(weight.shape, generator=generator)
             weight.data.copy_((2 * drawn - 1) * bound)
     return found
 
 
 def _load_lora(pipeline, info: ModelInfo, name: str, revision: str | None) -> None:
-    # Offline, diffusers cannot look for another file of a hub id than the one that is usual.
+    # Offline, diffusers cannot list a hub id's files, so it gets the usual name.
     is_path = Path(name).exists()
     file = None if is_path or not is_offline_mode() else LORA_FILE
     try:
@@ -146,11 +146,11 @@ def _load_lora(pipeline, info: ModelInfo, name: str, revision: str | None) -> No
     except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())
         if not is_path:
-            reason = f"it is no file or folder, and no hub id whose weights are there: {reason}"
+            reason = f"it is no file, no folder, and no hub id with available weights: {reason}"
         elif "no file named" in reason:
             reason = f"this folder holds no {LORA_FILE}; name the file itself"
         if "size mismatch" in reason or "Target modules" in reason or "not found" in reason:
-            reason = f"it was made for another architecture than that of {info.name}"
+            reason = f"it was made for another architecture than {info.name}"
         raise UserError(f"--lora: cannot use {name}: {reason[:200]}") from error
 
 

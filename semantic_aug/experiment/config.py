@@ -37,7 +37,7 @@ class Identity(str):
     """The name of weights in settings and records; other content has another name.
 
     Attributes:
-        older: the name that older code gave, which did not look at all of the content.
+        older: the name that older code gave, from a part of the content.
     """
 
     older: str

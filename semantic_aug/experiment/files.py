@@ -19,7 +19,7 @@ from semantic_aug import UserError
 T = TypeVar("T")
 
 _writes = itertools.count()
-os.umask(_UMASK := os.umask(0o077))  # only setting the umask tells it
+os.umask(_UMASK := os.umask(0o077))  # Python can read the umask only by setting it
 
 
 def check_writable(folder: Path) -> Path:
@@ -77,7 +77,7 @@ def _beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """`atomic_path` for a folder: the temporary folder replaces whatever `path` holds."""
+    """`atomic_path` for a folder: the temporary folder replaces the folder or file at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     temporary.mkdir()
@@ -97,7 +97,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, so that nobody sees a part of it. An absent folder is no error."""
+    """Remove a folder, so that no process sees a part of it. An absent folder is no error."""
     gone = _beside(path)
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, gone)
@@ -114,7 +114,7 @@ def derive(sources: Callable[[], object], write: Callable[[], T]) -> T:
     """Write a file that is derived from files to which other processes may add.
 
     `sources()` gives their state. If the state has changed meanwhile, the file is written again:
-    another process may have derived it from more, and this process may have overwritten it. So
+    another process may have derived it from more, and this process may have overwritten that. So
     the process that adds last derives the file from everything. Returns the result of `write`.
     """
     for _ in range(10):  # not for ever, if many processes keep adding
@@ -128,8 +128,8 @@ def derive(sources: Callable[[], object], write: Callable[[], T]) -> T:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders that killed processes left directly in `folder`.
 
-    A file of this host goes when its process is gone. A file of another host goes after a day,
-    because this host cannot see whether its process lives.
+    A file of this host is removed when its process has ended. A file of another host is removed
+    after a day, because this host cannot see whether its process lives.
     """
     if not folder.is_dir():
         return
@@ -168,9 +168,9 @@ def is_alive(pid: int) -> bool:
 
 
 def now_at(folder: Path) -> float:
-    """The clock of the file system, which may differ from this node's.
+    """The time by the clock of the file system, which may differ from this node's clock.
 
-    If `folder` belongs to somebody else, this node's clock replaces it.
+    If `folder` belongs to another user, the time is this node's.
     """
     try:
         os.utime(folder)

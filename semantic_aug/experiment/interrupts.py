@@ -20,7 +20,7 @@ SIGNALS = tuple(
 
 
 class Stopped(BaseException):
-    """A signal asked this process to end. It is no Exception, which code may take for a failure."""
+    """A signal asked this process to end. Not an Exception: code may take that for a failure."""
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors
 output/EXP/fine-tuned/seed=S_ex=N/pytorch_lora_weights.safetensors: the trial's LoRA
-output/EXP/fine-tuned/prior/ID/CLASS/{number:06d}.png: what keeps a LoRA from forgetting
+output/EXP/fine-tuned/prior/ID/CLASS/{number:06d}.png: prior images for the LoRAs
 output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors, seed=S_ex=N_lora/
 output/EXP/AUG/seed=S_ex=N/{index:06d}-{repeat:03d}.png, metadata.jsonl, records/, config.json
 output/EXP/results/METHOD/results_{S}_{N}.csv, confusion_{S}_{N}.csv, calibration_{S}_{N}.csv,
@@ -119,7 +119,7 @@ def merged_lora(words: Path) -> Path:
 
 
 def prior_dir(experiment: Path) -> Path:
-    """Folder of the images that keep LoRAs from forgetting, one folder per way to make them."""
+    """Folder of the prior images, with a folder for each set of their settings."""
     return experiment / FINE_TUNED / "prior"
 
 

@@ -139,7 +139,7 @@ def at_work(
 
 
 def _name_doubles(experiment: Path, mine: Process) -> None:
-    """Warn of processes that have the same share: they do the same work twice, harmlessly."""
+    """Warn of processes that have the same share: they repeat each other's work, harmlessly."""
     for other in read_processes(experiment):
         same_share = all(
             getattr(other, key) == getattr(mine, key) for key in ("stage", "method", "shard")

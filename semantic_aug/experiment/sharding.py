@@ -89,9 +89,9 @@ def _launched_process(environ) -> tuple[int, int]:
 
 
 def local_rank(environ=os.environ) -> int:
-    """This process's number among those of its launch on this machine, counted from 0.
+    """This process's number, from 0, among the processes of its launch on this machine.
 
-    If no launcher gives it: the number among the processes on all machines.
+    If no launcher gives this number: the number among the processes on all machines.
     """
     if "LOCAL_RANK" in environ:
         return _number(environ, "LOCAL_RANK")
@@ -111,14 +111,14 @@ def _number(environ, name: str, default: int | None = None) -> int:
 
 
 def shard_blocks(num_blocks: int, shard_index: int, num_shards: int, already: int = 0) -> list[int]:
-    """The blocks of one shard: each num_shards-th of a fixed shuffled order.
+    """The blocks of one shard: every num_shards-th block in a fixed shuffled order.
 
     The order is shuffled because neighbouring blocks often take equally long, or were left over by
     the same interruption.
 
     Args:
-        already: the number of blocks dealt out before; so a further block does not always go to
-            the first shards.
+        already: the number of blocks that earlier calls dealt out, so that the first shards do not
+            always get the further blocks.
     """
     order = sorted(range(num_blocks), key=lambda number: stable_hash("block", number))
     return order[(shard_index - already) % num_shards :: num_shards]

@@ -1,4 +1,4 @@
-"""Files of tensors whose bytes follow from what is in them."""
+"""Files of tensors: the same content gives the same bytes."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def _ordered(data: bytes, texts: Mapping[str, str]) -> bytes:
     """The bytes of a safetensors file with its texts in the order given.
 
     The library writes them in another order each time. A header is its length in 8 bytes, then
-    JSON, padded so that the tensors behind it are aligned.
+    JSON, padded so that the tensors after it are aligned.
     """
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end]) | {"__metadata__": texts}

@@ -36,8 +36,8 @@ class Work:
         method: the set of images (AUG) or the results (METHOD); empty for words.
         seed, examples_per_class: of the trial; None for work on several trials.
         device: such as `cpu` or `cuda: NVIDIA H100`; empty if it does not matter.
-        images: number of images made or shown; None if it means nothing. Work on 0 images is not
-            recorded.
+        images: number of images made or shown; None for work without images. Work on 0 images is
+            not recorded.
         seconds: wall-clock time.
         again: earlier work of this stage, method and trial no longer counts.
         finished: nanoseconds since 1970.
@@ -71,8 +71,8 @@ def timed(
     Work before an interruption is recorded too.
 
     Args:
-        trials: the trials of the work, which get equal shares of it; words that are trained
-            together name a trial each.
+        trials: the trials of the work, which get equal shares of it; for words that are trained
+            together, the trial of each word.
         device: the torch.device of the work, if it used any.
     """
     work = Work(stage, method, device=device_name(device), again=again)

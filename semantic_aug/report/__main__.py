@@ -8,8 +8,8 @@ their prompts, parameters, scores and counts; seed=S_ex=N.png, a sheet with the 
 class and its variants; and seed=S_ex=N/CLASS.png, a sheet of each class. An unfinished set shows
 its finished images.
 
-With --mistakes METHOD the page is another one, seed=S_ex=N_mistakes_METHOD.html: the most confident
-mistakes of the classifier of these results, beside what it was trained on.
+With --mistakes METHOD, the page is seed=S_ex=N_mistakes_METHOD.html instead: the most confident
+mistakes of this method's classifier, beside the nearest photos and images of its training.
 """
 
 if __name__ == "__main__":
@@ -92,7 +92,7 @@ def write_pages(run: Run, settings: Reporting) -> Iterator[Path]:
 
 
 def write_mistakes_pages(run: Run, settings: Reporting) -> Iterator[Path]:
-    """The page of mistakes of each trial; what is missing of any is said before the first."""
+    """The page of mistakes of each trial; missing parts raise an error before the first page."""
     from semantic_aug.diffusion.loading import pick_device
     from semantic_aug.evaluation.classifiers import classifier_folder, read_classifier, read_facts
     from semantic_aug.report.mistakes import write_mistakes
@@ -127,7 +127,7 @@ def pictures_of(run: Run, settings: Reporting, trial: Trial, sets: Iterable[str]
     """The photos of a trial, the indices of those that are shown; folders and records by set.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no photos.
     """
     from semantic_aug.report.sheets import records_by_photo
 

@@ -45,7 +45,7 @@ class Mistake:
         index: of the photo.
         answer, probability: label and probability of the likeliest class.
         true_probability: of the photo's class.
-        photos, variants: the nearest, nearest first.
+        photos, variants: the nearest training pictures, nearest first.
     """
 
     index: int
@@ -117,7 +117,7 @@ def find_mistakes(
 
 
 def _nearest(queries, found, read, most: int) -> list[list[Near]]:
-    """The numbers of the nearest pictures of each query."""
+    """The nearest pictures of each query, nearest first."""
     numbers = read.nonzero().flatten()
     likeness = torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(found).T
     order = likeness.argsort(dim=1, descending=True, stable=True)[:, :most]
@@ -141,8 +141,8 @@ def write_mistakes(
     """Write the page of mistakes, with all pictures in it.
 
     Args:
-        folders, variants: see `write_page`; at least of the sets that the classifier learned from.
-            Of other sets and photos nothing is shown.
+        folders, variants: see `write_page`; at least of the sets from which the classifier learned.
+            Other sets and photos are not shown.
 
     Raises:
         UserError: as `find_mistakes`.

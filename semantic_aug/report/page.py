@@ -54,9 +54,9 @@ def write_page(
 ) -> None:
     """Write the page of a trial to `path`.
 
-    Up to `embed` pictures lie within the page as thumbnails. With more, the page stays small: it
-    refers to the images by relative paths, and to thumbnails of the photos in a folder beside it
-    with the page's name.
+    Up to `embed` pictures lie within the page as thumbnails. With more pictures, the page stays
+    small: it refers to the images by relative paths, and to thumbnails of the photos. These lie
+    beside it, in a folder with the page's name.
 
     Args:
         dataset: the trial's training photos.
@@ -65,7 +65,7 @@ def write_page(
         variants: of each set, the records of each photo; a record may have `score`, `kept` and
             `seconds`.
         left_out: of each set, the reasons why photos get no variants, by source.
-        near_duplicate: variants whose `change_of` is less, of 255, are flagged.
+        near_duplicate: variants whose `change_of` is smaller, of 255, are flagged.
         seconds: average seconds per image of each set, if known.
 
     Raises:
@@ -93,9 +93,9 @@ def page_data(dataset, indices, folders, variants, left_out, *, embed: bool, pag
     """What the page shows, in JSON types.
 
     Returns:
-        `classes`, `sets` (name, relative address of the folder, and why photos were left out, by
-        their number), `settings` (what made images, each once), `places` (texts, each once),
-        `photos` and `variants`, of which each refers to the others by number.
+        `classes`; `sets` (name, relative address of the folder, and why photos were left out, by
+        their number); `settings` of images and texts of `places`, without repetitions; `photos`;
+        and `variants`. Photos and variants refer to the others by number.
     """
     sources = dataset.sources()
     prompts = {name: prompts_of_places(folder) for name, folder in folders.items()}
@@ -229,7 +229,7 @@ def filled(name: str, title: str, **parts: str) -> str:
 
 
 def script_json(data) -> str:
-    """JSON that is safe within a <script> element, whatever its strings hold."""
+    """JSON that is safe within a <script> element, with any strings."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 

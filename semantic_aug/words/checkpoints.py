@@ -56,7 +56,7 @@ def read_checkpoint(path: Path) -> dict:
         step, _ = int(found["state"]["step"]), found["header"]["class"]
     except Exception as error:  # on broken files, the unpickler raises any kind of exception
         raise UserError(
-            f"cannot read checkpoint {path}: it is damaged, or not one of fine_tune.py"
+            f"cannot read checkpoint {path}: it is damaged, or fine_tune.py has not written it"
         ) from error
     return found | {"step": step}
 

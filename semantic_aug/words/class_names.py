@@ -32,7 +32,7 @@ def _parted(word: str) -> str:
 
 
 def older_words(name: str) -> str:
-    """The name as in images from before `--name_style` existed."""
+    """The name in prompts of images that are older than `--name_style`."""
     return name.replace("_", " ")
 
 

@@ -46,7 +46,7 @@ class DomainLesson:
     Attributes:
         path: of its file; checkpoints lie beside it.
         words: the file of each class's word.
-        prior: the prior images of each class, of which training shows none or all.
+        prior: the prior images of each class; training shows all of them or none.
         settings: everything that affects the LoRA.
         header: of the file.
     """
@@ -100,7 +100,7 @@ def usable_checkpoint(lesson: DomainLesson, overwrite: bool) -> Path | None:
         try:
             differing = differences(_read_checkpoint(path)["settings"], lesson.settings)
         except UserError as error:
-            log.warning("%s; it is left out", error)
+            log.warning("%s; this checkpoint is not used", error)
             continue
         if not differing:
             return path

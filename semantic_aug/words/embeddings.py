@@ -117,8 +117,8 @@ def read_words(path: str | Path, count: int | None = None) -> list[dict[str, tor
             )
     if count is not None and len(words) > count:
         raise UserError(
-            f"{path} holds a word for the two text encoders of an SDXL; expected one for a model "
-            "with a single one"
+            f"{path} holds a word for the two text encoders of an SDXL; expected a word for a "
+            "model with a single text encoder"
         )
     return words
 
@@ -145,7 +145,7 @@ def _content(path: str | Path):
 
 
 def _by_encoder(path: str | Path, content) -> list:
-    """The `{token: rows}` of a file for each text encoder, whichever tool wrote the file.
+    """The `{token: rows}` of a file, which any tool may have written, for each text encoder.
 
     If a file names no token, the file's name gives the token.
 
@@ -190,7 +190,7 @@ def _checked(path: str | Path, found) -> dict[str, torch.Tensor]:
         for token, rows in found.items()
     }
     if len(embeddings) < len(found):
-        raise UserError(f"{path}: tokens differ in letter case alone, which no prompt can tell")
+        raise UserError(f"{path}: tokens differ only in letter case, which prompts do not keep")
     widths = sorted({rows.shape[1] for rows in embeddings.values()})
     if len(widths) > 1:
         raise UserError(f"{path} mixes embeddings of widths {widths}: they fit no single model")
@@ -296,7 +296,7 @@ class LearnedWords:
         """The file's only word, or its word for a class, under the class's token.
 
         Raises:
-            UserError: the file has several words, and none is known to be this class's.
+            UserError: the file has several words, and does not say which word is for this class.
         """
         own: str | None
         own, *others = self.rows[0]
@@ -305,8 +305,8 @@ class LearnedWords:
             own = token_for(class_name, known, self.rows[0])
         if own is None:
             raise UserError(
-                f"{self.path} has several words ({', '.join(self.rows[0])}) and says of none that "
-                f"it is for {class_name!r}; expected a file with one word"
+                f"{self.path} has several words ({', '.join(self.rows[0])}) and does not say which "
+                f"word is for {class_name!r}; expected a file with one word"
             )
         rows = [{token: of_encoder[own]} for of_encoder in self.rows]
         return LearnedWords(self.path, rows, {token: class_name})
@@ -330,7 +330,7 @@ def merge_embeddings(
     if len(counts) > 1:
         alone = next(each.path for each in words if len(each.rows) == 1)
         raise UserError(
-            f"{embedding_files(alone)[1]} is missing, and other classes have theirs; train "
+            f"{embedding_files(alone)[1]} is missing, but other classes have such a file; train "
             "this class again, or remove its folder"
         )
     classes = {token: name for each in words for token, name in each.classes.items()}
@@ -342,7 +342,7 @@ def merge_embeddings(
         for each in words:
             for token, rows in each.rows[number].items():
                 if token in origin:
-                    raise UserError(f"token {token} stands in {origin[token]} and in {each.path}")
+                    raise UserError(f"token {token} is in {origin[token]} and in {each.path}")
                 merged[-1][token], origin[token] = rows, each.path
         by_width = {rows.shape[1]: origin[token] for token, rows in merged[-1].items()}
         if len(by_width) > 1:

@@ -65,7 +65,7 @@ def denoising_losses(
 ) -> torch.Tensor:
     """Mean squared error of the UNet's prediction for each word's batch, in a single pass: [words].
 
-    The error is weighted by place if the photos do not fill the square.
+    If the photos do not fill the square, each place of the error has a weight.
     """
     device = next(pipeline.unet.parameters()).device
     ids = prompts.of_words(len(rows[0][0]), [draw.template for draw in draws])
@@ -74,7 +74,7 @@ def denoising_losses(
             pipeline, [each.to(device) for each in ids], draws[0].latents.shape[-2:]
         )
     photos = len(draws[0].latents)
-    hidden = _for_each_photo(hidden.float(), photos)  # its gradients add up
+    hidden = _for_each_photo(hidden.float(), photos)  # float32, because gradients add up
     added = added and {name: _for_each_photo(each, photos) for name, each in added.items()}
     return losses_when_told(pipeline, noise_scheduler, draws, hidden, added)
 

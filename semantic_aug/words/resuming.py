@@ -81,8 +81,8 @@ def groups_of(lessons: list[Lesson], classes_per_step: int, shard) -> list[list[
     groups = [lessons[start : start + classes_per_step] for start in starts]
     if len(groups) < shard[1] and len(groups) < len(lessons):
         log.warning(
-            "%s in steps of %d are work for %d of %d processes; --classes_per_step %d would employ "
-            "more", counted(len(lessons), "class"), classes_per_step, len(groups), shard[1],
+            "%s in groups of %d keep %d of %d processes busy; --classes_per_step %d would use more "
+            "processes", counted(len(lessons), "class"), classes_per_step, len(groups), shard[1],
             max(1, len(lessons) // shard[1]),
         )  # fmt: skip
     return [groups[number] for number in sorted(shard_blocks(len(groups), *shard))]
@@ -93,9 +93,10 @@ def runs_of(
 ) -> list[dict[Lesson, Path | None]]:
     """The unfinished words of a group, as sets that train together, each word with its checkpoint.
 
-    All words continue from the latest step at which all have a checkpoint. If only some words have
-    a checkpoint, their first, all words start again. So they share batches as without an
-    interruption, and end with the same bytes. Otherwise words at the same step continue together.
+    All words continue from the latest step at which all have a checkpoint. If some words have only
+    their first checkpoint and the others have no checkpoint, all words start again. So they share
+    batches as without an interruption, and end with the same bytes. Otherwise words at the same
+    step continue together.
     """
     found: dict[Lesson, dict[int, Path]] = {}
     for lesson in group:
@@ -134,7 +135,7 @@ def usable_checkpoints(lesson: Lesson, compared: dict, settings: FineTuning) -> 
             differing = differences(read_checkpoint(latest), lesson.header, compared)
             break
         except UserError as error:
-            log.warning("%s; it is left out", error)
+            log.warning("%s; this checkpoint is not used", error)
             del checkpoints[max(checkpoints)]
     if not checkpoints:
         return {}
@@ -157,7 +158,7 @@ def check_checkpoint(path: Path, lessons: list[Lesson]) -> None:
         raise UserError(
             f"--resume_from_checkpoint: {path} is of class {header['class']!r} with seed "
             f"{header.get('seed')} and {header.get('examples_per_class')} examples per class, "
-            "which is not to be trained; choose it with --classes, --seed, --examples_per_class"
+            "which this run does not train; choose it with --classes, --seed, --examples_per_class"
         )
 
 

@@ -30,7 +30,7 @@ def initializer_id(tokenizer, initializer_token: str | None, class_name: str) ->
         if len(ids) != 1:
             raise UserError(
                 f"--initializer_token: {initializer_token!r} is {len(ids)} tokens of this model, "
-                "expected a word that is a single one"
+                "expected a word that is a single token"
             )
         return ids[0]
     words = class_name.replace("_", " ").replace("-", " ").split()

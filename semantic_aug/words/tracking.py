@@ -10,7 +10,7 @@ from semantic_aug import UserError
 
 @dataclass(frozen=True)
 class Track:
-    """Two functions of ({name: value}, step): for numbers, and for lists of PIL images."""
+    """Two functions of ({name: value}, step): values are numbers, or lists of PIL images."""
 
     log: Callable = lambda values, step: None
     log_images: Callable = lambda values, step: None

@@ -158,7 +158,7 @@ class Word:
         return Draw(latents, weights, noise, timesteps, template)
 
     def advance(self, loss: float) -> None:
-        """Take an optimiser step with the present gradients; none if the loss is not finite.
+        """Take an optimiser step with the present gradients, unless the loss is not finite.
 
         If a float16 gradient overflowed, the step counts and the rows stay.
         """

@@ -640,8 +640,8 @@ def test_composition_needs_masks_where_one_part_does():
 @pytest.mark.parametrize(
     "probs, compose, message",
     [
-        ([0.5], "parallel", "got 1 for 2 augmentations"),
-        ([0.5, 0.5, 0], "sequential", "got 3 for 2 augmentations"),
+        ([0.5], "parallel", "got 1 number for 2 augmentations"),
+        ([0.5, 0.5, 0], "sequential", "got 3 numbers for 2 augmentations"),
         ([0.5, 0.6], "parallel", r"0\.5 0\.6 sum to 1\.1; parallel needs sum 1"),
         ([0, 0], "parallel", "sum to 0"),
         ([1.5, -0.5], "parallel", r"got 1\.5 -0\.5, expected numbers in \[0, 1\]"),

@@ -492,6 +492,16 @@ def test_user_error_is_one_line_and_status_2(capsys):
     assert err == "test_cli.py: error: what was got, and what to do\n"
 
 
+@pytest.mark.parametrize("words", [["status", "nowhere"], ["status", "nowhere", "--bad"],
+                                   ["predict", "nowhere", "x.png"], ["predict", "--bad"],
+                                   ["run", "--bad"], ["report", "--bad"]])  # fmt: skip
+def test_errors_name_the_command_as_it_was_called(workdir, capsys, words):
+    with pytest.raises(SystemExit) as end:
+        semantic_aug_main(words)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"semantic-aug {words[0]}: error: ")
+
+
 def test_interruption_says_how_to_go_on(capsys):
     status, _, err = run(raises(KeyboardInterrupt()), capsys)
     assert status == 130

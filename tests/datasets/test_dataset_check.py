@@ -227,7 +227,7 @@ def test_check_of_masks_without_any_object(photos, capsys):
     Image.new("L", (48, 40), 0).save(masks[0])
     status, text = check(capsys, *arguments)
     assert status == 1 and "masks   empty 21" in text
-    lines = section(text, "masks without an object, of all that can be read")
+    lines = section(text, "empty masks (no mask shows an object)")
     assert len(lines) == 11 and lines[0] == "train/cat/0.png"
 
 

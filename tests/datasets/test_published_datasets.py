@@ -531,7 +531,7 @@ def test_imagenet_class_lists_have_their_own_order(published, tmp_path, name, te
 def test_imagenet_needs_no_devkit_where_a_list_names_the_classes(published, tmp_path):
     root = published.root("imagenet")
     (root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").unlink()
-    with pytest.raises(UserError, match=r"meta.mat is missing, .* pass class_list=FILE"):
+    with pytest.raises(UserError, match=r"meta.mat, .* is missing: .* pass class_list=FILE"):
         published("imagenet")
     (tmp_path / "names.txt").write_text("n01440764 tench, Tinca tinca\nn02012849 crane")
     dataset = published("imagenet", "train", f"class_list={tmp_path / 'names.txt'}")
@@ -541,7 +541,7 @@ def test_imagenet_needs_no_devkit_where_a_list_names_the_classes(published, tmp_
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("list.txt", "", "is empty: expected a WordNet id a line"),
+        ("list.txt", "", "is empty: expected a WordNet id per line"),
         ("list.txt", "n01440764\nn01440764 tench", "has n01440764 twice"),
         ("list.txt", "n01440764\nn99999999", "1 WordNet ids .* such as 'n99999999'"),
         ("list.txt", "n01440764: tench", "has 'n01440764:' in place of a WordNet id"),
@@ -549,7 +549,7 @@ def test_imagenet_needs_no_devkit_where_a_list_names_the_classes(published, tmp_
         ("list.json", '{"0": "tench"}', "has '0' in place of a WordNet id"),
         ("list.json", "[1, 2]", "expected an object of WordNet ids and names"),
         ("list.json", "{", "no readable JSON"),
-        ("none.txt", None, "is no file: expected a file with a WordNet id a line"),
+        ("none.txt", None, "is no file: expected a file with a WordNet id per line"),
     ],
 )
 def test_imagenet_bad_class_lists(published, tmp_path, name, text, message):
@@ -601,7 +601,7 @@ def test_imagenet_classes_without_a_folder_are_said(published, tmp_path, caplog)
 def test_imagenet_ground_truth_with_fewer_lines_than_images(published):
     data = published.root("imagenet") / "ILSVRC2012_devkit_t12" / "data"
     save_lines(data / "ILSVRC2012_validation_ground_truth.txt", 1, 2, 3)
-    message = r"has 3 labels, and 6 of the 9 images have none \(ILSVRC2012_val_00000004 ...\)"
+    message = r"has 3 labels, and 6 of the 9 images have no label \(ILSVRC2012_val_00000004 ...\)"
     with pytest.raises(UserError, match=message):
         published("imagenet", "val")
     assert len(published("imagenet")) == 15  # training does not ask for it
@@ -653,7 +653,9 @@ def test_tiny_imagenet_annotations_with_fewer_lines_than_images(published):
     path = published.root("tiny-imagenet") / "val" / "val_annotations.txt"
     lines = path.read_text().splitlines()
     save_lines(path, *lines[:5])
-    with pytest.raises(UserError, match=r"has 5 labels, and 3 of the 8 images have none \(val_5"):
+    with pytest.raises(
+        UserError, match=r"has 5 labels, and 3 of the 8 images have no label \(val_5"
+    ):
         published("tiny-imagenet", "val")
     save_lines(path, *lines[:7], "val_7.JPEG\tn034")
     with pytest.raises(UserError, match=r"line 8 is 'val_7.JPEG\\tn034', expected 6 columns"):
@@ -786,7 +788,7 @@ def test_aircraft_levels(published, level, names):
 def test_aircraft_list_with_fewer_lines_than_images(published):
     path = published.root("aircraft") / "data" / "images_variant_val.txt"
     save_lines(path, *path.read_text().splitlines()[:4])
-    with pytest.raises(UserError, match=r"has 16 labels, and 2 of the 18 images have none"):
+    with pytest.raises(UserError, match=r"has 16 labels, and 2 of the 18 images have no label"):
         published("aircraft")
     save_lines(path, "0000006")
     with pytest.raises(UserError, match="line 1 is '0000006', expected 2 columns"):
@@ -823,7 +825,9 @@ def test_cars_fewer_annotations_than_images_and_classes_out_of_range(published):
     root = published.root("cars")
     rows = [car(n, fname=f"{n:05d}.jpg") for n in range(1, 8)]
     save_struct(root / "devkit" / "cars_train_annos.mat", "annotations", rows)
-    with pytest.raises(UserError, match=r"has 7 labels, and 3 of the 10 images have none \(00008"):
+    with pytest.raises(
+        UserError, match=r"has 7 labels, and 3 of the 10 images have no label \(00008"
+    ):
         published("cars")
     rows = [{**car(n, fname=f"{n:05d}.jpg"), "class": 5} for n in range(1, 11)]
     save_struct(root / "devkit" / "cars_train_annos.mat", "annotations", rows)

@@ -31,7 +31,7 @@ def test_splits_and_groups_are_those_of_the_table(root, caplog):
     said = [each.getMessage() for each in caplog.records]
     missing, others = said
     assert (
-        missing == f"1 of the 6 photos that {root / 'table.csv'} lists are not there, such as "
+        missing == f"1 of the 6 photos that {root / 'table.csv'} lists do not exist, such as "
         "cat/9.png: left out"
     )
     assert others == f"1 photo that {root / 'table.csv'} does not name: left out"
@@ -59,7 +59,7 @@ def test_masks_and_a_table_beside_the_photos(root):
         ("source,split\ncat/0.png,left\n", "line 2 has split 'left', expected train, val, .* none"),
         ("source,split\ncat/0.png,val\ncat/0.png,train\n", "line 3 names cat/0.png a second time"),
         ("source,split\n", "no photo in it"),
-        ("source,split\nphotos/cat/0.png,train\n", "none of its photos is there, such as photos/"),
+        ("source,split\nphotos/cat/0.png,train\n", "its photos do not exist, such as photos/"),
         ("\xe9,split\n", "it is no CSV in UTF-8"),
     ],
 )

@@ -148,7 +148,7 @@ def test_unets_that_do_not_fit_are_refused(make, no_pipeline, tmp_path):
     torch.save({"weights": [1, 2]}, tmp_path / "list.pt")
     torch.save(Malicious(tmp_path / "ran"), tmp_path / "code.pt")
     for name, expected in (
-        ("wide", "is of another architecture than the UNet of"),
+        ("wide", "has another architecture than the UNet of"),
         ("empty", "holds no diffusion_pytorch_model.safetensors"),
         ("torn.safetensors", "cannot read"),
         ("list.pt", "holds no state dict of a UNet"),
@@ -240,7 +240,7 @@ def test_loras_that_do_not_fit_are_refused(make, no_pipeline, tmp_path, xl_model
         ([f"--lora={tmp_path / 'torn.safetensors'}"], "--lora: cannot use"),
         ([f"--lora={tmp_path / 'other.safetensors'}"], "--lora: cannot use"),
         ([f"--lora={tmp_path / 'absent'}"], "absent does not exist"),
-        (["--lora=no/such"], "cannot use no/such: it is no file or folder, and no hub id"),
+        (["--lora=no/such"], "cannot use no/such: it is no file, no folder, and no hub id"),
         ([f"--lora={tmp_path / 'empty'}"], "this folder holds no pytorch_lora_weights.safetensors"),
         ([f"--lora={fits}", "--unet_path={name}.pt"], "--lora needs one UNet for all classes"),
     ):
@@ -354,7 +354,7 @@ def test_controlnet_with_damaged_weights(make, tmp_path):
     lack_a_tensor(save_controlnet(folder), "controlnet_mid_block.bias")
     status, err = make(f"--controlnet={folder}")
     assert status == 2
-    assert "its weights lack 1 tensor, as controlnet_mid_block.bias" in err.splitlines()[-1]
+    assert "its weights lack 1 tensor, such as controlnet_mid_block.bias" in err.splitlines()[-1]
     assert not list(Path("output").rglob("*.png"))
 
 
@@ -365,7 +365,8 @@ def test_a_model_whose_weights_lack_a_tensor(tmp_path, small_model, part):
     with safe_open(next((tmp_path / "model" / part).glob("*.safetensors")), "pt") as weights:
         key = max(weights.keys())
     lack_a_tensor(tmp_path / "model" / part, key)
-    with pytest.raises(UserError, match=f"model/{part}: its weights lack 1 tensor, as .*weight"):
+    lack = f"model/{part}: its weights lack 1 tensor, such as .*weight"
+    with pytest.raises(UserError, match=lack):
         load_pipeline(inspect_model(str(tmp_path / "model")), CPU, torch.float32)
 
 
@@ -484,7 +485,8 @@ def test_the_model_s_own_checker(make, tmp_path, small_model):
 def test_safety_checker_whose_weights_lack_a_tensor(tmp_path):
     folder = save_checker(tmp_path / "checker", 0)
     lack_a_tensor(folder, "special_care_embeds")
-    with pytest.raises(UserError, match="checker: its weights lack 1 tensor, as special_care_em"):
+    lack = "checker: its weights lack 1 tensor, such as special_care_em"
+    with pytest.raises(UserError, match=lack):
         load_safety_checker(None, str(folder), CPU)
 
 

@@ -217,7 +217,7 @@ def test_variant_is_used_where_it_is(half_model, caplog, options):
 def test_variant_that_is_not_there_is_a_notice(small_model, caplog, variant):
     pipeline = load(small_model, variant=variant)
     assert notices(caplog) == [
-        f"{small_model} has no {variant} weights: its ordinary ones are used"
+        f"{small_model} has no {variant} weights: its ordinary weights are used"
     ]
     original = build_pipeline().unet.state_dict()
     assert all(torch.equal(v, original[k]) for k, v in pipeline.unet.state_dict().items())
@@ -444,4 +444,6 @@ def test_hub_model_without_the_variant(cached, caplog):
     original = build_pipeline().unet.state_dict()
     weights = load(cached, revision="fp16").unet.state_dict()
     assert all(torch.equal(value, original[key]) for key, value in weights.items())
-    assert notices(caplog) == ["someone/some-model has no fp16 weights: its ordinary ones are used"]
+    assert notices(caplog) == [
+        "someone/some-model has no fp16 weights: its ordinary weights are used"
+    ]

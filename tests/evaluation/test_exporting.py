@@ -165,7 +165,7 @@ def test_bad_input(trained, called, monkeypatch):
         status, out, err = called(main, "export", *words)
         assert status == 2 and out == ""
         *_, line = err.splitlines()
-        assert line.startswith("export: error: ") and match in line, err
+        assert line.startswith("semantic-aug export: error: ") and match in line, err
 
     Path("full").mkdir()
     Path("full/file").touch()

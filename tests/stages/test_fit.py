@@ -67,9 +67,10 @@ def fails(resnet, called):
     def fails(*words):
         status, _, err = called(main, "fit", "photos", "--iterations=5", "--device=cpu",
                                 f"--classifier_backbone={resnet}", *words)  # fmt: skip
-        lines = [line for line in err.splitlines() if line.startswith("fit: error: ")]
+        prefix = "semantic-aug fit: error: "
+        lines = [line for line in err.splitlines() if line.startswith(prefix)]
         assert status == 2 and len(lines) == 1, err
-        return lines[0].removeprefix("fit: error: ")
+        return lines[0].removeprefix(prefix)
 
     return fails
 

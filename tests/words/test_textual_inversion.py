@@ -1728,7 +1728,7 @@ def test_published_command_is_understood(
     status, err = run(fine_tune_upstream.main, [*argv, "--device=cpu"], capsys)
     assert status == 0, err
     assert "no GPU: float32 is used in place of --mixed_precision=fp16" in err
-    assert f"{coarse_model} has no fp16 weights: its ordinary ones are used" in err
+    assert f"{coarse_model} has no fp16 weights: its ordinary weights are used" in err
     ((token, rows),) = read_embeddings(word("gear", name="mvip-test", examples=32)).items()
     assert (token, rows.shape) == ("<gear>", (16, 32))
     header = read_header(word("gear", name="mvip-test", examples=32))
