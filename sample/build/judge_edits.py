@@ -1,12 +1,14 @@
 """Do edits show what their prompts say? A classifier of 64 renders per kind tells.
 
     python sample/build/judge_edits.py --cache CACHE_DIR output/EXP/AUG/seed=0_ex=32 ...
+    python sample/build/judge_edits.py --cache CACHE_DIR --kinds novel output/EXP/AUG/seed=*_ex=2
 
 A linear head on the features of the backbone learns the generator's kinds from 64 captioned renders
-of each kind (make_data.py pretrain). For every folder of edits, the script prints the share of
-edits whose class the head names, of all edits and by class. It prints the same shares of further
-renders, for comparison. A new version of the generator is kept only if this share and the
-accuracies of search.py have risen.
+of each kind (make_data.py pretrain); with --kinds common or novel, these kinds from 64 renders of
+their test parts, which are no photos of sample/mvip (needs the meshes of parts.py). For every
+folder of edits, the script prints the share of edits whose class the head names, of all edits and
+by class. It prints the same shares of further renders, for comparison. A new version of the
+generator is kept only if this share and the accuracies of search.py have risen.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import make_data
 import numpy as np
+import parts
 import torch
 import trials
 from PIL import Image
@@ -40,6 +43,25 @@ def learn(features, images, labels, steps=1500):
     return head.requires_grad_(False)
 
 
+def renders_of_generator(cache):
+    """Kinds, and images and labels of twice RENDERS renders of each kind, those of a kind in a row.
+
+    The first half of a kind's renders is to learn from.
+    """
+    images, labels, _ = make_data.load_shards(cache)
+    kinds = make_data.load_classes(cache)
+    order = [np.flatnonzero(labels == kind)[: 2 * RENDERS] for kind in range(len(kinds))]
+    return kinds, [images[rows] for rows in order]
+
+
+def renders_of_photographed(cache, kinds):
+    """The same of kinds in sample/mvip: test parts elsewhere, in views after the test photos."""
+    first = make_data.PHOTOS["test"]
+    numbers = range(first, first + 2 * RENDERS)
+    draw = make_data.photo
+    return kinds, [np.stack([draw(cache, kind, "test", n)[1] for n in numbers]) for kind in kinds]
+
+
 def edits_in(folder, kinds):
     """(uint8 [N, 64, 64, 3], labels [N]) of the edits of these kinds in a trial's folder."""
     images, labels = [], []
@@ -59,14 +81,21 @@ def main(argv=None):
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--cache", required=True)
     parser.add_argument("--backbone", default=str(make_data.ROOT / "backbone"))
+    parser.add_argument("--kinds", choices=["generator", "common", "novel"], default="generator")
     args = parser.parse_args(argv)
-    images, labels, _ = make_data.load_shards(args.cache)
-    kinds = json.loads((Path(args.cache) / "pretrain" / "classes.json").read_text())
-    order = [np.flatnonzero(labels == kind) for kind in range(len(kinds))]
-    known, further = (np.concatenate([rows[part] for rows in order])
-                      for part in (slice(RENDERS), slice(RENDERS, 2 * RENDERS)))  # fmt: skip
+    if args.kinds == "generator":
+        kinds, renders = renders_of_generator(args.cache)
+    else:
+        chosen = parts.COMMON if args.kinds == "common" else parts.NOVEL
+        kinds, renders = renders_of_photographed(args.cache, list(chosen))
+    known, further = (np.concatenate([rows[part] for rows in renders])
+                      for part in (slice(RENDERS), slice(RENDERS, None)))  # fmt: skip
+    known_labels, further_labels = (
+        np.repeat(np.arange(len(kinds)), [len(rows[part]) for rows in renders])
+        for part in (slice(RENDERS), slice(RENDERS, None))
+    )
     features = trials.Features(args.backbone)
-    head = learn(features, images[known], labels[known])
+    head = learn(features, known, known_labels)
 
     def judged(what, images, labels):
         right = head(features(images)[:, 0]).argmax(1).numpy() == labels
@@ -75,7 +104,7 @@ def main(argv=None):
         row = {"images": what, "number": len(labels), "right": round(100 * right.mean(), 1)}
         print(json.dumps(row | {"by_class": found}), flush=True)
 
-    judged("further renders", images[further], labels[further])
+    judged("further renders", further, further_labels)
     for folder in args.folders:
         judged(str(folder), *edits_in(folder, kinds))
 
