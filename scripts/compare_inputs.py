@@ -144,7 +144,7 @@ def save_lora(folder: Path, pipeline) -> None:
 
 
 def save_checker(folder: Path) -> None:
-    """A safety checker that flags some images, whatever they show, and passes others."""
+    """A safety checker with random weights, which flags some images and passes others."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 

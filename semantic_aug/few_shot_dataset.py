@@ -369,7 +369,7 @@ class FewShotDataset(Dataset):
         return self._label_of[self.records[idx].class_name]
 
     def get_metadata_by_idx(self, idx: int) -> dict:
-        """`name` (the class) and `source` of photo `idx`, and its `description` if it has one."""
+        """`name` (the class) and `source` of photo `idx`, and perhaps its `description`."""
         record = self.records[idx]
         metadata = {"name": record.class_name, "source": record.source}
         if record.description:

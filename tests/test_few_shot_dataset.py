@@ -1026,7 +1026,7 @@ def test_old_style_subclass_without_masks_and_with_its_own_transform(old_style):
     [
         ("Closed", {"data_dir": "photos"}, "Closed takes no data_dir, needed for data_dir=photos"),
         ("Closed", {"crop_to_object": True}, "Closed takes no crop_to_object"),
-        ("Open", {"crop_to_object": True}, "crop_to_object: Open makes its images itself"),
+        ("Open", {"crop_to_object": True}, "crop_to_object: Open, which makes its images itself"),
         ("Unsplit", {}, "Unsplit takes no split, needed for split=val"),
         ("Empty", {}, "Empty has no photo of split 'val'"),
         ("Unnamed", {}, "Unnamed has no class_names"),

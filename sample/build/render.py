@@ -104,7 +104,7 @@ class Part:
     def stretched(self, factor):
         """The part, `factor` times as long along z and scaled back into the unit sphere.
 
-        It shares the scene, because making one takes as long as a small picture: rays are scaled.
+        It shares the scene, because a new scene takes as long as a small picture: rays are scaled.
         """
         part = copy.copy(self)
         vertices = self.vertices * np.array([1, 1, factor], np.float32)

@@ -156,7 +156,7 @@ def _underscored(arg: str) -> str:
     return "--" + match[0][2:].replace("-", "_") + arg[match.end() :] if match else arg
 
 
-# Remedies for errors of the system; other errors are bugs of ours, and keep their traceback.
+# Remedies for errors of the system; other errors are our bugs, and keep their traceback.
 _REMEDIES = {
     errno.ENOSPC: "make room and run the same command again",
     errno.EDQUOT: "make room and run the same command again",

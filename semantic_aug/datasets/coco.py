@@ -117,7 +117,7 @@ def find_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The photos below `folder` for the `file_name`s of an annotation file.
 
     The search tries the name itself, then slashes for backslashes, then fewer and fewer leading
-    folders, because tools write the folders of their own machine. Each try also takes other
+    folders, because tools write the folders of another machine. Each try also takes other
     suffixes, because .jpg may have become .JPEG. If several names lead to the same photo, only the
     name equal to its path counts: `a/1.jpg` and `b/1.jpg` are not both `1.jpg`.
 

@@ -124,7 +124,7 @@ def write_mistakes_pages(run: Run, settings: Reporting) -> Iterator[Path]:
 
 
 def pictures_of(run: Run, settings: Reporting, trial: Trial, sets: Iterable[str]) -> tuple:
-    """The photos of a trial, the indices of those that are shown; folders and records by set.
+    """The photos of a trial, the indices of the shown photos; folders and records by set.
 
     Raises:
         UserError: there are no photos.

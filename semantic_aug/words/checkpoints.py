@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def differences(checkpoint: Mapping, header: Mapping, settings: Mapping) -> list[str]:
-    """The differences of a checkpoint's header and settings from the current ones, as texts."""
+    """Texts: how a checkpoint's header and settings differ from the current header and settings."""
     before = checkpoint["settings"]
     differing = settings_that_differ(before, json.loads(json.dumps(as_stored(settings, before))))
     keys = ("class", "seed", "examples_per_class", "token", "initializer", "steps", "photos")

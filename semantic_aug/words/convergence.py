@@ -66,7 +66,7 @@ def check_convergence(settings: FineTuning, photos_per_step: int, limit: int) ->
     least = LEAST_LOSSES * between
     if window >= limit:
         raise UserError(
-            f"--convergence_window: got {window}, expected at least {least} steps, and fewer than "
+            f"--convergence_window: got {window}, expected {least} steps or more, and fewer than "
             f"the {limit} steps of a word; choose a shorter window or more --max_train_steps"
         )
     if window < least:

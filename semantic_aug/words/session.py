@@ -313,7 +313,7 @@ def validation(
 def note_loss(path: Path, step: int, loss: float) -> None:
     """Add a line to a word's validation losses, and remove lines of the same or later steps."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    rows = [re.fullmatch(r"(\d{1,15}),[^,]+", line) for line in lines]  # None for damaged ones
+    rows = [re.fullmatch(r"(\d{1,15}),[^,]+", line) for line in lines]  # None for damaged lines
     earlier = [row[0] for row in rows if row and int(row[1]) < step]
     write_text(path, "\n".join(["step,loss", *earlier, f"{step},{loss:.6f}"]) + "\n")
 

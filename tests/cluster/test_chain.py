@@ -133,7 +133,7 @@ def test_published_experiments_are_whole(file):
         used = re.search(r"--aug_name (\S+)", line)
         assert "--num_synthetic 0" in line or (used[1] if used else "aug") in made
     text = file.read_text()
-    assert "# Deviates from what was published:" in text
+    assert "# Differences from the publication:" in text
     assert not re.search(r"(?<![\w.:])/(home|projects|work|data|tmp)\b", text)  # nobody's paths
 
 

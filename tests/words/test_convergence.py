@@ -282,7 +282,7 @@ def test_a_stopped_word_is_finished(tune, monkeypatch):
         (["--lr_scheduler=cosine"],
          "needs a learning rate that does not depend on the last step, got --lr_scheduler cosine; "
          "choose constant or constant_with_warmup"),
-        (["--convergence_window=8"], "got 8, expected 4 steps or more, and fewer than a word has"),
+        (["--convergence_window=8"], "got 8, expected 4 steps or more, and fewer than the "),
         (["--convergence_window=310"], "got 310, expected 4 steps or more, and fewer"),
         (["--convergence_window=3"], "--convergence_window: got 3, expected 4 steps or more: with "
          "1 photo in a step, the loss is measured every 1 step"),

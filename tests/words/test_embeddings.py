@@ -369,7 +369,7 @@ def test_other_objects_are_refused(tmp_path, content):
         ({"<a>": rows(1), "<b>": rows(1, dim=48)}, r"mixes embeddings of widths \[32, 48\]"),
         ({"<a>": rows(3), "<b>": nan_at(2)}, r"not finite: <b>; train"),
         ({"<a>": rows(1) / 0}, r"not finite: <a>"),
-        ({"<A>": rows(1), "<a>": rows(1)}, "differ in letter case alone"),
+        ({"<A>": rows(1), "<a>": rows(1)}, "differ only in letter case"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -507,7 +507,7 @@ def test_one_token_in_two_files_is_refused(tmp_path):
         write_class(tmp_path, "cat", "<cat>", rows(1)),
         write_class(tmp_path, "Cat", "<cat>", rows(1)),
     ]
-    with pytest.raises(UserError, match=r"token <cat> stands in .*/cat/.* and in .*/Cat/"):
+    with pytest.raises(UserError, match=r"token <cat> is in .*/cat/.* and in .*/Cat/"):
         merge(files, tmp_path / "out.safetensors", {})
     assert not (tmp_path / "out.safetensors").exists()
 
