@@ -47,7 +47,8 @@ def main() -> None:
 
     print("\nSeconds of one trial, and points gained over the real photos per minute:\n")
     seconds = ["fine_tune_seconds", "generate_seconds", "train_seconds"]
-    summary = summary[~summary.method.str.startswith("plain")]  # whose real photos are plain-real
+    with_views = ("views", "paste", "generated", "background")  # compared with views-real
+    summary = summary[~summary.method.str.startswith(with_views)]
     cost = summary[["method", "examples_per_class", *seconds]].round(0)
     cost = (
         cost.astype(object)
