@@ -89,7 +89,8 @@ def run_trial(trial):
         }
         chosen = bool(row["chosen"])
         yield {
-            "trial": trial, "photos": ARGS.photos, "minutes": ARGS.minutes, "masks": ARGS.masks,
+            "trial": trial, "photos": ARGS.photos, "minutes": ARGS.minutes,
+            "masks": "made" if ARGS.masker else ARGS.masks,
             "candidate": row["candidate"], "images": row["images"], "held_out": row["accuracy"],
             "elsewhere": row["elsewhere"], **scores, "chosen": chosen,
             "expected": found.accuracy, "low": found.low, "high": found.high,
