@@ -39,7 +39,6 @@ from words import (
     losses_on_validation_photos,
 )
 
-LEARNING_RATE = 5e-3
 SIDES = ("plain", "ours", "converged")
 
 
@@ -50,6 +49,7 @@ def parse_args(argv=None):
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--learning_rate", type=float, default=5e-3)
     parser.add_argument("--classes_per_step", type=int, default=8)
     parser.add_argument("--window", type=int, default=32, help="of --stop_when_converged")
     parser.add_argument("--rounds", type=int, default=3)
@@ -75,8 +75,8 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or folder
         args.model = model_folder(args.model, args.work)
-        keys = ("model", "data_dir", "classes", "steps", "batch", "classes_per_step", "window",
-                "device", "precision", "work")  # fmt: skip
+        keys = ("model", "data_dir", "classes", "steps", "batch", "learning_rate",
+                "classes_per_step", "window", "device", "precision", "work")  # fmt: skip
         arguments = [f"--{key}={getattr(args, key)}" for key in keys]
         arguments += ["--compile"] * args.compile + ["--profile"] * args.profile
         result = compare(__file__, SIDES, args.rounds, arguments)
@@ -139,7 +139,7 @@ def plain(args) -> dict:
         original = table.detach().clone()
         others = torch.ones(len(tokenizer), dtype=torch.bool)
         others[new] = False
-        optimizer = torch.optim.AdamW([table], lr=LEARNING_RATE, weight_decay=1e-2)
+        optimizer = torch.optim.AdamW([table], lr=args.learning_rate, weight_decay=1e-2)
         paths = [photos.records[i].path for i in photos.indices([name])]
         side = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
         startup += time.perf_counter() - began
@@ -216,7 +216,7 @@ def ours(args, name: str = "ours", *more: str) -> dict:
         "--dataset=mvip", f"--data_dir={args.data_dir}", f"--output_dir={args.work}",
         f"--experiment_name={name}-{time.time_ns()}", f"--model_path={args.model}",
         f"--seed={SEED}", f"--examples_per_class={K}", f"--num_vectors={NUM_VECTORS}",
-        f"--learning_rate={LEARNING_RATE}", f"--max_train_steps={args.steps}",
+        f"--learning_rate={args.learning_rate}", f"--max_train_steps={args.steps}",
         f"--train_batch_size={args.batch}", f"--classes_per_step={args.classes_per_step}",
         "--report_to=none", f"--device={args.device}", f"--mixed_precision={args.precision}",
         *more, *["--compile"] * args.compile, "--classes", *class_names(args),

@@ -19,6 +19,7 @@ from semantic_aug.images.sheet import contact_sheet
 PICTURES = {
     "whole": [("half", "strength 0.5", 3), ("whole", "strength 1.0", 3)],
     "words": [("word-half", "strength 0.5", 3), ("word", "strength 1.0", 3)],
+    "lora": [("without-lora", "word", 3), ("with-lora", "word and LoRA", 3)],
     "object": [("object", "the object alone, strength 0.75", 6)],
     "background": [("background", "new surroundings", 6)],
     "paste": [("paste", "on other photos' places", 6)],
