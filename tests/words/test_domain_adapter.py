@@ -546,7 +546,7 @@ def test_a_model_that_is_given_stays_as_it_is(trained, make, model, small_model)
     assert make()[0] == 0
     assert bytes_in("output/e/given/seed=0_ex=1") == bytes_in("output/e/aug/seed=0_ex=1")
     model.load_lora_weights(lora_of(), adapter_name="mine")
-    with pytest.raises(UserError, match=r"it holds a LoRA already \(mine\)"):
+    with pytest.raises(UserError, match=r"it already holds a LoRA \(mine\)"):
         switch_lora(model, merged_of())
     model.unet.unload_lora()
 
@@ -556,7 +556,7 @@ def test_a_lora_that_does_not_fit_is_refused(trained, make, monkeypatch, velocit
     shutil.copy(lora_of("other"), merged_of())
     monkeypatch.setattr(editing, "load_pipeline", fail)
     status, err = make()
-    assert status == 2 and "it was made for another architecture than that of" in err
+    assert status == 2 and "it was made for another architecture than " in err
     assert err.splitlines()[-1].endswith("--lora none leaves it out")
     merged_of().unlink()
     status, err = make("--lora=own")

@@ -764,7 +764,7 @@ def test_shards_take_whole_groups(tune):
     assert made == [2, 6]
     assert bytes_of("shards") == expected
     _, err = tune(*flags, "--shard_index=3", "--num_shards=4", name="many")
-    assert "6 classes in steps of 2 are work for 3 of 4 processes; --classes_per_step 1" in err
+    assert "6 classes in groups of 2 keep 3 of 4 processes busy; --classes_per_step 1" in err
     assert "nothing left to do for shard 3 of 4" in err
     assert not Path("output/many").exists()
 
@@ -941,7 +941,7 @@ def test_one_checkpoint_by_its_path(tune, monkeypatch, tmp_path):
         assert (status, err.count("\n")) == (2, 1) and message in err
     status, err = tune(*flags, f"--resume_from_checkpoint={kept}", "--seed=5", name="new")
     assert status == 2
-    assert f"{kept} is of class 'cat' with seed 0 and 1 examples per class, which is not" in err
+    assert f"{kept} is of class 'cat' with seed 0 and 1 examples per class, which this" in err
 
 
 def test_checkpoint_of_other_settings_is_refused_by_name(tune, monkeypatch, tmp_path):
@@ -1290,7 +1290,7 @@ def test_word_without_its_second_file_is_not_merged(tune, xl_model, merge):
     missing.unlink()
     status, _, err = merge()
     assert (status, err.count("\n")) == (2, 1)
-    assert f"{missing} is missing, and other classes have theirs" in err
+    assert f"{missing} is missing, but other classes have such a file" in err
 
 
 # --- sentences -------------------------------------------------------------------------------
