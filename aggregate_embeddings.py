@@ -4,7 +4,7 @@
 
 Reads output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors and writes
 output/EXP/fine-tuned-merged/seed=S_ex=N.safetensors. Words of other tools may also lie in these
-folders, or come by --word. A trial's LoRA goes along, to seed=S_ex=N_lora/. Next:
+folders, or come by --word. A trial's LoRA is copied to seed=S_ex=N_lora/. Next:
 generate_augmentations.py.
 """
 

@@ -6,7 +6,7 @@
 Writes output/EXP/fine-tuned/seed=S_ex=N/CLASS/learned_embeds.safetensors for every class and
 trial. Several classes are trained in each batch, each exactly as if alone. After an interruption,
 the same command skips finished classes, and begun classes go on from their last checkpoint. With
---lora_rank, a LoRA of each trial is trained after its words, under these words:
+--lora_rank, it then trains a LoRA of each trial, with these words in prompts:
 output/EXP/fine-tuned/seed=S_ex=N/pytorch_lora_weights.safetensors. Next: aggregate_embeddings.py.
 """
 

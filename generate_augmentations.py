@@ -8,7 +8,7 @@ the word that fine_tune.py has learned and aggregate_embeddings.py has merged, o
 name (see --aug). Existing images are not made again, so the same command goes on after an
 interruption. Next: train_classifier.py.
 
-With --preview the same command first makes a sheet, output/EXP/report/preview_*.png, and tells how
+With --preview the same command only makes a sheet, output/EXP/report/preview_*.png, and tells how
 long all images will take. With --reproduce it makes an image again and tells whether it is equal:
 
     python generate_augmentations.py --reproduce output/EXP/AUG/seed=S_ex=N/000000-000.png

@@ -88,8 +88,8 @@ def masks_of(root: str | Path, sources: Sequence[str], split: str) -> dict[str, 
     if not found:
         place = folder / PurePosixPath(sources[0]).with_suffix(".png")
         message = (
-            f"--mask_dir: {folder} has a mask of none of {counted(len(sources), 'photo')} of split "
-            f"{split!r}; expected masks at the relative paths of photos, such as {place}"
+            f"--mask_dir: {folder} has no mask for any of {counted(len(sources), 'photo')} of "
+            f"split {split!r}; expected masks at the relative paths of photos, such as {place}"
         )
         if split == "train":
             raise UserError(message)

@@ -35,7 +35,7 @@ PROG = "report.py"  # errors begin with its old file name
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__, prog=PROG)
+    parser = Parser(__doc__, prog=PROG, usage="python -m semantic_aug.report --flag value ...")
     add_flags(parser, Run, Reporting)
     return parser.parse_args(argv)
 

@@ -266,7 +266,7 @@ def written(given, name: str) -> Any:
 def add_flags(
     parser: argparse.ArgumentParser, *classes: Any, only: Iterable[str] | None = None
 ) -> None:
-    """Add the flags of all settings, or of those in `only`: a group for each title."""
+    """Add the flags of all settings, or of the settings in `only`: a group for each title."""
     owners: dict[Any, None] = {}
     for cls in classes:
         owners |= dict.fromkeys(each for each in reversed(cls.__mro__) if hasattr(each, "group"))

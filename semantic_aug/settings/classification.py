@@ -24,7 +24,7 @@ REAL = "real"  # the results without synthetic images
 
 
 def baseline(objective: str) -> str:
-    """The name of the results of real photos alone, with which others are compared."""
+    """The name of the results of real photos alone, with which other results are compared."""
     return f"{REAL}-{SUPCON}" if objective == SUPCON else REAL
 
 
@@ -53,7 +53,7 @@ class TrainingOptions:
         views: number of views of each image that a frozen backbone sees, from which batches are
             drawn; None for a fresh view in every step.
         utilization: how synthetic images are used, one of `UTILIZATIONS`.
-        class_balanced: draw every class equally often, whatever its number of images.
+        class_balanced: draw every class equally often, large or small.
         select: report the `last` epoch, or the epoch with the best validation accuracy, `best_val`.
         finetune: the part of the backbone that is trained too: `none`, `all` or `last:N`.
         backbone_learning_rate: of Adam, for this part where it is trained with the head.
@@ -143,7 +143,7 @@ class Contrastive:
         None,
         "set of images for hard negatives; these near-misses push away their photo's "
         "class and belong to no class; images that a filter has rejected are left out, and "
-        "a photo may have none",
+        "a photo may lack them",
         newer=True,
         result="hard negatives",
         rare=True,
@@ -181,7 +181,7 @@ class Contrastive:
 class Classifier:
     classifier_backbone: str = setting(
         "resnet50",
-        f"hub id, folder or {', '.join(SHORT_NAMES)}; the model is an image model of transformers",
+        f"{', '.join(SHORT_NAMES)}, or the hub id or folder of an image model of transformers",
         result="backbone",
     )
     from_scratch: bool = setting(
@@ -219,7 +219,7 @@ class Classifier:
     )
     backbone_learning_rate: float | None = setting(
         None,
-        "Adam's learning rate for the backbone, if the head is trained with it; supcon has "
+        "Adam's learning rate for the backbone, if it is trained with the head; supcon has "
         f"--contrastive_learning_rate (default {_DEFAULT.backbone_learning_rate:g})",
         check=_RATE,
         result=True,
@@ -227,7 +227,7 @@ class Classifier:
     )
     class_balanced: bool = setting(
         False,
-        "draw every class equally often, whatever its number of images",
+        "draw every class equally often, large or small",
         result=True,
         rare=True,
     )
@@ -251,7 +251,7 @@ class Classifier:
     )
     select: str = setting(
         _DEFAULT.select,
-        "report the last epoch, or the best on val",
+        "report the last epoch, or the best epoch on val",
         choices=(LAST, BEST_VAL),
         result=True,
     )
@@ -300,7 +300,7 @@ class Results:
         False,
         "also evaluate on objects in other surroundings; objects of val photos are pasted "
         "on places of other classes, as split Elsewhere; a large loss of accuracy shows "
-        "that surroundings decide; needs masks",
+        "reliance on surroundings; needs masks",
         newer=True,
         result=True,
     )
@@ -310,4 +310,4 @@ class Results:
 class Classification(
     Sharing, Results, Machine, Contrastive, Classifier, Synthetic, Selection, Stage
 ):
-    """All settings of train_classifier.py except those of its run."""
+    """All settings of train_classifier.py except the settings of its run."""

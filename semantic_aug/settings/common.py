@@ -31,8 +31,8 @@ class Run(Experiment):
 
     dataset: Any = setting(
         help="coco, folder, hf:NAME, module:Class ...; python -m semantic_aug.datasets lists "
-        "them; hf:NAME is a dataset of the Hugging Face hub, package.module:ClassName a "
-        "class of your own",
+        "them; hf:NAME is a dataset of the Hugging Face hub, package.module:ClassName "
+        "your own Python class",
         result=True,
         takes_objects=True,
     )
@@ -55,7 +55,7 @@ class Run(Experiment):
         "own masks",
         newer=True,
     )
-    # Found out, not set: whether `folder` lists the photos as its first version did.
+    # Not set by users but found out: whether `folder` lists the photos as its first version did.
     older_list: bool | None = field(default=None, kw_only=True, repr=False)
 
 

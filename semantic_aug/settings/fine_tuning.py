@@ -20,7 +20,7 @@ RATES = (
     "constant",
     "constant_with_warmup",
 )
-# Those that do not depend on how many steps there are in all.
+# Schedules that do not depend on the total number of steps.
 CONSTANT_RATES = ("constant", "constant_with_warmup")
 
 
@@ -102,7 +102,7 @@ class Training:
     )
     stop_when_converged: float | None = setting(
         None,
-        "end a word's training when the loss on a fixed batch holds still; its variance in "
+        "end a word's training when the loss on a fixed batch hardly changes; its variance in "
         "--convergence_window is then below this share of its variance so far (arXiv 2302.04841; "
         "0.15 without a number)",
         check=FRACTION_ABOVE_0,
@@ -112,7 +112,7 @@ class Training:
     )
     convergence_window: int = setting(
         310,
-        "optimiser steps over which that loss has to hold still",
+        "optimiser steps over which that loss must hardly change",
         check=whole(1),
         result=True,
         of="stop_when_converged",
@@ -161,8 +161,8 @@ class Training:
 
 @settings(
     "a LoRA beside the words",
-    "it learns what all photos of a trial have in common, after the trial's words and under them; "
-    "photos per step, AdamW and precision are those of the words",
+    "it learns what all photos of a trial have in common, after the trial's words and with them in "
+    "prompts; photos per step, AdamW and precision are the same as for words",
 )
 class DomainAdapter:
     lora_rank: int | None = setting(
@@ -183,7 +183,7 @@ class DomainAdapter:
     )
     lora_learning_rate: float = setting(
         1e-4,
-        "constant, of AdamW",
+        "AdamW's constant learning rate",
         check=POSITIVE,
         result="lora_learning_rate",
         of="lora_rank",
@@ -192,8 +192,8 @@ class DomainAdapter:
     )
     prior_preservation: int = setting(
         0,
-        "images of each class's name, from the unchanged model, that are shown beside the photos "
-        "so that less is forgotten (arXiv 2208.12242)",
+        "images per class that the unchanged model makes from the class name; training on them too "
+        "prevents forgetting (arXiv 2208.12242)",
         check=whole(0, 10_000),
         result="prior_preservation",
         of="lora_rank",
@@ -220,14 +220,16 @@ class Interruptions:
     )
 
 
-@settings("watching")
+@settings("validation and tracking")
 class Watching:
-    validation_prompt: str | None = setting(None, 'makes images with each word *: "a photo of a *"')
+    validation_prompt: str | None = setting(
+        None, 'prompt of validation images, with * for each word: "a photo of a *"'
+    )
     validation_steps: int | None = setting(
         None,
         "steps between validations (default: none); a validation computes a loss that is "
-        "comparable between steps, and makes images of --validation_prompt; without it, a "
-        "class's end makes such images",
+        "comparable between steps, and makes images of --validation_prompt; a class's end "
+        "always makes such images",
         check=whole(1),
     )
     num_validation_images: int = setting(
@@ -247,4 +249,4 @@ class Watching:
 class FineTuning(
     Watching, Interruptions, DomainAdapter, Training, Words, Sharing, Model, Selection, Stage
 ):
-    """All settings of fine_tune.py except those of its run."""
+    """All settings of fine_tune.py except the settings of its run."""

@@ -24,13 +24,13 @@ class Place:
 class Trying:
     minutes: float = setting(
         60.0,
-        "time limit in minutes; candidates that do not fit are named and left out",
+        "time limit in minutes; candidates that take longer are named and left out",
         check=POSITIVE,
     )
     candidates: tuple[str, ...] | None = setting(
         None,
         "try exactly these candidates; the time does not matter, so the same list gives the "
-        "same bytes (default: all that fit)",
+        "same bytes (default: all that the time allows)",
         choices=CANDIDATES,
     )
     num_synthetic: int = setting(
@@ -60,19 +60,19 @@ class OfMethods:
     """Settings of some methods alone."""
 
     prompt: tuple[str, ...] = setting(
-        (DEFAULT_PROMPT,), "of edits: texts with {name}, or a text file of prompts"
+        (DEFAULT_PROMPT,), "for edits: texts with {name}, or a text file of prompts"
     )
     strength: tuple[float, ...] = setting(
         (0.5, 1.0),
-        "of edits: share of a photo replaced, in (0, 1]; each is a candidate",
+        "for edits: share of a photo replaced, in (0, 1]; each strength is a candidate",
         check=FRACTION_ABOVE_0,
     )
     places: str | None = setting(
-        None, "of backgrounds: text file with a place per line", metavar="FILE"
+        None, "for backgrounds: text file with a place per line", metavar="FILE"
     )
     word_steps: int = setting(
         1000,
-        "optimiser steps of a learned word, which is learned anew in every fold",
+        "optimiser steps of a word; each fold of the first repeat learns new words",
         check=whole(1),
     )
 
@@ -96,7 +96,7 @@ class Images(OfMethods, Model):
 class Heads:
     classifier_backbone: str = setting(
         "resnet50",
-        f"hub id, folder or {', '.join(SHORT_NAMES)}; the model is an image model of transformers",
+        f"{', '.join(SHORT_NAMES)}, or the hub id or folder of an image model of transformers",
     )
     learning_rate: float = setting(2e-3, "Adam's learning rate for the head", check=POSITIVE)
     iterations: int = setting(300, "steps of a head, of 32 images each", check=whole(1, 100_000))

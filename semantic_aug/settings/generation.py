@@ -40,7 +40,7 @@ PARALLEL, SEQUENTIAL = "parallel", "sequential"
 DEFAULT_PROMPT = "a photo of a {name}"
 SAFETY_RETRIES = 3
 OWN = "own"  # the safety checker of the model; the LoRA of the trial
-NONE = "none"  # no LoRA, even if the trial has one
+NONE = "none"  # no LoRA, even if the trial has a LoRA
 AUTO_BATCH = 32
 
 
@@ -59,12 +59,13 @@ class Precision:
     )
 
 
-@settings("beside the model", late=True)
+@settings("additions to the model", late=True)
 class Adapters:
     lora: str | None = setting(
         None,
-        "LoRA weights: file, folder or hub id; own, each trial's, which fine_tune.py --lora_rank "
-        "trains; or none (default: own, if there is one and an edit uses learned words)",
+        "LoRA weights: file, folder or hub id; own: each trial's LoRA, which fine_tune.py "
+        "--lora_rank trains; none: no LoRA (default: own, if it exists and an edit uses learned "
+        "words)",
         metavar="PATH|own|none",
         result=True,
     )
@@ -84,7 +85,7 @@ class Adapters:
     unet_path: str | None = setting(
         None,
         "weights of the UNet: a folder in diffusers format or a state dict; {name} in the "
-        "path gives each class its own",
+        "path gives each class its own UNet",
         flags=("--unet_path", "--erasure_ckpt_path"),
         metavar="PATH",
         result="unet",
@@ -108,7 +109,7 @@ class Adapters:
     )
 
 
-@settings("edits", "one value for all augmentations, or one for each")
+@settings("edits", "a value for all augmentations, or a value for each")
 class Edits:
     num_synthetic: int = setting(10, "variants of each photo", check=whole(1))
     aug: tuple[Any, ...] | None = setting(
@@ -138,7 +139,7 @@ class Edits:
     )
     negative_prompt: str | None = setting(
         None,
-        "what no image shall show; holds for all edits, and needs a --guidance_scale above 1",
+        "what images must not show; holds for all edits, and needs a --guidance_scale above 1",
         metavar="TEXT",
         result=True,
         newer=True,
@@ -355,7 +356,7 @@ class Gate:
 class Generation(
     Gate, Surroundings, Edits, Sharing, Adapters, Precision, Model, Selection, Name, Stage
 ):
-    """All settings of generate_augmentations.py except those of its run."""
+    """All settings of generate_augmentations.py except the settings of its run."""
 
 
 @settings()

@@ -52,7 +52,7 @@ class Cleaning:
 
 @settings()
 class Masking(Cleaning, Masker, Sharing, Selection):
-    """All settings of semantic-aug masks except those of its photos."""
+    """All settings of semantic-aug masks except the settings of its photos."""
 
     overwrite: bool = setting(
         False, "make all masks again; also masks that a person has painted or corrected", early=True

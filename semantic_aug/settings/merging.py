@@ -17,4 +17,4 @@ class Elsewhere:
 
 @settings()
 class Merging(Elsewhere, Sharing, Stage):
-    """All settings of aggregate_embeddings.py except those of its run."""
+    """All settings of aggregate_embeddings.py except the settings of its run."""

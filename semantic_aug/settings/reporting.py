@@ -19,8 +19,8 @@ class Shown:
     )
     near_duplicate: float = setting(
         NEAR_DUPLICATE,
-        "flag variants that differ from their photo by less, of 255; the difference counts "
-        "in the sixteenth of the picture where it is largest, at 32x32 pixels",
+        "flag variants that differ less from their photo, of 255; the difference is the mean "
+        "over the sixteenth of the picture where it is largest, at 32x32 pixels",
         check=NON_NEGATIVE,
     )
     mistakes: str | None = setting(
@@ -40,4 +40,4 @@ class Sheets:
 
 @settings()
 class Reporting(Sheets, Shown, Kept, Selection, Stage):
-    """All settings of the report except those of its run."""
+    """All settings of the report except the settings of its run."""

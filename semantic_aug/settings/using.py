@@ -9,7 +9,7 @@ class Kept:
     """The place of a classifier's backbone, and its device."""
 
     classifier_backbone: str | None = setting(
-        None, "present hub id or folder of the backbone (default: the old one)"
+        None, "present hub id or folder of the backbone (default: as in training)"
     )
     device: str | None = setting(None, BEST_DEVICE)
 

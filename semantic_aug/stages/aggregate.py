@@ -74,8 +74,8 @@ def aggregate(run: Experiment, settings: Merging) -> dict[Trial, Path]:
         check_classes(given, trial, classes_of(experiment, trial))
     if given:
         log.warning(
-            "words from elsewhere for %s: if they have seen photos of val or test, they make "
-            "results optimistic",
+            "words from elsewhere for %s: if they were learned from photos of val or test, they "
+            "make results optimistic",
             ", ".join(given),
         )
     wanted = dict.fromkeys(trials, (1, 0))
@@ -220,7 +220,7 @@ def check_same_settings(files: list[Path], config: dict | None) -> None:
         groups = "; ".join(", ".join(names) for names in by_settings.values())
         raise UserError(
             f"classes in {files[0].parent.parent} were trained with different settings ({groups}); "
-            "train the older ones again with fine_tune.py --overwrite"
+            "train the older words again with fine_tune.py --overwrite"
         )
     if by_settings and (config or {}).get("id") not in by_settings:
         raise UserError(

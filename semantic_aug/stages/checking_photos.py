@@ -48,7 +48,7 @@ def check_objects(
         idx, reason = chosen[0], without[chosen[0]]
         raise UserError(
             f"--aug {augmentation_name(needing[0][0])} needs masks that show the objects, and none "
-            f"of {counted(len(chosen), 'photo')} has a mask of use ({sources[idx]}: {reason}); "
+            f"of {counted(len(chosen), 'photo')} has a usable mask ({sources[idx]}: {reason}); "
             f"name their folder by --mask_dir, or make masks by: {masks_command(run)}"
         )
     for number, (each, taken) in enumerate(needing):

@@ -29,7 +29,7 @@ def own_lora(
     Args:
         words: the learned words that the edits use; None where they use no words. Without words,
             the LoRA is used only if the settings ask for it.
-        objects: augmentations given as objects, each with a model of its own.
+        objects: augmentations given as objects, each with its own model.
         moved: the LoRA's file or folder, where it has been moved.
 
     Raises:
@@ -72,8 +72,8 @@ def say_if_of_other_words(path: Path, words: Path | None) -> None:
     }
     if words_digest(rows) != header["words"]:
         log.warning(
-            "%s was trained beside other words than those in %s: run fine_tune.py and "
-            "aggregate_embeddings.py again, or leave it away with --lora %s",
+            "%s was trained beside other words than %s holds: run fine_tune.py and "
+            "aggregate_embeddings.py again, or leave it out with --lora %s",
             path, words, NONE,
         )  # fmt: skip
 
@@ -90,5 +90,5 @@ def weights_of_own(settings: Generation, info: ModelInfo, path: Path | None) -> 
         fits = read_header(path).get("model_id") == str(info.identity)
         identity = identity_of(str(path)) if fits else check_lora(info, str(path))
     except UserError as error:
-        raise UserError(f"{error}; --lora {NONE} leaves it away") from error
+        raise UserError(f"{error}; --lora {NONE} leaves it out") from error
     return {"lora": identity, "lora_scale": settings.lora_scale}

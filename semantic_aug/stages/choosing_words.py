@@ -46,7 +46,7 @@ def choose_words(
 def details_of_classes(
     dataset, embed_path: Path | None, info: ModelInfo | None, unets, masked
 ) -> dict:
-    """Whatever changes the images of a single class, by its key in their records.
+    """Everything that changes the images of a single class, by its key in their records.
 
     Args:
         masked: photos whose masks change the images.
@@ -84,7 +84,7 @@ def find_embeddings(settings: Generation, experiment: Path, trial: Trial) -> Pat
 
 
 def distance(path: Path, trial: Trial) -> tuple | None:
-    """Sort key of other trials' words: first words from no more photos, then the same seed."""
+    """Sort key of other trials: not more photos, then the nearest number, then the same seed."""
     name = re.fullmatch(r"seed=(\d+)_ex=(\d+)", path.stem)
     if name is None:
         return None
@@ -96,7 +96,7 @@ def distance(path: Path, trial: Trial) -> tuple | None:
 def report_words(
     settings: Generation, experiment: Path, embed_paths: dict, uses_words: bool
 ) -> None:
-    """Log what guides the edits, and whatever could surprise the user."""
+    """Log what guides the edits, and everything that could surprise the user."""
     log.info("augmentation: %s", ", ".join(dict.fromkeys(settings.aug or ())))
     missing = [trial.name for trial, path in embed_paths.items() if path is None]
     if uses_words and missing:
@@ -116,7 +116,7 @@ def report_words(
     for trial, path in embed_paths.items() if uses_words else ():
         if words_note(path, trial).get(BORROWED_WORDS):
             log.warning(
-                "%s does not use learned words of its own, but those in %s; words learned from "
+                "%s does not use its own learned words, but the words in %s; words learned from "
                 "other or more photos than the trial has make its result optimistic",
                 trial.name,
                 path,

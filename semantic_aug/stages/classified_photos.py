@@ -138,7 +138,7 @@ def hard_negatives(
     run: Run, settings: Classification, trial: Trial, dataset: FewShotDataset, folder: Path
 ) -> dict[int, list[tuple]]:
     """All images of --negative_aug_name, by photo."""
-    instead = " (or leave --negative_aug_name away)"
+    instead = " (or leave out --negative_aug_name)"
     found = variants_of(run, settings, trial, dataset, folder, None, instead)
     say_without(dataset, folder, [i for i in dataset.indices(settings.classes) if not found.get(i)])
     return found
@@ -208,6 +208,6 @@ def check_class_names(datasets: Iterable[FewShotDataset]) -> None:
     for other in others:
         if list(other.class_names) != list(first.class_names):
             raise UserError(
-                f"{type(first).__name__}: class_names of split {other.split!r} differ from those "
-                f"of {first.split!r}, so that labels do not mean the same"
+                f"{type(first).__name__}: split {other.split!r} has other class_names than split "
+                f"{first.split!r}, so that labels do not mean the same"
             )

@@ -86,7 +86,7 @@ def check_contrastive(settings: Classification) -> None:
         given = [name for name in names if getattr(settings, name) is not None]
         if given:
             raise UserError(
-                f"--{given[0]} belongs to --objective {SUPCON}: give that too, or leave it away"
+                f"--{given[0]} belongs to --objective {SUPCON}: give that too, or leave it out"
             )
         return
     if settings.finetune == FROZEN:
@@ -115,7 +115,7 @@ def wants_synthetic(settings: Classification) -> bool:
     if settings.utilization != MIX and settings.num_synthetic == 0:
         raise UserError(
             f"--utilization {settings.utilization} needs synthetic images, and --num_synthetic 0 "
-            "says to use none: leave one of them away"
+            "says to use none: leave one of them out"
         )
     return settings.num_synthetic != 0 and settings.synthetic_probability != 0
 

@@ -70,13 +70,13 @@ def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
     """
     info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting and not all(edit["mask"] for edit in edits):
-        raise UserError(f"{settings.model} is for inpainting alone: it needs --mask 1")
+        raise UserError(f"{settings.model} only inpaints: it needs --mask 1")
     if info.for_inpainting and settings.harmonize:
         raise UserError(f"--harmonize edits whole images, which {settings.model} cannot do")
     text_alone = settings.backgrounds == GENERATED and settings.places_from == PROMPTS
     if info.for_inpainting and text_alone:
         raise UserError(
-            f"{settings.model} is for inpainting alone: generated places need --places_from photos"
+            f"{settings.model} only inpaints: generated places need --places_from photos"
         )
     if settings.negative_prompt and info.is_told_guidance:
         raise UserError(
@@ -88,7 +88,7 @@ def check_model(settings: Generation, edits: list[dict]) -> ModelInfo:
     if info.few_steps and settings.num_inference_steps > 10:
         log.warning(
             "%s looks like a model for few steps: --num_inference_steps 2 to 8 are enough, and "
-            "Turbo models want --guidance_scale 0",
+            "Turbo models need --guidance_scale 0",
             settings.model,
         )
     return info
@@ -238,7 +238,7 @@ def check_given(settings: Generation, pipeline, device) -> None:
 
 
 def load_extras(settings: Generation, info: ModelInfo, device) -> dict:
-    """Loaded models other than the diffusion model, as options of an edit; only those in use."""
+    """The models in use other than the diffusion model, loaded, as options of an edit."""
     extras = {}
     if settings.controlnet:
         extras["controlnet"] = load_controlnet(

@@ -212,8 +212,8 @@ def check_taken(
             raise UserError(f"--{name} means nothing without --backgrounds {values[0]}")
     if settings.prompt != (DEFAULT_PROMPT,) and all("places" in each.takes for each in classes):
         raise UserError(
-            f"--prompt means nothing to --aug {' '.join(edit['aug'] for edit in edits)}: what is "
-            "around the object is named by --places"
+            f"--prompt means nothing to --aug {' '.join(edit['aug'] for edit in edits)}: "
+            "--places names what is around the object"
         )
     strengths = settings.strength is not None
     if strengths and all(edit["strength"] is None for edit in edits):

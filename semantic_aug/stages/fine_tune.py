@@ -104,9 +104,7 @@ def fine_tune(
     templates = load_templates(settings.templates or "")
     info = inspect_model(settings.model, settings.revision, settings.variant)
     if info.for_inpainting:
-        raise UserError(
-            f"{settings.model} is for inpainting alone; expected the model that it is of"
-        )
+        raise UserError(f"{settings.model} is an inpainting model; expected its base model")
     settings = dataclasses.replace(settings, resolution=check_resolution(info, settings.resolution))
     device = pick_device(settings.device)
     warn_if_slow(device, settings.mixed_precision)
@@ -126,7 +124,7 @@ def fine_tune(
     if settings.resume_from_checkpoint != "latest":
         check_checkpoint(Path(settings.resume_from_checkpoint), lessons)
     if settings.num_train_epochs is not None and settings.max_train_steps is not None:
-        log.warning("--num_train_epochs is not used: --max_train_steps goes first")
+        log.warning("--num_train_epochs is not used: --max_train_steps takes precedence")
     groups = groups_of(lessons, settings.classes_per_step, shard)
     runs = [each for group in groups for each in runs_of(group, common, settings)]
 
@@ -293,7 +291,7 @@ def fit_of(settings: FineTuning) -> str:
 
 
 def compared_of(run: Run, settings: FineTuning, info, templates) -> dict:
-    """Whatever changes a learned word, except for its own initial value and name."""
+    """Everything that changes a learned word, except for its own initial value and name."""
     facts = {
         "model": info.identity,
         "dataset": run.dataset,

@@ -68,7 +68,7 @@ class TooLong(Exception):
 
     Attributes:
         each: seconds of a piece of the work.
-        needed: seconds of the least useful amount of work.
+        needed: seconds of the smallest useful amount of work.
     """
 
     def __init__(self, each: float, number: int):

@@ -65,7 +65,7 @@ class Photos:
         dataset: this split, as every stage sees it.
         trial: the trial that has all photos.
         labels, units: the class of each photo, and its group of related photos.
-        folds: the trained and the held-out photos of each fold.
+        folds: the training photos and the held-out photos of each fold.
         val: whether a split `val` of the user is held out, in place of folds.
         contents: the content digest of every photo in the folder, by source.
         notes: what the user should know about the photos, a sentence each.
@@ -83,7 +83,7 @@ class Photos:
 
     @property
     def ratio(self) -> float:
-        """Held-out photos per trained photo, on average over the folds."""
+        """Held-out photos per training photo, on average over the folds."""
         return float(np.mean([len(fold.held_out) / len(fold.trained) for fold in self.folds]))
 
 
@@ -297,7 +297,7 @@ def cut(
     held = [idx for idx in every if sources[idx] in val]
     folds = folds_of_val(labels, units, sources, held, run.seed) if held else []
     if held and not folds:
-        notes.append("No photo of the split val can be held out, so folds of all photos judge.")
+        notes.append("No photo of the split val can be held out, so the folds contain all photos.")
     by_val = bool(folds)
     folds = folds or make_folds(labels, units, sources, run.seed)
     if not folds:

@@ -60,7 +60,7 @@ def make_images_by_words(
 
 
 def part_of(photos: Photos, trained: tuple[int, ...], number: int) -> Photos:
-    """The training photos of a fold, as an experiment of their own."""
+    """The training photos of a fold, as a separate experiment."""
     folder, records = experiment_of(photos.run) / FIT / FOLDS, photos.dataset.records
     table = folder / f"{number}.csv"
     held_out = {record.source for idx, record in enumerate(records) if idx not in trained}

@@ -232,7 +232,7 @@ def judge_images(plan: Plan, quality: Filter, load_judge, shard, cache: Path) ->
         f"{kept} of {total} kept by --filter {quality.kind}"
     )
     if len(judged) < len(of_class):
-        line += "; images of other processes are still lacking in "
+        line += "; images of other processes are still missing in "
         line += counted(len(of_class) - len(judged), "class")
     log.log(RESULT, "%s", line)
     return scored, kept

@@ -21,7 +21,7 @@ from semantic_aug.settings.classification import (
 )
 
 LONG = 300  # seconds of training from which advice is useful
-FEW = 1000  # images that take less time, on any device
+FEW = 1000  # fewer images take less than LONG on any device
 STEP = 0.001  # seconds of the head alone
 SUGGESTED = 16
 
@@ -37,17 +37,17 @@ def check_views(settings: Classification) -> None:
     if settings.finetune != FROZEN and settings.objective != SUPCON:
         raise UserError(
             f"{given} needs a frozen backbone, and --finetune {settings.finetune} trains it, so "
-            "that features change in every step: leave one of them away"
+            "that features change in every step: leave one of them out"
         )
     if settings.augmentation == ("none",):
         raise UserError(
             f"{given} means nothing with --augmentation none, where every image has a single view: "
-            "leave it away, or choose an augmentation such as flip-rotate"
+            "leave it out, or choose an augmentation such as flip-rotate"
         )
     if mixes:
         raise UserError(
             f"{given}: {mixes[0]} mixes the images of a batch anew in every step, so that no view "
-            "can be kept: leave one of them away"
+            "can be kept: leave one of them out"
         )
 
 

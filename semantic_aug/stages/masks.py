@@ -197,7 +197,7 @@ def folder_of_masks(run: Run, datasets: Sequence[FewShotDataset]) -> Path:
         root = first.masks_dir or first.data_dir / MASKS
     else:
         raise UserError(
-            f"--mask_dir is missing: {run.dataset} has no place for masks of its own, as folder has"
+            f"--mask_dir is missing: {run.dataset} has no folder of masks, as --dataset folder has"
         )
     try:
         return check_writable(root)
@@ -229,7 +229,7 @@ def photos_of(datasets: Sequence[FewShotDataset], settings: Masking) -> dict[str
 
 
 def compared_of(settings: Masking, masker: Masker) -> dict:
-    """Whatever changes a mask, for config.json."""
+    """Everything that changes a mask, for config.json."""
     way = settings.masker if settings.masker in (NAMED, SALIENT) else "model"
     facts: dict[str, Any] = {"masker": way, "masker_models": masker.identity}
     if way != NAMED:

@@ -55,8 +55,8 @@ class Plan:
         jobs: all wanted images of these photos, for all processes together.
         batch_size: images per block.
         already: number of blocks that were dealt out before this trial's blocks.
-        compared: whatever changes an image, for config.json.
-        of_class: whatever changes images of a single class, by class and by its key in records.
+        compared: everything that changes an image, for config.json.
+        of_class: everything that changes images of one class, by class and by its key in records.
         constants: fields that all records share.
         notes: further entries of config.json.
         left_out: why a photo gets no images, by source; None where no photo can be left out.
@@ -186,7 +186,7 @@ def plan_trial(
     common = check_settings(folder, common, settings.overwrite)
     words = say_classes(dataset.class_names, common.get("name_style"))
     if words != styles[0]:
-        log.info("%s: prompts name the classes as those of the images there do", folder)
+        log.info("%s: prompts name classes as the prompts of the images there do", folder)
     masked = indices if uses_masks(run, edits, objects) else []
     details = details_of_classes(dataset, embed_path, info, unets, masked)
     precision = precision_of(settings, device) if info else "no"
@@ -246,7 +246,7 @@ def compared_of(
     run: Run, settings: Generation, dataset, info: ModelInfo | None, weights: dict,
     edits: list[dict], objects=None,
 ) -> dict:  # fmt: skip
-    """Whatever changes an image, for config.json."""
+    """Everything that changes an image, for config.json."""
     masked = any(edit["mask"] for edit in edits)
     facts = {
         "dataset": run.dataset,
@@ -274,7 +274,7 @@ def compared_of(
 def what_differs(stale: dict[str, dict], of_class: dict[str, dict], embed_path) -> str:
     """The settings and classes of outdated images."""
     what = {
-        "embeddings": f"with other words than those in {embed_path}",
+        "embeddings": f"with other words than {embed_path} holds",
         "unet": "with other weights",
         "masks": "with other masks",
     }

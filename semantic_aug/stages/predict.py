@@ -221,7 +221,7 @@ def say_trained_on(dataset: FewShotDataset, rows: Sequence[int], facts: Mapping)
     shared = [dataset.sources()[row] for row, each in zip(rows, contents) if each in trained]
     if shared:
         log.warning(
-            "%d of %d photos are among those that the classifier was trained on, such as %s: these "
+            "%d of %d photos are training photos of the classifier, such as %s: these "
             "numbers say little about new photos",
             len(shared), len(rows), shared[0],
         )  # fmt: skip

@@ -97,9 +97,9 @@ def photos_in(
     if mask_dir and all(record.mask is None for record in found.values()):
         first = Path(next(iter(found.values())).path)
         raise UserError(
-            f"--mask_dir: {mask_dir} has a mask of none of {counted(len(found), 'photo')}; of "
+            f"--mask_dir: {mask_dir} has no mask for any of {counted(len(found), 'photo')}; for "
             f"{first}, expected {Path(mask_dir, first.with_suffix('.png').name)}, or the same in a "
-            f"folder that is called as the photo's; {_MAKING}"
+            f"folder with the name of the photo's folder; {_MAKING}"
         )
     return GivenPhotos(list(found.values()), **options)
 
@@ -149,7 +149,7 @@ def labels_of(dataset: FewShotDataset, class_names: Sequence[str]) -> list[int |
              for name in dataset.class_names]  # fmt: skip
     if all(label is None for label in found):
         raise UserError(
-            f"--labelled: no folder is called as one of the classes: got "
+            f"--labelled: no folder has the name of a class: got "
             f"{', '.join(dataset.class_names)}, expected some of {', '.join(class_names)}"
         )
     return [found[dataset.get_label_by_idx(idx)] for idx in range(len(dataset))]

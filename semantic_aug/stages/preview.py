@@ -317,7 +317,7 @@ def make(plan: Plan, shown: Sequence[int], pipeline: Callable, extras, warm_up: 
     edited = set(plan.indices)
     jobs = [Job(idx, 0) for idx in shown if idx in edited]
     if not jobs:
-        raise UserError("none of the photos of the sheet has a mask of use")
+        raise UserError("none of the photos of the sheet has a usable mask")
     blocks = [jobs[n : n + plan.batch_size] for n in range(0, len(jobs), plan.batch_size)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images" / plan.trial.name  # stays empty

@@ -286,7 +286,7 @@ def test_without_masks_it_is_said_how_to_have_them(cropped, photos, caplog):
         predict(cropped, photos=photos / "test", mask_dir="gone")
     Path("none").mkdir()
     with pytest.raises(
-        UserError, match=f"^mask_dir: none has a mask of none of 6 photos; of .*0.png, .*{making}"
+        UserError, match=f"^mask_dir: none has no mask for any of 6 photos; for .*0.png, .*{making}"
     ):
         predict(cropped, photos=photos / "test", mask_dir="none")
     with pytest.raises(UserError, match=r"^crop_to_object: no photo of split 'test' has a mask; m"):

@@ -294,7 +294,7 @@ def test_several_augmentations(photos, small_model, workdir):
         (["--inverted=1"], "--mask 1"),
         (["--strength", "0.5", "0.6", "--guidance_scale", "1", "2", "3"], "2 values"),
         (["--strength", "0.5", "0.6", "--probs", "0.5", "0.6"], "sum to 1.1"),
-        (["--strength", "0.5", "0.6", "--probs", "1"], "got 1 for 2"),
+        (["--strength", "0.5", "0.6", "--probs", "1"], "got 1 number for 2"),
         (["--strength", "0.5", "0.6", "--probs", "-1", "2"], "[0, 1]"),
         (["--strength", "0.5", "0.6", "--compose=sequential", "--probs", "1", "2"], "[0, 1]"),
         (["--prompt", "a {foo}"], "{foo}"),

@@ -216,7 +216,7 @@ def test_older_folders_keep_the_words_that_they_have(make, photos, monkeypatch, 
     assert "name_style" not in read_config(FOLDER)["settings"]
     (FOLDER / "000000-000.png").unlink()
     status, err = make(*flags)
-    assert status == 0 and "prompts name the classes as those of the images there do" in err
+    assert status == 0 and "prompts name classes as the prompts of the images there do" in err
     assert (FOLDER / "config.json").read_bytes() == config
     assert all((images_of()[name] == image).all() for name, image in images.items())
     assert again(capsys) == "equal"

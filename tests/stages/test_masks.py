@@ -249,7 +249,7 @@ def test_folders_of_masks_that_cannot_be(run, photos, calls, caplog, called):
     (far / "bird").mkdir(parents=True)
     Image.new("L", (4, 4), 255).save(far / "bird" / "1.png")
     with pytest.raises(
-        UserError, match="has a mask of none of 3 photos of split 'train'; expected"
+        UserError, match="has no mask for any of 3 photos of split 'train'; expected"
     ):
         generate(dataclasses.replace(run, mask_dir=far), aug="paste")
     masks(dataclasses.replace(run, mask_dir=far))
@@ -266,7 +266,7 @@ def test_folders_of_masks_that_cannot_be(run, photos, calls, caplog, called):
     status, _, said = called(
         semantic_aug_command, "masks", "--dataset=mvip", f"--data_dir={ROOT / 'sample' / 'mvip'}"
     )
-    assert status == 2 and "--mask_dir is missing: mvip has no place for masks" in said
+    assert status == 2 and "--mask_dir is missing: mvip has no folder of masks" in said
     (photos.parent / "none" / "cat").mkdir(parents=True)
     status, _, said = called(
         semantic_aug_command, "masks", "--dataset=folder", f"--data_dir={photos.parent / 'none'}"

@@ -134,7 +134,7 @@ def test_labelled_photos(trained, photos, says):
     told = " ".join(said)
     assert "the classifier was not trained on their classes: 1 photo of a dog" in told
     assert "cat/broken.png: cannot read image" in told and "1 of 10 photos cannot be read" in told
-    assert "of 9 photos are among those that the classifier was trained on, such as cat/" in told
+    assert "of 9 photos are training photos of the classifier, such as cat/" in told
 
 
 def test_bad_input(trained, photos, says, resnet):
@@ -170,7 +170,7 @@ def test_bad_input(trained, photos, says, resnet):
           trained, mixed, "photos")  # fmt: skip
     for name in ("toy train", "stop sign"):
         shutil.rmtree(other / "test" / name)
-    fails("no folder is called as one of the classes: got dog, expected some of cat, stop sign",
+    fails("no folder has the name of a class: got dog, expected some of cat, stop sign",
           trained, other / "test", "--labelled")  # fmt: skip
     with pytest.raises(UserError, match=r"^there is no setting 'topk'; is top_k meant\?$"):
         predict(trained, photos="photos", topk=3)

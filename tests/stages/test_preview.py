@@ -141,7 +141,7 @@ def test_what_cannot_be_is_left_out(run, small_model, inpainting_model, caplog):
     assert "left out: background 1: --aug background needs masks that show" in caplog.text
     with pytest.raises(UserError, match=r"^strength: 0.2 of 2 steps"):
         preview(run, model=small_model, num_inference_steps=2, strength=0.2)
-    with pytest.raises(UserError, match="is for inpainting alone"):
+    with pytest.raises(UserError, match="only inpaints"):
         preview(run, model=inpainting_model)
     assert preview(run, shard_index=1, num_shards=2, model=small_model) is None
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_is_left_out(run, small_model, inpainting_model, caplog):
 def test_an_inpainting_model_edits_objects_alone(masked, inpainting_model, caplog):
     found = preview(masked, model=inpainting_model, mask=1, num_inference_steps=4, device="cpu")
     assert list(found.columns) == ["background 1", "paste", "real-guidance 0.5 of object"]
-    assert f"left out: {', '.join(WHOLE)}: {inpainting_model} is for inpainting" in caplog.text
+    assert f"left out: {', '.join(WHOLE)}: {inpainting_model} only inpaints" in caplog.text
 
 
 def test_places_are_drawn_for_the_photos_shown_alone(masked, make, small_model, monkeypatch):

@@ -202,7 +202,7 @@ def test_no_photo_of_the_classes_chosen_has_a_mask(masked, photos):
     for path in (photos.parent / "masks" / "train" / "cat").glob("*.png"):
         path.unlink()
     status, said = masked("--aug=paste", "--examples_per_class=2", "--classes=cat")
-    assert status == 2 and "and none of 2 photos has a mask of use (train/cat/" in said
+    assert status == 2 and "and none of 2 photos has a usable mask (train/cat/" in said
 
 
 def test_one_photo_has_no_other_place(masked, photos):

@@ -516,7 +516,7 @@ def test_model_for_inpainting_edits_the_region_alone(make, photos, inpainting_mo
         assert (image[mask] != source[mask]).any(axis=-1).mean() > 0.9
     status, err = make(f"--model_path={inpainting_model}", name="other")
     assert (status, err.splitlines()[-1]) == (2, (
-        f"generate_augmentations.py: error: {inpainting_model} is for inpainting alone: it needs "
+        f"generate_augmentations.py: error: {inpainting_model} only inpaints: it needs "
         "--mask 1"
     ))  # fmt: skip
 

@@ -1350,7 +1350,7 @@ def test_epochs_count_photos_times_repeats(tune):
     argv = [flag for flag in epochs if flag]
     status, _ = tune(*argv, "--classes", "cat")
     assert status == 0
-    assert read_header(word(examples=3))["steps"] == "2"  # --max_train_steps goes first
+    assert read_header(word(examples=3))["steps"] == "2"  # --max_train_steps takes precedence
     args = vars(fine_tune.parse_args(["--dataset=folder", "--experiment_name=e", *epochs]))
     _, settings = build_all(args, Run, FineTuning)
     assert steps_of(settings, 3) == 2 * 4  # 15 photos in steps of 4
@@ -1920,7 +1920,7 @@ def test_word_of_a_class_from_a_file(merge, photos, small_model, capsys):
     file = foreign(Path("words/w=1.pt"), {"string_to_param": {"*": rows}, "name": "someone's"})
     status, out, err = merge("--word", f"cat={file}", f"stop sign={file}")
     assert status == 0 and "3 words: <cat> <stop_sign> <toy_train>" in out
-    assert "words from elsewhere for cat, stop sign: if they have seen" in err
+    assert "words from elsewhere for cat, stop sign: if they were learned from" in err
     found = read_embeddings(merged_path())
     assert torch.equal(found["<cat>"], rows) and torch.equal(found["<stop_sign>"], rows)
     assert class_tokens(read_header(merged_path()), found)["stop sign"] == "<stop_sign>"
