@@ -37,7 +37,7 @@ from semantic_aug.stages.fitting_methods import (
 from semantic_aug.stages.fitting_photos import (
     Photos,
     changes,
-    nothing_of_unequal_classes,
+    fewer_notices,
     read_photos,
     run_of,
 )
@@ -60,7 +60,7 @@ RESERVED, MOST_RESERVED = 0.05, 120  # of the time, for the last steps: a share,
 
 
 @stage(Fitting)
-@nothing_of_unequal_classes()
+@fewer_notices()
 def fit(
     photos: str | Path, settings: Fitting, *, clock: Callable[[], float] = clocks.monotonic
 ) -> Fitted:

@@ -14,6 +14,7 @@ import numpy as np
 
 from semantic_aug import UserError, counted, few_shot_dataset
 from semantic_aug.cli.notices import RESULT
+from semantic_aug.datasets import split_table
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.datasets.split_table import NO_SPLIT
 from semantic_aug.evaluation.folds import Fold, folds_of_val, make_folds, units_of
@@ -39,15 +40,23 @@ NAMED = 3  # photos or classes in a notice
 
 
 @contextlib.contextmanager
-def nothing_of_unequal_classes():
-    """Suppress the notice that a class has fewer photos than the largest class."""
-    datasets = logging.getLogger(few_shot_dataset.__name__)
-    is_other = lambda record: record.msg != few_shot_dataset.FEWER  # noqa: E731
-    datasets.addFilter(is_other)
+def fewer_notices():
+    """Suppress notices that a class has fewer photos than the largest class, and that the tables
+    of `fit` do not name a photo, such as photos of the split test."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        if record.msg == split_table.OTHERS and isinstance(record.args, tuple):
+            return FIT not in Path(str(record.args[1])).parent.parts
+        return record.msg != few_shot_dataset.FEWER
+
+    loggers = [logging.getLogger(each.__name__) for each in (few_shot_dataset, split_table)]
+    for logger in loggers:
+        logger.addFilter(is_wanted)
     try:
         yield
     finally:
-        datasets.removeFilter(is_other)
+        for logger in loggers:
+            logger.removeFilter(is_wanted)
 
 
 class WholeFolder(FolderDataset):

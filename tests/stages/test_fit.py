@@ -143,8 +143,10 @@ def test_images_that_show_a_held_out_photo_are_not_learned_from_in_its_fold(quic
         assert len(chosen) < 2 * len(fold.trained)  # some show what is held out
 
 
-def test_an_own_val_split_judges_and_test_is_left_alone(photos, workdir, quickly, capsys):
-    found = quickly(photos, candidates="randaugment")
+def test_an_own_val_split_judges_and_test_is_left_alone(photos, workdir, quickly, caplog):
+    with caplog.at_level("INFO"):
+        found = quickly(photos, candidates="randaugment")
+    assert "does not name" not in caplog.text
     content = json.loads((OUT / "fit.json").read_text())
     assert content["judged_by"] == "val" and content["photos"] == 15
     assert "from 6 photos held out in the split val" in found.why
