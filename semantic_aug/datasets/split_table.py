@@ -12,6 +12,7 @@ from semantic_aug.few_shot_dataset import SPLITS, Record
 log = logging.getLogger(__name__)
 
 COLUMNS = ("source", "split")  # every table needs these columns
+OTHERS = "%s that %s does not name: left out"
 NO_SPLIT = "none"  # the split of a photo that is left out on purpose
 
 
@@ -81,6 +82,6 @@ def split_by_table(path: Path, records: Iterable[Record]) -> dict[str, list[Reco
             extra={"missing": [f"{source} ({path.name})" for source in missing]},
         )  # fmt: skip
     if others:
-        log.info("%s that %s does not name: left out", counted(others, "photo"), path)
+        log.info(OTHERS, counted(others, "photo"), path)
     del splits[NO_SPLIT]
     return splits

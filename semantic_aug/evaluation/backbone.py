@@ -336,6 +336,7 @@ def _why_no_model(name: str, error: Exception) -> str:
         what = f"the folder {name} holds no usable image model"
     else:
         what = f"{name!r} is no folder, and no hub model that is cached or can be reached"
+        what += "; give a folder, or fetch the model first where there is a network (hf download)"
     return f"--classifier_backbone: {what}: {first_line(error)}"
 
 

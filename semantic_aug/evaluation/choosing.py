@@ -73,10 +73,10 @@ def gain(scores: np.ndarray, other: np.ndarray, ratio: float) -> Gain:
 def choose(scores: np.ndarray, ratio: float) -> int:
     """The number of the chosen candidate, by the one-standard-error rule.
 
-    The rule takes the simplest candidate that the best candidate does not beat by more than a
-    standard error (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3). The
-    chosen candidate must also beat the simplest candidate by more than a standard error, or be
-    the simplest.
+    Of the candidates that beat the simplest candidate by more than a standard error, the rule takes
+    the simplest candidate that the best of them does not beat by more than a standard error
+    (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3). If no candidate
+    beats the simplest candidate, the rule takes the simplest.
 
     Args:
         scores: [J, C], the simplest candidate first, which is evaluated in every fold.
@@ -84,12 +84,10 @@ def choose(scores: np.ndarray, ratio: float) -> int:
     """
     number = scores.shape[1]
     over = [gain(scores[:, n], scores[:, 0], ratio) for n in range(number)]
-    means = [each.mean if each.folds else -math.inf for each in over]
-    best = max(range(number), key=lambda n: (means[n], -n))
-    for candidate in range(number):
-        behind = gain(scores[:, best], scores[:, candidate], ratio)
-        is_behind = candidate != best and behind.is_clear
-        if not is_behind and (candidate == 0 or over[candidate].is_clear):
+    better = [n for n in range(number) if over[n].is_clear]
+    best = max(better, key=lambda n: (over[n].mean, -n), default=0)
+    for candidate in better:
+        if not gain(scores[:, best], scores[:, candidate], ratio).is_clear:
             return candidate
     return 0
 

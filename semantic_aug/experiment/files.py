@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
+
 from semantic_aug import UserError
 
 T = TypeVar("T")
@@ -56,12 +58,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
-        yield temporary
+        with _errors_of_system(path):
+            yield temporary
         share(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _errors_of_system(path: Path) -> Iterator[None]:
+    """An error of the system, such as a full disk, is an OSError, which safetensors hides."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def share(file: Path) -> None:
@@ -82,7 +97,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = _beside(path)
     temporary.mkdir()
     try:
-        yield temporary
+        with _errors_of_system(path):
+            yield temporary
         for file in filter(Path.is_file, temporary.iterdir()):
             share(file)
         while temporary.exists():

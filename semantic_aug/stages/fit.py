@@ -37,7 +37,7 @@ from semantic_aug.stages.fitting_methods import (
 from semantic_aug.stages.fitting_photos import (
     Photos,
     changes,
-    nothing_of_unequal_classes,
+    fewer_notices,
     read_photos,
     run_of,
 )
@@ -60,7 +60,7 @@ RESERVED, MOST_RESERVED = 0.05, 120  # of the time, for the last steps: a share,
 
 
 @stage(Fitting)
-@nothing_of_unequal_classes()
+@fewer_notices()
 def fit(
     photos: str | Path, settings: Fitting, *, clock: Callable[[], float] = clocks.monotonic
 ) -> Fitted:
@@ -84,12 +84,12 @@ def fit(
     methods = methods_of(settings)
     no_model = lacks_model(settings) if any(method.needs_model for method in methods) else ""
     found = read_photos(run, settings, experiment)
+    device = pick_device(settings.device)
+    backbone = load_backbone(settings.classifier_backbone, device, None, FROZEN)
     needed = any(method.needs_masks for method in methods)
     found, masks, no_masks = with_masks(found, settings, time, needed)
     reasons = {method.name: method.lacks(no_masks, no_model) for method in methods}
     left_out = {name: reason for name, reason in reasons.items() if reason}
-    device = pick_device(settings.device)
-    backbone = load_backbone(settings.classifier_backbone, device, None, FROZEN)
     trying = Trying(found, settings, time, backbone, experiment / CACHE, masks, left_out)
     for method in methods:
         if method.name not in left_out:

@@ -14,6 +14,7 @@ import numpy as np
 
 from semantic_aug import UserError, counted, few_shot_dataset
 from semantic_aug.cli.notices import RESULT
+from semantic_aug.datasets import split_table
 from semantic_aug.datasets.folder import FolderDataset
 from semantic_aug.datasets.split_table import NO_SPLIT
 from semantic_aug.evaluation.folds import Fold, folds_of_val, make_folds, units_of
@@ -33,20 +34,29 @@ from semantic_aug.stages.common import command_line, dataset_of
 log = logging.getLogger(__name__)
 
 TABLE = "photos.csv"
+RESULT_FILE = "fit.json"
 MASKS = "masks"
 NAMED = 3  # photos or classes in a notice
 
 
 @contextlib.contextmanager
-def nothing_of_unequal_classes():
-    """Suppress the notice that a class has fewer photos than the largest class."""
-    datasets = logging.getLogger(few_shot_dataset.__name__)
-    is_other = lambda record: record.msg != few_shot_dataset.FEWER  # noqa: E731
-    datasets.addFilter(is_other)
+def fewer_notices():
+    """Suppress notices that a class has fewer photos than the largest class, and that the tables
+    of `fit` do not name a photo, such as photos of the split test."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        if record.msg == split_table.OTHERS and isinstance(record.args, tuple):
+            return FIT not in Path(str(record.args[1])).parent.parts
+        return record.msg != few_shot_dataset.FEWER
+
+    loggers = [logging.getLogger(each.__name__) for each in (few_shot_dataset, split_table)]
+    for logger in loggers:
+        logger.addFilter(is_wanted)
     try:
         yield
     finally:
-        datasets.removeFilter(is_other)
+        for logger in loggers:
+            logger.removeFilter(is_wanted)
 
 
 class WholeFolder(FolderDataset):
@@ -148,6 +158,8 @@ def read_photos(run: Run, settings: Fitting, experiment: Path) -> Photos:
             f"{counted(len(errors), 'photo')} cannot be read, such as {min(errors)}: left out."
         )
     check_classes(run, records)
+    if not settings.overwrite:
+        check_same_photos(experiment, known)
     write_photo_table(experiment / FIT / TABLE, records, known)
     most = max(Counter(record.class_name for record in records).values())
     run = dataclasses.replace(
@@ -169,7 +181,7 @@ def listed(run: Run, settings: Fitting) -> dict[str, list[Record]]:
             found[split] = made.records
         except NoPhotos:
             if split == "train":
-                raise
+                raise UserError(f"{run.data_dir} has no photo of the split train") from None
             found[split] = []
     return found
 
@@ -224,6 +236,20 @@ def read_all(
     return small, errors
 
 
+def check_same_photos(experiment: Path, known: Mapping[str, str]) -> None:
+    """Raise UserError where the experiment has the results of another folder."""
+    try:
+        with open(experiment / FIT / TABLE, encoding="utf-8", newline="") as file:
+            there = {row["sha256"] for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        return
+    if (experiment / FIT / RESULT_FILE).exists() and there.isdisjoint(known.values()):
+        raise UserError(
+            f"{experiment / FIT} holds the results of other photos: choose another "
+            "--experiment_name, or pass --overwrite to replace them"
+        )
+
+
 def check_classes(run: Run, records: Sequence[Record]) -> None:
     """Raise UserError where classes are too few to classify, or photos too few to hold any out."""
     number = Counter(record.class_name for record in records)
@@ -272,6 +298,7 @@ def cut(
 ) -> Photos:  # fmt: skip
     """Group related photos, cut the photos into folds, and collect the notes about them."""
     names, sources = dataset.class_names, dataset.sources()
+    held = [idx for idx, source in enumerate(sources) if source in val]
     every, already = range(len(sources)), len(notes)
     labels = [dataset.get_label_by_idx(idx) for idx in every]
     pairs = similar_pairs([small[source] for source in sources], NEAR_DUPLICATE)
@@ -280,7 +307,12 @@ def cut(
         one, other = pairs[0]
         notes.append(
             f"{counted(len({idx for pair in pairs for idx in pair}), 'photo')} are nearly equal to "
-            f"others, such as {sources[one]} and {sources[other]}: they stay in one fold."
+            f"others, such as {sources[one]} and {sources[other]}: they stay in one fold"
+            + (
+                ", and photos of val that are nearly equal to training photos judge nothing."
+                if held
+                else "."
+            )
         )
     across = [(a, b) for a, b in pairs if labels[a] != labels[b]]
     if across:
@@ -294,7 +326,6 @@ def cut(
             f"{named(names[label] for label in few)}: fewer than three groups, so the folds are "
             "by photo there, and the expected accuracy may be too high."
         )
-    held = [idx for idx in every if sources[idx] in val]
     folds = folds_of_val(labels, units, sources, held, run.seed) if held else []
     if held and not folds:
         notes.append("No photo of the split val can be held out, so the folds contain all photos.")
@@ -305,11 +336,17 @@ def cut(
             f"{run.data_dir}: no class has two different photos, so no photo can be held out to "
             "see what helps; add a second photo to at least one class"
         )
+    absent = [name for label, name in enumerate(names) if label not in set(labels)]
+    if absent:
+        notes.append(
+            f"{named(absent)}: no photo that can be read. The classifier never gives this answer."
+        )
     judging = {labels[idx] for fold in folds for idx in fold.held_out}
     alone = sorted(set(labels) - judging)
     if alone:
+        why = "no photo of val that can judge" if by_val else "too few photos to hold any out"
         notes.append(
-            f"{named(names[label] for label in alone)}: too few photos to hold any out. The "
+            f"{named(names[label] for label in alone)}: {why}. The "
             "classifier learns from all of them, and its accuracy for such a class is unknown."
         )
     trial = Trial(run.seed, run.examples_per_class[0])

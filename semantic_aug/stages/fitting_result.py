@@ -28,7 +28,7 @@ from semantic_aug.report.fit_page import write_fit_page
 from semantic_aug.settings.classification import RANDAUGMENT, Classification
 from semantic_aug.settings.fitting import Fitting
 from semantic_aug.stages.export import export
-from semantic_aug.stages.fitting_photos import Photos
+from semantic_aug.stages.fitting_photos import RESULT_FILE, Photos
 from semantic_aug.stages.fitting_scores import (
     PHOTO_VIEWS,
     Tried,
@@ -87,6 +87,7 @@ def write_result(
     table = table_of(tried, near, far, scores, photos.ratio, number, promised)
     why = reasons(tried, scores, photos, number, promised)
     folder = experiment / FIT
+    remove_folder(folder / EXPORTED)  # of the last classifier
     facts = write_last(folder / CLASSIFIER, tried[number], photos, settings, backbone, promised)
     result = Fitted(
         folder, folder / CLASSIFIER, tried[number].method.name, promised.accuracy, promised.low,
@@ -96,7 +97,7 @@ def write_result(
     wrong = wrong_of(near, tried[number], photos, number)
     write_table(folder / "held_out.csv", wrong)
     content = content_of(result, photos, facts)
-    write_text(folder / "fit.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / RESULT_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     show = wrong[wrong["right"] < 0.5].head(TOLD_WRONG)
     sources = {source: idx for idx, source in enumerate(photos.dataset.sources())}
     write_fit_page(
@@ -105,7 +106,6 @@ def write_result(
          for row in show.to_dict(orient="records")],
     )  # fmt: skip
     if settings.export:
-        remove_folder(folder / EXPORTED)
         export(
             result.classifier, classifier_backbone=settings.classifier_backbone,
             device=settings.device, folder=folder / EXPORTED,
@@ -230,8 +230,9 @@ def reasons(
     return " ".join(
         [
             why_chosen(tried, scores, photos.ratio, chosen),
-            f"Expect {promised.accuracy:.0%} right answers on new photos of the same things at the "
-            f"same places (95 % interval {promised.low:.0%} to {promised.high:.0%}; mean over "
+            f"Expect {promised.accuracy:.0%} right answers on new photos "
+            f"{'like those in val' if photos.val else 'of the same things at the same places'} "
+            f"(95 % interval {promised.low:.0%} to {promised.high:.0%}; mean over "
             f"classes, from {counted(held, 'photo')} held out in {by}, with the choice repeated).",
             beyond(promised),
         ]
@@ -268,7 +269,9 @@ def points(found: Gain) -> str:
     """`+3.1 points (standard error 1.2)`."""
     if math.isinf(found.error):
         return f"{100 * found.mean:+.1f} points (in a single fold)"
-    return f"{100 * found.mean:+.1f} points (standard error {100 * found.error:.1f})"
+    mean, error = 100 * found.mean, 100 * found.error
+    digits = 2 if f"{abs(mean):.1f}" == f"{error:.1f}" != "0.0" else 1  # equal, if rounded
+    return f"{mean:+.{digits}f} points (standard error {error:.{digits}f})"
 
 
 def beyond(promised: Promise) -> str:

@@ -51,15 +51,19 @@ def test_folds_that_overlap_count_for_less_than_independent_ones():
 def test_another_than_the_simplest_has_a_clear_gain_and_the_best_none_over_it(scores, ratio):
     chosen = choose(scores, ratio)
     over = [gain(scores[:, n], scores[:, 0], ratio) for n in range(scores.shape[1])]
-    best = int(np.argmax(np.round([each.mean for each in over], 12)))
+    clear = [n for n, each in enumerate(over) if each.is_clear]
+    assert chosen in clear or (chosen == 0 and not clear)
     if chosen:
-        assert over[chosen].is_clear
-        assert chosen == best or not gain(scores[:, best], scores[:, chosen], ratio).is_clear
-        for simpler in range(1, chosen):
-            behind = gain(scores[:, best], scores[:, simpler], ratio)
-            assert behind.is_clear or not over[simpler].is_clear
-    else:
-        assert best == 0 or not over[best].is_clear
+        best = max(clear, key=lambda n: over[n].mean)
+        assert not gain(scores[:, best], scores[:, chosen], ratio).is_clear
+        for simpler in clear[: clear.index(chosen)]:
+            assert gain(scores[:, best], scores[:, simpler], ratio).is_clear
+
+
+def test_a_larger_unclear_gain_does_not_hide_a_clear_gain():
+    photos = np.full(8, 0.5)
+    unclear, clear = photos + np.tile([0.5, -0.3], 4), photos + np.tile([0.08, 0.06], 4)
+    assert choose(np.column_stack([photos, unclear, clear]), 0.25) == 2
 
 
 def test_a_clear_gain_over_photos_alone_suffices_beside_randaugment():

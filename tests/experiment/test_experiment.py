@@ -1,5 +1,6 @@
 """Names under output/, writes that are whole or absent, config.json."""
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from semantic_aug import UserError, stable_hash
 from semantic_aug.experiment.config import (
@@ -23,7 +25,13 @@ from semantic_aug.experiment.config import (
     versions,
     write_config,
 )
-from semantic_aug.experiment.files import atomic_path, check_writable, remove_leftovers, write_text
+from semantic_aug.experiment.files import (
+    atomic_folder,
+    atomic_path,
+    check_writable,
+    remove_leftovers,
+    write_text,
+)
 from semantic_aug.experiment.names import (
     RESERVED_NAMES,
     Trial,
@@ -403,3 +411,11 @@ def test_config_is_readable_by_people(tmp_path):
     text = (tmp_path / "config.json").read_text()
     assert text.endswith("}\n") and text.count("\n") > 10
     assert json.loads(text)["settings"] == SETTINGS
+
+
+@pytest.mark.parametrize("write", (atomic_path, atomic_folder))
+def test_an_error_of_the_system_that_safetensors_hides(tmp_path, write):
+    full = pytest.raises(OSError, match="No space left on device")
+    with full as caught, write(tmp_path / "features"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())

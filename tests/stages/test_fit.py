@@ -143,15 +143,42 @@ def test_images_that_show_a_held_out_photo_are_not_learned_from_in_its_fold(quic
         assert len(chosen) < 2 * len(fold.trained)  # some show what is held out
 
 
-def test_an_own_val_split_judges_and_test_is_left_alone(photos, workdir, quickly, capsys):
-    found = quickly(photos, candidates="randaugment")
+def test_an_own_val_split_judges_and_test_is_left_alone(photos, workdir, quickly, caplog):
+    with caplog.at_level("INFO"):
+        found = quickly(photos, candidates="randaugment")
+    assert "does not name" not in caplog.text
     content = json.loads((OUT / "fit.json").read_text())
     assert content["judged_by"] == "val" and content["photos"] == 15
     assert "from 6 photos held out in the split val" in found.why
+    assert "right answers on new photos like those in val (95 % interval" in found.why
     trained = read_facts(found.classifier)["photos"]
     assert {source.split("/")[0] for source in trained} == {"train", "val"}
     held = pd.read_csv(OUT / "held_out.csv")
     assert all(photo.startswith("val/") for photo in held["photo"])
+
+
+def test_a_val_split_that_cannot_judge_all_classes(photos, quickly):
+    shutil.rmtree(photos / "val/cat")
+    shutil.copy(next(photos.glob("train/stop sign/*.png")), photos / "val/stop sign/copy.png")
+    said = "\n".join(quickly(photos, candidates="real").notes)
+    assert "cat: no photo of val that can judge." in said and "too few photos" not in said
+    assert "photos of val that are nearly equal to training photos judge nothing" in said
+
+
+def test_results_of_other_photos_are_not_replaced_unasked(plain, quickly, workdir):
+    quickly(candidates="real")
+    exported = OUT / "exported"
+    exported.mkdir()  # of the first classifier
+    other = workdir / "other/photos"
+    for label, name in enumerate(COLOURS):
+        for number in range(2):
+            draw_photo(other / f"{name}/{number}.png", "white", 50 + 10 * label + number)
+    before = (OUT / "fit.json").read_bytes()
+    with pytest.raises(UserError, match="holds the results of other photos: choose another"):
+        quickly(other, candidates="real")
+    assert (OUT / "fit.json").read_bytes() == before and exported.exists()
+    quickly(other, candidates="real", overwrite=True)
+    assert (OUT / "fit.json").read_bytes() != before and not exported.exists()
 
 
 def test_groups_and_copies_stay_together(plain, quickly):
@@ -176,10 +203,12 @@ def test_groups_and_copies_stay_together(plain, quickly):
 def test_a_broken_photo_and_a_class_with_one(plain, quickly, caplog):
     (plain / "cat/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
     draw_photo(plain / "owl/0.png", (9, 9, 9), 1)
+    (plain / "ape").mkdir()
     with caplog.at_level("INFO"):
         found = quickly(candidates="real")
     assert found.notes[0] == "1 photo cannot be read, such as cat/broken.jpg: left out."
-    assert found.notes[1].startswith("owl: too few photos to hold any out")
+    assert found.notes[1].startswith("ape: no photo that can be read.")
+    assert found.notes[2].startswith("owl: too few photos to hold any out")
     facts = read_facts(found.classifier)
     assert "owl/0.png" in facts["photos"] and "owl" in facts["trained_classes"]
     assert "owl/0.png" not in set(pd.read_csv(OUT / "held_out.csv")["photo"])
@@ -478,6 +507,11 @@ def test_folders_that_nothing_can_be_learned_from(plain, fails, workdir):
 def test_settings_that_cannot_be(plain, fails):
     assert fails("--model_path=nowhere").startswith("cannot get nowhere")
     assert fails("--mask_dir=nowhere").startswith("--mask_dir: nowhere is no folder; semantic-aug")
+    Path("test.csv").write_text("source,split\ncat/0.png,test\n")
+    assert fails("--splits=test.csv") == "photos has no photo of the split train"
+    assert fails("--classifier_backbone=nowhere", "--masker=nowhere").startswith(
+        "--classifier_backbone: 'nowhere' is no folder"  # before masks are made
+    )
     assert fails("--splits=nowhere").startswith("splits=nowhere: expected a file")
 
 
