@@ -22,6 +22,8 @@ RATES = (
 )
 # Schedules that do not depend on the total number of steps.
 CONSTANT_RATES = ("constant", "constant_with_warmup")
+# What affects a LoRA beside the settings of its words.
+LORA_SETTINGS = ("lora_rank", "lora_steps", "lora_learning_rate", "prior_preservation")
 
 
 @settings("the new words")

@@ -22,7 +22,7 @@ from semantic_aug.experiment.progress import progress_bar
 from semantic_aug.experiment.sharding import shard_blocks
 from semantic_aug.experiment.timing import FINE_TUNE, timed
 from semantic_aug.settings.common import Run
-from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.fine_tuning import LORA_SETTINGS, FineTuning
 from semantic_aug.stages.common import arguments_of
 from semantic_aug.words.domain_adapter import DomainAdapter
 from semantic_aug.words.domain_session import (
@@ -40,7 +40,6 @@ from semantic_aug.words.session import PhotoKey, encode_photo, photos_per_step
 from semantic_aug.words.tracking import tracker
 
 log = logging.getLogger(__name__)
-OWN_SETTINGS = ("lora_rank", "lora_steps", "lora_learning_rate", "prior_preservation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +131,7 @@ def domain_lesson(
         **lesson.settings,
         "words": words_digest(rows),
         "photos": dataset.photo_digest(),
-        **{name: getattr(settings, name) for name in OWN_SETTINGS},
+        **{name: getattr(settings, name) for name in LORA_SETTINGS},
     }
     prior: dict[str, list[Path]] = {}
     if settings.prior_preservation:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from semantic_aug import UserError
+from semantic_aug.diffusion.identity import identity_of
 from semantic_aug.experiment.config import read_config
-from semantic_aug.experiment.names import MERGED, Trial, merged_file
+from semantic_aug.experiment.names import MERGED, Trial, merged_file, merged_lora
+from semantic_aug.settings.fine_tuning import LORA_SETTINGS
+from semantic_aug.settings.generation import OWN
 from semantic_aug.synthesis.records import older_precision, read_records
 from semantic_aug.words.embeddings import embedding_files, read_header, read_words, rows_digest
 
@@ -61,18 +64,24 @@ def _edits_alone(edits: list[dict], others: list[list[dict]]) -> dict[str, list]
 def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any]]:
     """Settings in which the synthetic images of several trials differ, and should not.
 
-    Photos, their masks and learned words may differ; the settings of the words should not.
+    Photos, their masks, learned words and the trials' own LoRAs may differ; the settings of words
+    and LoRAs should not.
 
     Returns:
         `{setting: {name of the trial: value}}`, without trials whose setting is unknown. Settings
-        of the learned words are called `words: ...`; they are known if a merged file of the
-        experiment still holds the words.
+        of the learned words are called `words: ...`, and settings of LoRAs `LoRA: ...`. They are
+        known if a merged file of the experiment still holds the words, or the LoRA.
     """
-    of_images, of_words = {}, {}
+    of_images, of_words, of_loras = {}, {}, {}
     said: dict[str, dict[str, Any]] = {}
     for trial, folder in folders.items():
         config, records = read_config(folder) or {}, read_records(folder, only_present=False)
-        of_images[trial.name] = config.get("settings", {})
+        of_images[trial.name] = dict(config.get("settings", {}))
+        if config.get("arguments", {}).get("lora", "") in (None, OWN):
+            lora = of_images[trial.name].get("lora")
+            if lora is not None:
+                of_images[trial.name]["lora"] = OWN
+                of_loras[trial.name] = _settings_of_lora(folder, trial, lora)
         of_words[trial.name] = _settings_of_words(folder, trial, config, records)
         older = older_precision(folder)
         for record in records:
@@ -84,7 +93,7 @@ def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any
             precision = record.get("precision", older)
             if precision is not None:
                 said.setdefault("precision", {})[trial.name] = precision
-    for prefix, settings in (("", of_images), ("words: ", of_words)):
+    for prefix, settings in (("", of_images), ("words: ", of_words), ("LoRA: ", of_loras)):
         known = {name: each for name, each in settings.items() if each}
         for key in sorted(set().union(*known.values()) - OF_ONE_TRIAL):
             said[prefix + key] = {name: each.get(key) for name, each in known.items()}
@@ -93,6 +102,15 @@ def differing_settings(folders: Mapping[Trial, Path]) -> dict[str, dict[str, Any
         for key, values in said.items()
         if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1
     }
+
+
+def _settings_of_lora(folder: Path, trial: Trial, identity: str) -> dict:
+    """The settings that a trial's own LoRA adds to the words' settings; empty if unknown."""
+    path = merged_lora(merged_file(folder.parent.parent, trial))
+    if not path.is_file() or identity_of(str(path)) != identity:
+        return {}
+    found = json.loads(read_header(path).get("settings", "{}"))
+    return {key: found[key] for key in found if key in LORA_SETTINGS}
 
 
 def _settings_of_words(

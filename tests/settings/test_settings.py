@@ -35,7 +35,7 @@ from semantic_aug.settings import (
 )
 from semantic_aug.settings.classification import STANDARD_AUGMENTATIONS, Classification, Contrastive
 from semantic_aug.settings.common import Experiment, Run
-from semantic_aug.settings.fine_tuning import FineTuning
+from semantic_aug.settings.fine_tuning import LORA_SETTINGS, FineTuning
 from semantic_aug.settings.generation import Generation
 from semantic_aug.settings.masking import Masking
 from semantic_aug.settings.merging import Merging
@@ -44,7 +44,6 @@ from semantic_aug.settings.reporting import Reporting
 from semantic_aug.settings.reproducing import Reproduction
 from semantic_aug.stages import (
     classifier_settings,
-    domain_adapters,
     editing,
     fine_tune,
     planning,
@@ -106,7 +105,7 @@ def test_other_words_exactly_where_it_is_declared():
         made = fine_tune.completed(made)
         info = SimpleNamespace(identity=f"{made.model} {made.revision} {made.variant}")
         of_words = fine_tune.compared_of(RUN, made, info, ["a photo of {}"])
-        of_lora = {name: getattr(made, name) for name in domain_adapters.OWN_SETTINGS}
+        of_lora = {name: getattr(made, name) for name in LORA_SETTINGS}
         assert not of_words.keys() & of_lora.keys()  # words are the same without a LoRA
         return config_id(of_words | of_lora)
 

@@ -29,10 +29,12 @@ from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, text_encoders
 from semantic_aug.diffusion.lora import new_lora, switch_lora
 from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.names import Trial
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
 from semantic_aug.stages import editing
 from semantic_aug.stages import fine_tune as stage
+from semantic_aug.stages.made_alike import differing_settings
 from semantic_aug.synthesis.jobs import job_generator
 from semantic_aug.synthesis.records import read_records
 from semantic_aug.words import domain_session, prior
@@ -456,6 +458,10 @@ def trained(kept, tune, merge):
     shutil.copytree(kept, "output", dirs_exist_ok=True)
 
 
+def folders_of(name: str) -> dict[Trial, Path]:
+    return {Trial(seed, 1): Path(f"output/e/{name}/seed={seed}_ex=1") for seed in (0, 1)}
+
+
 def settings_of(name: str, seed=0) -> dict:
     return read_config(Path(f"output/e/{name}/seed={seed}_ex=1"))["settings"]
 
@@ -485,14 +491,28 @@ def test_each_trial_works_with_its_own_and_leaves_nothing_behind(trained, make, 
     assert settings_of("aug", 1) == settings_of("alone", 1)
     found = [settings_of("aug", seed)["lora"] for seed in (0, 1)]
     assert found[0] != found[1] and all(each.startswith("sha256:") for each in found)
+    assert differing_settings(folders_of("aug")) == {}
     record = read_records(Path("output/e/aug/seed=1_ex=1"))[0]
     assert (record["lora"], record["lora_scale"]) == (found[1], 1.0)
     # A trial without one, after one with one, is as it is without any.
     shutil.rmtree(merged_of(1).parent)
     assert make("--num_trials=2", name="one")[0] == 0
+    assert differing_settings(folders_of("one")) == {
+        "lora": {"seed=0_ex=1": "own", "seed=1_ex=1": None},
+        "lora_scale": {"seed=0_ex=1": 1.0, "seed=1_ex=1": None},
+    }
     assert make("--seed=1", "--lora=none", name="none")[0] == 0
     assert bytes_in("output/e/one/seed=1_ex=1") == bytes_in("output/e/none/seed=1_ex=1") != alone
     assert bytes_in("output/e/one/seed=0_ex=1") == bytes_in("output/e/aug/seed=0_ex=1")
+
+
+@SLOW
+def test_loras_of_trials_have_the_same_settings(trained, tune, merge, make):
+    assert tune("--lora_rank=3", *LORA[1:], "--seed=1", "--overwrite")[0] == 0
+    assert merge("--num_trials=2")[0] == 0 and make("--num_trials=2")[0] == 0
+    assert differing_settings(folders_of("aug")) == {
+        "LoRA: lora_rank": {"seed=0_ex=1": 2, "seed=1_ex=1": 3}
+    }
 
 
 def test_where_there_is_none_nothing_changes(tune, merge, make, called):
