@@ -20,6 +20,7 @@ from semantic_aug.cli.command import Parser, command
 from semantic_aug.experiment.names import (
     EMBEDDINGS_FILE,
     FINE_TUNED,
+    LORA,
     MERGED,
     RESERVED_NAMES,
     RESULTS,
@@ -40,7 +41,6 @@ from semantic_aug.experiment.timing import (
 from semantic_aug.settings import add_flags, setting, settings, whole
 
 PIECES = {FINE_TUNE: "words", AGGREGATE: "merged files", GENERATE: "images", TRAIN: "results"}
-LORA = "LoRA"  # stands where other stages have a method
 
 
 @dataclass

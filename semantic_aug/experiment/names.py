@@ -37,6 +37,7 @@ RESERVED_NAMES = (
     FINE_TUNED, MERGED, RESULTS, CACHE, TIMING, PROCESSES, SLURM_LOGS, FIT, "report", "logs",
 )  # fmt: skip
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
+LORA = "LoRA"  # in status, stands where other stages have a method
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 CONFIG_FILE = "config.json"
 METADATA_FILE = "metadata.jsonl"

@@ -16,6 +16,7 @@ from semantic_aug.experiment.names import (
     folder_names,
     lora_file,
     prior_dir,
+    trial_named,
 )
 from semantic_aug.experiment.processes import Reporter
 from semantic_aug.experiment.progress import progress_bar
@@ -55,6 +56,11 @@ class Domains:
     trained: list[Path]
     ready: list[DomainLesson]
     owing: dict[Trial, list[str]]
+
+    @property
+    def trials(self) -> list[Trial]:
+        trained = [cast(Trial, trial_named(path.parent.name)) for path in self.trained]
+        return [*trained, *(lesson.trial for lesson in self.ready), *self.owing]
 
     def say_what_is_left(self) -> None:
         """A line for each trial that has to wait for words."""

@@ -19,7 +19,7 @@ from semantic_aug.diffusion.loading import (
 )
 from semantic_aug.experiment.config import check_config, config_id, read_config, write_config
 from semantic_aug.experiment.files import remove_leftovers
-from semantic_aug.experiment.names import EMBEDDINGS_FILE, Trial, fine_tuned_dir, folder_names
+from semantic_aug.experiment.names import EMBEDDINGS_FILE, LORA, Trial, fine_tuned_dir, folder_names
 from semantic_aug.experiment.processes import at_work
 from semantic_aug.experiment.sharding import shard_of
 from semantic_aug.experiment.timing import FINE_TUNE
@@ -164,13 +164,16 @@ def fine_tune(
                 settings, pipeline, templates, common, runs, experiment, shard, reporter, computed
             )
             domains = find_loras()
-        domains.say_what_is_left()
-        if domains.ready:
+    domains.say_what_is_left()
+    if domains.ready:
+        photos = photos_per_step(settings) * settings.lora_steps
+        wanted = dict.fromkeys(domains.trials, (1, photos))
+        with at_work(experiment, FINE_TUNE, wanted, LORA, shard) as reporter:
             failed += train_domains(
                 run, settings, info, pipeline, templates, experiment, domains.ready, shard, reporter
             )
-        if failed:
-            log.error("not trained: %s", ", ".join(failed))
+    if failed:
+        log.error("not trained: %s", ", ".join(failed))
     made = [lesson.path for lesson in todo if lesson.where not in failed]
     loras = [each.path for each in domains.ready if each.trial.name not in failed]
     return Learned(made, skipped, failed, domains.trained + loras)

@@ -85,8 +85,8 @@ def is_trained(lesson: DomainLesson, overwrite: bool) -> bool:
         )
     differing = differences(json.loads(found["settings"]), lesson.settings)
     raise UserError(
-        f"{lesson.path} was made with other settings: {'; '.join(differing)}; pass --overwrite to "
-        "train it again"
+        f"{lesson.path} was made with other settings: {'; '.join(differing)}; delete this file to "
+        "train it again (--overwrite would also train the words again)"
     )
 
 
@@ -108,8 +108,8 @@ def usable_checkpoint(lesson: DomainLesson, overwrite: bool) -> Path | None:
             remove_checkpoints(lesson.folder)
             return None
         raise UserError(
-            f"{path} was made with other settings: {'; '.join(differing)}; pass --overwrite to "
-            "start this LoRA again"
+            f"{path} was made with other settings: {'; '.join(differing)}; delete this file to "
+            "start this LoRA again (--overwrite would also train the words again)"
         )
     return None
 

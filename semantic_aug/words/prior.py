@@ -55,6 +55,8 @@ def make_prior(
     wanted = [each for each in wanted[first:] + wanted[:first] if not each[2].exists()]
     for folder in {path.parent for _, _, path in wanted}:
         remove_leftovers(folder)
+    if not wanted:
+        return
     said = say_classes(files, "words")
     for name, number, path in progress_bar(iterable=wanted, desc="prior", unit="image"):
         if path.exists():

@@ -29,6 +29,7 @@ from semantic_aug.diffusion.inspecting import inspect_model
 from semantic_aug.diffusion.loading import load_pipeline, text_encoders
 from semantic_aug.diffusion.lora import new_lora, switch_lora
 from semantic_aug.experiment.config import read_config
+from semantic_aug.experiment.names import LORA as LORA_METHOD
 from semantic_aug.experiment.names import Trial
 from semantic_aug.settings.common import Run
 from semantic_aug.settings.fine_tuning import FineTuning
@@ -305,7 +306,7 @@ def test_other_settings_are_refused_by_name(tune, monkeypatch):
     assert tune(*LORA)[0] == 0
     status, err = tune("--lora_rank=3", *LORA[1:])
     assert (status, err.count("\n")) == (2, 1)
-    assert "made with other settings: --lora_rank: there 2, now 3; pass --overwrite" in err
+    assert "made with other settings: --lora_rank: there 2, now 3; delete this file" in err
     monkeypatch.undo()
     assert tune("--lora_rank=3", *LORA[1:], "--overwrite")[0] == 0
     assert next(iter(load_file(lora_of()).values())).shape[0] == 3
@@ -330,11 +331,18 @@ def test_interrupted_run_goes_on_where_it_was(tune, monkeypatch, moment):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupting)
         assert tune(*flags)[0] == 130
+    assert lora_pieces() == (0, 1)
     status, err = tune(*flags)
-    assert status == 0
+    assert (status, lora_pieces()) == (0, (1, 1))
     assert (f"its LoRA goes on from step {moment} of 4" in err) == (moment > 0)
     assert lora_of().read_bytes() == whole_run(tune)
     assert not [p for p in Path("output/e").rglob("*") if p.suffix in (".pt", ".tmp")]
+
+
+def lora_pieces() -> tuple:
+    """How many LoRAs the status counts as done and as wanted."""
+    (line,) = [each for each in status_of(Path("output/e")).sums if each.method == LORA_METHOD]
+    return line.done, line.wanted
 
 
 whole: list[bytes] = []
@@ -362,7 +370,7 @@ def test_damaged_and_other_checkpoints(tune, monkeypatch):
         assert tune(*flags)[0] == 130
     last = lora_of().with_name("checkpoint-3.pt")
     status, err = tune("--lora_rank=2", "--lora_steps=5", "--lora_learning_rate=0.1")
-    assert status == 2 and "--lora_steps: there 4, now 5; pass --overwrite to start this" in err
+    assert status == 2 and "--lora_steps: there 4, now 5; delete this file to start this" in err
     last.write_bytes(last.read_bytes()[:-1])
     status, err = tune(*flags)
     assert (
