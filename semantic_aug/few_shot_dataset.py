@@ -256,11 +256,20 @@ class FewShotDataset(Dataset):
     # --- records -> trial --------------------------------------------------------------------
 
     def _find_data_dir(self, data_dir: str | Path | None) -> Path:
-        from_env = os.environ.get(self.env) if self.env else None
-        found = data_dir or from_env or self.default_dir
-        how = f"pass --data_dir{f' or set {self.env}' if self.env else ''}"
+        return self.root_of(data_dir)
+
+    @classmethod
+    def root_of(cls, data_dir: str | Path | None) -> Path:
+        """The root of the data.
+
+        Raises:
+            UserError: no folder is named, or it does not exist.
+        """
+        from_env = os.environ.get(cls.env) if cls.env else None
+        found = data_dir or from_env or cls.default_dir
+        how = f"pass --data_dir{f' or set {cls.env}' if cls.env else ''}"
         if not found:
-            raise UserError(f"no data root for {type(self).__name__}: {how}")
+            raise UserError(f"no data root for {cls.__name__}: {how}")
         root = Path(found).expanduser()  # a shell does not expand --data_dir=~/photos
         if not root.is_dir():
             raise UserError(f"data root {root} is not a folder: {how}")

@@ -51,6 +51,8 @@ def find_class(flag: str, name: str, registry: Mapping[str, str], base: type) ->
         )
         raise UserError(f"{flag}: cannot import {module_name!r}: {reason}") from error
     found = getattr(module, class_name, None)
+    if found is None:
+        raise UserError(f"{flag}: {module_name} has no class {class_name}")
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{flag}: {path} is not a {base.__name__}")
     return found

@@ -15,6 +15,7 @@ time after all words, for LoRAs that need the words of other tasks.
 """
 
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -37,6 +38,7 @@ from semantic_aug.settings.generation import Generation, Previewing
 from semantic_aug.settings.merging import Merging
 from semantic_aug.stages.common import experiment_of
 
+log = logging.getLogger(__name__)
 SECTIONS = tuple(SCRIPTS)
 SETTINGS = {
     "fine_tune": (Run, FineTuning),
@@ -285,6 +287,19 @@ def submit(
         print(f"to follow them: python -m semantic_aug.status {shlex.quote(str(folder))}")
 
 
+def warn_of_missing_data(commands: Sequence[Command]) -> None:
+    """Warn if the dataset's folder is missing here; nodes may have folders that this node lacks."""
+    from semantic_aug.datasets import dataset_class  # as in commands_of
+
+    for each in commands:
+        if isinstance(each.run, Run) and not each.run.dataset.startswith("hf:"):
+            try:
+                dataset_class(each.run.dataset).root_of(each.run.data_dir)
+            except UserError as error:
+                log.warning("on this node, %s", error)
+            return
+
+
 def _sbatch(line: Sequence[str]) -> str:
     """Submit a job. Returns its id."""
     try:
@@ -343,6 +358,7 @@ def main(argv=None):
     array = array_flag(args.array) if args.array else None
     commands = commands_of(words, args.stages)
     if args.action == "submit":
+        warn_of_missing_data(commands)
         extra = [*shlex.split(os.environ.get("EXTRA_SBATCH", "")), *extra]
         submit(commands, array, extra, args.dry_run)
     elif args.dry_run:

@@ -761,7 +761,7 @@ def test_augmentations_by_name(tmp_path, monkeypatch):
         ("", "expected real-guidance"),
         ("no_such_module:X", "cannot import 'no_such_module'"),
         (":X", "got ':X', expected real-guidance"),
-        ("json:NoSuchClass", "not a GenerativeAugmentation"),
+        ("json:NoSuchClass", "json has no class NoSuchClass"),
         ("json:JSONDecoder", "is not a GenerativeAugmentation"),
         ("json:loads", "is not a GenerativeAugmentation"),
         ("json:decoder", "is not a GenerativeAugmentation"),

@@ -332,6 +332,15 @@ def test_no_sbatch_here(workdir, capsys, monkeypatch):
     assert not list((workdir / "output").glob("*"))  # nothing is left
 
 
+def test_a_missing_folder_of_the_dataset_is_named(workdir, capsys, monkeypatch):
+    monkeypatch.delenv("MVIP_DIR", raising=False)
+    submit("--dry_run", *COMMON)
+    assert "on this node, data root data/mvip is not a folder: pass" in capsys.readouterr().err
+    (workdir / "data/mvip").mkdir(parents=True)
+    submit("--dry_run", *COMMON)
+    assert "data root" not in capsys.readouterr().err
+
+
 def test_arrays_are_not_for_a_run_here(capsys):
     with pytest.raises(SystemExit) as ended:
         chain.main(["run", *COMMON, "--array=4"])

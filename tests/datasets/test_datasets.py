@@ -1144,7 +1144,7 @@ def test_data_roots_from_the_environment(tmp_path, workdir, monkeypatch, kind):
         ("no_such_module:Data", r"cannot import 'no_such_module': No module named"),
         ("semantic_aug.few_shot_dataset:Record", r"Record is not a FewShotDataset"),
         ("semantic_aug.few_shot_dataset:SPLITS", r"SPLITS is not a FewShotDataset"),
-        ("semantic_aug.few_shot_dataset:Nothing", r"Nothing is not a FewShotDataset"),
+        ("semantic_aug.few_shot_dataset:Nothing", r"few_shot_dataset has no class Nothing"),
         (".coco:COCODataset", r"cannot import '.coco': TypeError"),
     ],
 )
