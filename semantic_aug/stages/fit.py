@@ -225,5 +225,7 @@ class Trying:
 
 
 def too_long(needed: float, left: float) -> str:
-    missing = duration(max(1.0, needed - max(0.0, left)))
+    if left <= 0:
+        return f"takes at least {duration(needed)}, and no time is left"
+    missing = duration(max(1.0, needed - left))
     return f"takes at least {duration(needed)}, which is {missing} more than there is left"
