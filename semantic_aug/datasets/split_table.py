@@ -13,7 +13,6 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("source", "split")  # every table needs these columns
 OTHERS = "%s that %s does not name: left out"
-NO_SPLIT = "none"  # the split of a photo that is left out on purpose
 
 
 def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
@@ -37,10 +36,9 @@ def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
                 "columns source (a path relative to the data root), split and perhaps group"
             )
         source, split = row["source"], row["split"]
-        if split not in (*SPLITS, NO_SPLIT):
+        if split not in SPLITS:
             raise UserError(
-                f"splits={path}: line {number} has split {split!r}, expected {', '.join(SPLITS)}, "
-                f"or {NO_SPLIT} for a photo that is left out"
+                f"splits={path}: line {number} has split {split!r}, expected {', '.join(SPLITS)}"
             )
         if source in found:
             raise UserError(f"splits={path}: line {number} names {source} a second time")
@@ -53,14 +51,13 @@ def read_split_table(path: Path) -> dict[str, tuple[str, str]]:
 def split_by_table(path: Path, records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records that a table names, by its splits and with its groups.
 
-    Records that the table does not name are left out and counted; missing photos too. Records of
-    the split `none` are left out.
+    Records that the table does not name are left out and counted; missing photos too.
 
     Raises:
         UserError: as `read_split_table`; or the table names none of the photos.
     """
     table = read_split_table(path)
-    splits: dict[str, list[Record]] = {split: [] for split in (*SPLITS, NO_SPLIT)}
+    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
     others, there = 0, set()
     for record in records:
         if record.source not in table:
@@ -83,5 +80,4 @@ def split_by_table(path: Path, records: Iterable[Record]) -> dict[str, list[Reco
         )  # fmt: skip
     if others:
         log.info(OTHERS, counted(others, "photo"), path)
-    del splits[NO_SPLIT]
     return splits

@@ -16,7 +16,6 @@ from semantic_aug import UserError, counted, few_shot_dataset
 from semantic_aug.cli.notices import RESULT
 from semantic_aug.datasets import split_table
 from semantic_aug.datasets.folder import FolderDataset
-from semantic_aug.datasets.split_table import NO_SPLIT
 from semantic_aug.evaluation.folds import Fold, folds_of_val, make_folds, units_of
 from semantic_aug.experiment.files import write_text
 from semantic_aug.experiment.names import FIT, Trial, experiment_dir, folder_names
@@ -278,7 +277,7 @@ def write_photo_table(
     """Write all photos for `splits=FILE` of the dataset `folder`.
 
     Args:
-        contents: the content digests of all photos; photos without a record are in no split.
+        contents: the content digests of photos, by source.
         held_out: the photos in the split `val`; the other photos are in `train`.
     """
     text = io.StringIO()
@@ -287,8 +286,6 @@ def write_photo_table(
     for each in sorted(records, key=lambda record: record.source):
         split = "val" if each.source in held_out else "train"
         rows.writerow([each.source, split, each.group, each.class_name, contents[each.source]])
-    for source in sorted(contents.keys() - {record.source for record in records}):
-        rows.writerow([source, NO_SPLIT, "", "", contents[source]])
     write_text(path, text.getvalue())
 
 

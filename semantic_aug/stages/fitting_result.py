@@ -231,7 +231,7 @@ def reasons(
         [
             why_chosen(tried, scores, photos.ratio, chosen),
             f"Expect {promised.accuracy:.0%} right answers on new photos "
-            f"{'like those in val' if photos.val else 'of the same things at the same places'} "
+            f"{'like photos in val' if photos.val else 'of the same things at the same places'} "
             f"(95 % interval {promised.low:.0%} to {promised.high:.0%}; mean over "
             f"classes, from {counted(held, 'photo')} held out in {by}, with the choice repeated).",
             beyond(promised),

@@ -23,7 +23,7 @@ def read(root, text, split="train", encoding="utf-8"):
 
 def test_splits_and_groups_are_those_of_the_table(root, caplog):
     text = "note,source,split,group\nx,cat/0.png,train,a\n,cat/1.png,val,\n,dog/2.png,train,a\n"
-    text += ",dog/1.png,test,b\n,cat/9.png,train,a\n,dog/0.png,none,\n"
+    text += ",dog/1.png,test,b\n,cat/9.png,train,a\n"
     with caplog.at_level("INFO"):
         train = read(root, text, encoding="utf-8-sig")
     assert [(r.source, r.group) for r in train.records] == [("cat/0.png", "a"), ("dog/2.png", "a")]
@@ -31,10 +31,10 @@ def test_splits_and_groups_are_those_of_the_table(root, caplog):
     said = [each.getMessage() for each in caplog.records]
     missing, others = said
     assert (
-        missing == f"1 of the 6 photos that {root / 'table.csv'} lists do not exist, such as "
+        missing == f"1 of the 5 photos that {root / 'table.csv'} lists do not exist, such as "
         "cat/9.png: left out"
     )
-    assert others == f"1 photo that {root / 'table.csv'} does not name: left out"
+    assert others == f"2 photos that {root / 'table.csv'} does not name: left out"
     assert not any("60 % train" in each for each in said)
     assert [r.source for r in read(root, text, "val").records] == ["cat/1.png"]
     assert [(r.source, r.group) for r in read(root, text, "test").records] == [("dog/1.png", "b")]
@@ -56,7 +56,7 @@ def test_masks_and_a_table_beside_the_photos(root):
     [
         ("file,split\ncat/0.png,train\n", "line 2 has no source; expected a table with"),
         ("source,split\ncat/0.png\n", "line 2 has no split; expected"),
-        ("source,split\ncat/0.png,left\n", "line 2 has split 'left', expected train, val, .* none"),
+        ("source,split\ncat/0.png,left\n", "line 2 has split 'left', expected train, val, test"),
         ("source,split\ncat/0.png,val\ncat/0.png,train\n", "line 3 names cat/0.png a second time"),
         ("source,split\n", "no photo in it"),
         ("source,split\nphotos/cat/0.png,train\n", "its photos do not exist, such as photos/"),

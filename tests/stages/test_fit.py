@@ -150,7 +150,7 @@ def test_an_own_val_split_judges_and_test_is_left_alone(photos, workdir, quickly
     content = json.loads((OUT / "fit.json").read_text())
     assert content["judged_by"] == "val" and content["photos"] == 15
     assert "from 6 photos held out in the split val" in found.why
-    assert "right answers on new photos like those in val (95 % interval" in found.why
+    assert "right answers on new photos like photos in val (95 % interval" in found.why
     trained = read_facts(found.classifier)["photos"]
     assert {source.split("/")[0] for source in trained} == {"train", "val"}
     held = pd.read_csv(OUT / "held_out.csv")
